@@ -1,0 +1,271 @@
+"""Any Hugging Face decoder as a tower. The only file that knows how families differ.
+
+What is unusual here:
+
+- The backbone's layer list becomes a `ModuleList` subclass that holds the same layers under the same names, so
+  state-dict keys do not change. Outside a zip call it hands out the real layers: the backbone is exactly itself.
+- Inside a zip call (`listening`: a context variable, nothing is parked on modules) it hands out stand-ins. A stand-in
+  runs the real layer and then lets a *listener* look at the hidden state and replace it. The family's own `forward`
+  does everything else: embeddings, masks, positions, caches, arithmetic between layers, final norm, head.
+- `lockstep.py` runs several towers' forwards as coroutines that meet in such listeners.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+LAYER_LIST_NAMES = ("layers", "h", "blocks", "layer", "block")
+
+
+class Listener(Protocol):
+    """What a stand-in tells about its layer. Depth counts the layer calls of one forward, from 0."""
+
+    def before(self, depth: int, hidden_states: Tensor) -> Tensor:
+        """The hidden state about to enter a layer; returns what shall enter it."""
+
+    def after(self, depth: int, hidden_states: Tensor) -> Tensor:
+        """The hidden state that left a layer; returns what the backbone shall go on with."""
+
+
+class _Listening:
+    """One forward's listener and its count of layer calls."""
+
+    __slots__ = ("depth", "listener")
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener, self.depth = listener, 0
+
+
+_listening: ContextVar[Mapping[nn.Module, _Listening]] = ContextVar("zipper_listening", default={})  # noqa: B039
+
+
+class _StandIn:
+    """Handed to the backbone in place of one layer, for the span of one call."""
+
+    def __init__(self, layer: nn.Module, state: _Listening) -> None:
+        self._layer, self._state = layer, state
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # families that ask isinstance(layer, ...) get the layer's answer
+        return type(self._layer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        state, named = self._state, not args
+        depth = state.depth
+        state.depth += 1
+        hidden = kwargs["hidden_states"] if named else args[0]
+        entering = state.listener.before(depth, hidden)
+        if named:
+            kwargs["hidden_states"] = entering
+        else:
+            args = (entering, *args[1:])
+        output = self._layer(*args, **kwargs)
+        # Answer in kind: a family that unpacks a tuple would take a bare tensor's first batch row for the output.
+        hidden = output if isinstance(output, Tensor) else output[0]
+        leaving = state.listener.after(depth, hidden)
+        if leaving is hidden:
+            return output
+        return leaving if isinstance(output, Tensor) else type(output)((leaving, *output[1:]))
+
+
+class LayerList(nn.ModuleList):
+    """A backbone's layers, same names; inside `listening` it hands out stand-ins."""
+
+    def __iter__(self) -> Iterator[Any]:
+        state = _listening.get().get(self)
+        return (
+            super().__iter__()
+            if state is None
+            else (_StandIn(m, state) for m in super(LayerList, self).__iter__())
+        )
+
+    def __getitem__(self, index: int | slice) -> Any:  # type: ignore[override]
+        state = _listening.get().get(self)
+        if state is None:
+            return super().__getitem__(index)
+        return list(self)[index]
+
+
+@contextmanager
+def listening(layers: LayerList, listener: Listener) -> Iterator[_Listening]:
+    """Let `listener` hear every layer of one tower in this context (thread, task or greenlet), and nowhere else."""
+    state = _Listening(listener)
+    token = _listening.set({**_listening.get(), layers: state})
+    try:
+        yield state
+    finally:
+        _listening.reset(token)
+
+
+class _Probe:
+    """Records shapes, changes nothing."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def before(self, depth: int, hidden_states: Tensor) -> Tensor:
+        return hidden_states
+
+    def after(self, depth: int, hidden_states: Tensor) -> Tensor:
+        self.shapes.append(tuple(hidden_states.shape))
+        return hidden_states
+
+
+class Tower(nn.Module):
+    """A pre-trained decoder that can be zipped.
+
+    Args:
+        backbone: a decoder with a language-model head. It is used as it is; its layer list is replaced in place by a
+            `LayerList`, which leaves its state-dict keys and its behaviour alone.
+        name: the modality's name, for messages.
+        layers: dotted name of the layer list, for a family where it is not found.
+
+    Attributes:
+        hidden_size: width of the hidden state between layers.
+        depth: number of layer calls in one forward.
+
+    Raises:
+        ValueError: if the layer list is not found, or what passes between layers is not ``[batch, time, hidden]``.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, name: str = "tower", layers: str | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.name = name
+        path = layers or find_layers(backbone)
+        parent_path, _, attribute = path.rpartition(".")
+        parent = backbone.get_submodule(parent_path)
+        found = getattr(parent, attribute, None)
+        if not isinstance(found, nn.ModuleList):
+            raise ValueError(f"tower {name!r}: layers={path!r} is a {type(found).__name__}, not a ModuleList")
+        if not isinstance(found, LayerList):
+            setattr(parent, attribute, LayerList(found))
+        self.layers_path = path
+        self._takes = set(inspect.signature(backbone.forward).parameters)
+        self.cache_name = next(
+            (n for n in ("past_key_values", "cache_params", "state") if n in self._takes), None
+        )
+        self.depth, self.hidden_size = self._probe()
+
+    @property
+    def layers(self) -> LayerList:
+        """The backbone's own layer list."""
+        return self.backbone.get_submodule(self.layers_path)  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        """Where this tower's inputs must be."""
+        return self.backbone.get_input_embeddings().weight.device  # type: ignore[return-value, union-attr]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids that the input embedding holds."""
+        embedding = self.backbone.get_input_embeddings()
+        return int(embedding.weight.shape[0])  # type: ignore[union-attr, arg-type]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        cache: Any = None,
+        use_cache: bool = False,
+        listener: Listener | None = None,
+    ) -> tuple[Tensor, Any]:
+        """One pass of the backbone's own forward.
+
+        Args:
+            input_ids: int64 ``[batch, time]``, the new tokens.
+            attention_mask: ``[batch, past + time]``, 1 for tokens, 0 for padding (left or right).
+            cache: what an earlier call returned, or `None`.
+            use_cache: whether to return a cache that a later call can go on from.
+            listener: hears every layer of this one call; `None` leaves the backbone exactly itself.
+
+        Returns:
+            logits ``[batch, time, vocab]`` and the cache (`None` if not asked for).
+        """
+        kwargs: dict[str, Any] = {"input_ids": input_ids, "use_cache": use_cache or cache is not None}
+        if attention_mask is not None and "attention_mask" in self._takes:
+            kwargs["attention_mask"] = attention_mask
+            if "position_ids" in self._takes:
+                positions = attention_mask.long().cumsum(-1) - 1
+                kwargs["position_ids"] = positions.clamp(min=0)[:, -input_ids.shape[1] :]
+        if cache is not None:
+            if self.cache_name is None:
+                raise ValueError(f"tower {self.name!r}: {type(self.backbone).__name__} has no cache")
+            kwargs[self.cache_name] = cache
+        if "return_dict" in self._takes:
+            kwargs["return_dict"] = True
+        kwargs = {k: v for k, v in kwargs.items() if k in self._takes or k == "input_ids"}
+        if listener is None:
+            output = self.backbone(**kwargs)
+        else:
+            with listening(self.layers, listener) as state:
+                output = self.backbone(**kwargs)
+            if state.depth != self.depth:
+                raise RuntimeError(
+                    f"tower {self.name!r}: {state.depth} of {self.depth} layers ran; a backbone that skips layers at "
+                    "random (layerdrop) cannot be zipped: set its config's layerdrop to 0"
+                )
+        return output.logits, getattr(output, self.cache_name, None) if self.cache_name else None
+
+    @torch.no_grad()
+    def _probe(self) -> tuple[int, int]:
+        """Count the layer calls and learn the hidden size from one small forward."""
+        was_training = self.backbone.training
+        self.backbone.eval()
+        probe = _Probe()
+        ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+        with listening(self.layers, probe):
+            self.backbone(input_ids=ids)
+        self.backbone.train(was_training)
+        shapes = set(probe.shapes)
+        if len(shapes) != 1 or len(shape := shapes.pop()) != 3 or shape[:2] != (1, 2):
+            raise ValueError(
+                f"tower {self.name!r}: {type(self.backbone).__name__} passes {sorted(set(probe.shapes)) or 'nothing'} "
+                f"between the layers in {self.layers_path!r}; a tower needs [batch, time, hidden], here (1, 2, hidden)"
+            )
+        return len(probe.shapes), shape[2]
+
+
+def find_layers(backbone: nn.Module) -> str:
+    """Dotted name of the decoder's layer list.
+
+    It is the `ModuleList` whose members' class the family names in `_no_split_modules`, else the one that has as many
+    members as the config has layers.
+
+    Raises:
+        ValueError: listing the module lists that were looked at.
+    """
+    lists = {n: m for n, m in backbone.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+    whole = set(getattr(backbone, "_no_split_modules", None) or ())
+    config = getattr(backbone, "config", None)
+    count = getattr(config, "num_hidden_layers", None)
+    tests: list[Callable[[str, nn.ModuleList], bool]] = [
+        lambda n, m: {type(x).__name__ for x in m} <= whole,
+        lambda n, m: any(type(x).__name__ in whole for x in m),
+        lambda n, m: len(m) == count and n.rpartition(".")[2] in LAYER_LIST_NAMES,
+        lambda n, m: len(m) == count,
+    ]
+    for test in tests:
+        fitting = [n for n, m in lists.items() if test(n, m)]
+        # An outer list wins over lists inside its members (experts, sub-blocks).
+        outer = [n for n in fitting if not any(n.startswith(f"{o}.") for o in fitting if o != n)]
+        if len(outer) == 1:
+            return outer[0]
+    raise ValueError(
+        f"{type(backbone).__name__}: no single list of decoder layers; module lists: "
+        f"{ {n: f'{len(m)} x {type(m[0]).__name__}' for n, m in lists.items()} or 'none' }, "
+        f"_no_split_modules: {sorted(whole) or 'none'}. Name it with layers="
+    )
