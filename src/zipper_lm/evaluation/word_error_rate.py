@@ -1,0 +1,110 @@
+"""Word and character error rates over a whole test set, with counts and a bootstrap interval."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jiwer
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorRates:
+    """Errors of a set of hypotheses.
+
+    Args:
+        wer: word error rate, per cent: 100 (S + D + I) / reference words, over all utterances together.
+        cer: the same over characters, per cent.
+        substitutions: words replaced.
+        deletions: words missed.
+        insertions: words added.
+        words: reference words.
+        utterances: number of utterances.
+    """
+
+    wer: float
+    cer: float
+    substitutions: int
+    deletions: int
+    insertions: int
+    words: int
+    utterances: int
+
+
+def normalise(text: str) -> str:
+    """Lower case, no punctuation (apostrophes within words stay), single spaces."""
+    text = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
+    text = re.sub(r"[^\w\s']|_", " ", text)
+    text = re.sub(r"(?<!\w)'+|'+(?!\w)", " ", text)
+    return " ".join(text.split())
+
+
+def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRates:
+    """Corpus-level error rates of normalised texts; an empty hypothesis counts as deletions.
+
+    Raises:
+        ValueError: no references, lengths differ, or a reference holds no words.
+    """
+    clean_references, clean_hypotheses = _checked(references, hypotheses)
+    words = jiwer.process_words(clean_references, clean_hypotheses)
+    return ErrorRates(
+        wer=100 * words.wer,
+        cer=100 * jiwer.process_characters(clean_references, clean_hypotheses).cer,
+        substitutions=words.substitutions,
+        deletions=words.deletions,
+        insertions=words.insertions,
+        words=words.hits + words.substitutions + words.deletions,
+        utterances=len(clean_references),
+    )
+
+
+def bootstrap_interval(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    *,
+    level: float = 0.95,
+    samples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of the WER in per cent, by drawing utterances with replacement (Bisani & Ney 2004).
+
+    Args:
+        references: what was said.
+        hypotheses: what was heard.
+        level: share of the draws inside the interval, between 0 and 1.
+        samples: number of draws.
+        seed: the same seed gives the same interval.
+
+    Raises:
+        ValueError: as `word_error_rate`; or `level` or `samples` out of range.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    pairs = list(zip(*_checked(references, hypotheses)))
+    per_utterance = [jiwer.process_words([r], [h]) for r, h in pairs]
+    errors = np.array([w.substitutions + w.deletions + w.insertions for w in per_utterance])
+    words = np.array([w.hits + w.substitutions + w.deletions for w in per_utterance])
+    draws = np.random.default_rng(seed).integers(len(pairs), size=(samples, len(pairs)))
+    rates = 100 * errors[draws].sum(1) / words[draws].sum(1)
+    low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _checked(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Both normalised. Raises `ValueError` where no rate is defined."""
+    if not len(references):
+        raise ValueError("references must hold at least one text, got none")
+    if len(references) != len(hypotheses):
+        raise ValueError(
+            f"references and hypotheses must have the same length, got {len(references)} and {len(hypotheses)}"
+        )
+    clean = [normalise(text) for text in references]
+    for number, text in enumerate(clean):
+        if not text:
+            raise ValueError(f"references[{number}] holds no words: {references[number]!r}")
+    return clean, [normalise(text) for text in hypotheses]

@@ -1,0 +1,68 @@
+"""Error rates: counted by hand, over the corpus, with an interval."""
+
+import pytest
+
+from zipper_lm.evaluation.word_error_rate import bootstrap_interval, normalise, word_error_rate
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("  Three, ONE\tfour!\n", "three one four"),
+        ("don’t 'shout'", "don't shout"),
+        ("forty-five_six", "forty five six"),
+        ("Élan — naïve", "élan naïve"),
+        ("...", ""),
+    ],
+)
+def test_normalise(text: str, clean: str) -> None:
+    assert normalise(text) == clean
+
+
+def test_rates_and_counts_by_hand() -> None:
+    rates = word_error_rate(["one two three", "four", "five six"], ["one too three", "", "five six seven"])
+    assert (rates.substitutions, rates.deletions, rates.insertions) == (1, 1, 1)
+    assert (rates.words, rates.utterances) == (6, 3)
+    assert rates.wer == pytest.approx(100 * 3 / 6)
+    # characters: w->o, "four" missing, " seven" added, of 13 + 4 + 8
+    assert rates.cer == pytest.approx(100 * (1 + 4 + 6) / 25)
+
+
+def test_rates_are_over_the_corpus_not_a_mean_of_utterances() -> None:
+    assert word_error_rate(["one", "one two three four"], ["two", "one two three four"]).wer == pytest.approx(20)
+
+
+def test_case_and_punctuation_do_not_count() -> None:
+    rates = word_error_rate(["Turn on the light."], ["turn ON the light"])
+    assert (rates.wer, rates.cer) == (0, 0)
+
+
+def test_interval_holds_the_rate_is_seeded_and_narrows_with_data() -> None:
+    references, hypotheses = ["one two"] * 20, ["one two"] * 15 + ["one"] * 5
+    low, high = bootstrap_interval(references, hypotheses, seed=1)
+    assert 0 <= low < word_error_rate(references, hypotheses).wer < high
+    assert (low, high) == bootstrap_interval(references, hypotheses, seed=1)
+    wide, narrow = (bootstrap_interval(references * n, hypotheses * n) for n in (1, 20))
+    assert narrow[1] - narrow[0] < (wide[1] - wide[0]) / 2
+    assert bootstrap_interval(["one"], ["one"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("references", "hypotheses", "message"),
+    [
+        ([], [], "references must hold at least one"),
+        (["one"], [], "got 1 and 0"),
+        (["one", " . "], ["one", "two"], r"references\[1\]"),
+    ],
+)
+def test_what_has_no_rate_is_refused(references: list[str], hypotheses: list[str], message: str) -> None:
+    for function in (word_error_rate, bootstrap_interval):
+        with pytest.raises(ValueError, match=message):
+            function(references, hypotheses)
+
+
+def test_settings_of_the_interval_are_checked() -> None:
+    with pytest.raises(ValueError, match="level"):
+        bootstrap_interval(["one"], ["one"], level=95)
+    with pytest.raises(ValueError, match="samples"):
+        bootstrap_interval(["one"], ["one"], samples=0)
