@@ -440,7 +440,8 @@ def _from_hub(identity: str, ask: Callable[[], Any]) -> Any:
     try:
         return ask()
     except Exception as error:  # network, authorisation, format: each library below has its own kinds
-        raise ValueError(f"data: no file or folder {identity!r} here, and not from the Hub: {error}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]  # the rest tells of retries
+        raise ValueError(f"data: no file or folder {identity!r} here, and not from the Hub: {reason}") from error
 
 
 # Columns
