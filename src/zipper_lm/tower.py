@@ -22,11 +22,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 LAYER_LIST_NAMES = ("layers", "h", "blocks", "layer", "block")
 
 
 class Listener(Protocol):
-    """What a stand-in tells about its layer. Depth counts the layer calls of one forward, from 0."""
+    """What is told about one tower's forwards. Depth counts the layer calls of one forward, from 0."""
+
+    def begin(self, total: int | None) -> None:
+        """A forward begins; after it the stream will have `total` tokens, padding included (`None`: not known)."""
 
     def before(self, depth: int, hidden_states: Tensor) -> Tensor:
         """The hidden state about to enter a layer; returns what shall enter it."""
@@ -45,6 +49,19 @@ class _Listening:
 
 
 _listening: ContextVar[Mapping[nn.Module, _Listening]] = ContextVar("zipper_listening", default={})  # noqa: B039
+
+
+class _Announcer:
+    """Pre-forward hook of a backbone: inside `listening`, counts depth anew and tells the listener."""
+
+    def __init__(self, layers: LayerList) -> None:
+        self.layers = layers
+
+    def __call__(self, backbone: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if (state := _listening.get().get(self.layers)) is not None:
+            mask = kwargs.get("attention_mask")
+            state.depth = 0
+            state.listener.begin(mask.shape[1] if isinstance(mask, Tensor) and mask.dim() == 2 else None)
 
 
 class _StandIn:
@@ -84,17 +101,11 @@ class LayerList(nn.ModuleList):
 
     def __iter__(self) -> Iterator[Any]:
         state = _listening.get().get(self)
-        return (
-            super().__iter__()
-            if state is None
-            else (_StandIn(m, state) for m in super(LayerList, self).__iter__())
-        )
+        layers = super().__iter__()
+        return layers if state is None else (_StandIn(layer, state) for layer in layers)
 
     def __getitem__(self, index: int | slice) -> Any:  # type: ignore[override]
-        state = _listening.get().get(self)
-        if state is None:
-            return super().__getitem__(index)
-        return list(self)[index]
+        return super().__getitem__(index) if _listening.get().get(self) is None else list(self)[index]
 
 
 @contextmanager
@@ -113,6 +124,9 @@ class _Probe:
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
+
+    def begin(self, total: int | None) -> None:
+        """Nothing to prepare."""
 
     def before(self, depth: int, hidden_states: Tensor) -> Tensor:
         return hidden_states
@@ -151,11 +165,11 @@ class Tower(nn.Module):
             raise ValueError(f"tower {name!r}: layers={path!r} is a {type(found).__name__}, not a ModuleList")
         if not isinstance(found, LayerList):
             setattr(parent, attribute, LayerList(found))
+            backbone.register_forward_pre_hook(_Announcer(getattr(parent, attribute)), with_kwargs=True)
         self.layers_path = path
+        self.adapter_names: frozenset[str] = frozenset()
         self._takes = set(inspect.signature(backbone.forward).parameters)
-        self.cache_name = next(
-            (n for n in ("past_key_values", "cache_params", "state") if n in self._takes), None
-        )
+        self.cache_name = next((n for n in ("past_key_values", "cache_params", "state") if n in self._takes), None)
         self.depth, self.hidden_size = self._probe()
 
     @property
@@ -237,6 +251,12 @@ class Tower(nn.Module):
                 f"between the layers in {self.layers_path!r}; a tower needs [batch, time, hidden], here (1, 2, hidden)"
             )
         return len(probe.shapes), shape[2]
+
+
+def cache_argument(backbone: nn.Module) -> str | None:
+    """Name under which a backbone takes, and its output returns, what it remembers; `None` if it remembers nothing."""
+    takes = inspect.signature(backbone.forward).parameters
+    return next((n for n in CACHE_NAMES if n in takes), None)
 
 
 def find_layers(backbone: nn.Module) -> str:

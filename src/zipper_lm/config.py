@@ -1,0 +1,243 @@
+"""What a zipped model is made of, as data: towers, zips, and the `ZipperConfig` that holds both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import permutations
+from typing import Any, Literal, get_args
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+Positions = Literal["none", "sinusoid", "rotary"]
+Projection = Literal["linear", "relu", "mlp"]
+InputProjectionForm = Literal["none", "residual", "paper"]
+Training = Literal["frozen", "full", "lora"]
+
+
+def _one_of(where: str, value: Any, allowed: Any) -> None:
+    if value not in get_args(allowed):
+        raise ValueError(f"{where} must be one of {list(get_args(allowed))}, got {value!r}")
+
+
+@dataclass(kw_only=True)
+class ZipSpec:
+    """One directed zip: how `reader` reads `source`. The default is all pairs, four layers evenly spaced.
+
+    Args:
+        reader, source: tower names; ``"*"`` stands for every tower.
+        layers: how many layers of each tower, evenly spaced and ending at the last, or the reader's layers by index.
+        source_layers: the source's layers, as many as `layers`; `None` means as many, evenly spaced.
+        heads: attention heads; `None` means one per 64 of the reader's width, at least 4.
+        feed_forward: whether a gated feed-forward follows (Flamingo's block, as in the paper).
+        gate_start: start of the gates before tanh. 0 leaves the towers exactly themselves until training.
+        positions: what tells the cross-attention where a token stands in its segment (DESIGN section 3).
+        projection: from the source's width to the reader's: one matrix, the paper's relu(linear), or a 3-layer MLP.
+        dropout: on attention weights, in training.
+        attention: name in transformers' attention interface.
+    """
+
+    reader: str = "*"
+    source: str = "*"
+    layers: int | list[int] = 4
+    source_layers: list[int] | None = None
+    heads: int | None = None
+    feed_forward: bool = False
+    gate_start: float = 0.0
+    positions: Positions = "sinusoid"
+    projection: Projection = "relu"
+    dropout: float = 0.0
+    attention: str = "sdpa"
+
+    def __post_init__(self) -> None:
+        _one_of("zip.positions", self.positions, Positions)
+        _one_of("zip.projection", self.projection, Projection)
+        if isinstance(self.layers, int) and self.layers < 1:
+            raise ValueError(f"zip.layers must be at least 1, got {self.layers}")
+        if self.heads is not None and self.heads < 1:
+            raise ValueError(f"zip.heads must be at least 1, got {self.heads}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"zip.dropout must be in [0, 1), got {self.dropout}")
+
+    def resolve(self, depths: dict[str, int]) -> ZipSpec:
+        """This zip with explicit layer lists.
+
+        Args:
+            depths: number of layers of each tower.
+
+        Raises:
+            ValueError: naming a layer out of range, or lists of different length.
+        """
+        deep, source_deep = depths[self.reader], depths[self.source]
+        name = f"zip {self.reader}<-{self.source}"
+        if isinstance(self.layers, int):
+            count = min(self.layers, deep, source_deep) if self.source_layers is None else len(self.source_layers)
+            layers = evenly_spaced(count, deep)
+        else:
+            layers = list(self.layers)
+        source_layers = self.source_layers
+        if source_layers is None:
+            if len(layers) > source_deep:
+                raise ValueError(
+                    f"{name}: {len(layers)} layers, but tower {self.source!r} has only {source_deep}: name source_layers"
+                )
+            source_layers = evenly_spaced(len(layers), source_deep)
+        for field, chosen, limit in (("layers", layers, deep), ("source_layers", source_layers, source_deep)):
+            if outside := [i for i in chosen if not 0 <= i < limit]:
+                raise ValueError(f"{name}: {field} {outside} out of range, the tower has layers 0 to {limit - 1}")
+            if sorted(chosen) != list(chosen) or (field == "layers" and len(set(chosen)) != len(chosen)):
+                raise ValueError(f"{name}: {field} must be in rising order without repeats, got {chosen}")
+        if not layers or len(layers) != len(source_layers):
+            raise ValueError(f"{name}: {len(layers)} layers but {len(source_layers)} source_layers")
+        return replace(self, layers=layers, source_layers=list(source_layers))
+
+
+def evenly_spaced(count: int, depth: int) -> list[int]:
+    """`count` layer indices of `depth`, evenly spaced, the last layer among them."""
+    return [round((k + 1) * depth / count) - 1 for k in range(count)]
+
+
+def expand(specs: Sequence[ZipSpec], depths: dict[str, int]) -> list[ZipSpec]:
+    """Every directed zip with explicit layers; a later spec replaces an earlier one for the same pair.
+
+    Raises:
+        ValueError: for an unknown tower, a tower reading itself, or zips that would wait for each other for ever.
+    """
+    names = list(depths)
+    zips: dict[tuple[str, str], ZipSpec] = {}
+    for spec in specs:
+        for end, name in (("reader", spec.reader), ("source", spec.source)):
+            if name != "*" and name not in names:
+                raise ValueError(f"zip.{end} names tower {name!r}; the towers are {names}")
+        if spec.reader == spec.source != "*":
+            raise ValueError(f"zip.reader and zip.source are both {spec.reader!r}; a tower cannot read itself")
+        for reader, source in permutations(names, 2):
+            if spec.reader in ("*", reader) and spec.source in ("*", source):
+                zips[reader, source] = replace(spec, reader=reader, source=source).resolve(depths)
+    _check_order(list(zips.values()), depths)
+    return list(zips.values())
+
+
+def _check_order(zips: Sequence[ZipSpec], depths: dict[str, int]) -> None:
+    """Play the towers' layers in lockstep on paper: a tower may leave layer l only when its sources are there."""
+    reached = dict.fromkeys(depths, 0)  # index of the layer a tower stands at, having computed it
+    moved = True
+    while moved:
+        moved = False
+        for name, depth in depths.items():
+            needs = [
+                (z.source, m)
+                for z in zips
+                if z.reader == name
+                for layer, m in zip(z.layers, z.source_layers or ())  # type: ignore[arg-type]
+                if layer == reached[name]
+            ]
+            if reached[name] < depth and all(reached[s] >= m for s, m in needs):
+                reached[name] += 1
+                moved = True
+    if stuck := {n: r for n, r in reached.items() if r < depths[n]}:
+        raise ValueError(f"zip layers cross: towers wait for each other for ever at layers {stuck}")
+
+
+@dataclass(kw_only=True)
+class TowerSpec:
+    """One tower, as recorded in the config.
+
+    Args:
+        source: Hub id or path of the backbone.
+        revision: commit, tag or branch on the Hub.
+        architecture: backbone class name, such as ``"LlamaForCausalLM"``.
+        backbone: the backbone's own config as a dict.
+        bos_token_id, eos_token_id, pad_token_id: what opens, ends and pads this tower's segments.
+        train: ``"frozen"``, ``"full"`` or ``"lora"``.
+        lora: arguments of `peft.LoraConfig` when train is ``"lora"``.
+        input_projection: see `zipper_lm.zips.InputProjection`.
+        layers: dotted name of the layer list where it is not found by itself.
+        weights_hash: fingerprint of the source's tensors (see `zipper_lm.checkpoint.weights_hash`).
+        trust_remote_code: whether the backbone's own code from the Hub may run.
+    """
+
+    source: str
+    revision: str | None = None
+    architecture: str = ""
+    backbone: dict[str, Any] | None = None
+    bos_token_id: int = 0
+    eos_token_id: int = 0
+    pad_token_id: int = 0
+    train: Training = "frozen"
+    lora: dict[str, Any] | None = None
+    input_projection: InputProjectionForm = "residual"
+    layers: str | None = None
+    weights_hash: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("tower.train", self.train, Training)
+        _one_of("tower.input_projection", self.input_projection, InputProjectionForm)
+
+    @property
+    def config_hash(self) -> str:
+        """Fingerprint of the backbone's config: what shapes and computes, not where it came from."""
+        return config_hash(self.backbone or {})
+
+
+# Keys of a backbone's config that say where it came from or how it runs, not what it computes.
+_INCIDENTAL = {
+    "_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "auto_map",
+    "_attn_implementation_autoset", "attn_implementation",
+}  # fmt: skip
+
+
+def config_hash(backbone: dict[str, Any]) -> str:
+    """SHA-256 of a backbone config's computing part, as hex."""
+    kept = {k: v for k, v in backbone.items() if k not in _INCIDENTAL}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class ZipperConfig(PreTrainedConfig):
+    """Config of a `ZipperModel`: `towers` by name and directed `zips`, both also as typed specs.
+
+    Args:
+        towers: name to the fields of a `TowerSpec`.
+        zips: fields of resolved `ZipSpec`s.
+        loss_weights: weight of each modality's loss; missing ones count 1.
+        handover_weight: weight of the loss that learns which modality speaks next (`schedule="auto"`).
+    """
+
+    model_type = "zipper"
+
+    def __init__(
+        self,
+        towers: dict[str, Any] | None = None,
+        zips: list[Any] | None = None,
+        loss_weights: dict[str, float] | None = None,
+        handover_weight: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        # Sorted, as in the JSON file: the order of towers is the order of the handover's classes.
+        named = sorted((towers or {}).items())
+        self.towers = {n: asdict(t) if isinstance(t, TowerSpec) else dict(t) for n, t in named}
+        self.zips = [asdict(z) if isinstance(z, ZipSpec) else dict(z) for z in zips or []]
+        self.loss_weights = dict(loss_weights or {})
+        self.handover_weight = handover_weight
+        for name, weight in self.loss_weights.items():
+            if name not in self.towers or weight < 0:
+                raise ValueError(f"loss_weights[{name!r}]={weight}: needs a tower of {list(self.towers)} and >= 0")
+        super().__init__(**kwargs)
+
+    @property
+    def tower_specs(self) -> dict[str, TowerSpec]:
+        """The towers, typed."""
+        return {name: TowerSpec(**fields) for name, fields in self.towers.items()}
+
+    @property
+    def zip_specs(self) -> list[ZipSpec]:
+        """The directed zips, typed."""
+        return [ZipSpec(**fields) for fields in self.zips]
+
+    def backbone_config(self, name: str) -> PreTrainedConfig:
+        """The config of one tower's backbone, as its own class (remote-code families excepted: see `checkpoint`)."""
+        fields = dict(self.towers[name]["backbone"])
+        return CONFIG_MAPPING[fields.pop("model_type")](**fields)

@@ -1,0 +1,273 @@
+"""ZipperModel: pre-trained decoders in lockstep, each reading the others through gated cross-attention.
+
+What is unusual here (arXiv 2405.18669, and `docs/concepts.md`):
+
+- A tower is any Hugging Face decoder, run by its own family's `forward` (`tower.py`); this file holds no layer loop.
+- Zips sit between the layers of several towers that advance together (`lockstep.py`, `reading.py`).
+- Each tower keeps its own token stream. The document's order only decides what is visible across towers.
+- Fusion weights live in their own tree (`zips`, `input_projections`, `handover`), apart from the backbones: what is
+  new and what was there are told apart by ownership, never by name.
+- A row that involves one tower only bypasses zips and projections: it is that backbone, bit for bit.
+- Each segment is written by the tower's own `generate()` (`generation.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from zipper_lm import checkpoint, generation
+from zipper_lm.collation import IGNORED, Batch, Specials
+from zipper_lm.config import TowerSpec, ZipperConfig, ZipSpec
+from zipper_lm.document import Document
+from zipper_lm.reading import read
+from zipper_lm.tower import Tower
+from zipper_lm.zips import InputProjection, ZipLayer
+
+if TYPE_CHECKING:
+    from zipper_lm.processor import ZipperProcessor
+
+
+@dataclass
+class ZipperOutput(ModelOutput):
+    """What `ZipperModel.forward` returns.
+
+    Attributes:
+        loss: weighted sum of `losses`, or `None` if the batch has no targets.
+        losses: mean next-token cross-entropy per modality, and ``"handover"``.
+        logits: per tower, ``[batch, time, vocab]``.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    logits: dict[str, Tensor] | None = None
+
+
+class ZipperModel(PreTrainedModel):
+    """Two or more decoders fused by zips.
+
+    Args:
+        config: towers and zips.
+        backbones: the pre-trained decoders by tower name; `None` builds them from the config with random weights.
+
+    Raises:
+        ValueError: if a backbone is missing, or a special id lies outside its tower's vocabulary.
+    """
+
+    config_class = ZipperConfig
+    config: ZipperConfig
+    base_model_prefix = ""
+    main_input_name = "batch"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: ZipperConfig, backbones: Mapping[str, PreTrainedModel] | None = None) -> None:
+        super().__init__(config)
+        specs = config.tower_specs
+        if backbones is None:
+            backbones = {name: checkpoint.build_backbone(config, name) for name in specs}
+        if missing := sorted(set(specs) - set(backbones)):
+            raise ValueError(f"no backbone given for towers {missing}")
+        self.towers = nn.ModuleDict()
+        self.input_projections = nn.ModuleDict()
+        self.handover = nn.ModuleDict()
+        for name, spec in specs.items():
+            tower = Tower(backbones[name], name, spec.layers)
+            checkpoint.set_training(tower, spec)
+            self.towers[name] = tower
+            _check_specials(tower, spec)
+            if spec.input_projection != "none":
+                self.input_projections[name] = InputProjection(tower.hidden_size, spec.input_projection)
+            head = nn.Linear(tower.hidden_size, len(specs) + 1)
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+            self.handover[name] = nn.Sequential(nn.LayerNorm(tower.hidden_size), head)
+        self.handover_start = nn.Parameter(torch.zeros(len(specs) + 1))
+        self.zips = nn.ModuleDict()
+        self.layer_pairs: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        for zip_spec in config.zip_specs:
+            reader, source = zip_spec.reader, zip_spec.source
+            assert isinstance(zip_spec.layers, list) and zip_spec.source_layers is not None, "zips must be resolved"
+            self.layer_pairs[reader, source] = list(zip(zip_spec.layers, zip_spec.source_layers))
+            width, source_width = self.tower(reader).hidden_size, self.tower(source).hidden_size
+            layers = nn.ModuleList(ZipLayer(zip_spec, width, source_width) for _ in zip_spec.layers)
+            if reader not in self.zips:
+                self.zips[reader] = nn.ModuleDict()
+            self.zips[reader][source] = layers  # type: ignore[operator]
+        self.processor: ZipperProcessor | None = None
+        self.all_tied_weights_keys: dict[str, str] = {}
+
+    # --- parts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> list[str]:
+        """Tower names, in the order of the handover's classes."""
+        return list(self.config.towers)
+
+    @property
+    def specials(self) -> dict[str, Specials]:
+        """Each tower's special ids."""
+        return {n: Specials(s.bos_token_id, s.eos_token_id, s.pad_token_id) for n, s in self.config.tower_specs.items()}
+
+    def tower(self, name: str) -> Tower:
+        """One tower. Raises `ValueError` for an unknown name."""
+        if name not in self.towers:
+            raise ValueError(f"unknown tower {name!r}; this model has {list(self.towers)}")
+        return self.towers[name]  # type: ignore[return-value]
+
+    def zip_layer(self, reader: str, source: str, k: int) -> ZipLayer:
+        """The k-th zip layer through which `reader` reads `source`."""
+        return self.zips[reader][source][k]  # type: ignore[index, return-value]
+
+    def gates(self) -> dict[str, float]:
+        """tanh of every gate, by ``reader<-source.k``, and ``....ff`` for feed-forward gates."""
+        values: dict[str, float] = {}
+        for (reader, source), pairs in self.layer_pairs.items():
+            for k in range(len(pairs)):
+                layer = self.zip_layer(reader, source, k)
+                values[f"{reader}<-{source}.{k}"] = float(torch.tanh(layer.gate.weight.detach()))
+                if layer.feed_forward is not None:
+                    values[f"{reader}<-{source}.{k}.ff"] = float(torch.tanh(layer.feed_forward_gate.weight.detach()))
+        return values
+
+    def project_input(self, name: str, hidden_states: Tensor, zipped: Tensor) -> Tensor:
+        """A tower's input projection, for the rows that involve several towers.
+
+        Args:
+            hidden_states: ``[batch, time, hidden]`` before the first layer. zipped: bool ``[batch]``.
+        """
+        if name not in self.input_projections:
+            return hidden_states
+        rows = zipped.to(hidden_states.device)[:, None, None]
+        return torch.where(rows, self.input_projections[name](hidden_states), hidden_states)
+
+    def handover_logits(self, name: str, finals: Tensor, stream: Mapping[str, Tensor]) -> Tensor:
+        """Who speaks next, ``[batch, towers + 1]``, as said at the last EOS of `name` in each row.
+
+        Args:
+            finals: ``[batch, time, hidden]``, the tower's state after its last layer and zip.
+            stream: the tower's batch; a row without this tower gives the state at its padding, not to be used.
+        """
+        order = torch.arange(finals.shape[1], device=finals.device)
+        last = (stream["segments"].to(finals.device) >= 0).long() * order
+        state = finals[torch.arange(len(finals), device=finals.device), last.argmax(1)]
+        return self._handover(name, state)
+
+    def _handover(self, name: str, states: Tensor) -> Tensor:
+        head = self.handover[name]
+        return head(states.to(head[1].weight.dtype))  # type: ignore[index, union-attr, arg-type]
+
+    def train(self, mode: bool = True) -> ZipperModel:
+        """As usual, but a frozen tower stays in evaluation mode (no dropout), unless it is checkpointed."""
+        super().train(mode)
+        for name, spec in self.config.tower_specs.items():
+            backbone = self.tower(name).backbone
+            if spec.train == "frozen" and not getattr(backbone, "is_gradient_checkpointing", False):
+                backbone.eval()
+        return self
+
+    # --- forward -------------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> ZipperOutput:
+        """Run whole documents and score their targets.
+
+        Args:
+            batch: from `collate` or the processor.
+
+        Returns:
+            losses and logits. The loss of a modality is the mean over its target tokens, weighted by
+            `config.loss_weights`; modalities without targets do not count.
+
+        Raises:
+            ValueError: for an unknown tower, or a token id outside its tower's vocabulary.
+        """
+        batch = self._checked(batch)
+        reading = read(self, batch)
+        losses: dict[str, Tensor] = {}
+        for name, stream in batch.items():
+            logits = reading.logits[name]
+            labels = stream["labels"][:, 1:].to(logits.device)
+            if (labels != IGNORED).any():
+                losses[name] = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), labels, ignore_index=IGNORED)
+        device = next(iter(reading.logits.values())).device
+        total = [self.config.loss_weights.get(n, 1.0) * loss.to(device) for n, loss in losses.items()]
+        if losses and self.config.handover_weight:
+            losses["handover"] = self._handover_loss(batch, reading.finals)
+            total.append(self.config.handover_weight * losses["handover"].to(device))
+        return ZipperOutput(loss=torch.stack(total).sum() if total else None, losses=losses, logits=reading.logits)
+
+    def _handover_loss(self, batch: Batch, finals: Mapping[str, Tensor]) -> Tensor:
+        """Cross-entropy of who speaks next, at every segment's end and at the documents' start."""
+        logits, labels = [], []
+        for index, (name, stream) in enumerate((n, batch[n]) for n in self.names if n in batch):
+            here = stream["handover"].to(finals[name].device)
+            at = here != IGNORED
+            logits.append(self._handover(name, finals[name][at]).to(self.handover_start.device))
+            labels.append(here[at].to(self.handover_start.device))
+            first = (stream["segments"] == 0).any(1)
+            logits.append(self.handover_start.expand(int(first.sum()), -1))
+            labels.append(torch.full((int(first.sum()),), self.names.index(name), device=self.handover_start.device))
+        return F.cross_entropy(torch.cat(logits).float(), torch.cat(labels))
+
+    def _checked(self, batch: Batch) -> Batch:
+        if not batch:
+            raise ValueError("batch: no tower has any token")
+        for name, stream in batch.items():
+            size = self.tower(name).vocab_size
+            if (low := int(stream["input_ids"].min())) < 0 or (high := int(stream["input_ids"].max())) >= size:
+                raise ValueError(
+                    f"{name}: token id {low if low < 0 else high} out of range, the tower has ids 0 to {size - 1}"
+                )
+        return batch
+
+    # --- making, saving, writing ---------------------------------------------------------------------------------
+
+    @classmethod
+    def fuse(
+        cls,
+        towers: Mapping[str, str | Path | PreTrainedModel | TowerSpec],
+        *,
+        codecs: Mapping[str, Any] | None = None,
+        zips: ZipSpec | Sequence[ZipSpec] | None = None,
+        **kwargs: Any,
+    ) -> ZipperModel:
+        """Fuse pre-trained decoders; see `zipper_lm.checkpoint.fuse`."""
+        return checkpoint.fuse(cls, towers, codecs=codecs, zips=zips, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write config, new weights and codecs; see `zipper_lm.checkpoint.save`."""
+        checkpoint.save(self, save_directory, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> ZipperModel:  # type: ignore[override]
+        """Load what `save_pretrained` wrote, and the backbones it names; see `zipper_lm.checkpoint.load`."""
+        return checkpoint.load(cls, pretrained_model_name_or_path, *args, **kwargs)
+
+    def generate(self, documents: Sequence[Document], schedule: Any, **kwargs: Any) -> list[Document]:  # type: ignore[override]
+        """Let towers write the next segments; see `zipper_lm.generation.generate`."""
+        return generation.generate(self, documents, schedule, **kwargs)
+
+    def stream(self, document: Document, schedule: Any, **kwargs: Any) -> Iterator[generation.StreamedToken]:
+        """As `generate` for one document, token by token; see `zipper_lm.generation.stream`."""
+        return generation.stream(self, document, schedule, **kwargs)
+
+
+def _check_specials(tower: Tower, spec: TowerSpec) -> None:
+    for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if not 0 <= (value := getattr(spec, field)) < tower.vocab_size:
+            raise ValueError(f"tower {tower.name!r}: {field}={value}, but its ids are 0 to {tower.vocab_size - 1}")
+
+
+AutoConfig.register(ZipperConfig.model_type, ZipperConfig)
+AutoModel.register(ZipperConfig, ZipperModel)
