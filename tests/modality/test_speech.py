@@ -30,8 +30,7 @@ WAVES = [voice(seed) for seed in range(8)]
 
 @pytest.fixture(scope="module")
 def codec():
-    torch.set_num_threads(1)
-    return SpeechCodec.fit(WAVES, units=64, refine_steps=60, width=32)
+    return SpeechCodec.fit(WAVES, units=64, refine_steps=30, width=32)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +98,15 @@ def test_averaged_frames_at_50_hz():
     assert codec.decode([ids])[0].shape == WAVES[0].shape
 
 
+def test_progress_is_told():
+    told = []
+    SpeechCodec.fit(
+        WAVES[:2], units=8, refine_steps=3, width=4, progress=lambda step, steps, loss: told.append((step, steps, loss))
+    )
+    assert [t[:2] for t in told] == [(1, 3), (2, 3), (3, 3)]
+    assert all(t[2] > 0 for t in told)
+
+
 def test_fit_is_repeatable(plain):
     again = SpeechCodec.fit(WAVES, units=64, refine_steps=0)
     assert torch.equal(again.centroids, plain.centroids)
@@ -138,6 +146,7 @@ def test_bad_settings_are_named(setting):
 def test_saved_codec_is_the_same(which, request, tmp_path):
     codec = request.getfixturevalue(which)
     codec.save_pretrained(tmp_path / "new")
+    assert all(f.stat().st_mode & 0o044 for f in (tmp_path / "new").iterdir())
     assert {f.name for f in (tmp_path / "new").iterdir()} == {"codec.json", "codec.safetensors"}
     ids = codec.encode(WAVES)
     for again in (SpeechCodec.from_pretrained(tmp_path / "new"), load_codec(tmp_path / "new")):

@@ -112,6 +112,16 @@ def test_what_is_no_string_is_refused(codec, values):
         codec.encode(values)
 
 
+def test_half_a_pair_is_refused(codec):
+    with pytest.raises(ValueError, match="text 0 holds half"):
+        codec.encode(["fox\ud800"])
+
+
+def test_composed_characters_are_named_whole(codec):
+    with pytest.raises(ValueError, match="\\['á'\\]"):
+        codec.encode(["a\u0301"])
+
+
 @pytest.mark.parametrize("bad", [-1, 64])
 def test_ids_out_of_range_are_refused(codec, bad):
     with pytest.raises(ValueError, match=rf"row 1: id {bad} is not in \[0, 64\)"):

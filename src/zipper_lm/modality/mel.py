@@ -15,8 +15,8 @@ from transformers.audio_utils import mel_filter_bank
 from zipper_lm.data.audio import SAMPLING_RATE
 
 HOP = 160  # 10 ms
-WINDOW = 640
-N_FFT = 1024
+WINDOW = 400
+N_FFT = 512
 BANDS = 80
 FLOOR = math.log(1e-4)
 """Lowest log-mel value: 80 dB below a band of magnitude one. Below it there is only noise."""
@@ -76,9 +76,8 @@ def mel_to_magnitude(mel: torch.Tensor, steps: int = 20) -> torch.Tensor:
     target = (mel.exp() - math.exp(FLOOR)).clamp_min(0.0).T  # [M, N]
     magnitude = (_inverse() @ target).clamp_min(1e-5)
     wanted = filters @ target
-    square = filters @ filters.T
     for _ in range(steps):
-        magnitude = magnitude * wanted / (square @ magnitude).clamp_min(1e-8)
+        magnitude = magnitude * wanted / (filters @ (filters.T @ magnitude)).clamp_min(1e-8)
     return magnitude
 
 
@@ -91,14 +90,20 @@ def _stft(wave: torch.Tensor) -> torch.Tensor:
 def _istft(spectrum: torch.Tensor) -> torch.Tensor:
     """Least-squares inverse of `_stft` by overlap-add; torch.istft refuses edges where windows fade out."""
     frames = spectrum.shape[-1]
-    pieces = torch.fft.irfft(spectrum, n=N_FFT, dim=0) * _window_padded()[:, None]  # [N_FFT, N]
-    weights = _window_padded().square()[:, None].expand(-1, frames)
-    length = (frames - 1) * HOP + N_FFT
-    both = torch.nn.functional.fold(torch.stack([pieces, weights]), (1, length), (1, N_FFT), stride=(1, HOP)).reshape(
-        2, length
-    )
+    pieces = torch.fft.irfft(spectrum.T.contiguous(), n=N_FFT).T * _window_padded()[:, None]  # [N_FFT, N]
     edge = (N_FFT - HOP) // 2
-    return (both[0] / both[1].clamp_min(1e-3))[edge : edge + frames * HOP]
+    return (_overlap_add(pieces) / _overlap(frames))[edge : edge + frames * HOP]
+
+
+def _overlap_add(pieces: torch.Tensor) -> torch.Tensor:
+    length = (pieces.shape[-1] - 1) * HOP + N_FFT
+    return torch.nn.functional.fold(pieces[None], (1, length), (1, N_FFT), stride=(1, HOP)).reshape(length)
+
+
+@lru_cache(maxsize=8)
+def _overlap(frames: int) -> torch.Tensor:
+    """Sum of the squared windows over each sample."""
+    return _overlap_add(_window_padded().square()[:, None].expand(-1, frames)).clamp_min(1e-3)
 
 
 @lru_cache(maxsize=1)

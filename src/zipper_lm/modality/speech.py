@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from sklearn.cluster import MiniBatchKMeans
 from torch import nn
 
@@ -28,6 +28,7 @@ from zipper_lm.modality.folder import files_into
 from zipper_lm.modality.mel import BANDS, FLOOR, HOP, log_mel, mel_to_wave, normalise_loudness
 
 WEIGHTS_FILE = "codec.safetensors"
+_BATCH, _ROUNDS = 4096, 120  # of k-means; a fixed effort, so that hours of sound cost little more than minutes
 _CENTER, _SCALE = FLOOR / 2, -FLOOR / 2  # the network sees and writes log-mel values near [-1, 1]
 
 
@@ -76,9 +77,10 @@ class Unquantiser(nn.Module):
         width = config.width
         self.embedding = nn.Linear(config.dimension, width)
         self.token_blocks = nn.ModuleList(_Block(width, dilation) for dilation in (1, 2, 1))
-        self.spread = nn.Linear(width, config.frames_per_token * width)
-        self.frame_blocks = nn.ModuleList(_Block(width, dilation) for dilation in (1, 2))
-        self.head = nn.Linear(width, BANDS)
+        narrow = max(1, width // 2)  # frames are several times as many as tokens
+        self.spread = nn.Linear(width, config.frames_per_token * narrow)
+        self.frame_blocks = nn.ModuleList(_Block(narrow, dilation) for dilation in (1, 2))
+        self.head = nn.Linear(narrow, BANDS)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -87,7 +89,7 @@ class Unquantiser(nn.Module):
         h = self.embedding(vectors)
         for block in self.token_blocks:
             h = block(h)
-        h = self.spread(h).reshape(h.shape[0], -1, h.shape[-1])
+        h = self.spread(h).reshape(h.shape[0], plain.shape[1], -1)
         for block in self.frame_blocks:
             h = block(h)
         return plain + self.head(h)
@@ -191,7 +193,8 @@ class SpeechCodec:
         if self.unquantiser is not None:
             tensors |= {f"unquantiser.{k}": v.half() for k, v in self.unquantiser.state_dict().items()}
         with files_into(path, last=CODEC_FILE) as folder:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, folder / WEIGHTS_FILE)
+            # not save_file: it makes files that only their owner can read
+            (folder / WEIGHTS_FILE).write_bytes(save({k: v.contiguous() for k, v in tensors.items()}))
             text = json.dumps({"kind": self.kind, **asdict(self.config)}, indent=2)
             (folder / CODEC_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -242,6 +245,7 @@ class SpeechCodec:
         refine_steps: int = 600,
         width: int = 128,
         seed: int = 0,
+        progress: Callable[[int, int, float], None] | None = None,
     ) -> SpeechCodec:
         """Fit units on sounds (k-means, Sculley 2010) and train the un-quantiser on them.
 
@@ -253,6 +257,7 @@ class SpeechCodec:
             refine_steps: training steps of the un-quantiser; 0 for none: decoding is centroid look-up.
             width: channels of the un-quantiser.
             seed: of k-means and of the training.
+            progress: called as ``progress(step, refine_steps, loss)`` after every step of the un-quantiser.
 
         Raises:
             ValueError: if a sound cannot be read, a setting is out of range, or there is too little sound.
@@ -271,13 +276,20 @@ class SpeechCodec:
                 f"speech codec: {total} vectors are too few for units={units}: "
                 f"at least {units} ({seconds:.0f} s of sound) are needed"
             )
+        batch = min(_BATCH, total)
         kmeans = MiniBatchKMeans(
-            units, batch_size=4096, max_iter=20, n_init=1, init_size=4 * units, random_state=seed
+            units,
+            batch_size=batch,
+            max_iter=math.ceil(_ROUNDS * batch / total),
+            n_init=1,
+            init_size=4 * units,
+            random_state=seed,
         ).fit(torch.cat(vectors).numpy())
         codec = cls(config, torch.from_numpy(kmeans.cluster_centers_.astype(np.float32)))
         if config.width:
             ids = [codec._nearest(v) for v in vectors]
-            codec.unquantiser = _rounded(_train(config, codec.centroids, ids, features, refine_steps, seed))
+            network = _train(config, codec.centroids, ids, features, refine_steps, seed, progress)
+            codec.unquantiser = _rounded(network)
         return codec
 
     def _nearest(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -335,6 +347,7 @@ def _train(
     features: list[torch.Tensor],
     steps: int,
     seed: int,
+    progress: Callable[[int, int, float], None] | None = None,
     batch: int = 16,
     crop_seconds: float = 2.0,
 ) -> Unquantiser:
@@ -350,7 +363,7 @@ def _train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1, pct_start=0.1)
     tokens, within = torch.arange(crop), torch.arange(crop * per)
     with torch.enable_grad():
-        for _ in range(steps):
+        for step in range(1, steps + 1):
             start = torch.randint(len(units) - crop + 1, (batch, 1), generator=generator)
             vectors = centroids[units[start + tokens]]  # [batch, crop, dimension]
             plain = _frames(vectors.flatten(0, 1), config).reshape(batch, -1, BANDS)
@@ -361,4 +374,6 @@ def _train(
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             schedule.step()
+            if progress is not None:
+                progress(step, steps, float(loss.detach()))
     return network

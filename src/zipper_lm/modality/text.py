@@ -190,7 +190,7 @@ class TextCodec:
         return text if normalizer is None else str(normalizer.normalize_str(text))
 
     def _unknown_pieces(self, text: str, unknown: int) -> set[str]:
-        single = {c for c in set(text) if not c.isspace() and unknown in self._ids(c)}
+        single = {c for c in set(self._normalised(text)) if not c.isspace() and unknown in self._ids(c)}
         if single or not self.tokenizer.is_fast:
             return single
         encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
@@ -207,6 +207,8 @@ def _as_list(values: Iterable[str], name: str) -> list[str]:
 def _checked(number: int, text: Any) -> str:
     if not isinstance(text, str):
         raise ValueError(f"text {number} must be a string, got {type(text).__name__}")
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError(f"text {number} holds half of a UTF-16 pair, which is no character: {_shortened(text)!r}")
     return text
 
 
