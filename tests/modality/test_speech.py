@@ -135,7 +135,8 @@ def test_too_little_sound_is_refused():
 
 
 @pytest.mark.parametrize(
-    "setting", [{"units": 1}, {"frames_per_token": 0}, {"reduce": "max"}, {"refine_steps": -1}, {"width": -1}]
+    "setting",
+    [{"units": 1}, {"frames_per_token": 0}, {"reduce": "max"}, {"refine_steps": -1}, {"width": -1, "refine_steps": 1}],
 )
 def test_bad_settings_are_named(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):

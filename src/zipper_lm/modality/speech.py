@@ -1,9 +1,8 @@
 """Speech codec fitted on the user's own sound in seconds: k-means units of log-mel frames, and a way back.
 
 Encoding: loudness brought to one level, log-mel frames (10 ms), `frames_per_token` of them stacked (or averaged)
-to one vector, nearest of `units` centroids. Decoding: a small convolutional network turns the row of units into a
-smooth log-mel spectrogram - unlike a look-up of centroids it hears the neighbours - and Griffin-Lim turns that
-into sound.
+to one vector, nearest of `units` centroids. Decoding: look-up of the centroids, or, if one was trained, a small
+convolutional network that also sees the neighbouring units; then Griffin-Lim turns the log-mel frames into sound.
 """
 
 from __future__ import annotations
@@ -242,7 +241,7 @@ class SpeechCodec:
         units: int = 1024,
         frames_per_token: int = 4,
         reduce: Literal["stack", "mean"] = "stack",
-        refine_steps: int = 600,
+        refine_steps: int = 0,
         width: int = 128,
         seed: int = 0,
         progress: Callable[[int, int, float], None] | None = None,
@@ -254,7 +253,8 @@ class SpeechCodec:
             units: number of centroids.
             frames_per_token: 10 ms frames to one token.
             reduce: how they become one vector, ``"stack"`` or ``"mean"``.
-            refine_steps: training steps of the un-quantiser; 0 for none: decoding is centroid look-up.
+            refine_steps: training steps of the un-quantiser; 0 for none: decoding is centroid look-up. On human
+                digits 250 steps took 3 to 11 % off the log-mel error, but no measurable word error.
             width: channels of the un-quantiser.
             seed: of k-means and of the training.
             progress: called as ``progress(step, refine_steps, loss)`` after every step of the un-quantiser.
