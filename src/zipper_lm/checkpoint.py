@@ -8,17 +8,19 @@ weights hash, and never stored, unless asked for. No pickle anywhere.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub import CommitInfo, HfApi, snapshot_download, try_to_load_from_cache
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from zipper_lm.config import TowerSpec, ZipperConfig, ZipSpec, config_hash, expand
+from zipper_lm.config import TowerSpec, ZipperConfig, ZipSpec, config_hash, expand, plain
 from zipper_lm.modality.codec import CODEC_FILE, Codec, load_codec
 from zipper_lm.tower import Tower
 
@@ -40,12 +42,18 @@ if TYPE_CHECKING:
     from zipper_lm.processor import ZipperProcessor
 
 M = TypeVar("M", bound="ZipperModel")
+logger = logging.getLogger(__name__)
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+AUTO_ARGUMENTS = ("config", "trust_remote_code", "adapter_kwargs", "_from_auto", "_commit_hash")
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download")
 
 
 # --- backbones -------------------------------------------------------------------------------------------------------
+
+
+def _dtype_name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _class_of(config: PreTrainedConfig, spec: TowerSpec) -> Any:
@@ -78,9 +86,13 @@ def load_backbone(spec: TowerSpec, *, dtype: Any = None, **hub: Any) -> PreTrain
 
 def build_backbone(config: ZipperConfig, name: str) -> PreTrainedModel:
     """A backbone with random weights from its recorded config."""
+    spec = config.tower_specs[name]
+    if spec.trust_remote_code:  # its code is where its weights are
+        return load_backbone(spec)
     backbone = config.backbone_config(name)
-    owner = _class_of(backbone, config.tower_specs[name])
-    return owner.from_config(backbone) if owner is AutoModelForCausalLM else owner(backbone)
+    owner = _class_of(backbone, spec)
+    model = owner.from_config(backbone) if owner is AutoModelForCausalLM else owner(backbone)
+    return model.to(_recorded_dtype(spec))
 
 
 def set_training(tower: Tower, spec: TowerSpec) -> None:
@@ -103,7 +115,7 @@ def weights_hash(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in _without_aliases(module.state_dict()).items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -163,8 +175,8 @@ def fuse(
         raise ValueError(f"fuse: unknown arguments {unknown}")
     if len(towers) < 2:
         raise ValueError(f"fuse needs at least two towers, got {list(towers)}")
-    for option, given in (("codecs", codecs), ("train", train), ("loss_weights", loss_weights)):
-        if unknown := sorted(set(given or {}) - set(towers)):
+    for option, named in (("codecs", codecs), ("train", train), ("loss_weights", loss_weights)):
+        if unknown := sorted(set(named or {}) - set(towers)):
             raise ValueError(f"fuse: {option} names {unknown}, but the towers are {list(towers)}")
     _check_names(list(towers))
     specs: dict[str, TowerSpec] = {}
@@ -183,6 +195,8 @@ def fuse(
             found[name] = codec
         specs[name] = _describe(name, spec, backbone, codec, **hub)
         backbones[name] = backbone
+    if len({id(b) for b in backbones.values()}) < len(backbones):
+        raise ValueError(f"fuse: two of the towers {list(backbones)} are one and the same model; load it twice")
     depths = {n: Tower(b, n, specs[n].layers).depth for n, b in backbones.items()}
     chosen = [zips] if isinstance(zips, ZipSpec) else list(zips) if zips is not None else [ZipSpec()]
     config = ZipperConfig(
@@ -216,12 +230,11 @@ def _codec(spec: TowerSpec, given: Codec | str | Path | None, **hub: Any) -> Cod
         return given
     if not spec.source:
         return None
-    if file := cached_file(spec.source, CODEC_FILE, _raise_exceptions_for_missing_entries=False, **hub):
-        return load_codec(Path(file).parent)
+    at = {"revision": spec.revision, **hub}
+    if cached_file(spec.source, CODEC_FILE, _raise_exceptions_for_missing_entries=False, **at):
+        return load_codec(local_folder(spec.source, **at))
     try:
-        return TextCodec.from_pretrained(
-            spec.source, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **hub
-        )
+        return TextCodec.from_pretrained(spec.source, trust_remote_code=spec.trust_remote_code, **at)
     except (OSError, ValueError, KeyError):
         return None  # a tower without a tokenizer takes ids
 
@@ -229,7 +242,7 @@ def _codec(spec: TowerSpec, given: Codec | str | Path | None, **hub: Any) -> Cod
 def _describe(name: str, spec: TowerSpec, backbone: PreTrainedModel, codec: Codec | None, **hub: Any) -> TowerSpec:
     """The spec with everything recorded that a later load needs."""
     config = backbone.config
-    special = {}
+    special: dict[str, Any] = {}
     for kind in ("bos", "eos", "pad"):
         value = getattr(codec, f"{kind}_id") if codec is not None else getattr(config, f"{kind}_token_id", None)
         if isinstance(value, (list, tuple)):
@@ -237,8 +250,9 @@ def _describe(name: str, spec: TowerSpec, backbone: PreTrainedModel, codec: Code
         special[kind] = value
     if special["eos"] is None:
         raise ValueError(f"tower {name!r}: neither its codec nor its config says which id ends a segment (eos)")
-    special = {k: special["eos"] if v is None else int(v) for k, v in special.items()}
-    size = backbone.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    bos, eos, pad = (int(special["eos"] if v is None else v) for v in special.values())
+    embedding: Any = backbone.get_input_embeddings()
+    size = int(embedding.weight.shape[0])
     if codec is not None and codec.vocab_size > size:
         raise ValueError(f"tower {name!r}: the codec has {codec.vocab_size} ids, the backbone's vocabulary only {size}")
     return replace(
@@ -246,10 +260,10 @@ def _describe(name: str, spec: TowerSpec, backbone: PreTrainedModel, codec: Code
         source=str(Path(spec.source).resolve()) if spec.source and Path(spec.source).is_dir() else spec.source,
         revision=_revision(spec, **hub) if spec.source else None,
         architecture=type(backbone).__name__,
-        backbone=config.to_dict(),
-        bos_token_id=special["bos"],
-        eos_token_id=special["eos"],
-        pad_token_id=special["pad"],
+        backbone=plain({**config.to_dict(), "dtype": _dtype_name(backbone.dtype)}),
+        bos_token_id=bos,
+        eos_token_id=eos,
+        pad_token_id=pad,
         weights_hash=weights_hash(backbone),
     )
 
@@ -287,8 +301,9 @@ def save(
         model: the model; its processor is written beside it if there is one.
         save_directory: a folder; made if missing. Other files in it are left alone.
         overwrite: replace a checkpoint that is there.
-        bundle_towers: also store the frozen backbones, under ``towers/``; always done for towers that have no source.
-        push_to_hub: upload the folder afterwards (`repo_id`, `token`, `private`, `commit_message` in kwargs).
+        bundle_towers: also store the frozen backbones, under ``towers/``; always done for towers that have no source
+            of their own.
+        push_to_hub: upload the checkpoint afterwards (`repo_id` and other arguments of `push` in kwargs).
 
     Raises:
         ValueError: if a checkpoint is there already, or the folder cannot be written.
@@ -296,6 +311,12 @@ def save(
     folder = Path(save_directory)
     if (folder / CONFIG_FILE).exists() and not overwrite:
         raise ValueError(f"{folder} already holds a checkpoint; pass overwrite=True to replace it")
+    specs = model.config.tower_specs
+    bundled = [n for n, s in specs.items() if s.train != "full" and (bundle_towers or s.source in ("", _bundle(n)))]
+    for name in bundled:
+        if specs[name].train == "lora":
+            raise ValueError(f"tower {name!r} has adapters: its backbone cannot be bundled; give it a source")
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
@@ -304,31 +325,90 @@ def save(
     try:
         config = ZipperConfig.from_dict(model.config.to_dict())
         config.architectures = [type(model).__name__]
-        for name, spec in model.config.tower_specs.items():
-            if spec.train != "full" and (bundle_towers or not spec.source):
-                if spec.train == "lora":
-                    raise ValueError(f"tower {name!r} has adapters: its backbone cannot be bundled; give it a source")
-                model.tower(name).backbone.save_pretrained(staging / "towers" / name)
-                config.towers[name] = asdict(replace(spec, source=f"towers/{name}", revision=None))
+        for name in bundled:
+            model.tower(name).backbone.save_pretrained(staging / "new" / _bundle(name))
+            config.towers[name] = asdict(replace(specs[name], source=_bundle(name), revision=None))
+        (staging / "new").mkdir(exist_ok=True)
         tensors = {k: v.detach().cpu().contiguous() for k, v in split(model).items()}
-        save_file(tensors, staging / WEIGHTS_FILE, metadata={"format": "pt"})
-        config.save_pretrained(staging)
+        save_file(tensors, staging / "new" / WEIGHTS_FILE, metadata={"format": "pt", "config": config.fingerprint})
+        config.save_pretrained(staging / "new")
         if model.processor is not None:
-            model.processor.save_pretrained(staging)
-        _move_in(staging, folder)
-    finally:
+            model.processor.save_pretrained(staging / "new")
+        _move_in(staging / "new", folder, staging / "old")
+    except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
+        with suppress(OSError):  # folders that were there before, or hold something, stay
+            for path in made:
+                path.rmdir()
+        raise
+    shutil.rmtree(staging, ignore_errors=True)
     if push_to_hub:
-        model.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+        push(model, kwargs.pop("repo_id", folder.name), **kwargs)
 
 
-def _move_in(staging: Path, folder: Path) -> None:
-    """Rename staged files into place: config last, so that what it describes is there."""
-    files = sorted((p for p in staging.rglob("*") if p.is_file()), key=lambda p: p == staging / CONFIG_FILE)
+def _bundle(name: str) -> str:
+    """Where a checkpoint keeps a frozen tower of its own; also that tower's source in the config."""
+    return f"towers/{name}"
+
+
+def _move_in(new: Path, folder: Path, old: Path) -> None:
+    """Rename files into place, config last; if one cannot be, put all back as they were."""
+    files = sorted((p for p in new.rglob("*") if p.is_file()), key=lambda p: p == new / CONFIG_FILE)
+    names = [file.relative_to(new) for file in files]
     for file in files:
-        target = folder / file.relative_to(staging)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, target)
+        with file.open("rb") as written:
+            os.fsync(written.fileno())  # some file systems tell only now that the disk is full
+    done: list[Path] = []
+    try:
+        for name in names:
+            done.append(name)
+            for path in (folder / name, old / name):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            if (folder / name).exists():
+                os.replace(folder / name, old / name)
+            os.replace(new / name, folder / name)
+    except BaseException:
+        for name in done:
+            if (old / name).exists():
+                os.rename(old / name, folder / name)
+            elif not (new / name).exists():
+                (folder / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                for parent in name.parents:
+                    (folder / parent).rmdir()
+        raise
+
+
+def push(
+    model: ZipperModel,
+    repo_id: str,
+    *,
+    commit_message: str = "Upload ZipperModel",
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    bundle_towers: bool = False,
+) -> CommitInfo:
+    """Upload a checkpoint to the Hub. Frozen towers that live in a local folder go with it, others stay named by id.
+
+    Raises:
+        ValueError: as `save`.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        local = [n for n, s in model.config.tower_specs.items() if s.source and Path(s.source).is_absolute()]
+        save(model, temporary, bundle_towers=bundle_towers or bool(local))
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=temporary,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+        )
 
 
 def local_folder(source: str | Path, revision: str | None = None, **hub: Any) -> Path:
@@ -369,6 +449,8 @@ def load(
             missing, unknown or of the wrong shape.
     """
     hub = {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
+    if ignored := sorted(set(kwargs) - set(hub) - set(AUTO_ARGUMENTS)):
+        logger.warning("ZipperModel.from_pretrained: %s have no effect", ignored)
     folder = local_folder(source, revision, **hub)
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(f"{source}: no {CONFIG_FILE} there")
@@ -381,16 +463,18 @@ def load(
         if spec.train == "full" and given is None:
             backbones[name] = build_backbone(config, name)
             continue
-        if given is None and (folder / spec.source).is_dir():
+        if given is None and spec.source == _bundle(name):
             given = folder / spec.source
         if isinstance(given, PreTrainedModel):
             backbones[name] = given
         else:
             at = spec if given is None else replace(spec, source=str(given), revision=None)
-            backbones[name] = load_backbone(at, dtype=dtype, **hub)
+            backbones[name] = load_backbone(at, dtype=_recorded_dtype(spec), **hub)
         check_same_backbone(name, spec, backbones[name])
+        if dtype not in (None, "auto", backbones[name].dtype) and not isinstance(given, PreTrainedModel):
+            backbones[name] = load_backbone(at, dtype=dtype, **hub)  # `.to(dtype)` would round its float32 buffers too
     model = cls(config, backbones)
-    _load_own(model, folder / WEIGHTS_FILE)
+    load_own(model, folder / WEIGHTS_FILE)
     if (folder / "processor_config.json").is_file():
         from zipper_lm.processor import ZipperProcessor
 
@@ -398,22 +482,31 @@ def load(
     return model.eval()
 
 
+def _recorded_dtype(spec: TowerSpec) -> Any:
+    return getattr(torch, (spec.backbone or {}).get("dtype") or "float32", None)
+
+
 def check_same_backbone(name: str, spec: TowerSpec, backbone: PreTrainedModel) -> None:
     """Raise `ValueError` by name if `backbone` is not the one the checkpoint was made with."""
-    if config_hash(backbone.config.to_dict()) != spec.config_hash:
-        theirs, ours = backbone.config.to_dict(), spec.backbone or {}
+    theirs = plain(backbone.config.to_dict())
+    # The recorded config as this version of transformers spells it: a later one may have more fields.
+    ours = plain(type(backbone.config).from_dict(dict(spec.backbone or {})).to_dict())
+    if config_hash(theirs) != config_hash(ours):
         changed = {k: (ours.get(k), theirs.get(k)) for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)}
         raise ValueError(f"tower {name!r}: the backbone's config differs from {spec.source!r} (was, is): {changed}")
-    same_dtype = str(backbone.dtype).removeprefix("torch.") == str((spec.backbone or {}).get("dtype"))
-    if spec.weights_hash and same_dtype and weights_hash(backbone) != spec.weights_hash:
+    if backbone.dtype != _recorded_dtype(spec):
+        logger.warning("tower %r: in another dtype than recorded, so its weights are not compared", name)
+    elif spec.weights_hash and weights_hash(backbone) != spec.weights_hash:
         raise ValueError(f"tower {name!r}: same config but other weights than {spec.source!r} when the zips were made")
 
 
-def _load_own(model: ZipperModel, file: Path) -> None:
+def load_own(model: ZipperModel, file: Path) -> None:
     """Copy a checkpoint's tensors into the model, after checking that they are exactly the ones it needs."""
     own = split(model)
     try:
         with safe_open(file, framework="pt") as stored:
+            if (stored.metadata() or {}).get("config") not in (None, model.config.fingerprint):
+                raise ValueError(f"{file}: {CONFIG_FILE} was changed since these weights were saved")
             names = set(stored.keys())
             missing, extra = sorted(set(own) - names), sorted(names - set(own))
             if missing or extra:

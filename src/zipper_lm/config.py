@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from dataclasses import fields as dataclass_fields
 from itertools import permutations
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
@@ -15,6 +16,7 @@ Positions = Literal["none", "sinusoid", "rotary"]
 Projection = Literal["linear", "relu", "mlp"]
 InputProjectionForm = Literal["none", "residual", "paper"]
 Training = Literal["frozen", "full", "lora"]
+S = TypeVar("S")
 
 
 def _one_of(where: str, value: Any, allowed: Any) -> None:
@@ -36,7 +38,8 @@ class ZipSpec:
         positions: what tells the cross-attention where a token stands in its segment (DESIGN section 3).
         projection: from the source's width to the reader's: one matrix, the paper's relu(linear), or a 3-layer MLP.
         dropout: on attention weights, in training.
-        attention: name in transformers' attention interface.
+        attention: name in transformers' attention interface, of a function that obeys a bool mask: ``"sdpa"``, or one
+            that you registered there.
     """
 
     reader: str = "*"
@@ -81,7 +84,8 @@ class ZipSpec:
         if source_layers is None:
             if len(layers) > source_deep:
                 raise ValueError(
-                    f"{name}: {len(layers)} layers, but tower {self.source!r} has only {source_deep}: name source_layers"
+                    f"{name}: {len(layers)} layers, but tower {self.source!r} has only {source_deep}; "
+                    "name source_layers"
                 )
             source_layers = evenly_spaced(len(layers), source_deep)
         for field, chosen, limit in (("layers", layers, deep), ("source_layers", source_layers, source_deep)):
@@ -192,8 +196,22 @@ _INCIDENTAL = {
 
 def config_hash(backbone: dict[str, Any]) -> str:
     """SHA-256 of a backbone config's computing part, as hex."""
-    kept = {k: v for k, v in backbone.items() if k not in _INCIDENTAL}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+    return _hash({k: v for k, v in backbone.items() if k not in _INCIDENTAL})
+
+
+def plain(value: Any) -> Any:
+    """`value` as it comes back from a JSON file: keys are strings, tuples are lists."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
+
+
+def _spec(kind: type[S], what: str, fields: dict[str, Any]) -> S:
+    if unknown := sorted(set(fields) - {f.name for f in dataclass_fields(kind)}):  # type: ignore[arg-type]
+        raise ValueError(f"config: {what} has unknown fields {unknown}")
+    return kind(**fields)
 
 
 class ZipperConfig(PreTrainedConfig):
@@ -230,14 +248,26 @@ class ZipperConfig(PreTrainedConfig):
     @property
     def tower_specs(self) -> dict[str, TowerSpec]:
         """The towers, typed."""
-        return {name: TowerSpec(**fields) for name, fields in self.towers.items()}
+        return {name: _spec(TowerSpec, f"tower {name!r}", fields) for name, fields in self.towers.items()}
 
     @property
     def zip_specs(self) -> list[ZipSpec]:
         """The directed zips, typed."""
-        return [ZipSpec(**fields) for fields in self.zips]
+        return [_spec(ZipSpec, "zip", fields) for fields in self.zips]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides what the weights mean: not where towers come from, nor losses and dropout."""
+        free = ("source", "revision", "backbone", "trust_remote_code")
+        towers = {n: {k: v for k, v in asdict(s).items() if k not in free} for n, s in self.tower_specs.items()}
+        hashes = {n: s.config_hash for n, s in self.tower_specs.items()}
+        zips = [{k: v for k, v in asdict(z).items() if k not in ("dropout", "attention")} for z in self.zip_specs]
+        return _hash([towers, hashes, zips])
 
     def backbone_config(self, name: str) -> PreTrainedConfig:
         """The config of one tower's backbone, as its own class (remote-code families excepted: see `checkpoint`)."""
-        fields = dict(self.towers[name]["backbone"])
-        return CONFIG_MAPPING[fields.pop("model_type")](**fields)
+        fields = dict(self.towers[name]["backbone"] or {})
+        kind = fields.pop("model_type", None)
+        if kind not in CONFIG_MAPPING:
+            raise ValueError(f"config: tower {name!r} has a backbone of unknown model_type {kind!r}")
+        return CONFIG_MAPPING[kind](**fields)

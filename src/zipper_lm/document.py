@@ -13,7 +13,7 @@ class Segment:
 
     Args:
         modality: name of the tower that reads and writes it, such as ``"text"``.
-        value: raw value for the modality's codec (a string, a waveform, a path, ...), or `None` if only `ids` are known.
+        value: raw value for the modality's codec (a string, a waveform, a path, ...), `None` if only `ids` are known.
         ids: token ids without BOS and EOS, or `None` until a codec has encoded `value`.
         target: whether the loss counts this segment's tokens (ids and EOS).
     """

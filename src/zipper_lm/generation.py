@@ -10,17 +10,18 @@ from __future__ import annotations
 import copy
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, GenerationConfig, StoppingCriteria
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, StoppingCriteria
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from transformers.generation.streamers import BaseStreamer
 
 from zipper_lm.collation import collate
-from zipper_lm.document import Document, Segment
+from zipper_lm.document import Document, Segment, check_modalities
 from zipper_lm.reading import State, read, visible
 from zipper_lm.tower import listening
 from zipper_lm.zips import Memory, View
@@ -107,9 +108,19 @@ def _checked_schedule(model: ZipperModel, schedule: Schedule, settings: Settings
 
 
 def _encode(model: ZipperModel, documents: Sequence[Document]) -> list[Document]:
+    """Copies with ids in every segment, each id in its tower's vocabulary."""
+    encoded = _with_ids(model, documents)
+    for document in encoded:
+        for segment in document:
+            model.check_ids(segment.modality, min(segment.ids or [0]), max(segment.ids or [0]))
+    return encoded
+
+
+def _with_ids(model: ZipperModel, documents: Sequence[Document]) -> list[Document]:
     if model.processor is not None:
         return model.processor.encode(documents)
     copies = [Document(Segment(s.modality, s.value, s.ids, s.target) for s in d) for d in documents]
+    check_modalities(copies, model.names)
     for number, document in enumerate(copies):
         for segment in document:
             if segment.ids is None:
@@ -128,6 +139,16 @@ def _decode(model: ZipperModel, given: Sequence[Document], written: Sequence[Doc
                 segment.value = value if segment.value is None else segment.value
 
 
+def _goes_on(cache: Any) -> bool:
+    """Whether several tokens can be added to a cache at once, rows that hold only padding included.
+
+    A recurrent state cannot forget the padding it was made to read, and most families step it by single tokens only.
+    """
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.self_attention_cache
+    return type(cache) is DynamicCache and not any(isinstance(x, LinearAttentionCacheLayerMixin) for x in cache.layers)
+
+
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
@@ -138,7 +159,6 @@ class _Request:
         self.model, self.documents, self.zipped = model, documents, zipped
         self.state = State()
         self.pending = [n for n in model.names if any(n in d.modalities for d in documents)]
-        self._ahead: dict[str, int] = {}  # tokens of a tower's newest segment, not read yet, per row
 
     def read_pending(self) -> None:
         """Read what has not been read. Goes on from a tower's cache if that leaves no padding inside its stream."""
@@ -148,7 +168,7 @@ class _Request:
         for name in self.pending:
             fresh = [Document([d[-1]]) for d in self.documents]
             lengths = {len(d[-1].ids or []) for d in self.documents}
-            if name in self.state.caches and len(lengths) == 1 and isinstance(self.state.caches[name], Cache):
+            if len(lengths) == 1 and _goes_on(self.state.caches.get(name)):
                 rows[name] = fresh
             else:
                 self.state.forget(name)
@@ -244,12 +264,13 @@ class _Speaker:
 
     def __init__(self, request: _Request, name: str, past: int) -> None:
         self.model, self.name, state = request.model, name, request.state
+        self.device = self.model.tower(name).device
         self.zipped = torch.tensor(request.zipped)
-        rows = len(request.documents)
-        none = torch.zeros(rows, 0, dtype=torch.long)
+        none = torch.zeros(len(request.documents), 0, dtype=torch.long, device=self.device)
         self.segments = state.segments.get(name, none)
         self.positions = state.positions.get(name, none)
-        self.now = torch.tensor([[len(d)] for d in request.documents])  # the number of the segment being written
+        # The number of the segment being written, in every row.
+        self.now = torch.tensor([[len(d)] for d in request.documents], device=self.device)
         self.next = past  # which token of the stream the coming forward begins with
         self.total: int | None = None
         self.sources: dict[str, Tensor] = {}
@@ -261,6 +282,7 @@ class _Speaker:
                     memory = state.memories[reader, source][k]
                     self.zips.setdefault(layer, []).append((source, self.model.zip_layer(reader, source, k), memory))
         self.views: dict[str, View] = {}
+        self.positions_here = none
 
     def begin(self, total: int | None) -> None:
         self.total = total
@@ -273,16 +295,15 @@ class _Speaker:
         start = self.next if self.total is None else self.total - new
         self.next = start + new
         known = self.segments.shape[1]
-        index = torch.arange(start, start + new)
+        index = torch.arange(start, start + new, device=self.device)
         old = index[index < known]
         tail = (index[index >= known] - known).expand(rows, -1)
         segments = torch.cat([self.segments[:, old], self.now.expand(-1, tail.shape[1])], 1)
-        self.positions_here = torch.cat([self.positions[:, old], tail], 1).to(hidden_states.device)
+        self.positions_here = torch.cat([self.positions[:, old], tail], 1)
         repeats = len(hidden_states) // rows
         self.views = {}
         for source, source_segments in self.sources.items():
-            seen = visible(segments.to(source_segments.device), source_segments).to(hidden_states.device)
-            self.views[source] = View.of(seen.repeat(1, repeats, 1))
+            self.views[source] = View.of(visible(segments, source_segments).repeat(1, repeats, 1))
         return self.model.project_input(self.name, hidden_states, self.zipped.repeat_interleave(repeats))
 
     def after(self, depth: int, hidden_states: Tensor) -> Tensor:
@@ -345,9 +366,11 @@ def _speak(
         open_last=True,
     )[name]
     ids, mask = batch["input_ids"].to(tower.device), batch["attention_mask"].to(tower.device)
+    given = _generation_config(settings)
     kwargs: dict[str, Any] = {}
     past = 0
-    if name in state.segments and isinstance(state.caches[name], Cache) and tower.cache_name == "past_key_values":
+    # With a cache of another kind asked for, the tower's short prefix is read again into that one.
+    if tower.cache_name == "past_key_values" and not given.cache_implementation and _goes_on(state.caches.get(name)):
         past = state.segments[name].shape[1]
         kwargs["past_key_values"] = copy.deepcopy(state.caches[name])  # generate() writes into it
         assert past == ids.shape[1] - 1, "the cache holds the tower's stream up to BOS"
@@ -359,7 +382,6 @@ def _speak(
                 stop.now = not on_token(StreamedToken(name, token, number))
 
         kwargs["streamer"] = _TokenStreamer(tell)
-    given = _generation_config(settings)
     given.bos_token_id, given.eos_token_id, given.pad_token_id = special
     unwritten = {special.bos, special.pad} - {special.eos}
     given.disable_compile = True  # a compiled forward cannot ask a context variable who listens
@@ -386,7 +408,9 @@ def _generation_config(settings: Mapping[str, Any] | GenerationConfig | None) ->
     return config
 
 
-def stream(model: ZipperModel, document: Document, schedule: Schedule, **kwargs: Any) -> Iterator[StreamedToken]:
+def stream(
+    model: ZipperModel, document: Document, schedule: Schedule, **kwargs: Any
+) -> Generator[StreamedToken, None, Document]:
     """Write as `generate` does, for one document, and yield each token as it comes.
 
     The work is done in a thread of its own. The finished document is the value of the iterator's `StopIteration`

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from zipper_lm import checkpoint, generation
@@ -98,7 +99,10 @@ class ZipperModel(PreTrainedModel):
         self.layer_pairs: dict[tuple[str, str], list[tuple[int, int]]] = {}
         for zip_spec in config.zip_specs:
             reader, source = zip_spec.reader, zip_spec.source
-            assert isinstance(zip_spec.layers, list) and zip_spec.source_layers is not None, "zips must be resolved"
+            if not isinstance(zip_spec.layers, list) or zip_spec.source_layers is None:
+                raise ValueError(
+                    f"zip {reader}<-{source}: needs explicit layers and source_layers; see `config.expand`"
+                )
             self.layer_pairs[reader, source] = list(zip(zip_spec.layers, zip_spec.source_layers))
             width, source_width = self.tower(reader).hidden_size, self.tower(source).hidden_size
             layers = nn.ModuleList(ZipLayer(zip_spec, width, source_width) for _ in zip_spec.layers)
@@ -124,11 +128,14 @@ class ZipperModel(PreTrainedModel):
         """One tower. Raises `ValueError` for an unknown name."""
         if name not in self.towers:
             raise ValueError(f"unknown tower {name!r}; this model has {list(self.towers)}")
-        return self.towers[name]  # type: ignore[return-value]
+        tower = self.towers[name]
+        assert isinstance(tower, Tower)
+        return tower
 
     def zip_layer(self, reader: str, source: str, k: int) -> ZipLayer:
         """The k-th zip layer through which `reader` reads `source`."""
-        return self.zips[reader][source][k]  # type: ignore[index, return-value]
+        zips: Any = self.zips
+        return zips[reader][source][k]
 
     def gates(self) -> dict[str, float]:
         """tanh of every gate, by ``reader<-source.k``, and ``....ff`` for feed-forward gates."""
@@ -165,16 +172,18 @@ class ZipperModel(PreTrainedModel):
         return self._handover(name, state)
 
     def _handover(self, name: str, states: Tensor) -> Tensor:
-        head = self.handover[name]
-        return head(states.to(head[1].weight.dtype))  # type: ignore[index, union-attr, arg-type]
+        head: Any = self.handover[name]
+        return head(states.to(head[1].weight.dtype))
 
     def train(self, mode: bool = True) -> ZipperModel:
-        """As usual, but a frozen tower stays in evaluation mode (no dropout), unless it is checkpointed."""
+        """As usual, but a frozen tower stays in evaluation mode (no dropout)."""
         super().train(mode)
         for name, spec in self.config.tower_specs.items():
-            backbone = self.tower(name).backbone
-            if spec.train == "frozen" and not getattr(backbone, "is_gradient_checkpointing", False):
-                backbone.eval()
+            if spec.train == "frozen":
+                backbone = self.tower(name).backbone.eval()
+                for layer in backbone.modules():  # layers checkpoint their activations in training mode only
+                    if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+                        layer.training = mode
         return self
 
     # --- forward -------------------------------------------------------------------------------------------------
@@ -192,7 +201,10 @@ class ZipperModel(PreTrainedModel):
         Raises:
             ValueError: for an unknown tower, or a token id outside its tower's vocabulary.
         """
-        batch = self._checked(batch)
+        if not batch:
+            raise ValueError("batch: no tower has any token")
+        for name, stream in batch.items():
+            self.check_ids(name, int(stream["input_ids"].min()), int(stream["input_ids"].max()))
         reading = read(self, batch)
         losses: dict[str, Tensor] = {}
         for name, stream in batch.items():
@@ -210,7 +222,7 @@ class ZipperModel(PreTrainedModel):
     def _handover_loss(self, batch: Batch, finals: Mapping[str, Tensor]) -> Tensor:
         """Cross-entropy of who speaks next, at every segment's end and at the documents' start."""
         logits, labels = [], []
-        for index, (name, stream) in enumerate((n, batch[n]) for n in self.names if n in batch):
+        for name, stream in batch.items():
             here = stream["handover"].to(finals[name].device)
             at = here != IGNORED
             logits.append(self._handover(name, finals[name][at]).to(self.handover_start.device))
@@ -220,16 +232,13 @@ class ZipperModel(PreTrainedModel):
             labels.append(torch.full((int(first.sum()),), self.names.index(name), device=self.handover_start.device))
         return F.cross_entropy(torch.cat(logits).float(), torch.cat(labels))
 
-    def _checked(self, batch: Batch) -> Batch:
-        if not batch:
-            raise ValueError("batch: no tower has any token")
-        for name, stream in batch.items():
-            size = self.tower(name).vocab_size
-            if (low := int(stream["input_ids"].min())) < 0 or (high := int(stream["input_ids"].max())) >= size:
-                raise ValueError(
-                    f"{name}: token id {low if low < 0 else high} out of range, the tower has ids 0 to {size - 1}"
-                )
-        return batch
+    def check_ids(self, name: str, low: int, high: int) -> None:
+        """Raise `ValueError` if ids from `low` to `high` are not all in a tower's vocabulary."""
+        size = self.tower(name).vocab_size
+        if low < 0 or high >= size:
+            raise ValueError(
+                f"{name}: token id {low if low < 0 else high} out of range, the tower has ids 0 to {size - 1}"
+            )
 
     # --- making, saving, writing ---------------------------------------------------------------------------------
 
@@ -249,12 +258,18 @@ class ZipperModel(PreTrainedModel):
         """Write config, new weights and codecs; see `zipper_lm.checkpoint.save`."""
         checkpoint.save(self, save_directory, **kwargs)
 
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Upload a checkpoint; see `zipper_lm.checkpoint.push`."""
+        return checkpoint.push(self, repo_id, **kwargs)
+
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> ZipperModel:  # type: ignore[override]
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any
+    ) -> ZipperModel:
         """Load what `save_pretrained` wrote, and the backbones it names; see `zipper_lm.checkpoint.load`."""
         return checkpoint.load(cls, pretrained_model_name_or_path, *args, **kwargs)
 
-    def generate(self, documents: Sequence[Document], schedule: Any, **kwargs: Any) -> list[Document]:  # type: ignore[override]
+    def generate(self, documents: Sequence[Document], schedule: Any, **kwargs: Any) -> list[Document]:
         """Let towers write the next segments; see `zipper_lm.generation.generate`."""
         return generation.generate(self, documents, schedule, **kwargs)
 

@@ -92,6 +92,7 @@ class ZipperProcessor(PushToHubMixin):
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
         """Write `processor_config.json` and one folder per codec under ``codecs/``."""
         folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
         for name, codec in self.codecs.items():
             codec.save_pretrained(folder / "codecs" / name)
         description = {"processor_class": type(self).__name__, "codecs": sorted(self.codecs), "specials": self.specials}

@@ -60,7 +60,7 @@ class Reading:
 
 def visible(reader_segments: Tensor, source_segments: Tensor) -> Tensor:
     """bool ``[batch, Q, M]``: a source token is visible if its segment comes earlier (and is not padding)."""
-    source = source_segments[:, None, :]
+    source = source_segments[:, None, :].to(reader_segments.device)
     return (source < reader_segments[:, :, None]) & (source >= 0)
 
 
@@ -137,6 +137,7 @@ def read(model: ZipperModel, batch: Batch, state: State | None = None) -> Readin
         batch: new tokens; with a `state`, tokens that go on from it.
         state: what was read before; it is extended by this batch in place. `None`: nothing before, nothing kept.
     """
+    batch = {n: {k: v.to(model.tower(n).device) for k, v in stream.items()} for n, stream in batch.items()}
     this = _Pass(model, batch, state)
     forwards = {}
     for name, stream in batch.items():
@@ -146,7 +147,7 @@ def read(model: ZipperModel, batch: Batch, state: State | None = None) -> Readin
             mask = torch.cat([(state.segments[name] >= 0).long(), mask], 1)
             cache = state.caches[name]
         tower = model.tower(name)
-        forwards[name] = partial(_forward, tower, stream["input_ids"].to(tower.device), mask, cache, state is not None)
+        forwards[name] = partial(_forward, tower, stream["input_ids"], mask, cache, state is not None)
     outputs = lockstep(forwards, this.board, this.posts, this.needs, this.enter, this.update)
     if state is not None:
         _extend(state, this, {name: cache for name, (_, cache) in outputs.items()})
@@ -154,7 +155,7 @@ def read(model: ZipperModel, batch: Batch, state: State | None = None) -> Readin
 
 
 def _forward(tower: Any, input_ids: Tensor, mask: Tensor, cache: Any, use_cache: bool, listener: Any) -> Any:
-    return tower(input_ids, mask.to(input_ids.device), cache=cache, use_cache=use_cache, listener=listener)
+    return tower(input_ids, mask, cache=cache, use_cache=use_cache, listener=listener)
 
 
 def _extend(state: State, this: _Pass, caches: dict[str, Any]) -> None:

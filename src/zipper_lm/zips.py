@@ -117,6 +117,15 @@ def _projection(form: str, source: int, width: int) -> nn.Sequential:
     return nn.Sequential(*steps)
 
 
+def _check_attention(name: str) -> None:
+    known = [n for n in ALL_ATTENTION_FUNCTIONS if not any(part in n for part in ("flash", "flex", "paged"))]
+    if name not in known:
+        raise ValueError(
+            f"zip.attention {name!r} cannot be used: a zip needs a function of transformers' attention interface that "
+            f"obeys a bool mask (flash and flex do not); there are {sorted(known)}"
+        )
+
+
 class ZipLayer(nn.Module):
     """One directed zip at one layer: the reader's hidden state + gated cross-attention + gated feed-forward.
 
@@ -131,6 +140,7 @@ class ZipLayer(nn.Module):
         self.head_width = 2 * -(-width // (2 * self.heads))  # rounded up to even, for rotary positions
         inner = self.heads * self.head_width
         self.positions, self.dropout, self.attention = spec.positions, spec.dropout, spec.attention
+        _check_attention(spec.attention)
         self.memory_projection = _projection(spec.projection, source_width, width)
         self.norm = nn.LayerNorm(width)
         self.q_proj = nn.Linear(width, inner, bias=False)
@@ -164,7 +174,7 @@ class ZipLayer(nn.Module):
             positions: int64 ``[B, M]``, each token's place in its segment.
         """
         memory = self.memory_projection(source_states.to(device=self.q_proj.weight.device, dtype=self.dtype))
-        placed = memory
+        placed, positions = memory, positions.to(memory.device)
         if self.positions == "sinusoid":
             placed = memory + self.memory_position_scale * sinusoid(positions, memory.shape[-1], memory.dtype)
         keys = self._heads(self.k_proj(placed))
