@@ -13,6 +13,7 @@ What is unusual here:
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+PROBE = (3, 5)  # batch and time of a forward that learns shapes: sizes that are unlike a number of streams
 CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 LAYER_LIST_NAMES = ("layers", "h", "blocks", "layer", "block")
 
@@ -42,10 +44,10 @@ class Listener(Protocol):
 class _Listening:
     """One forward's listener and its count of layer calls."""
 
-    __slots__ = ("depth", "listener")
+    __slots__ = ("axes", "depth", "listener", "total")
 
-    def __init__(self, listener: Listener) -> None:
-        self.listener, self.depth = listener, 0
+    def __init__(self, listener: Listener, axes: tuple[int, int], total: int | None) -> None:
+        self.listener, self.axes, self.total, self.depth = listener, axes, total, 0
 
 
 _listening: ContextVar[Mapping[nn.Module, _Listening]] = ContextVar("zipper_listening", default={})  # noqa: B039
@@ -60,8 +62,9 @@ class _Announcer:
     def __call__(self, backbone: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if (state := _listening.get().get(self.layers)) is not None:
             mask = kwargs.get("attention_mask")
+            seen = mask.shape[1] if isinstance(mask, Tensor) and mask.dim() == 2 else None
             state.depth = 0
-            state.listener.begin(mask.shape[1] if isinstance(mask, Tensor) and mask.dim() == 2 else None)
+            state.listener.begin(seen if state.total is None else state.total)
 
 
 class _StandIn:
@@ -82,7 +85,7 @@ class _StandIn:
         depth = state.depth
         state.depth += 1
         hidden = kwargs["hidden_states"] if named else args[0]
-        entering = state.listener.before(depth, hidden)
+        entering = _shaped(state.listener.before(depth, _per_token(hidden, state)), hidden, state)
         if named:
             kwargs["hidden_states"] = entering
         else:
@@ -90,28 +93,46 @@ class _StandIn:
         output = self._layer(*args, **kwargs)
         # Answer in kind: a family that unpacks a tuple would take a bare tensor's first batch row for the output.
         hidden = output if isinstance(output, Tensor) else output[0]
-        leaving = state.listener.after(depth, hidden)
-        if leaving is hidden:
+        told = _per_token(hidden, state)
+        leaving = state.listener.after(depth, told)
+        if leaving is told:
             return output
+        leaving = _shaped(leaving, hidden, state)
         return leaving if isinstance(output, Tensor) else type(output)((leaving, *output[1:]))
+
+
+def _per_token(hidden: Tensor, state: _Listening) -> Tensor:
+    """``[batch, time, hidden]`` of a hidden state that may be time-major, or in several streams, such as ``[streams,
+    batch, time, d]`` or ``[batch, time, streams, d]``: a token's hidden state is all that is passed on for it."""
+    return hidden.movedim(state.axes, (0, 1)).flatten(2)
+
+
+def _shaped(hidden: Tensor, like: Tensor, state: _Listening) -> Tensor:
+    """Undo `_per_token`: ``[batch, time, hidden]`` in the axes of `like`."""
+    return hidden.reshape(like.movedim(state.axes, (0, 1)).shape).movedim((0, 1), state.axes)
 
 
 class LayerList(nn.ModuleList):
     """A backbone's layers, same names; inside `listening` it hands out stand-ins."""
+
+    axes = (0, 1)  # batch and time of the hidden state between layers
 
     def __iter__(self) -> Iterator[Any]:
         state = _listening.get().get(self)
         layers = super().__iter__()
         return layers if state is None else (_StandIn(layer, state) for layer in layers)
 
-    def __getitem__(self, index: int | slice) -> Any:  # type: ignore[override]
+    def __getitem__(self, index: int | slice) -> Any:
         return super().__getitem__(index) if _listening.get().get(self) is None else list(self)[index]
 
 
 @contextmanager
-def listening(layers: LayerList, listener: Listener) -> Iterator[_Listening]:
-    """Let `listener` hear every layer of one tower in this context (thread, task or greenlet), and nowhere else."""
-    state = _Listening(listener)
+def listening(layers: LayerList, listener: Listener, total: int | None = None) -> Iterator[_Listening]:
+    """Let `listener` hear every layer of one tower in this context (thread, task or greenlet), and nowhere else.
+
+    `total` is the length of the stream after the call, where the backbone is not given a mask that tells it.
+    """
+    state = _Listening(listener, layers.axes, total)
     token = _listening.set({**_listening.get(), layers: state})
     try:
         yield state
@@ -120,20 +141,13 @@ def listening(layers: LayerList, listener: Listener) -> Iterator[_Listening]:
 
 
 class _Probe:
-    """Records shapes, changes nothing."""
+    """Forward hooks that note the shape of what leaves each layer."""
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
 
-    def begin(self, total: int | None) -> None:
-        """Nothing to prepare."""
-
-    def before(self, depth: int, hidden_states: Tensor) -> Tensor:
-        return hidden_states
-
-    def after(self, depth: int, hidden_states: Tensor) -> Tensor:
-        self.shapes.append(tuple(hidden_states.shape))
-        return hidden_states
+    def __call__(self, layer: nn.Module, args: Any, output: Any) -> None:
+        self.shapes.append(tuple((output if isinstance(output, Tensor) else output[0]).shape))
 
 
 class Tower(nn.Module):
@@ -146,11 +160,12 @@ class Tower(nn.Module):
         layers: dotted name of the layer list, for a family where it is not found.
 
     Attributes:
-        hidden_size: width of the hidden state between layers.
+        hidden_size: width of what passes between layers for one token (of all streams where a family has several).
         depth: number of layer calls in one forward.
 
     Raises:
-        ValueError: if the layer list is not found, or what passes between layers is not ``[batch, time, hidden]``.
+        ValueError: if the layer list is not found, or what passes between layers is neither ``[batch, time,
+            hidden]`` nor several such streams.
     """
 
     def __init__(self, backbone: PreTrainedModel, name: str = "tower", layers: str | None = None) -> None:
@@ -169,7 +184,8 @@ class Tower(nn.Module):
         self.layers_path = path
         self.adapter_names: frozenset[str] = frozenset()
         self._takes = set(inspect.signature(backbone.forward).parameters)
-        self.cache_name = next((n for n in ("past_key_values", "cache_params", "state") if n in self._takes), None)
+        self.cache_name = cache_argument(backbone)
+        self._counts_from_zero = counts_from_zero(backbone)
         self.depth, self.hidden_size = self._probe()
 
     @property
@@ -180,13 +196,12 @@ class Tower(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where this tower's inputs must be."""
-        return self.backbone.get_input_embeddings().weight.device  # type: ignore[return-value, union-attr]
+        return _embedding(self.backbone).device
 
     @property
     def vocab_size(self) -> int:
         """Number of ids that the input embedding holds."""
-        embedding = self.backbone.get_input_embeddings()
-        return int(embedding.weight.shape[0])  # type: ignore[union-attr, arg-type]
+        return int(_embedding(self.backbone).shape[0])
 
     def forward(
         self,
@@ -210,9 +225,12 @@ class Tower(nn.Module):
             logits ``[batch, time, vocab]`` and the cache (`None` if not asked for).
         """
         kwargs: dict[str, Any] = {"input_ids": input_ids, "use_cache": use_cache or cache is not None}
+        total = None if attention_mask is None else attention_mask.shape[1]
         if attention_mask is not None and "attention_mask" in self._takes:
-            kwargs["attention_mask"] = attention_mask
-            if "position_ids" in self._takes:
+            # A recurrent state has padding behind it: those families expect a mask as long as the ids.
+            recurrent = cache is not None and self.cache_name != "past_key_values"
+            kwargs["attention_mask"] = attention_mask[:, -input_ids.shape[1] :] if recurrent else attention_mask
+            if self._counts_from_zero:
                 positions = attention_mask.long().cumsum(-1) - 1
                 kwargs["position_ids"] = positions.clamp(min=0)[:, -input_ids.shape[1] :]
         if cache is not None:
@@ -225,7 +243,7 @@ class Tower(nn.Module):
         if listener is None:
             output = self.backbone(**kwargs)
         else:
-            with listening(self.layers, listener) as state:
+            with listening(self.layers, listener, total) as state:
                 output = self.backbone(**kwargs)
             if state.depth != self.depth:
                 raise RuntimeError(
@@ -234,23 +252,25 @@ class Tower(nn.Module):
                 )
         return output.logits, getattr(output, self.cache_name, None) if self.cache_name else None
 
-    @torch.no_grad()
     def _probe(self) -> tuple[int, int]:
         """Count the layer calls and learn the hidden size from one small forward."""
-        was_training = self.backbone.training
-        self.backbone.eval()
-        probe = _Probe()
-        ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
-        with listening(self.layers, probe):
-            self.backbone(input_ids=ids)
-        self.backbone.train(was_training)
+        probe, sizes = _Probe(), tuple(PROBE)
+        hooks = [layer.register_forward_hook(probe) for layer in self.layers]
+        try:
+            _small_forward(self.backbone)
+        finally:
+            for hook in hooks:
+                hook.remove()
         shapes = set(probe.shapes)
-        if len(shapes) != 1 or len(shape := shapes.pop()) != 3 or shape[:2] != (1, 2):
+        shape = shapes.pop() if len(shapes) == 1 else ()
+        if len(shape) < 3 or any(shape[:-1].count(n) != 1 for n in sizes):
             raise ValueError(
                 f"tower {self.name!r}: {type(self.backbone).__name__} passes {sorted(set(probe.shapes)) or 'nothing'} "
-                f"between the layers in {self.layers_path!r}; a tower needs [batch, time, hidden], here (1, 2, hidden)"
+                f"between the layers in {self.layers_path!r}; a tower needs [batch, time, hidden], here "
+                f"({sizes[0]}, {sizes[1]}, hidden)"
             )
-        return len(probe.shapes), shape[2]
+        self.layers.axes = (shape.index(sizes[0]), shape.index(sizes[1]))
+        return len(probe.shapes), math.prod(shape) // math.prod(sizes)
 
 
 def cache_argument(backbone: nn.Module) -> str | None:
@@ -259,11 +279,47 @@ def cache_argument(backbone: nn.Module) -> str | None:
     return next((n for n in CACHE_NAMES if n in takes), None)
 
 
+def counts_from_zero(backbone: nn.Module) -> bool:
+    """Whether a backbone takes `position_ids` and its first token's is 0. RoBERTa and its kin start after the padding
+    id, so positions counted from a mask would be wrong; they are left to the family."""
+    if "position_ids" not in inspect.signature(backbone.forward).parameters:
+        return False
+    positions = torch.arange(PROBE[1], device=_embedding(backbone).device).expand(*PROBE)
+    try:
+        return torch.equal(_small_forward(backbone), _small_forward(backbone, position_ids=positions))
+    except (IndexError, RuntimeError):  # positions of another shape (one for each of several axes), or out of range
+        return False
+
+
+@torch.no_grad()
+def _small_forward(backbone: nn.Module, **kwargs: Any) -> Tensor:
+    """Logits of a few tokens, in eval mode and without leaving a trace in the random state."""
+    device = _embedding(backbone).device
+    padding = getattr(getattr(backbone, "config", None), "pad_token_id", None)
+    training = backbone.training
+    backbone.eval()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            ids = torch.full(PROBE, 1 if padding == 0 else 0, device=device)
+            if "use_cache" in inspect.signature(backbone.forward).parameters:
+                kwargs["use_cache"] = False
+            return backbone(input_ids=ids, **kwargs).logits
+    finally:
+        backbone.train(training)
+
+
+def _embedding(backbone: nn.Module) -> Tensor:
+    """``[vocab, d]``; the first of them where a family keeps a list."""
+    return next(backbone.get_input_embeddings().parameters())  # type: ignore[operator]
+
+
 def find_layers(backbone: nn.Module) -> str:
     """Dotted name of the decoder's layer list.
 
     It is the `ModuleList` whose members' class the family names in `_no_split_modules`, else the one that has as many
-    members as the config has layers.
+    members as the config has layers, else the only one with a usual name. Of several (a vision tower's, a text
+    tower's), the one that text runs through.
 
     Raises:
         ValueError: listing the module lists that were looked at.
@@ -277,11 +333,14 @@ def find_layers(backbone: nn.Module) -> str:
         lambda n, m: any(type(x).__name__ in whole for x in m),
         lambda n, m: len(m) == count and n.rpartition(".")[2] in LAYER_LIST_NAMES,
         lambda n, m: len(m) == count,
+        lambda n, m: n.rpartition(".")[2] in LAYER_LIST_NAMES,
     ]
     for test in tests:
         fitting = [n for n, m in lists.items() if test(n, m)]
         # An outer list wins over lists inside its members (experts, sub-blocks).
         outer = [n for n in fitting if not any(n.startswith(f"{o}.") for o in fitting if o != n)]
+        if len(outer) > 1:
+            outer = _text_runs_through(backbone, {n: lists[n] for n in outer})
         if len(outer) == 1:
             return outer[0]
     raise ValueError(
@@ -289,3 +348,19 @@ def find_layers(backbone: nn.Module) -> str:
         f"{ {n: f'{len(m)} x {type(m[0]).__name__}' for n, m in lists.items()} or 'none' }, "
         f"_no_split_modules: {sorted(whole) or 'none'}. Name it with layers="
     )
+
+
+def _text_runs_through(backbone: nn.Module, lists: dict[str, nn.ModuleList]) -> list[str]:
+    """Those of the lists whose layers are called when the backbone is given ids and nothing else."""
+    ran = dict.fromkeys(lists, False)
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: ran.update({name: True})
+
+    hooks = [layer.register_forward_pre_hook(note(n)) for n, m in lists.items() for layer in m]
+    try:
+        _small_forward(backbone)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [name for name, called in ran.items() if called]

@@ -1,0 +1,113 @@
+"""Which Hugging Face decoders are towers, bit for bit? Runs the parity suite and writes docs/towers.md.
+
+    python benchmarks/tower_parity.py [--output docs/towers.md] [family ...]
+
+With families named, it prints what is found of those and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import torch
+import transformers
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from tower_families import KNOWN, LAYERS_PATH, Outcome, examine, families  # noqa: E402
+
+HEAD = """# Which decoders are towers
+
+Made by `python benchmarks/tower_parity.py` with transformers {version} and torch {torch}: a tiny random model of each
+causal-LM family, fp32 on a CPU, is compared with itself as a tower. **{passed} of {total} families pass**
+({classes} model classes). Your own model: `zipper_lm.parity.check_parity(model)`.
+
+"Passes" means `torch.equal` to the bare model, while every hidden state between layers is replaced by an equal one, in:
+forward; a left-padded and a right-padded batch; prefill and five cached steps, without and with left padding; greedy
+`generate()`; and the same state-dict keys. A change made at any depth is heard by the logits, and neither by other rows
+nor by earlier tokens. The note says what the bare model itself cannot do; a tower then cannot do it either.
+
+{counts}
+
+| family | model class | tower | note |
+|---|---|---|---|
+"""
+
+
+def main() -> None:
+    """Examine the families one after the other, and print or write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", help="model types, such as llama; all by default")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "towers.md")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.families) - set(families()):
+        parser.error(
+            f"families: {sorted(unknown)} are not causal-LM families of transformers {transformers.__version__}"
+        )
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
+    start = time.monotonic()
+    outcomes = []
+    for family in arguments.families or families():
+        outcomes.append(examine(family))
+        print(f"{family:28} {_tower(outcomes[-1])} {_note(outcomes[-1])}", flush=True)
+    counts = Counter("passes" if o.passed else _kind(o) for o in outcomes)
+    print(f"{counts['passes']} of {len(outcomes)} families pass ({time.monotonic() - start:.0f} s)")
+    for kind, count in counts.most_common():
+        print(f"  {kind}: {count}")
+    if not arguments.families:
+        _write(arguments.output, _page(outcomes, counts))
+        print(f"written: {arguments.output}")
+
+
+def _page(outcomes: list[Outcome], counts: Counter[str]) -> str:
+    head = HEAD.format(
+        version=transformers.__version__,
+        torch=torch.__version__.partition("+")[0],
+        passed=counts["passes"],
+        total=len(outcomes),
+        classes=len({o.parity.name for o in outcomes if o.parity and o.passed}),
+        counts="\n".join(f"- {kind}: {count}" for kind, count in counts.most_common()),
+    )
+    rows = [
+        f"| `{o.family}` | {o.parity.name if o.parity else ''} | {_tower(o)} | {_note(o).replace('|', '/')} |"
+        for o in sorted(outcomes, key=lambda o: o.family)
+    ]
+    return head + "\n".join(rows) + "\n"
+
+
+def _kind(outcome: Outcome) -> str:
+    known = KNOWN.get(outcome.family)
+    return known.kind if known and known.says in outcome.reason else "not looked into"
+
+
+def _tower(outcome: Outcome) -> str:
+    return "yes" if outcome.passed else f"no: {_kind(outcome)}"
+
+
+def _note(outcome: Outcome) -> str:
+    if not outcome.passed:
+        why = KNOWN[outcome.family].why if outcome.family in KNOWN else ""
+        said = " ".join(outcome.reason.split())
+        return f"{why} ({said if len(said) < 160 else said[:160] + '...'})"
+    notes = list(outcome.parity.notes) if outcome.parity else []
+    if path := LAYERS_PATH.get(outcome.family):
+        notes.insert(0, f'name the list: `layers="{path}"`')
+    return "; ".join(notes)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    main()
