@@ -46,6 +46,14 @@ logger = logging.getLogger(__name__)
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 AUTO_ARGUMENTS = ("config", "trust_remote_code", "adapter_kwargs", "_from_auto", "_commit_hash")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+)
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download")
 
 
@@ -84,11 +92,11 @@ def load_backbone(spec: TowerSpec, *, dtype: Any = None, **hub: Any) -> PreTrain
         raise ValueError(f"tower {spec.source!r}: cannot be loaded: {error}") from error
 
 
-def build_backbone(config: ZipperConfig, name: str) -> PreTrainedModel:
+def build_backbone(config: ZipperConfig, name: str, **hub: Any) -> PreTrainedModel:
     """A backbone with random weights from its recorded config."""
     spec = config.tower_specs[name]
     if spec.trust_remote_code:  # its code is where its weights are
-        return load_backbone(spec)
+        return load_backbone(spec, **hub)
     backbone = config.backbone_config(name)
     owner = _class_of(backbone, spec)
     model = owner.from_config(backbone) if owner is AutoModelForCausalLM else owner(backbone)
@@ -231,12 +239,18 @@ def _codec(spec: TowerSpec, given: Codec | str | Path | None, **hub: Any) -> Cod
     if not spec.source:
         return None
     at = {"revision": spec.revision, **hub}
-    if cached_file(spec.source, CODEC_FILE, _raise_exceptions_for_missing_entries=False, **at):
+    if _has(spec.source, CODEC_FILE, **at):
         return load_codec(local_folder(spec.source, **at))
+    if not any(_has(spec.source, file, **at) for file in TOKENIZER_FILES):
+        return None  # transformers would make an empty tokenizer up
     try:
         return TextCodec.from_pretrained(spec.source, trust_remote_code=spec.trust_remote_code, **at)
     except (OSError, ValueError, KeyError):
         return None  # a tower without a tokenizer takes ids
+
+
+def _has(source: str, file: str, **at: Any) -> bool:
+    return bool(cached_file(source, file, _raise_exceptions_for_missing_entries=False, **at))
 
 
 def _describe(name: str, spec: TowerSpec, backbone: PreTrainedModel, codec: Codec | None, **hub: Any) -> TowerSpec:
@@ -461,7 +475,7 @@ def load(
     for name, spec in config.tower_specs.items():
         given = (towers or {}).get(name)
         if spec.train == "full" and given is None:
-            backbones[name] = build_backbone(config, name)
+            backbones[name] = build_backbone(config, name, **hub)
             continue
         if given is None and spec.source == _bundle(name):
             given = folder / spec.source

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, StoppingCriteria
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers.generation import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
 from zipper_lm.collation import collate
@@ -166,10 +167,10 @@ class _Request:
             return
         rows: dict[str, list[Document]] = {}
         for name in self.pending:
-            fresh = [Document([d[-1]]) for d in self.documents]
-            lengths = {len(d[-1].ids or []) for d in self.documents}
+            newest = [d.segments[-1:] for d in self.documents]
+            lengths = {len(s.ids or []) for segments in newest for s in segments}
             if len(lengths) == 1 and _goes_on(self.state.caches.get(name)):
-                rows[name] = fresh
+                rows[name] = [Document(segments) for segments in newest]
             else:
                 self.state.forget(name)
                 rows[name] = self.documents
@@ -272,7 +273,6 @@ class _Speaker:
         # The number of the segment being written, in every row.
         self.now = torch.tensor([[len(d)] for d in request.documents], device=self.device)
         self.next = past  # which token of the stream the coming forward begins with
-        self.total: int | None = None
         self.sources: dict[str, Tensor] = {}
         self.zips: dict[int, list[tuple[str, ZipLayer, Memory]]] = {}
         for (reader, source), pairs in self.model.layer_pairs.items():
@@ -285,15 +285,13 @@ class _Speaker:
         self.positions_here = none
 
     def begin(self, total: int | None) -> None:
-        self.total = total
+        """Nothing to prepare: `_Place` says where a forward stands, also where there is no mask to tell."""
 
     def before(self, depth: int, hidden_states: Tensor) -> Tensor:
         if depth:
             return hidden_states
         rows, new = len(self.now), hidden_states.shape[1]
-        # The mask's length says where this forward stands; assisted decoding steps back, so counting would not do.
-        start = self.next if self.total is None else self.total - new
-        self.next = start + new
+        start, self.next = self.next, self.next + new
         known = self.segments.shape[1]
         index = torch.arange(start, start + new, device=self.device)
         old = index[index < known]
@@ -328,6 +326,20 @@ class _Stop(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         return torch.full((len(input_ids),), self.now, dtype=torch.bool, device=input_ids.device)
+
+
+class _Place(StoppingCriteria):
+    """Ends nothing; tells a speaker after each step with which token the next forward begins.
+
+    Counting forwards would not do: assisted decoding steps back behind tokens that were not accepted.
+    """
+
+    def __init__(self, speaker: _Speaker) -> None:
+        self.speaker = speaker
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        self.speaker.next = input_ids.shape[1] - 1  # the newest token has not been read
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 class _TokenStreamer(BaseStreamer):
@@ -369,10 +381,14 @@ def _speak(
     given = _generation_config(settings)
     kwargs: dict[str, Any] = {}
     past = 0
-    # With a cache of another kind asked for, the tower's short prefix is read again into that one.
-    if tower.cache_name == "past_key_values" and not given.cache_implementation and _goes_on(state.caches.get(name)):
+    # A cache of another kind, and assisted decoding (whose first step takes the cache for empty), start from nothing:
+    # the tower's own prefix is read again then.
+    anew = given.cache_implementation or given.get_generation_mode() is GenerationMode.ASSISTED_GENERATION
+    if tower.cache_name == "past_key_values" and not anew and _goes_on(state.caches.get(name)):
         past = state.segments[name].shape[1]
-        kwargs["past_key_values"] = copy.deepcopy(state.caches[name])  # generate() writes into it
+        kwargs["past_key_values"] = cache = copy.deepcopy(state.caches[name])  # generate() writes into it
+        if (given.num_beams or 1) > 1:  # and repeats what it is given for every beam, but not the cache
+            cache.batch_repeat_interleave(given.num_beams)
         assert past == ids.shape[1] - 1, "the cache holds the tower's stream up to BOS"
     if on_token is not None:
         number = len(documents[0])
@@ -389,7 +405,11 @@ def _speak(
     speaker = _Speaker(request, name, past)
     with listening(tower.layers, speaker):
         output = tower.backbone.generate(  # type: ignore[operator]
-            input_ids=ids, attention_mask=mask, generation_config=given, stopping_criteria=[stop], **kwargs
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=given,
+            stopping_criteria=[stop, _Place(speaker)],
+            **kwargs,
         )
     sequences = output if isinstance(output, Tensor) else output.sequences
     written = sequences[:, ids.shape[1] :].tolist()
