@@ -1,0 +1,126 @@
+"""Are the frozen towers untouched? Tensor by tensor, and in what they say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from zipper_lm.checkpoint import load_backbone
+from zipper_lm.collation import IGNORED, collate
+from zipper_lm.document import Document, Segment
+from zipper_lm.tower import Tower
+
+if TYPE_CHECKING:
+    from zipper_lm.model import ZipperModel
+
+
+@dataclass(frozen=True)
+class TowerReport:
+    """One tower against its source.
+
+    Attributes:
+        name: the tower. train: how it was trained. source: where the source was loaded from.
+        tensors: tensors compared. equal: how many are bit-identical. largest: largest difference anywhere.
+        logits_equal: whether logits on sample input are bit-identical to the source's.
+    """
+
+    name: str
+    train: str
+    source: str
+    tensors: int
+    equal: int
+    largest: float
+    logits_equal: bool
+
+    @property
+    def identical(self) -> bool:
+        """Every tensor and the logits on sample input."""
+        return self.equal == self.tensors and self.logits_equal
+
+    def summary(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "identical": self.identical}
+
+
+def verify(model: ZipperModel, folder: str | Path | None = None, **hub: Any) -> list[TowerReport]:
+    """Compare every tower with its source checkpoint, loaded anew.
+
+    Args:
+        model: the model. folder: where it was loaded from, for towers stored beside it. hub: see `fuse`.
+
+    Raises:
+        ValueError: if a source cannot be loaded.
+    """
+    reports = []
+    for name, spec in model.config.tower_specs.items():
+        tower = model.tower(name)
+        if folder is not None and (Path(folder) / spec.source).is_dir():
+            spec.source = str(Path(folder) / spec.source)
+        source = load_backbone(spec, dtype=tower.backbone.dtype, **hub)
+        theirs = source.state_dict()
+        ours = _base_tensors(tower)
+        if theirs.keys() != ours.keys():
+            raise ValueError(f"tower {name!r}: tensors differ from {spec.source}: {sorted(theirs.keys() ^ ours.keys())[:5]}")
+        differences = {k: _difference(ours[k], theirs[k]) for k in theirs}
+        reports.append(
+            TowerReport(
+                name=name,
+                train=spec.train,
+                source=spec.source,
+                tensors=len(theirs),
+                equal=sum(torch.equal(ours[k].cpu(), theirs[k].cpu()) for k in theirs),
+                largest=max(differences.values(), default=0.0),
+                logits_equal=spec.train != "lora" and _same_logits(tower, source),
+            )
+        )
+    return reports
+
+
+def _base_tensors(tower: Tower) -> dict[str, Tensor]:
+    """A tower's tensors under their source names: PEFT wraps a linear layer as ``....base_layer``."""
+    state = tower.backbone.state_dict()
+    return {k.replace(".base_layer.", "."): v for k, v in state.items() if k not in tower.adapter_names}
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    if ours.shape != theirs.shape:
+        return math.inf
+    return float((ours.cpu().double() - theirs.cpu().double()).abs().max()) if ours.numel() else 0.0
+
+
+@torch.no_grad()
+def _same_logits(tower: Tower, source: Any, length: int = 16) -> bool:
+    """Sample input: ids from a fixed seed; tower and source as plain backbones."""
+    generator = torch.Generator().manual_seed(0)
+    limit = min(tower.vocab_size, int(getattr(source.config, "vocab_size", tower.vocab_size)))
+    ids = torch.randint(0, limit, (2, length), generator=generator)
+    ours = tower.backbone.eval()(input_ids=ids.to(tower.device)).logits.cpu()
+    return torch.equal(ours, source.to(ids.device)(input_ids=ids).logits.cpu())
+
+
+@torch.no_grad()
+def perplexity(model: ZipperModel, name: str, rows: Sequence[Sequence[int]], batch_size: int = 32) -> float:
+    """A tower's perplexity per token on its own modality alone, as a plain backbone.
+
+    Args:
+        model: the model. name: the tower. rows: content ids. batch_size: rows at a time.
+    """
+    loss, count = 0.0, 0
+    for start in range(0, len(rows), batch_size):
+        documents = [Document([Segment(name, ids=list(r), target=True)]) for r in rows[start : start + batch_size]]
+        stream = collate(documents, model.specials)[name]
+        logits, _ = model.tower(name)(stream["input_ids"].to(model.tower(name).device), stream["attention_mask"])
+        labels = stream["labels"][:, 1:].to(logits.device)
+        loss += float(
+            torch.nn.functional.cross_entropy(
+                logits[:, :-1].transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="sum"
+            )
+        )
+        count += int((labels != IGNORED).sum())
+    return math.exp(loss / max(count, 1))

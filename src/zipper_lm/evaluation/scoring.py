@@ -1,0 +1,116 @@
+"""Scoring a model on a task by generation: word error rate of what it wrote, or of what a judge heard it say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zipper_lm.data.tasks import parse_task
+from zipper_lm.document import Document
+from zipper_lm.evaluation.judge import Recogniser
+from zipper_lm.evaluation.word_error_rate import bootstrap_interval, word_error_rate
+
+if TYPE_CHECKING:
+    from zipper_lm.model import ZipperModel
+
+SHORT_NAMES = {"asr": "speech->text", "tts": "text->speech"}
+"""Names that the field knows, for task templates."""
+
+
+@dataclass
+class Score:
+    """What one task scored.
+
+    Attributes:
+        task: the template. wer, cer: per cent over all rows. interval: 95 % bootstrap interval of the WER.
+        references, hypotheses: what should have been and what was written, or heard by the judge.
+        values: the raw values that were generated, such as waveforms.
+    """
+
+    task: str
+    wer: float
+    cer: float
+    interval: tuple[float, float]
+    references: list[str] = field(repr=False)
+    hypotheses: list[str] = field(repr=False)
+    values: list[Any] = field(repr=False)
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers, for JSON."""
+        low, high = (round(x, 2) for x in self.interval)
+        return {
+            "task": self.task,
+            "wer": round(self.wer, 2),
+            "cer": round(self.cer, 2),
+            "wer_95": [low, high],
+            "utterances": len(self.references),
+        }
+
+
+def score_task(
+    model: ZipperModel,
+    rows: Sequence[Mapping[str, Any]],
+    task: str,
+    *,
+    judge: Recogniser | None = None,
+    settings: Mapping[str, Any] | None = None,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> Score:
+    """Generate a task's last segment for every row and compare with the row's text.
+
+    Args:
+        model: a model with a processor.
+        rows: each with the task's given modalities and ``"text"``; raw values or `Segment`s with ids.
+        task: ``"asr"``, ``"tts"`` or a template such as ``"speech->text->speech"``.
+        judge: listens to generated speech; needed if the task ends in speech.
+        settings: generation settings per modality.
+        batch_size: documents written together.
+        progress: called with (rows done, rows in all).
+
+    Raises:
+        ValueError: without rows, or if speech is to be judged and there is no judge.
+    """
+    template = SHORT_NAMES.get(task, task)
+    parsed = parse_task(template, model.names)
+    ends_in = parsed.targets[-1]
+    if ends_in != "text" and judge is None:
+        raise ValueError(f"task {template!r} ends in {ends_in}: a judge must listen to it")
+    if not rows:
+        raise ValueError(f"task {template!r}: no rows to score")
+    order = sorted(range(len(rows)), key=lambda i: len(_text(rows[i])))  # like lengths are written together
+    values: list[Any] = [None] * len(rows)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        documents = [Document([_given(rows[i], m) for m in parsed.given]) for i in chosen]
+        written = model.generate(documents, list(parsed.targets), settings=settings)
+        for i, document in zip(chosen, written):
+            values[i] = document[-1].value
+        if progress is not None:
+            progress(min(start + batch_size, len(order)), len(order))
+    references = [_text(row) for row in rows]
+    heard = values if judge is None or ends_in == "text" else transcribe(judge, values)
+    rates = word_error_rate(references, heard)
+    return Score(template, rates.wer, rates.cer, bootstrap_interval(references, heard), references, heard, values)
+
+
+def transcribe(judge: Recogniser, waves: Sequence[np.ndarray]) -> list[str]:
+    """What the judge hears; nothing in a wave that is too short to hold a word."""
+    audible = [i for i, wave in enumerate(waves) if len(wave) >= 1600]
+    heard = [""] * len(waves)
+    for i, text in zip(audible, judge.transcribe([waves[i] for i in audible]) if audible else []):
+        heard[i] = text
+    return heard
+
+
+def _given(row: Mapping[str, Any], modality: str) -> Any:
+    value = row[modality]
+    return value if hasattr(value, "modality") else (modality, value)
+
+
+def _text(row: Mapping[str, Any]) -> str:
+    value = row["text"]
+    return value.value if hasattr(value, "modality") else value

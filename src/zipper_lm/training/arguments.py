@@ -1,0 +1,48 @@
+"""From a `TrainingRecipe` to `transformers.TrainingArguments`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from zipper_lm.training.recipes import TrainingRecipe
+
+
+def training_arguments(recipe: TrainingRecipe, folder: str | Path, seed: int, **more: Any) -> TrainingArguments:
+    """Arguments for `Trainer`: cosine schedule, TensorBoard logs and checkpoints under `folder`.
+
+    Raises:
+        ValueError: if `recipe.arguments` names an unknown field, or one that the recipe sets itself.
+    """
+    known = set(TrainingArguments.__dataclass_fields__)
+    if unknown := sorted(set(recipe.arguments) - known):
+        raise ValueError(f"training.arguments: {unknown} are no fields of transformers.TrainingArguments")
+    chosen = {
+        "output_dir": str(folder),
+        "max_steps": recipe.steps,
+        "per_device_train_batch_size": recipe.batch_size,
+        "per_device_eval_batch_size": recipe.batch_size,
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": round(recipe.warmup * recipe.steps),
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.clip,
+        "adam_beta1": recipe.betas[0],
+        "adam_beta2": recipe.betas[1],
+        "logging_steps": recipe.log_every,
+        "save_strategy": "steps",
+        "save_steps": recipe.evaluate_every or recipe.steps,
+        "save_total_limit": 2,
+        "report_to": ["tensorboard"],
+        "logging_nan_inf_filter": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+        "remove_unused_columns": False,
+        "seed": seed,
+        **more,
+    }
+    if doubled := sorted(set(recipe.arguments) & set(chosen) - set(more)):
+        raise ValueError(f"training.arguments: {doubled} are set by the recipe's own fields")
+    return TrainingArguments(**{**chosen, **recipe.arguments})

@@ -1,0 +1,79 @@
+"""Rows to encoded rows: every value through its codec once, before training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from zipper_lm.data.readers import read_rows
+from zipper_lm.data.recombine import recombine
+from zipper_lm.document import Document
+from zipper_lm.modality.codec import Codec
+from zipper_lm.processor import ZipperProcessor
+from zipper_lm.training.recipes import DataRecipe
+
+CHUNK = 64
+
+
+def training_rows(data: DataRecipe, seed: int = 0) -> list[Any]:
+    """The training split as the recipe wants it: limited, drawn from, excluded from, and with recombined clips.
+
+    Raises:
+        ValueError: as `read_rows`, or if nothing is left.
+    """
+    rows = [r for r in read_rows(data.source, data.columns, data.train, data.limit) if _wanted(r, data)]
+    if data.fraction < 1.0:
+        count = max(1, round(data.fraction * len(rows)))
+        rows = [rows[i] for i in sorted(np.random.default_rng(seed).permutation(len(rows))[:count])]
+    if not rows:
+        raise ValueError(f"data: {data.source} has no rows left in split {data.train!r} after data.exclude")
+    if data.clips is not None:
+        clips = [r for r in read_rows(data.clips.source, data.columns) if _wanted(r, data)]
+        rows += recombine(clips, data.clips.count, words=data.clips.words, seed=seed)
+    return rows
+
+
+def _wanted(row: Any, data: DataRecipe) -> bool:
+    return isinstance(row, Document) or all(str(row.get(c)) not in values for c, values in data.exclude.items())
+
+
+def validation_rows(data: DataRecipe) -> list[Any]:
+    """The first rows of the validation split; empty if the recipe has none."""
+    if data.validation is None:
+        return []
+    return list(read_rows(data.source, data.columns, data.validation, data.validation_limit))
+
+
+def encode_rows(processor: ZipperProcessor, rows: Sequence[Any], modalities: Sequence[str]) -> list[Any]:
+    """Rows whose values are `Segment`s with ids (text keeps its value too), documents with ids.
+
+    Raises:
+        ValueError: on a value that its codec cannot read; the message says which row.
+    """
+    encoded: list[Any] = []
+    for start in track(range(0, len(rows), CHUNK), description="encoding", transient=True):
+        chunk = rows[start : start + CHUNK]
+        documents = [r if isinstance(r, Document) else Document([(m, r[m]) for m in modalities]) for r in chunk]
+        try:
+            coded = processor.encode(documents)
+        except ValueError as error:
+            raise ValueError(f"data rows {start} to {start + len(chunk) - 1}: {error}") from error
+        for row, document in zip(chunk, coded):
+            for segment in document:
+                if not isinstance(segment.value, str) or segment.modality != "text":
+                    segment.value = None
+            encoded.append(document if isinstance(row, Document) else dict(zip(modalities, document)))
+    return encoded
+
+
+def encode_column(codec: Codec, values: Sequence[Any]) -> list[list[int]]:
+    """One modality's values to ids, in chunks, with a progress bar."""
+    ids: list[list[int]] = []
+    for start in track(range(0, len(values), CHUNK), description="encoding", transient=True):
+        ids += codec.encode(values[start : start + CHUNK])
+    return ids
+
+

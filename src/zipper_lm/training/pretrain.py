@@ -1,0 +1,129 @@
+"""`zipper pretrain`: a small tower from scratch on unaligned data, with `transformers.Trainer`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, Trainer, set_seed
+
+from zipper_lm.collation import IGNORED
+from zipper_lm.files import check_output, new_folder
+from zipper_lm.modality.codec import Codec, load_codec
+from zipper_lm.modality.speech import SpeechCodec
+from zipper_lm.modality.text import TextCodec
+from zipper_lm.training.arguments import training_arguments
+from zipper_lm.training.data import encode_column, training_rows, validation_rows
+from zipper_lm.training.recipes import CodecRecipe, PretrainRecipe
+
+
+class Streams(Dataset[dict[str, list[int]]]):
+    """Token streams as the tower will read them: ``BOS ids EOS``, one to `pack` rows in a row.
+
+    Which rows stand together is drawn anew for each access number, from `seed`.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[int]], codec: Codec, pack: int, seed: int) -> None:
+        self.rows, self.codec, self.pack, self.seed, self.epoch = rows, codec, pack, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw as in this epoch from now on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        draw = np.random.default_rng((self.seed, self.epoch, index))
+        others = draw.integers(len(self.rows), size=draw.integers(1, self.pack + 1) - 1)
+        ids: list[int] = []
+        for number in (index, *others):
+            ids += [self.codec.bos_id, *self.rows[number], self.codec.eos_id]
+        return {"input_ids": ids}
+
+
+class _Pad:
+    """Right padding; padding and the very first BOS are no targets."""
+
+    def __init__(self, pad: int) -> None:
+        self.pad = pad
+
+    def __call__(self, items: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        width = max(len(i["input_ids"]) for i in items)
+        rows = [i["input_ids"] for i in items]
+        ids = torch.tensor([r + [self.pad] * (width - len(r)) for r in rows])
+        mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows])
+        return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, IGNORED)}
+
+
+def make_codec(recipe: CodecRecipe, values: Sequence[Any], seed: int) -> Codec:
+    """Take a fitted codec, or fit one on raw values.
+
+    Raises:
+        ValueError: on an unknown option, or too little data.
+    """
+    if recipe.source is not None:
+        return load_codec(recipe.source)
+    try:
+        if recipe.kind == "text":
+            return TextCodec.train(values, **recipe.options)
+        return SpeechCodec.fit(values, seed=seed, **recipe.options)
+    except TypeError as error:
+        raise ValueError(f"codec.options: {error}") from error
+
+
+def make_backbone(fields: dict[str, Any], codec: Codec) -> PreTrainedModel:
+    """A random decoder of any family for a codec's vocabulary.
+
+    Raises:
+        ValueError: for an unknown `model_type`, or fields its config refuses.
+    """
+    fields = {"model_type": "llama", **fields}
+    kind = fields.pop("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"backbone.model_type {kind!r} is unknown to transformers")
+    special = {f"{k}_token_id": getattr(codec, f"{k}_id") for k in ("bos", "eos", "pad")}
+    try:
+        return AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](vocab_size=codec.vocab_size, **special, **fields))
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"backbone {kind!r}: {error}") from error
+
+
+def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = False) -> dict[str, float]:
+    """Fit the codec, train the tower, and write both to `recipe.output`.
+
+    Returns:
+        Final losses: ``train_loss`` and, with a validation split, ``perplexity`` on it (per token).
+
+    Raises:
+        ValueError: if the output exists, the data cannot be read, or a setting is wrong.
+    """
+    check_output(recipe.output, overwrite)
+    set_seed(recipe.seed)
+    rows = training_rows(recipe.data, recipe.seed)
+    values = [row[recipe.modality] for row in rows]
+    codec = make_codec(recipe.codec, values, recipe.seed)
+    backbone = make_backbone(recipe.backbone, codec)
+    held_out = [row[recipe.modality] for row in validation_rows(recipe.data)]
+    working = Path(f"{recipe.output}.training")
+    arguments = training_arguments(recipe.training, working, recipe.seed, save_only_model=False)
+    trainer = Trainer(
+        model=backbone,
+        args=arguments,
+        train_dataset=Streams(encode_column(codec, values), codec, recipe.pack, recipe.seed),
+        eval_dataset=Streams(encode_column(codec, held_out), codec, 1, recipe.seed) if held_out else None,
+        data_collator=_Pad(codec.pad_id),
+    )
+    result = trainer.train(resume_from_checkpoint=resume and any(working.glob("checkpoint-*")))
+    metrics = {"train_loss": float(result.training_loss)}
+    if held_out:
+        metrics["perplexity"] = math.exp(trainer.evaluate()["eval_loss"])
+    with new_folder(recipe.output, overwrite) as folder:
+        backbone.save_pretrained(folder)
+        codec.save_pretrained(folder)
+    return metrics

@@ -1,0 +1,220 @@
+"""What a recipe file may say: `zipper fuse` reads a `FuseRecipe`, `zipper pretrain` a `PretrainRecipe`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from zipper_lm.config import InputProjectionForm, Training, ZipSpec
+
+
+def _at_least(where: str, value: float, least: float) -> None:
+    if value < least:
+        raise ValueError(f"{where} must be at least {least}, got {value}")
+
+
+@dataclass(kw_only=True)
+class ClipsRecipe:
+    """Single recordings to join into further training utterances (`zipper_lm.data.recombine`).
+
+    Args:
+        source: where the clips are; only their training split is read.
+        count: utterances to make. words: the most clips in one.
+    """
+
+    source: str
+    count: int = 3000
+    words: int = 5
+
+    def __post_init__(self) -> None:
+        _at_least("clips.count", self.count, 1)
+        _at_least("clips.words", self.words, 1)
+
+
+@dataclass(kw_only=True)
+class DataRecipe:
+    """Where the data is (`zipper_lm.data.readers`). A plain string is the source.
+
+    Args:
+        source: folder, JSONL file, or Hub id.
+        columns: modality to column, where the names are not the usual ones.
+        train, validation: split names; `validation` may be null.
+        limit: use only the first rows of the training split.
+        fraction: use only this share of the training split, drawn with the recipe's seed.
+        validation_limit: rows of the validation split that are scored during training.
+        exclude: column to values; rows with one of them are left out of training, such as ``{speaker: [theo]}``.
+        clips: further training utterances from single recordings.
+    """
+
+    source: str
+    columns: dict[str, str] | None = None
+    train: str = "train"
+    validation: str | None = "validation"
+    limit: int | None = None
+    fraction: float = 1.0
+    validation_limit: int = 100
+    exclude: dict[str, list[str]] = field(default_factory=dict)
+    clips: ClipsRecipe | None = None
+
+    @classmethod
+    def from_string(cls, text: str) -> dict[str, Any]:
+        """``data=PATH`` on the command line."""
+        return {"source": text}
+
+    def __post_init__(self) -> None:
+        _at_least("data.validation_limit", self.validation_limit, 1)
+        if not 0.0 < self.fraction <= 1.0:
+            raise ValueError(f"data.fraction must be in (0, 1], got {self.fraction}")
+
+
+@dataclass(kw_only=True)
+class TrainingRecipe:
+    """How to train. What is not named here goes to `transformers.TrainingArguments` through `arguments`.
+
+    Args:
+        steps: optimizer steps.
+        batch_size: documents per step and device.
+        learning_rate: of the new weights. tower_learning_rate: of towers that are trained (also LoRA).
+        warmup: share of the steps that the rate rises; then it falls along a cosine.
+        weight_decay: on matrices. clip: largest gradient norm. betas: of Adam (paper: 0.9, 0.99).
+        evaluate_every: steps between evaluations and checkpoints; null is once, at the end.
+        patience: evaluations without a better score after which training stops; null never.
+        corrupt: share of a given segment's tokens replaced by padding in training, against overfitting.
+        interleave: share of documents that hold two rows, one after the other.
+        log_every: steps between log lines.
+        arguments: further fields of `transformers.TrainingArguments` (bf16, gradient_checkpointing, ...).
+    """
+
+    steps: int = 1000
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    tower_learning_rate: float = 5e-4
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    evaluate_every: int | None = None
+    patience: int | None = None
+    corrupt: float = 0.0
+    interleave: float = 0.0
+    log_every: int = 20
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every"):
+            _at_least(f"training.{name}", getattr(self, name), 1)
+        for name in ("learning_rate", "tower_learning_rate", "weight_decay", "clip"):
+            _at_least(f"training.{name}", getattr(self, name), 0)
+        for name in ("corrupt", "interleave", "warmup"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"training.{name} must be in [0, 1), got {getattr(self, name)}")
+
+
+@dataclass(kw_only=True)
+class CodecRecipe:
+    """A codec to fit on the user's data, or to take from a folder.
+
+    Args:
+        kind: ``"text"`` (a small BPE tokenizer) or ``"speech"`` (log-mel, k-means).
+        source: folder of a fitted codec; nothing is fitted then.
+        options: arguments of `TextCodec.train` (vocab_size, lower) or `SpeechCodec.fit` (units, frames_per_token, ...).
+    """
+
+    kind: Literal["text", "speech"] = "text"
+    source: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class PretrainRecipe:
+    """A small tower from scratch, for those who have none.
+
+    Args:
+        data: unaligned data; only the modality's own column is read.
+        modality: the column.
+        codec: the codec to fit or take.
+        backbone: `model_type` and further fields of that family's config; vocabulary and special ids are set from
+            the codec.
+        training: how to train.
+        pack: the most rows in one training stream, drawn from 1 to this.
+        output: folder for the tower and its codec.
+        seed: of everything.
+    """
+
+    data: DataRecipe
+    modality: str
+    codec: CodecRecipe = field(default_factory=CodecRecipe)
+    backbone: dict[str, Any] = field(default_factory=lambda: {"model_type": "llama"})
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+    pack: int = 2
+    output: str
+    seed: int = 0
+
+
+@dataclass(kw_only=True)
+class PretrainHere:
+    """A tower to be made from the fusion's own training data, unaligned: each side is read on its own."""
+
+    codec: CodecRecipe = field(default_factory=CodecRecipe)
+    backbone: dict[str, Any] = field(default_factory=lambda: {"model_type": "llama"})
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+    pack: int = 2
+
+
+@dataclass(kw_only=True)
+class TowerRecipe:
+    """One tower. A plain string is its source.
+
+    Args:
+        source: Hub id or folder. revision: on the Hub.
+        codec: folder of a codec, if it is not beside the tower.
+        train: ``"frozen"``, ``"full"`` or ``"lora"``. lora: arguments of `peft.LoraConfig`.
+        input_projection: ``"residual"``, ``"paper"`` or ``"none"``.
+        layers: dotted name of the layer list, where it is not found.
+        trust_remote_code: let code from the Hub run.
+        pretrain: make the tower first, unless `source` is there already.
+    """
+
+    source: str
+    revision: str | None = None
+    codec: str | None = None
+    train: Training = "frozen"
+    lora: dict[str, Any] | None = None
+    input_projection: InputProjectionForm = "residual"
+    layers: str | None = None
+    trust_remote_code: bool = False
+    pretrain: PretrainHere | None = None
+
+    @classmethod
+    def from_string(cls, text: str) -> dict[str, Any]:
+        """``towers.text=PATH`` on the command line."""
+        return {"source": text}
+
+
+@dataclass(kw_only=True)
+class FuseRecipe:
+    """The main job.
+
+    Args:
+        towers: by modality. data: aligned data. tasks: template to weight, such as ``{"speech->text": 1}``.
+        zips: who reads whom, and how; default all pairs.
+        loss_weights: per modality.
+        training: how to train.
+        generation: per modality, arguments of `transformers.GenerationConfig` for evaluation, kept with the model.
+        judge: a recogniser's folder, to score generated speech; null fits one on the training split, once.
+        output: folder for the model.
+        overwrite: replace what is at `output`.
+        seed: of everything.
+    """
+
+    towers: dict[str, TowerRecipe]
+    data: DataRecipe
+    tasks: dict[str, float]
+    zips: list[ZipSpec] = field(default_factory=lambda: [ZipSpec()])
+    loss_weights: dict[str, float] = field(default_factory=dict)
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+    generation: dict[str, dict[str, Any]] = field(default_factory=dict)
+    judge: str | None = None
+    output: str
+    overwrite: bool = False
+    seed: int = 0

@@ -1,0 +1,99 @@
+"""The three ways in which training a zipped model is known to fail, said in plain words, with what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from zipper_lm.collation import Batch
+from zipper_lm.model import ZipperModel
+
+DRIFT = 1.10
+"""A trained tower's unimodal perplexity may rise by this factor before it is called drift."""
+GATES_MOVED = 0.02
+"""Gates that moved less than this from their start have not opened."""
+FLAT = 0.98
+"""Attention entropy, as a share of the largest possible, above which attention looks at everything alike."""
+GAP = 1.0
+"""Held-out loss may exceed training loss by this many nats per token before data is called too little."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """One failure that was seen: its name, and a sentence for the user."""
+
+    name: str
+    message: str
+
+
+def drift(before: Mapping[str, float], after: Mapping[str, float]) -> list[Signature]:
+    """Trained towers that lost part of what they knew: perplexity on unimodal data before and after, by tower."""
+    return [
+        Signature(
+            "unimodal drift",
+            f"tower {name!r} forgets: perplexity on its own modality rose from {before[name]:.2f} to {after[name]:.2f}. "
+            f"Freeze it (towers.{name}.train=frozen), lower training.tower_learning_rate, or use lora.",
+        )
+        for name in after
+        if after[name] > DRIFT * before[name]
+    ]
+
+
+def not_started(gates_before: Mapping[str, float], gates_after: Mapping[str, float], entropy: Mapping[str, float]) -> list[Signature]:
+    """Zips that do nothing: all gates of a directed pair near their start, or attention flat in every layer.
+
+    Args:
+        gates_before, gates_after: tanh of the gates, by ``reader<-source.k``.
+        entropy: mean attention entropy as a share of the largest possible, by ``reader<-source.k``.
+    """
+    found = []
+    for pair in dict.fromkeys(key.split(".")[0] for key in gates_after):
+        keys = [k for k in gates_after if k.split(".")[0] == pair]
+        moved = max(abs(gates_after[k] - gates_before[k]) for k in keys)
+        flat = [entropy[k] for k in keys if k in entropy]
+        if moved < GATES_MOVED:
+            reason = f"its gates moved by at most {moved:.3f}"
+        elif flat and min(flat) > FLAT:
+            reason = f"its attention is flat (entropy {min(flat):.2f} of the largest possible in every layer)"
+        else:
+            continue
+        found.append(
+            Signature(
+                "fusion not started",
+                f"zip {pair} does little: {reason}. Raise training.learning_rate or training.steps, start the gates "
+                "off zero (zips gate_start: 0.1), and keep positions: sinusoid.",
+            )
+        )
+    return found
+
+
+def too_little_data(train: Mapping[str, float], held_out: Mapping[str, float]) -> list[Signature]:
+    """Modalities whose held-out loss (nats per token) lies far above the training loss."""
+    return [
+        Signature(
+            "too little aligned data",
+            f"{name}: loss {held_out[name]:.2f} on held-out documents against {train[name]:.2f} in training. Add aligned "
+            "pairs, train fewer steps (training.patience), freeze more towers, use fewer zip layers, or raise "
+            "training.corrupt.",
+        )
+        for name in held_out
+        if name in train and held_out[name] - train[name] > GAP
+    ]
+
+
+@torch.no_grad()
+def losses_on(model: ZipperModel, batches: Sequence[Batch]) -> dict[str, float]:
+    """Mean loss per modality over batches, without training."""
+    was_training = model.training
+    model.eval()
+    sums: dict[str, list[float]] = {}
+    for batch in batches:
+        for name, loss in (model(batch).losses or {}).items():
+            if name in model.names:
+                sums.setdefault(name, []).append(float(loss))
+    model.train(was_training)
+    return {name: math.fsum(values) / len(values) for name, values in sums.items()}
+
