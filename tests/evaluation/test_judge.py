@@ -36,8 +36,8 @@ def made_up(count: int, seed: int) -> tuple[list[np.ndarray], list[str]]:
 
 @pytest.fixture(scope="module")
 def judge() -> Recogniser:
-    waves, texts = made_up(160, seed=0)
-    return Recogniser.fit(waves, texts, epochs=20, learning_rate=1e-2, config=SMALL)
+    waves, texts = made_up(96, seed=0)
+    return Recogniser.fit(waves, texts, epochs=14, batch_size=8, learning_rate=1e-2, config=SMALL)
 
 
 def test_it_learns_to_hear_new_utterances(judge: Recogniser) -> None:

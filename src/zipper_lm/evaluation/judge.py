@@ -109,7 +109,7 @@ class Recogniser(nn.Module):
         waves: Sequence[np.ndarray],
         texts: Sequence[str],
         *,
-        epochs: int = 20,
+        epochs: int = 8,
         batch_size: int = 16,
         learning_rate: float = 3e-3,
         seed: int = 0,
