@@ -36,6 +36,8 @@ class ZipSpec:
         feed_forward: whether a gated feed-forward follows (Flamingo's block, as in the paper).
         gate_start: start of the gates before tanh. 0 leaves the towers exactly themselves until training.
         positions: what tells the cross-attention where a token stands in its segment (DESIGN section 3).
+        stretch: reader tokens per source token: source positions are multiplied by it, so that both count alike and
+            attention can start near the diagonal. `None` is 1; `zipper fuse` measures it on the aligned data.
         projection: from the source's width to the reader's: one matrix, the paper's relu(linear), or a 3-layer MLP.
         dropout: on attention weights, in training.
         attention: name in transformers' attention interface, of a function that obeys a bool mask: ``"sdpa"``, or one
@@ -50,6 +52,7 @@ class ZipSpec:
     feed_forward: bool = False
     gate_start: float = 0.0
     positions: Positions = "sinusoid"
+    stretch: float | None = None
     projection: Projection = "relu"
     dropout: float = 0.0
     attention: str = "sdpa"
@@ -61,6 +64,8 @@ class ZipSpec:
             raise ValueError(f"zip.layers must be at least 1, got {self.layers}")
         if self.heads is not None and self.heads < 1:
             raise ValueError(f"zip.heads must be at least 1, got {self.heads}")
+        if self.stretch is not None and not self.stretch > 0:
+            raise ValueError(f"zip.stretch must be above 0, got {self.stretch}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"zip.dropout must be in [0, 1), got {self.dropout}")
 

@@ -137,6 +137,14 @@ class ZipperModel(PreTrainedModel):
         zips: Any = self.zips
         return zips[reader][source][k]
 
+    def set_stretch(self, reader: str, source: str, stretch: float) -> None:
+        """Set how many of `reader`'s tokens one of `source`'s spans, in config and layers (see `ZipSpec.stretch`)."""
+        for spec in self.config.zips:
+            if (spec["reader"], spec["source"]) == (reader, source):
+                spec["stretch"] = stretch
+        for k in range(len(self.layer_pairs[reader, source])):
+            self.zip_layer(reader, source, k).stretch = stretch
+
     def gates(self) -> dict[str, float]:
         """tanh of every gate, by ``reader<-source.k``, and ``....ff`` for feed-forward gates."""
         values: dict[str, float] = {}

@@ -17,6 +17,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from zipper_lm.config import ZipSpec
 
+POSITION_SCALE = 2.0
+"""Start of the learned scale of sinusoids, beside normed states of size 1."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -53,19 +56,21 @@ class View:
         return cls(allowed=(visible | ~seen)[:, None], seen=seen)
 
 
+def _frequencies(count: int, device: torch.device) -> Tensor:
+    """From 2 down to 0.002 per token, geometrically: periods of 3 to 3000 tokens, the lengths of segments."""
+    return 2.0 * torch.exp(torch.arange(count, device=device) * (-torch.log(torch.tensor(1e3)) / max(count, 1)))
+
+
 def sinusoid(positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """Sinusoids of integer positions ``[..., T]`` as ``[..., T, width]`` (Vaswani et al. 2017, section 3.5)."""
-    half = (width + 1) // 2
-    frequency = torch.exp(torch.arange(half, device=positions.device) * (-torch.log(torch.tensor(1e4)) / max(half, 1)))
-    angle = positions[..., None].float() * frequency
+    """Sinusoids of positions ``[..., T]`` as ``[..., T, width]`` (after Vaswani et al. 2017, section 3.5)."""
+    angle = positions[..., None].float() * _frequencies((width + 1) // 2, positions.device)
     return torch.cat([angle.sin(), angle.cos()], -1)[..., :width].to(dtype)
 
 
 def rotate(x: Tensor, positions: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021) on ``[B, H, T, C]`` with C even, at integer positions ``[B, T]``."""
+    """Rotary positions (Su et al. 2021) on ``[B, H, T, C]`` with C even, at positions ``[B, T]``."""
     half = x.shape[-1] // 2
-    frequency = torch.exp(torch.arange(half, device=x.device) * (-torch.log(torch.tensor(1e4)) / half))
-    angle = positions[:, None, :, None].float() * frequency
+    angle = positions[:, None, :, None].float() * _frequencies(half, x.device)
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     first, second = x[..., :half], x[..., half:]
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
@@ -140,6 +145,7 @@ class ZipLayer(nn.Module):
         self.head_width = 2 * -(-width // (2 * self.heads))  # rounded up to even, for rotary positions
         inner = self.heads * self.head_width
         self.positions, self.dropout, self.attention = spec.positions, spec.dropout, spec.attention
+        self.stretch = 1.0 if spec.stretch is None else spec.stretch
         _check_attention(spec.attention)
         self.memory_projection = _projection(spec.projection, source_width, width)
         self.norm = nn.LayerNorm(width)
@@ -148,8 +154,11 @@ class ZipLayer(nn.Module):
         self.v_proj = nn.Linear(width, inner, bias=False)
         self.o_proj = nn.Linear(inner, width, bias=False)
         if self.positions == "sinusoid":
-            self.query_position_scale = nn.Parameter(torch.ones(1))
-            self.memory_position_scale = nn.Parameter(torch.ones(1))
+            self.query_position_scale = nn.Parameter(torch.full((1,), POSITION_SCALE))
+            self.memory_position_scale = nn.Parameter(torch.full((1,), POSITION_SCALE))
+        if self.positions != "none":
+            # Query and key of one position start out alike, so that attention starts near the diagonal.
+            self.k_proj.weight.data.copy_(self.q_proj.weight.data)
         self.gate = Gate(spec.gate_start)
         self.feed_forward: nn.Module | None = None
         if spec.feed_forward:

@@ -77,3 +77,11 @@ def encode_column(codec: Codec, values: Sequence[Any]) -> list[list[int]]:
     return ids
 
 
+def length_ratio(rows: Sequence[Any], reader: str, source: str) -> float | None:
+    """Mean tokens of `reader` per token of `source` in coded rows, BOS counted; `None` if no row has both."""
+    pairs = [
+        (len(row[reader].ids) + 1, len(row[source].ids) + 1)
+        for row in rows
+        if not isinstance(row, Document) and reader in row and source in row
+    ]
+    return sum(r for r, _ in pairs) / sum(s for _, s in pairs) if pairs else None

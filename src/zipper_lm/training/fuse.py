@@ -27,7 +27,7 @@ from zipper_lm.model import ZipperModel
 from zipper_lm.recipe import recipe_hash, to_mapping
 from zipper_lm.training import signatures
 from zipper_lm.training.arguments import training_arguments
-from zipper_lm.training.data import encode_rows, training_rows, validation_rows
+from zipper_lm.training.data import encode_rows, length_ratio, training_rows, validation_rows
 from zipper_lm.training.pretrain import pretrain
 from zipper_lm.training.recipes import FuseRecipe, PretrainRecipe, TowerRecipe
 from zipper_lm.training.trainer import ZipperTrainer, describe_parameters, latest_checkpoint
@@ -72,6 +72,9 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     modalities = sorted({m for task in tasks.values() for m in task.modalities} | ({"text"} & set(model.names)))
     rows = encode_rows(model.processor, raw, modalities)
     validation = encode_rows(model.processor, held_out, modalities)
+    for spec in model.config.zip_specs:
+        if spec.stretch is None and (ratio := length_ratio(rows, spec.reader, spec.source)) is not None:
+            model.set_stretch(spec.reader, spec.source, round(ratio, 4))
     mixture = TaskMixture(
         rows, recipe.tasks, seed=recipe.seed, interleave=recipe.training.interleave, towers=model.names
     )
@@ -138,7 +141,7 @@ def _pretrain_recipe(name: str, tower: TowerRecipe, recipe: FuseRecipe) -> Pretr
         codec=here.codec,
         backbone=here.backbone,
         training=here.training,
-        pack=here.pack,
+        context=here.context,
         output=tower.source,
         seed=recipe.seed,
     )

@@ -23,32 +23,29 @@ from zipper_lm.training.recipes import CodecRecipe, PretrainRecipe
 
 
 class Streams(Dataset[dict[str, list[int]]]):
-    """Token streams as the tower will read them: ``BOS ids EOS``, one to `pack` rows in a row.
+    """Rows as the tower will read them, ``BOS ids EOS``, several in a stream of at most `context` tokens.
 
-    Which rows stand together is drawn anew for each access number, from `seed`.
+    Rows are drawn together in an order from `seed`; none is cut, so a longer row makes a longer stream of its own.
     """
 
-    def __init__(self, rows: Sequence[Sequence[int]], codec: Codec, pack: int, seed: int) -> None:
-        self.rows, self.codec, self.pack, self.seed, self.epoch = rows, codec, pack, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw as in this epoch from now on."""
-        self.epoch = epoch
+    def __init__(self, rows: Sequence[Sequence[int]], codec: Codec, context: int, seed: int) -> None:
+        self.streams: list[list[int]] = []
+        for index in np.random.default_rng(seed).permutation(len(rows)):
+            ids = [codec.bos_id, *rows[index], codec.eos_id]
+            if self.streams and len(self.streams[-1]) + len(ids) <= context:
+                self.streams[-1] += ids
+            else:
+                self.streams.append(ids)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.streams)
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
-        draw = np.random.default_rng((self.seed, self.epoch, index))
-        others = draw.integers(len(self.rows), size=draw.integers(1, self.pack + 1) - 1)
-        ids: list[int] = []
-        for number in (index, *others):
-            ids += [self.codec.bos_id, *self.rows[number], self.codec.eos_id]
-        return {"input_ids": ids}
+        return {"input_ids": self.streams[index]}
 
 
-class _Pad:
-    """Right padding; padding and the very first BOS are no targets."""
+class PadStreams:
+    """Right padding; padding is no target."""
 
     def __init__(self, pad: int) -> None:
         self.pad = pad
@@ -115,9 +112,9 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
     trainer = Trainer(
         model=backbone,
         args=arguments,
-        train_dataset=Streams(encode_column(codec, values), codec, recipe.pack, recipe.seed),
+        train_dataset=Streams(encode_column(codec, values), codec, recipe.context, recipe.seed),
         eval_dataset=Streams(encode_column(codec, held_out), codec, 1, recipe.seed) if held_out else None,
-        data_collator=_Pad(codec.pad_id),
+        data_collator=PadStreams(codec.pad_id),
     )
     result = trainer.train(resume_from_checkpoint=resume and any(working.glob("checkpoint-*")))
     metrics = {"train_loss": float(result.training_loss)}

@@ -136,7 +136,7 @@ class PretrainRecipe:
         backbone: `model_type` and further fields of that family's config; vocabulary and special ids are set from
             the codec.
         training: how to train.
-        pack: the most rows in one training stream, drawn from 1 to this.
+        context: tokens in one training stream; it holds as many rows as fit.
         output: folder for the tower and its codec.
         seed: of everything.
     """
@@ -146,7 +146,7 @@ class PretrainRecipe:
     codec: CodecRecipe = field(default_factory=CodecRecipe)
     backbone: dict[str, Any] = field(default_factory=lambda: {"model_type": "llama"})
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
-    pack: int = 2
+    context: int = 256
     output: str
     seed: int = 0
 
@@ -158,7 +158,7 @@ class PretrainHere:
     codec: CodecRecipe = field(default_factory=CodecRecipe)
     backbone: dict[str, Any] = field(default_factory=lambda: {"model_type": "llama"})
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
-    pack: int = 2
+    context: int = 256
 
 
 @dataclass(kw_only=True)

@@ -42,7 +42,9 @@ def drift(before: Mapping[str, float], after: Mapping[str, float]) -> list[Signa
     ]
 
 
-def not_started(gates_before: Mapping[str, float], gates_after: Mapping[str, float], entropy: Mapping[str, float]) -> list[Signature]:
+def not_started(
+    gates_before: Mapping[str, float], gates_after: Mapping[str, float], entropy: Mapping[str, float]
+) -> list[Signature]:
     """Zips that do nothing: all gates of a directed pair near their start, or attention flat in every layer.
 
     Args:
@@ -96,4 +98,3 @@ def losses_on(model: ZipperModel, batches: Sequence[Batch]) -> dict[str, float]:
                 sums.setdefault(name, []).append(float(loss))
     model.train(was_training)
     return {name: math.fsum(values) / len(values) for name, values in sums.items()}
-
