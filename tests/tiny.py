@@ -76,7 +76,7 @@ def open_gates(model: ZipperModel, gate: float) -> None:
     for name, parameter in [*model.zips.named_parameters(), *model.input_projections.named_parameters()]:
         if "gate" in name:
             parameter.fill_(gate)
-        elif "down.weight" in name:
+        elif "down.weight" in name or (name.endswith((".o_proj.weight", ".feed_forward.3.weight")) and not parameter.any()):
             torch.nn.init.normal_(parameter, std=0.1)
     for head in model.handover.values():
         torch.nn.init.normal_(head[1].weight, std=0.5)

@@ -34,7 +34,8 @@ class ZipSpec:
         source_layers: the source's layers, as many as `layers`; `None` means as many, evenly spaced.
         heads: attention heads; `None` means one per 64 of the reader's width, at least 4.
         feed_forward: whether a gated feed-forward follows (Flamingo's block, as in the paper).
-        gate_start: start of the gates before tanh. 0 leaves the towers exactly themselves until training.
+        gate_start: start of the gates before tanh. At 0 (Flamingo) the output matrices start random, otherwise at zero:
+            either way a fresh zip adds exactly nothing.
         positions: what tells the cross-attention where a token stands in its segment (DESIGN section 3).
         stretch: reader tokens per source token: source positions are multiplied by it, so that both count alike and
             attention can start near the diagonal. `None` is 1; `zipper fuse` measures it on the aligned data.
@@ -50,7 +51,7 @@ class ZipSpec:
     source_layers: list[int] | None = None
     heads: int | None = None
     feed_forward: bool = False
-    gate_start: float = 0.0
+    gate_start: float = 1.0
     positions: Positions = "sinusoid"
     stretch: float | None = None
     projection: Projection = "relu"

@@ -77,7 +77,11 @@ def rotate(x: Tensor, positions: Tensor) -> Tensor:
 
 
 class Gate(nn.Module):
-    """tanh of one learned number (Flamingo, arXiv 2204.14198). At 0 the gated branch adds exactly nothing."""
+    """tanh of one learned number (Flamingo, arXiv 2204.14198). At 0 the gated branch adds exactly nothing.
+
+    A gate that starts at 0 starves the branch behind it of gradient, and a small one is soon closed by the noise of a
+    random branch; so the default is an open gate before an output that starts at zero (see `ZipLayer`).
+    """
 
     def __init__(self, start: float) -> None:
         super().__init__()
@@ -160,12 +164,17 @@ class ZipLayer(nn.Module):
             # Query and key of one position start out alike, so that attention starts near the diagonal.
             self.k_proj.weight.data.copy_(self.q_proj.weight.data)
         self.gate = Gate(spec.gate_start)
+        if spec.gate_start:  # an open gate before a silent output: exactly no update yet, but a full gradient
+            nn.init.zeros_(self.o_proj.weight)
         self.feed_forward: nn.Module | None = None
         if spec.feed_forward:
             self.feed_forward = nn.Sequential(
                 nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
             )
             self.feed_forward_gate = Gate(spec.gate_start)
+            if spec.gate_start:
+                nn.init.zeros_(self.feed_forward[-1].weight)
+                nn.init.zeros_(self.feed_forward[-1].bias)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -344,7 +344,7 @@ def test_hub_id_from_the_cache(sources: dict[str, Path], tmp_path: Path) -> None
     (root / "refs" / "main").write_text("b" * 40)  # the Hub moves on
     loaded = ZipperModel.from_pretrained(tmp_path / "model", **cache)
     assert torch.equal(logits_of(loaded), logits_of(model))
-    with pytest.raises(ValueError, match="org/absent.*cannot be loaded"):
+    with pytest.raises(ValueError, match=r"org/absent.*cannot be loaded"):
         ZipperModel.fuse({"text": "org/absent", "speech": sources["speech"]}, **cache)
 
 

@@ -103,7 +103,7 @@ def test_beams() -> None:
 
 @torch.no_grad()
 def test_beams_read_their_own_document() -> None:
-    """With one beam too many nothing must mix: the best of three beams scores no worse than greedy, by naive scoring."""
+    """Scored without a cache, what beams found is better than the greedy tokens: no beam read another row."""
     from zipper_lm.collation import collate
 
     model = tiny_model(2, gate=1.0)

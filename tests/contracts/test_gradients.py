@@ -77,6 +77,7 @@ def test_who_sees_nothing_gets_exactly_nothing(dtype: torch.dtype, positions: st
     """Rows of one tower, and first segments: zero update, no NaN in value or gradient, and no gradient through it."""
     zips = ZipSpec(layers=2, feed_forward=True, positions=positions, gate_start=0.7)  # type: ignore[arg-type]
     model = tiny_model(zips=zips)
+    open_gates(model, 0.7)
     model.to(dtype)
     batch = collate(LONELY, model.specials)
     updates = []

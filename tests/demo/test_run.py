@@ -1,0 +1,100 @@
+"""The whole demo at toy size, from nothing, and what it leaves behind."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import soundfile
+import torch
+from rich.console import Console
+
+from zipper_lm.demo.build import ASSETS, fingerprint
+from zipper_lm.demo.run import demo
+from zipper_lm.demo.sizes import DemoSizes
+from zipper_lm.document import Document
+from zipper_lm.evaluation.judge import Recogniser
+from zipper_lm.evaluation.preservation import verify
+from zipper_lm.model import ZipperModel
+
+PERCENTAGES = ("asr_wer", "tts_wer", "oracle_wer", "judge_wer_on_originals", "chain_wer", "chain_text_wer")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("demo") / "zipper-demo"
+    demo(output, from_scratch=True, sizes=DemoSizes.toy(), console=Console(quiet=True))
+    return output
+
+
+def test_writes_what_it_promises(finished: Path) -> None:
+    assert {p.name for p in finished.iterdir()} == {"audio", "model", "report.html", "results.json", "towers"}
+    assert not list(finished.parent.glob("*.towers"))
+    sounds = sorted(finished.glob("audio/*.wav"))
+    assert len(sounds) == 8
+    assert all(soundfile.info(s).samplerate == 16_000 for s in sounds)
+
+
+def test_results(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    for name in PERCENTAGES:
+        low, high = results[f"{name}_95"]
+        assert 0 <= low <= results[name] <= high
+        assert results[name.replace("wer", "cer")] >= 0
+    assert results["text_tower_identical"] is True
+    assert results["text_tower_tensors"] > 10
+    assert results["seconds"] >= sum(results["seconds_by_stage"].values()) - 1
+    assert results["test_utterances"] == 4
+    assert results["sizes"]["units"] == 32
+    assert results["parts_sha256"]["text"] == fingerprint(finished / "towers" / "text")
+    assert {"torch", "transformers", "zipper-lm"} <= set(results["versions"])
+
+
+def test_report_is_well_formed_and_has_its_players_and_pictures(finished: Path) -> None:
+    text = (finished / "report.html").read_text(encoding="utf-8")
+    doctype, _, rest = text.partition("\n")
+    assert doctype == "<!DOCTYPE html>"
+    root = ElementTree.fromstring(rest)
+    players = [e.attrib["src"] for e in root.iter("audio")]
+    assert len(players) == 2 * (3 + 2)
+    assert all(p.startswith("data:audio/flac;base64,") and len(p) > 200 for p in players)
+    assert len([e for e in root.iter() if e.tag.endswith("}svg")]) >= 4  # two maps, losses, gates
+    assert "http://" not in text.replace("http://www.w3.org/", "")  # names of XML namespaces, never fetched
+    assert "https://" not in text
+    assert "<script" not in text
+
+
+def test_model_loads_and_its_text_tower_is_the_built_one(finished: Path) -> None:
+    model = ZipperModel.from_pretrained(finished / "model")
+    sound, _ = soundfile.read(finished / "audio" / "01-input.wav", dtype="float32")
+    settings = {"text": {"max_new_tokens": 3}, "speech": {"max_new_tokens": 8}}
+    said = model.generate([Document([("speech", sound)])], ["text", "speech"], settings=settings)[0]
+    assert said.modalities == ["speech", "text", "speech"]
+    assert isinstance(said[1].value, str)
+    model.config.towers["text"]["source"] = str(finished / "towers" / "text")
+    report = next(r for r in verify(model, finished / "model") if r.name == "text")
+    assert report.identical
+    with torch.no_grad():
+        next(model.tower("text").backbone.parameters()).view(-1)[0] += 1e-3
+    report = next(r for r in verify(model, finished / "model") if r.name == "text")
+    assert not report.identical
+
+
+def test_an_existing_folder_is_refused_at_once_and_kept(finished: Path) -> None:
+    before = (finished / "results.json").read_bytes()
+    with pytest.raises(ValueError, match="exists; add --overwrite"):
+        demo(finished, sizes=DemoSizes.toy(), console=Console(quiet=True))
+    assert (finished / "results.json").read_bytes() == before
+
+
+def test_shipped_parts_are_small_and_load() -> None:
+    files = [p for p in ASSETS.rglob("*") if p.is_file()]
+    assert {p.relative_to(ASSETS).parts[0] for p in files} == {"judge", "text", "speech"}
+    assert sum(p.stat().st_size for p in files) <= 12e6
+    assert {p.suffix for p in files} <= {".json", ".safetensors"}
+    model = ZipperModel.fuse({name: ASSETS / name for name in ("text", "speech")})
+    assert model.processor is not None
+    assert all(t.backbone.dtype == torch.float32 for t in map(model.tower, model.names))
+    made = {p: json.loads((ASSETS / p / "built.json").read_text())["made_with"] for p in ("judge", "text", "speech")}
+    assert made["speech"]["units"] == DemoSizes().units == len(model.processor.codecs["speech"].centroids)  # type: ignore[attr-defined]
+    assert Recogniser.from_pretrained(ASSETS / "judge").config.characters

@@ -1,0 +1,139 @@
+import math
+
+import pytest
+import torch
+
+from zipper_lm import ZipSpec
+from zipper_lm.zips import InputProjection, View, ZipLayer, rotate, sinusoid
+
+B, Q, M, D, S = 2, 5, 7, 24, 16
+
+
+def layer(**kwargs: object) -> ZipLayer:
+    torch.manual_seed(0)
+    made = ZipLayer(ZipSpec(**{"gate_start": 0.5, **kwargs}), D, S).eval()  # type: ignore[arg-type]
+    for linear in (made.o_proj, *([made.feed_forward[3]] if made.feed_forward else [])):
+        if not linear.weight.any():  # an open gate comes with a silent output
+            torch.nn.init.normal_(linear.weight, std=0.2)
+    return made
+
+
+def inputs() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {
+        "hidden": torch.randn(B, Q, D),
+        "source": torch.randn(B, M, S),
+        "at": torch.arange(Q).expand(B, -1),
+        "source_at": torch.arange(M).expand(B, -1),
+        "visible": torch.rand(B, Q, M) < 0.5,
+    }
+
+
+@pytest.mark.parametrize("positions", ["none", "sinusoid", "rotary"])
+def test_attention_is_what_its_map_says(positions: str) -> None:
+    """SDPA against the same written out, through `attention_map`."""
+    zip_layer, x = layer(positions=positions), inputs()
+    x["visible"][0, 2] = False
+    memory, view = zip_layer.remember(x["source"], x["source_at"]), View.of(x["visible"])
+    update = zip_layer(x["hidden"], x["at"], memory, view)
+    weights = zip_layer.attention_map(x["hidden"], x["at"], memory, view)
+    assert (weights[~x["visible"][:, None].expand_as(weights)] == 0).all()
+    assert torch.allclose(weights[1].sum(-1), torch.ones(4, Q))
+    attended = (weights @ memory.values).transpose(1, 2).flatten(2)
+    expected = math.tanh(0.5) * zip_layer.o_proj(attended)
+    torch.testing.assert_close(update, expected)
+    assert (update[0, 2] == 0).all()
+
+
+@pytest.mark.parametrize("positions", ["none", "sinusoid", "rotary"])
+def test_never_causal(positions: str) -> None:
+    """The first query reads the last memory if it is visible."""
+    zip_layer, x = layer(positions=positions), inputs()
+    view = View.of(torch.ones(B, Q, M, dtype=torch.bool))
+    before = zip_layer(x["hidden"], x["at"], zip_layer.remember(x["source"], x["source_at"]), view)
+    x["source"][:, -1] = torch.randn(B, S)
+    after = zip_layer(x["hidden"], x["at"], zip_layer.remember(x["source"], x["source_at"]), view)
+    assert ((before - after).abs().amax(-1) > 1e-6).all()
+
+
+def test_closed_gates_add_exactly_nothing() -> None:
+    zip_layer, x = layer(gate_start=0.0, feed_forward=True), inputs()
+    memory = zip_layer.remember(x["source"], x["source_at"])
+    assert (zip_layer(x["hidden"], x["at"], memory, View.of(x["visible"])) == 0).all()
+
+
+def test_positions_matter_only_where_asked_for() -> None:
+    for positions in ("none", "sinusoid", "rotary"):
+        zip_layer, x = layer(positions=positions), inputs()
+        view = View.of(torch.ones(B, Q, M, dtype=torch.bool))
+        updates = [
+            zip_layer(x["hidden"], x["at"], zip_layer.remember(x["source"], x["source_at"].flip(1)[:, :M] * k), view)
+            for k in (0, 1)
+        ]
+        assert torch.equal(*updates) == (positions == "none")
+
+
+def test_rotary_depends_on_distance() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
+
+    def score(i: int, j: int) -> torch.Tensor:
+        return (rotate(q, torch.tensor([[i]])) * rotate(k, torch.tensor([[j]]))).sum()
+
+    torch.testing.assert_close(score(3, 1), score(12, 10))
+    assert not torch.isclose(score(3, 1), score(3, 2))
+
+
+def test_sinusoids() -> None:
+    wave = sinusoid(torch.tensor([[0, 1, 7]]), 8, torch.float32)
+    assert wave.shape == (1, 3, 8)
+    torch.testing.assert_close(wave[..., :4] ** 2 + wave[..., 4:] ** 2, torch.ones(1, 3, 4))
+    assert wave[0, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert sinusoid(torch.tensor([3]), 9, torch.bfloat16).dtype == torch.bfloat16
+    assert sinusoid(torch.tensor([3]), 9, torch.float32).shape == (1, 9)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(24, 5), (7, 1), (32, 4)])
+def test_any_width_and_heads(width: int, heads: int) -> None:
+    zip_layer = ZipLayer(ZipSpec(heads=heads, positions="rotary", gate_start=0.5), width, S)
+    memory = zip_layer.remember(torch.randn(B, M, S), torch.arange(M).expand(B, -1))
+    view = View.of(torch.ones(B, Q, M, dtype=torch.bool))
+    assert zip_layer(torch.randn(B, Q, width), torch.arange(Q).expand(B, -1), memory, view).shape == (B, Q, width)
+
+
+@pytest.mark.parametrize(("form", "linears"), [("linear", 1), ("relu", 1), ("mlp", 3)])
+def test_projections(form: str, linears: int) -> None:
+    projection = layer(projection=form).memory_projection
+    assert sum(isinstance(m, torch.nn.Linear) for m in projection) == linears
+    assert (projection(torch.randn(4, S)) >= 0).all() == (form == "relu")
+
+
+def test_memory_grows() -> None:
+    zip_layer, x = layer(), inputs()
+    whole = zip_layer.remember(x["source"], x["source_at"])
+    parts = [zip_layer.remember(x["source"][:, s], x["source_at"][:, s]) for s in (slice(0, 3), slice(3, M))]
+    grown = parts[0].append(parts[1])
+    torch.testing.assert_close(grown.keys, whole.keys)
+    torch.testing.assert_close(grown.values, whole.values)
+
+
+def test_dropout_only_in_training() -> None:
+    zip_layer, x = layer(dropout=0.5), inputs()
+    memory, view = zip_layer.remember(x["source"], x["source_at"]), View.of(x["visible"])
+    still = zip_layer(x["hidden"], x["at"], memory, view)
+    assert torch.equal(still, zip_layer(x["hidden"], x["at"], memory, view))
+    zip_layer.train()
+    assert not torch.equal(still, zip_layer(x["hidden"], x["at"], memory, view))
+
+
+@pytest.mark.parametrize("name", ["eager", "nonsense", "flash_attention_2", "flex_attention"])
+def test_attention_that_cannot_obey_a_mask(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"zip.attention '{name}' cannot be used.*sdpa"):
+        layer(attention=name)
+
+
+def test_input_projections() -> None:
+    x = torch.randn(2, 3, D)
+    assert torch.equal(InputProjection(D, "residual")(x), x)
+    assert (InputProjection(D, "paper")(x) >= 0).all()
+    assert InputProjection(D, "paper")(x.bfloat16()).dtype == torch.bfloat16
