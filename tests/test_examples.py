@@ -1,0 +1,185 @@
+"""Documentation and examples are true: recipes parse, code compiles or runs, links and commands and fields exist."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from zipper_lm.config import ZipSpec
+from zipper_lm.recipe import build, read_recipe, to_mapping
+from zipper_lm.training import recipes
+from zipper_lm.training.recipes import FuseRecipe, PretrainRecipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+SCHEMAS = {"fuse": FuseRecipe, "pretrain": PretrainRecipe}
+TABLES = {c.__name__: c for c in vars(recipes).values() if dataclasses.is_dataclass(c)}
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.M | re.S)
+
+
+def blocks(language: str, label: str | None = None) -> list[Any]:
+    """Fenced blocks as pytest parameters, by page and number; `label` is the second word after the fence."""
+    found = []
+    for page in PAGES:
+        for number, (info, text) in enumerate(FENCE.findall(page.read_text(encoding="utf-8"))):
+            words = info.split()
+            if words[:1] == [language] and (label is None or label in words[1:]):
+                found.append(pytest.param(words[1:], text, id=f"{page.name}-{number}"))
+    return found
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda f: f.name)
+def test_example_is_a_recipe_and_says_how_to_run_it(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    command = re.search(r"^#   zipper (fuse|pretrain) (\S+)", text, re.M)
+    assert command is not None
+    assert command[2] == f"examples/{file.name}"
+    assert read_recipe(file, ["data=elsewhere"], SCHEMAS[command[1]]).data.source == "elsewhere"
+
+
+@pytest.mark.parametrize(("words", "text"), blocks("yaml"))
+def test_yaml_in_the_docs_is_a_recipe(words: list[str], text: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    read_recipe(tmp_path / "recipe.yaml", [], SCHEMAS[words[0]])
+
+
+@pytest.mark.parametrize(("words", "text"), blocks("python"))
+def test_python_in_the_docs_compiles_and_imports_what_exists(words: list[str], text: str) -> None:
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
+
+
+@pytest.mark.parametrize("page", sorted({p.id.rsplit("-", 1)[0] for p in blocks("python", "run")}))
+def test_python_marked_run_runs(page: str) -> None:
+    names: dict[str, Any] = {"__name__": "docs"}  # the blocks of a page follow each other
+    for block in blocks("python", "run"):
+        if block.id.rsplit("-", 1)[0] == page:
+            exec(compile(block.values[1], block.id, "exec"), names)
+
+
+def test_python_example_learns_writes_saves_and_loads() -> None:
+    path = ROOT / "examples" / "python_api.py"
+    spec = importlib.util.spec_from_file_location("python_api", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.main(steps=8) < module.main(steps=1)
+
+
+# Links
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as Git hosts make them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.M)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def links() -> Iterator[Any]:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text(encoding="utf-8"))):
+            if not re.match(r"https?://", target):
+                yield pytest.param(page, target, id=f"{page.name}-{target}")
+
+
+@pytest.mark.parametrize(("page", "target"), links())
+def test_link_leads_somewhere(page: Path, target: str) -> None:
+    path, _, anchor = target.partition("#")
+    goal = (page.parent / path).resolve() if path else page
+    assert goal.exists()
+    assert ROOT in (goal, *goal.parents)
+    assert not anchor or anchor in anchors(goal)
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in readme
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_named_file_exists(page: Path) -> None:
+    for name in re.findall(r"`((?:src|tests|benchmarks|examples|docs)/[\w./-]+\.\w+)`", page.read_text("utf-8")):
+        # The worked example names two files that a reader would write.
+        assert (ROOT / name).exists() or "dna" in name, name
+
+
+# Tables of recipe fields
+
+
+def table(name: str) -> dict[str, str]:
+    """Field to default, from the table in docs/recipes.md that is headed by a dataclass's name."""
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    _, found, rest = text.partition(f"| {name} | Default |")
+    assert found, f"docs/recipes.md has no table of {name}"
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", rest.split("\n\n")[0], re.M)
+    return {field: default.strip().strip("`") for field, default in rows}
+
+
+@pytest.mark.parametrize("schema", [*TABLES.values(), ZipSpec], ids=lambda c: c.__name__)
+def test_table_has_every_field_with_its_default(schema: Any) -> None:
+    documented = table(schema.__name__)
+    assert list(documented) == [f.name for f in dataclasses.fields(schema)]
+    for field in dataclasses.fields(schema):
+        required = field.default is field.default_factory is dataclasses.MISSING
+        assert (documented[field.name] == "required") == required, field.name
+    given = {f: yaml.safe_load(text) for f, text in documented.items() if text != "required"}
+    needed: dict[str, Any] = {f: {} if f in ("towers", "tasks") else "x" for f in documented if f not in given}
+    # Writing the documented defaults out changes nothing.
+    assert to_mapping(build(schema, needed | given)) == to_mapping(build(schema, needed))
+
+
+# Commands
+
+
+def commands() -> Iterator[Any]:
+    """`zipper NAME ...` in the docs, and in the heads of the examples."""
+    for page in [*PAGES, *EXAMPLES]:
+        text = page.read_text(encoding="utf-8")
+        found = re.findall(r"`(zipper [a-z][^`]*)`", text) + re.findall(r"^(?:#   |    )(zipper [^#\n]+)", text, re.M)
+        for command in dict.fromkeys(found):
+            yield pytest.param(command, id=f"{page.name}-{command}")
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command_exists_with_these_options(command: str) -> None:
+    from typer.testing import CliRunner
+
+    from zipper_lm.cli import app
+
+    name, *arguments = shlex.split(command)[1:]
+    result = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    assert result.exit_code == 0, result.output
+    for option in (a.partition("=")[0] for a in arguments if a.startswith("--")):
+        assert option in result.output
+
+
+def test_every_command_is_in_the_readme() -> None:
+    from typer.main import get_command
+
+    from zipper_lm.cli import app
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = list(getattr(get_command(app), "commands", {}))
+    assert names
+    for name in names:
+        assert f"`zipper {name}" in readme
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z-]+)", (ROOT / "CONTRIBUTING.md").read_text()))))
+def test_make_target_exists(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
