@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: setup
-	$(BIN)/zipper demo
+	$(BIN)/zipper demo $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest

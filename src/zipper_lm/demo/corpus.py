@@ -68,8 +68,8 @@ _LENGTH_WEIGHTS = (0.06, 0.16, 0.26, 0.28, 0.24)  # share of digit sentences of 
 _POOLS = {
     "test": (0.1, 0.12, 25),
     "validation": (0.1, 0.09, 20),
-    "judge": (0.25, 0.3, 130),
-    "common": (0.55, 0.49, 200),
+    "judge": (0.25, 0.3, 800),
+    "common": (0.55, 0.49, 1000),
 }
 
 
@@ -121,14 +121,18 @@ def demo_corpus(
     train: int = 1_200,
     validation: int = 60,
     test: int = 100,
+    train_readings: int = 1,
 ) -> DemoCorpus:
     """Draw all splits. The numbers are sizes; the same seed gives the same corpus.
+
+    With `train_readings` above 1, every train sentence is spoken so many times, each time by another draw of the
+    voices: ``train * train_readings`` utterances.
 
     A split that does not exceed its pool holds no sentence twice; changing the size of one split changes no
     other.
 
     Raises:
-        ValueError: a size is below 2.
+        ValueError: a size is below 2, or `train_readings` below 1.
     """
     sizes = {
         "unaligned_text": unaligned_text,
@@ -141,6 +145,8 @@ def demo_corpus(
     for name, size in sizes.items():
         if size < 2:
             raise ValueError(f"{name} must be at least 2, got {size}")
+    if train_readings < 1:
+        raise ValueError(f"train_readings must be at least 1, got {train_readings}")
     rng = np.random.default_rng([seed, 0])
     digits, spoken_commands, speakers = _pools(seed, rng)
 
@@ -151,11 +157,12 @@ def demo_corpus(
         sentences = _draw(digits[pool], _LENGTH_WEIGHTS, half, split_rng)
         sentences += _draw(spoken_commands[pool], None, sizes[split] - half, split_rng)
         sentences = [sentences[i] for i in split_rng.permutation(len(sentences))]
-        turns = split_rng.permutation(len(sentences)) % len(speakers[pool])
-        seeds = split_rng.integers(2**31, size=len(sentences))
-        return sentences, [
-            Utterance(text, speakers[pool][turn], int(s)) for text, turn, s in zip(sentences, turns, seeds)
-        ]
+        spoken = []
+        for _ in range(train_readings if split == "train" else 1):
+            turns = split_rng.permutation(len(sentences)) % len(speakers[pool])
+            seeds = split_rng.integers(2**31, size=len(sentences))
+            spoken += [Utterance(text, speakers[pool][turn], int(s)) for text, turn, s in zip(sentences, turns, seeds)]
+        return sentences, spoken
 
     drawn = {split: draw(number, split) for number, split in enumerate(sizes)}
     return DemoCorpus(

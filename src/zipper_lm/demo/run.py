@@ -1,0 +1,380 @@
+"""`zipper demo`: two small towers that never saw an aligned pair are fused, scored and heard, on two cores, in minutes.
+
+- The text tower stays frozen, and is compared with what is shipped, bit for bit, when all is done.
+- Scores are on sentences and speakers that nothing here was trained on; sound is judged by a recogniser that shares
+  nothing with the model and was fitted on yet other sentences and speakers.
+- All work is done by the library's own parts: towers, `TaskMixture`, `ZipperTrainer`, `generate`, `verify`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import set_seed
+
+from zipper_lm.collation import collate
+from zipper_lm.config import TowerSpec
+from zipper_lm.data.tasks import TaskMixture, build_document
+from zipper_lm.demo.bars import bar, train_with_bar
+from zipper_lm.demo.build import ASSETS, build, encode_sounds, fingerprint
+from zipper_lm.demo.corpus import Utterance, render
+from zipper_lm.demo.report import Example, ReportData, write_report
+from zipper_lm.demo.sizes import DemoSizes
+from zipper_lm.document import Document, Segment
+from zipper_lm.evaluation.attention import attention_maps
+from zipper_lm.evaluation.judge import Recogniser
+from zipper_lm.evaluation.preservation import TowerReport, verify
+from zipper_lm.evaluation.scoring import Score, score_task, transcribe
+from zipper_lm.evaluation.word_error_rate import bootstrap_interval, word_error_rate
+from zipper_lm.files import check_output, new_folder
+from zipper_lm.model import ZipperModel
+from zipper_lm.training.arguments import training_arguments
+from zipper_lm.training.trainer import ZipperTrainer, describe_parameters
+
+SAMPLE_RATE = 16_000
+CHAIN = "speech->text->speech"
+TARGETS = {"asr_wer": 10.0, "tts_wer": 20.0}
+"""Per cent that the demo is meant to reach."""
+
+
+@dataclass
+class Spoken:
+    """A split, spoken and encoded.
+
+    Attributes:
+        utterances: who says what. waves: float32 ``[samples]`` at 16 kHz. rows: segments with ids, for tasks.
+    """
+
+    utterances: list[Utterance]
+    waves: list[np.ndarray]
+    rows: list[dict[str, Segment]]
+
+    @property
+    def texts(self) -> list[str]:
+        """What is said."""
+        return [u.text for u in self.utterances]
+
+
+def demo(
+    output: str | Path = "zipper-demo",
+    *,
+    from_scratch: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+    sizes: DemoSizes | None = None,
+) -> dict[str, Any]:
+    """Fuse, score, and write ``report.html``, ``results.json``, ``model/`` and ``audio/``.
+
+    Args:
+        output: folder to write; appears whole or not at all.
+        from_scratch: instead of using the shipped codec, towers and judge, make them first, in ``OUTPUT.towers``.
+            What is whole there, made with the same sizes, is used again.
+        overwrite: replace `output`.
+        console: where progress and the table go; default standard error.
+        sizes: default those that the shipped parts were made with.
+
+    Returns:
+        What ``results.json`` holds.
+
+    Raises:
+        ValueError: if `output` exists, or cannot be written, or the shipped parts are missing.
+        ImportError: without `espeakng-loader` (the extra ``zipper-lm[demo]``).
+    """
+    console = console or Console(stderr=True)
+    sizes = sizes or DemoSizes()
+    _check(Path(output), overwrite)
+    started = time.time()
+    parts = _parts(Path(output), sizes, from_scratch, console)
+    built = time.time()
+    judge = Recogniser.from_pretrained(parts / "judge")
+    set_seed(sizes.seed)
+    model = _fresh_model(parts, sizes)
+    parameters = describe_parameters(model)
+    console.print(parameters)
+    corpus = sizes.corpus()
+    spoken = {name: _speak(model, name, getattr(corpus, name), console) for name in ("train", "validation", "test")}
+    prepared = time.time()
+    history = _train(model, sizes, spoken["train"], spoken["validation"], console)
+    trained = time.time()
+    scores = _score(model, sizes, spoken["test"], judge, console)
+    reports = verify(model)
+    scored = time.time()
+    seconds = {
+        "seconds": round(scored - started, 1),
+        "seconds_by_stage": {
+            "building": round(built - started, 1),
+            "speaking_and_encoding": round(prepared - built, 1),
+            "training": round(trained - prepared, 1),
+            "scoring": round(scored - trained, 1),
+        },
+    }
+    results = _results(sizes, scores, reports, parameters, parts) | seconds
+    examples = _examples(model, sizes, spoken["test"], scores)
+    with new_folder(output, overwrite) as folder:
+        model.save_pretrained(folder / "model", bundle_towers=True)
+        _write_json(folder / "model" / "generation.json", {k: dict(v) for k, v in sizes.generation.items()})
+        for example in examples:
+            for name, wave in example.sounds.items():
+                _write_wave(folder / "audio" / f"{example.number:02d}-{name}.wav", wave)
+        results["seconds"] = round(time.time() - started, 1)
+        _write_json(folder / "results.json", results)
+        write_report(
+            folder / "report.html",
+            ReportData(results, _table(results), examples, history, _maps(model, spoken["test"].rows[examples[0].row])),
+        )
+    _print(console, results, Path(output))
+    return results
+
+
+def _check(output: Path, overwrite: bool) -> None:
+    if os.path.lexists(output) and not overwrite:
+        raise ValueError(
+            f"output: {output} exists; add --overwrite to replace it (make demo ARGS=--overwrite), "
+            "or name another folder (zipper demo --output FOLDER)"
+        )
+    check_output(output, overwrite)
+
+
+def _parts(output: Path, sizes: DemoSizes, from_scratch: bool, console: Console) -> Path:
+    """The folder that holds judge, towers and codecs."""
+    if from_scratch:
+        folder = output.resolve().with_name(f"{output.name}.towers")
+        build(folder, sizes, console)
+        return folder
+    if missing := [p for p in ("judge", "text", "speech") if not (ASSETS / p).is_dir()]:
+        raise ValueError(f"demo: the package lacks {missing}; run zipper demo --from-scratch")
+    return ASSETS
+
+
+def _fresh_model(parts: Path, sizes: DemoSizes) -> ZipperModel:
+    towers: dict[str, Any] = {
+        "text": TowerSpec(source=str(parts / "text"), train="frozen"),
+        "speech": TowerSpec(source=str(parts / "speech"), train="full"),
+    }
+    return ZipperModel.fuse(towers, zips=sizes.zips)
+
+
+def _speak(model: ZipperModel, name: str, utterances: list[Utterance], console: Console) -> Spoken:
+    """Render and encode a split."""
+    assert model.processor is not None
+    codecs = model.processor.codecs
+    with bar(console, f"{name}: speaking") as advance:
+        waves = list(render(utterances, advance))
+    sound = encode_sounds(codecs["speech"], waves, console, f"{name}: encoding")
+    text = codecs["text"].encode([u.text for u in utterances])
+    rows = [
+        {"speech": Segment("speech", ids=s), "text": Segment("text", value=u.text, ids=t)}
+        for u, s, t in zip(utterances, sound, text)
+    ]
+    return Spoken(utterances, waves, rows)
+
+
+def _train(
+    model: ZipperModel, sizes: DemoSizes, train: Spoken, validation: Spoken, console: Console
+) -> list[dict[str, Any]]:
+    """Train zips and speech tower; returns the Trainer's log."""
+    mixture = TaskMixture(
+        train.rows, sizes.tasks, seed=sizes.seed, interleave=sizes.fusion.interleave, towers=model.names
+    )
+
+    def score(trained: ZipperModel) -> dict[str, float]:
+        return {"wer": score_task(trained, validation.rows, "asr", settings=sizes.generation).wer}
+
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = training_arguments(
+            sizes.fusion,
+            scratch,
+            sizes.seed,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            eval_strategy="steps" if sizes.fusion.evaluate_every else "no",
+            eval_steps=sizes.fusion.evaluate_every,
+        )
+        trainer = ZipperTrainer(
+            model,
+            arguments,
+            mixture,
+            corrupt=sizes.fusion.corrupt,
+            tower_learning_rate=sizes.fusion.tower_learning_rate,
+            score=score,
+        )
+        train_with_bar(trainer, console, "fusing")
+    model.eval()
+    return trainer.state.log_history
+
+
+def _score(model: ZipperModel, sizes: DemoSizes, test: Spoken, judge: Recogniser, console: Console) -> dict[str, Score]:
+    """Every figure of the table, on the test split."""
+    assert model.processor is not None
+    scores: dict[str, Score] = {}
+    with bar(console, "scoring") as advance:
+        advance(0, 5)
+        scores["judge"] = _heard("originals", test.texts, transcribe(judge, test.waves), test.waves)
+        advance(1)
+        codec_only = model.processor.decode("speech", [r["speech"].ids or [] for r in test.rows])
+        scores["oracle"] = _heard("codec only", test.texts, transcribe(judge, codec_only), codec_only)
+        advance(2)
+        scores["asr"] = score_task(model, test.rows, "asr", settings=sizes.generation)
+        advance(3)
+        scores["tts"] = score_task(model, test.rows, "tts", judge=judge, settings=sizes.generation)
+        advance(4)
+        said = _chain(model, sizes, test.rows)
+        scores["chain_text"] = _heard(CHAIN, test.texts, [d[1].value for d in said], [None] * len(said))
+        waves = [d[2].value for d in said]
+        scores["chain"] = _heard(CHAIN, test.texts, transcribe(judge, waves), waves)
+        advance(5)
+    return scores
+
+
+def _chain(model: ZipperModel, sizes: DemoSizes, rows: Sequence[Mapping[str, Segment]]) -> list[Document]:
+    """Speech in; text, then speech, written into the same document."""
+    documents = [Document([row["speech"]]) for row in rows]
+    written: list[Document] = []
+    for start in range(0, len(documents), 32):
+        written += model.generate(documents[start : start + 32], ["text", "speech"], settings=sizes.generation)
+    return written
+
+
+def _heard(task: str, references: list[str], hypotheses: list[str], values: list[Any]) -> Score:
+    rates = word_error_rate(references, hypotheses)
+    return Score(task, rates.wer, rates.cer, bootstrap_interval(references, hypotheses), references, hypotheses, values)
+
+
+def _results(
+    sizes: DemoSizes, scores: Mapping[str, Score], reports: Sequence[TowerReport], parameters: str, parts: Path
+) -> dict[str, Any]:
+    """What ``results.json`` says, without the seconds."""
+    names = {
+        "asr": "asr",
+        "tts": "tts",
+        "oracle": "oracle",
+        "judge": "judge_{}_on_originals",
+        "chain_text": "chain_text",
+        "chain": "chain",
+    }
+    figures: dict[str, Any] = {}
+    for key, name in names.items():
+        name = name if "{}" in name else f"{name}_{{}}"
+        score = scores[key]
+        figures[name.format("wer")] = round(score.wer, 2)
+        figures[name.format("wer") + "_95"] = [round(x, 2) for x in score.interval]
+        figures[name.format("cer")] = round(score.cer, 2)
+    text = next(r for r in reports if r.name == "text")
+    return {
+        **figures,
+        "text_tower_identical": text.identical,
+        "text_tower_tensors": text.tensors,
+        "test_utterances": len(scores["asr"].references),
+        "test_words": sum(len(t.split()) for t in scores["asr"].references),
+        "targets": {name: {"at_most": most, "reached": figures[name] <= most} for name, most in TARGETS.items()},
+        "parameters": parameters,
+        "parts_sha256": {part: fingerprint(parts / part) for part in ("judge", "text", "speech")},
+        "seed": sizes.seed,
+        "sizes": json.loads(json.dumps(asdict(sizes))),
+        "versions": {
+            **{p: version(p) for p in ("zipper-lm", "torch", "transformers", "espeakng-loader")},
+            "python": platform.python_version(),
+        },
+        "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "processor": platform.machine()},
+    }
+
+
+def _examples(model: ZipperModel, sizes: DemoSizes, test: Spoken, scores: Mapping[str, Score]) -> list[Example]:
+    """The first test utterances, not the best ones."""
+    return [
+        Example(
+            number=row + 1,
+            row=row,
+            text=test.texts[row],
+            voice=test.utterances[row].voice.name,
+            read=scores["asr"].hypotheses[row],
+            heard={k: scores[k].hypotheses[row] for k in ("judge", "oracle", "tts", "chain")},
+            chain_text=scores["chain_text"].hypotheses[row],
+            sounds={
+                "input": test.waves[row],
+                "codec": scores["oracle"].values[row],
+                "generated": scores["tts"].values[row],
+                "chain": scores["chain"].values[row],
+            },
+        )
+        for row in range(min(sizes.examples, len(test.rows)))
+    ]
+
+
+def _maps(model: ZipperModel, row: Mapping[str, Segment]) -> dict[str, tuple[np.ndarray, list[str], str]]:
+    """Attention of the sharpest zip layer of each direction on one test utterance.
+
+    Returns:
+        By task: map ``[queries, memory]`` averaged over heads, the text's tokens with BOS and EOS, the zip's name.
+    """
+    assert model.processor is not None
+    found = {}
+    pieces = [model.processor.decode("text", [[i]])[0] for i in row["text"].ids or []]
+    labels = ["start", *pieces, "end"]
+    for task, direction in (("speech->text", "text<-speech"), ("text->speech", "speech<-text")):
+        batch = collate([build_document(task, dict(row))], model.specials)
+        maps = {n: m[0].mean(0).float().cpu().numpy() for n, m in attention_maps(model, batch).items()}
+        name, best = max(
+            ((n, m) for n, m in maps.items() if n.startswith(direction)), key=lambda item: float(item[1].max(1).mean())
+        )
+        found[task] = (best, labels, name)
+    return found
+
+
+def _table(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Rows of the one table: what, WER with interval, CER, remark."""
+
+    def row(what: str, name: str, remark: str) -> tuple[str, str, str, str]:
+        wer, cer = (f"{name}_{x}" if name != "judge" else f"judge_{x}_on_originals" for x in ("wer", "cer"))
+        low, high = results[f"{wer}_95"]
+        return what, f"{results[wer]:.1f} ({low:.1f} to {high:.1f})", f"{results[cer]:.1f}", remark
+
+    def goal(name: str) -> str:
+        target = results["targets"][name]
+        return f"target {target['at_most']:.0f}: {'reached' if target['reached'] else 'not reached'}"
+
+    return [
+        row("speech to text", "asr", goal("asr_wer")),
+        row("text to speech, as the judge hears it", "tts", goal("tts_wer")),
+        row("codec alone, as the judge hears it", "oracle", "what the speech units can carry at best"),
+        row("original recordings, as the judge hears them", "judge", "the judge's own errors"),
+        row("speech to text to speech: the text", "chain_text", "one document"),
+        row("speech to text to speech: the sound", "chain", "one document, as the judge hears it"),
+    ]
+
+
+def _print(console: Console, results: Mapping[str, Any], output: Path) -> None:
+    caption = f"{results['test_utterances']} held-out sentences, held-out voices; 95 % intervals in brackets"
+    table = Table(title="Zipper demo: errors in per cent", caption=caption)
+    for heading in ("task", "word errors", "character errors", ""):
+        table.add_column(heading)
+    for line in _table(results):
+        table.add_row(*line)
+    console.print(table)
+    same = "bit-identical to what was shipped" if results["text_tower_identical"] else "CHANGED"
+    console.print(f"frozen text tower: {same} ({results['text_tower_tensors']} tensors and its logits)")
+    console.print(f"{results['seconds']:.0f} s; open {output / 'report.html'}")
+
+
+def _write_json(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content, indent=2, default=float) + "\n", encoding="utf-8")
+
+
+def _write_wave(file: Path, wave: np.ndarray) -> None:
+    file.parent.mkdir(exist_ok=True)
+    soundfile.write(file, wave, SAMPLE_RATE)

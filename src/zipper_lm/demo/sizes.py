@@ -1,0 +1,114 @@
+"""How large everything in the demo is: one dataclass, so that a test can run it all at toy size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from zipper_lm.config import ZipSpec
+from zipper_lm.demo.corpus import DemoCorpus, demo_corpus
+from zipper_lm.training.recipes import TrainingRecipe
+
+
+def _llama(hidden: int, layers: int, heads: int, positions: int) -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": 3 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "max_position_embeddings": positions,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSizes:
+    """Sizes of corpus, towers, judge and training.
+
+    Args:
+        seed: of everything.
+        unaligned_text, unaligned_speech, judge, train, train_readings, validation, test: see `demo_corpus`.
+        text_vocabulary: ids of the text tokenizer. units, frames_per_token: of the speech codec.
+        text_tower, speech_tower: fields of their configs.
+        text_training, speech_training: pre-training, each on its own unaligned data.
+        context: tokens in one pre-training stream.
+        judge_epochs: passes over the judge's data.
+        zips: all pairs, both directions.
+        tasks: template to weight, in fusion.
+        fusion: the training of the zips and the speech tower.
+        generation: settings per modality.
+        examples: test utterances that the report shows and plays.
+    """
+
+    seed: int = 0
+    unaligned_text: int = 20_000
+    unaligned_speech: int = 8_000
+    judge: int = 12_000
+    train: int = 1_600
+    train_readings: int = 2
+    validation: int = 60
+    test: int = 100
+    text_vocabulary: int = 256
+    units: int = 1024
+    frames_per_token: int = 2
+    text_tower: Mapping[str, Any] = field(default_factory=lambda: _llama(128, 4, 4, 1024))
+    speech_tower: Mapping[str, Any] = field(default_factory=lambda: _llama(192, 6, 4, 2048))
+    text_training: TrainingRecipe = field(
+        default_factory=lambda: TrainingRecipe(steps=600, batch_size=16, learning_rate=2e-3)
+    )
+    speech_training: TrainingRecipe = field(
+        default_factory=lambda: TrainingRecipe(steps=2500, batch_size=8, learning_rate=1.5e-3)
+    )
+    context: int = 256
+    judge_epochs: int = 5
+    zips: ZipSpec = field(default_factory=lambda: ZipSpec(layers=4, gate_start=0.1))
+    tasks: Mapping[str, float] = field(
+        default_factory=lambda: {"speech->text": 1.0, "text->speech": 1.26, "speech->text->speech": 0.25}
+    )
+    fusion: TrainingRecipe = field(
+        default_factory=lambda: TrainingRecipe(
+            steps=1200, batch_size=32, learning_rate=1e-3, tower_learning_rate=5e-4, interleave=0.05, evaluate_every=300
+        )
+    )
+    generation: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=lambda: {"text": {"max_new_tokens": 24}, "speech": {"max_new_tokens": 260}}
+    )
+    examples: int = 6
+
+    def corpus(self) -> DemoCorpus:
+        """Its sentences and speakers."""
+        return demo_corpus(
+            self.seed,
+            unaligned_text=self.unaligned_text,
+            unaligned_speech=self.unaligned_speech,
+            judge=self.judge,
+            train=self.train,
+            train_readings=self.train_readings,
+            validation=self.validation,
+            test=self.test,
+        )
+
+    @classmethod
+    def toy(cls) -> DemoSizes:
+        """Everything as small as it can be: runs in seconds and learns nothing."""
+        return cls(
+            unaligned_text=60,
+            unaligned_speech=16,
+            judge=8,
+            train=8,
+            validation=2,
+            test=4,
+            text_vocabulary=64,
+            units=32,
+            text_tower=_llama(32, 2, 2, 256),
+            speech_tower=_llama(32, 2, 2, 512),
+            text_training=TrainingRecipe(steps=2, batch_size=4),
+            speech_training=TrainingRecipe(steps=2, batch_size=4),
+            judge_epochs=1,
+            zips=ZipSpec(layers=2, gate_start=0.1),
+            fusion=TrainingRecipe(steps=4, batch_size=4, log_every=2, evaluate_every=4),
+            generation={"text": {"max_new_tokens": 4}, "speech": {"max_new_tokens": 24}},
+            examples=2,
+        )
