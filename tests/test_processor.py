@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from tiny import tiny_model
+from tiny import tiny_backbone, tiny_model
 
-from zipper_lm import Document, Segment, ZipperProcessor
+from zipper_lm import Document, Segment, ZipperModel, ZipperProcessor
 from zipper_lm.collation import Specials
 
 
@@ -86,10 +86,6 @@ def test_a_model_with_codecs_reads_and_writes_values() -> None:
     assert written[0][2].value is None
     with pytest.raises(ValueError, match="letters: cannot read"):
         model.generate([Document([("text", "abc")])], [("text", "É")])
+    towers = {"text": tiny_backbone("llama", 20), "speech": tiny_backbone("gpt2", 53)}
     with pytest.raises(ValueError, match="the codec has 29 ids, the backbone's vocabulary only 20"):
-        from tiny import tiny_backbone
-
-        from zipper_lm import ZipperModel
-
-        towers = {"text": tiny_backbone("llama", 20), "speech": tiny_backbone("gpt2", 53)}
         ZipperModel.fuse(towers, codecs={"text": Letters()})

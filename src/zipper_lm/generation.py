@@ -74,7 +74,7 @@ def generate(
     Raises:
         ValueError: for an unknown modality in documents, schedule or settings, or nothing to do.
     """
-    settings = dict(settings or {})
+    settings = {name: _generation_config(name, given) for name, given in (settings or {}).items()}
     entries = _checked_schedule(model, schedule, settings)
     if not documents:
         return []
@@ -378,7 +378,7 @@ def _speak(
         open_last=True,
     )[name]
     ids, mask = batch["input_ids"].to(tower.device), batch["attention_mask"].to(tower.device)
-    given = _generation_config(settings)
+    given = _generation_config(name, settings)
     kwargs: dict[str, Any] = {}
     past = 0
     # A cache of another kind, and assisted decoding (whose first step takes the cache for empty), start from nothing:
@@ -416,15 +416,21 @@ def _speak(
     return [row[: row.index(special.eos)] if special.eos in row else row for row in written]
 
 
-def _generation_config(settings: Mapping[str, Any] | GenerationConfig | None) -> GenerationConfig:
+def _generation_config(name: str, settings: Mapping[str, Any] | GenerationConfig | None) -> GenerationConfig:
+    """A copy to be written to, with our defaults."""
     if isinstance(settings, GenerationConfig):
         config = copy.deepcopy(settings)
     else:
+        if unknown := sorted(set(settings or {}) - set(vars(GenerationConfig()))):
+            raise ValueError(f"settings for {name!r}: unknown {unknown}; see transformers.GenerationConfig")
         config = GenerationConfig(**{"do_sample": False, **(settings or {})})
     if config.max_new_tokens is None and config.max_length in (None, 20):
         config.max_new_tokens = MAX_NEW_TOKENS
     if config.num_return_sequences not in (None, 1):
-        raise ValueError(f"num_return_sequences={config.num_return_sequences}: a document has one next segment")
+        raise ValueError(
+            f"settings for {name!r}: num_return_sequences={config.num_return_sequences}, but a document has one next "
+            "segment"
+        )
     return config
 
 
