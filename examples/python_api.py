@@ -39,34 +39,36 @@ def tiny_tower(codec: Codec) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def main(steps: int = 20) -> float:
-    """Returns the loss of the last step."""
+def main(steps: int = 20) -> list[float]:
+    """Returns the loss of each step."""
     torch.manual_seed(0)
     texts = ["one two", "three four", "two two one", "four three one", "one", "four two"]
     codecs = {"text": TextCodec.train(texts, vocab_size=64), "speech": SpeechCodec.fit(map(tone, texts), units=8)}
 
     towers = {name: tiny_tower(codec) for name, codec in codecs.items()}  # or {"text": "path/or/hub-id", ...}
-    model = ZipperModel.fuse(towers, codecs=codecs, zips=ZipSpec(gate_start=0.1))
+    model = ZipperModel.fuse(towers, codecs=codecs, zips=ZipSpec(layers=2))
     documents = [Document([("speech", tone(t)), Segment("text", t, target=True)]) for t in texts]
     documents += [Document([("text", t), Segment("speech", tone(t), target=True)]) for t in texts]
     batch = model.processor(documents)
     optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=1e-3)
+    losses = []
     for _ in range(steps):
         loss = model(batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        losses.append(loss.item())
 
     model.eval()
     settings = {"text": {"max_new_tokens": 8}, "speech": {"max_new_tokens": 20}}
     heard = model.generate([Document([("speech", tone("one two"))])], ["text"], settings=settings)
     said = model.generate([Document([("text", "three")])], ["speech"], settings=settings)
-    print("text:", repr(heard[0][-1].value), "sound:", said[0][-1].value.shape, "loss:", round(loss.item(), 2))
+    print("text:", repr(heard[0][-1].value), "sound:", said[0][-1].value.shape, "loss:", round(losses[-1], 2))
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         again = ZipperModel.from_pretrained(folder)
         assert torch.equal(again(batch).logits["text"], model(batch).logits["text"])
-    return loss.item()
+    return losses
 
 
 if __name__ == "__main__":

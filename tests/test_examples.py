@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 SCHEMAS = {"fuse": FuseRecipe, "pretrain": PretrainRecipe}
-TABLES = {c.__name__: c for c in vars(recipes).values() if dataclasses.is_dataclass(c)}
+TABLES = {c.__name__: c for c in [*vars(recipes).values(), ZipSpec] if dataclasses.is_dataclass(c)}
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.M | re.S)
 
 
@@ -77,7 +77,8 @@ def test_python_example_learns_writes_saves_and_loads() -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.main(steps=8) < module.main(steps=1)
+    losses = module.main(steps=8)
+    assert losses[-1] < losses[0]
 
 
 # Links
@@ -130,7 +131,7 @@ def table(name: str) -> dict[str, str]:
     return {field: default.strip().strip("`") for field, default in rows}
 
 
-@pytest.mark.parametrize("schema", [*TABLES.values(), ZipSpec], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("schema", TABLES.values(), ids=lambda c: c.__name__)
 def test_table_has_every_field_with_its_default(schema: Any) -> None:
     documented = table(schema.__name__)
     assert list(documented) == [f.name for f in dataclasses.fields(schema)]
