@@ -21,7 +21,7 @@ import transformers
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from tower_families import KNOWN, LAYERS_PATH, Outcome, examine, families  # noqa: E402
+from tower_families import KNOWN, LAYERS_PATH, Known, Outcome, examine, families, may_fail  # noqa: E402
 
 HEAD = """# Which decoders are towers
 
@@ -84,8 +84,13 @@ def _page(outcomes: list[Outcome], counts: Counter[str]) -> str:
 
 
 def _kind(outcome: Outcome) -> str:
-    known = KNOWN.get(outcome.family)
-    return known.kind if known and known.says in outcome.reason else "not looked into"
+    known = _known(outcome)
+    return known.kind if known else "not looked into"
+
+
+def _known(outcome: Outcome) -> Known | None:
+    known = KNOWN.get(outcome.family) or may_fail(outcome.family)
+    return known if known and known.explains(outcome.reason) else None
 
 
 def _tower(outcome: Outcome) -> str:
@@ -94,9 +99,9 @@ def _tower(outcome: Outcome) -> str:
 
 def _note(outcome: Outcome) -> str:
     if not outcome.passed:
-        why = KNOWN[outcome.family].why if outcome.family in KNOWN else ""
+        known = _known(outcome)
         said = " ".join(outcome.reason.split())
-        return f"{why} ({said if len(said) < 160 else said[:160] + '...'})"
+        return f"{known.why if known else ''} ({said if len(said) < 160 else said[:160] + '...'})"
     notes = list(outcome.parity.notes) if outcome.parity else []
     if path := LAYERS_PATH.get(outcome.family):
         notes.insert(0, f'name the list: `layers="{path}"`')
