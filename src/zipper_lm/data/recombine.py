@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,17 +26,26 @@ def recombine(
         seed: of the draw.
         speaker: the column that names the speaker; clips without it count as one speaker's.
 
-    Yields:
+    Returns:
         Rows with ``speech`` as float32 ``[time]`` at 16 kHz, ``text``, and the speaker.
 
     Raises:
-        ValueError: if there are no clips, or a number is below 1.
+        ValueError: if there are no clips, one cannot be read, or a number is below 1.
     """
     if not len(rows) or count < 1 or words < 1:
         raise ValueError(f"recombine: needs clips and count, words >= 1; got {len(rows)} clips, {count=}, {words=}")
     clips: dict[Any, list[tuple[np.ndarray, str]]] = defaultdict(list)
-    for row in rows:
-        clips[row.get(speaker)].append((read_audio(row["speech"]), row["text"]))
+    for number, row in enumerate(rows):
+        try:
+            clips[row.get(speaker)].append((read_audio(row["speech"]), row["text"]))
+        except ValueError as error:
+            raise ValueError(f"recombine: clip {number}: {error}") from error
+    return _utterances(clips, count, words, seed, speaker)
+
+
+def _utterances(
+    clips: Mapping[Any, Sequence[tuple[np.ndarray, str]]], count: int, words: int, seed: int, speaker: str
+) -> Iterator[dict[str, Any]]:
     draw = np.random.default_rng(seed)
     speakers = sorted(clips, key=str)
 

@@ -64,4 +64,3 @@ def _recorder(seen: dict[str, tuple[Tensor, View]], name: str) -> Callable[[nn.M
         seen[name] = (layer.attention_map(*args), args[3])
 
     return record
-

@@ -11,6 +11,7 @@ from typing import Any
 
 from zipper_lm.data.audio import read_audio
 from zipper_lm.data.readers import read_rows
+from zipper_lm.document import Document
 from zipper_lm.evaluation.judge import Recogniser
 from zipper_lm.files import new_folder
 
@@ -28,18 +29,21 @@ def judge_for(
     source: str,
     columns: Mapping[str, str] | None = None,
     *,
+    split: str = "train",
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Recogniser:
     """A recogniser fitted on real recordings of a data set's training split, independent of any model.
 
     Args:
-        source, columns: as in `read_rows`.
+        source, columns, split: as in `read_rows`.
         progress: called with (step, steps, loss) while fitting; not called if the judge is cached.
 
     Raises:
-        ValueError: as `read_rows`.
+        ValueError: as `read_rows`, or without aligned speech and text.
     """
-    rows = list(read_rows(source, columns, "train"))
+    rows = [row for row in read_rows(source, columns, split) if not isinstance(row, Document)]
+    if not rows or not {"speech", "text"} <= set(rows[0]):
+        raise ValueError(f"judge: {source} has no rows with speech and text in split {split!r} to fit one on")
     folder = cache_folder() / "judges" / _fingerprint(rows)
     if folder.is_dir():
         return Recogniser.from_pretrained(folder)
@@ -56,6 +60,13 @@ def _fingerprint(rows: Sequence[Mapping[str, Any]]) -> str:
     digest = hashlib.sha256(str(STEPS).encode())
     for row in rows:
         value = row["speech"]
-        name = "/".join(Path(value).parts[-2:]) if isinstance(value, (str, Path)) else repr(value)[:200]
+        name = "/".join(Path(value).parts[-2:]) if isinstance(value, (str, Path)) else _digest(value)
         digest.update(json.dumps([name, row["text"]]).encode())
     return digest.hexdigest()[:16]
+
+
+def _digest(value: Any) -> str:
+    """Of a sound that is no file: bytes, an array, or what holds them."""
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    return hashlib.sha256(read_audio(value).tobytes()).hexdigest()

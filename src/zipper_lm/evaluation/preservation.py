@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from zipper_lm.checkpoint import load_backbone
+from zipper_lm.checkpoint import CONFIG_FILE, check_same_backbone, load_backbone, local_folder
 from zipper_lm.collation import IGNORED, collate
+from zipper_lm.config import ZipperConfig
 from zipper_lm.document import Document, Segment
 from zipper_lm.tower import Tower
 
@@ -27,7 +29,7 @@ class TowerReport:
     Attributes:
         name: the tower. train: how it was trained. source: where the source was loaded from.
         tensors: tensors compared. equal: how many are bit-identical. largest: largest difference anywhere.
-        logits_equal: whether logits on sample input are bit-identical to the source's.
+        logits_equal: whether logits on sample input are bit-identical to the source's (with LoRA: without adapters).
     """
 
     name: str
@@ -66,7 +68,8 @@ def verify(model: ZipperModel, folder: str | Path | None = None, **hub: Any) -> 
         theirs = source.state_dict()
         ours = _base_tensors(tower)
         if theirs.keys() != ours.keys():
-            raise ValueError(f"tower {name!r}: tensors differ from {spec.source}: {sorted(theirs.keys() ^ ours.keys())[:5]}")
+            odd = sorted(theirs.keys() ^ ours.keys())[:5]
+            raise ValueError(f"tower {name!r}: tensors differ from {spec.source}: {odd}")
         differences = {k: _difference(ours[k], theirs[k]) for k in theirs}
         reports.append(
             TowerReport(
@@ -76,10 +79,31 @@ def verify(model: ZipperModel, folder: str | Path | None = None, **hub: Any) -> 
                 tensors=len(theirs),
                 equal=sum(torch.equal(ours[k].cpu(), theirs[k].cpu()) for k in theirs),
                 largest=max(differences.values(), default=0.0),
-                logits_equal=spec.train != "lora" and _same_logits(tower, source),
+                logits_equal=_same_logits(tower, source),
             )
         )
     return reports
+
+
+def changed_sources(folder: str | Path, **hub: Any) -> dict[str, str]:
+    """Towers of a checkpoint whose source is no longer what the zips were trained on, and what is wrong.
+
+    Raises:
+        ValueError: if there is no checkpoint.
+    """
+    folder = local_folder(folder, **hub)
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(f"{folder}: no {CONFIG_FILE} there")
+    changed = {}
+    for name, spec in ZipperConfig.from_pretrained(folder).tower_specs.items():
+        if spec.train == "full":  # stored with the checkpoint
+            continue
+        at = replace(spec, source=str(folder / spec.source)) if (folder / spec.source).is_dir() else spec
+        try:
+            check_same_backbone(name, spec, load_backbone(at, **hub))
+        except ValueError as error:
+            changed[name] = str(error)
+    return changed
 
 
 def _base_tensors(tower: Tower) -> dict[str, Tensor]:
@@ -96,12 +120,35 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
 
 @torch.no_grad()
 def _same_logits(tower: Tower, source: Any, length: int = 16) -> bool:
-    """Sample input: ids from a fixed seed; tower and source as plain backbones."""
+    """Sample input: ids from a fixed seed; tower and source as plain backbones, without adapters."""
     generator = torch.Generator().manual_seed(0)
     limit = min(tower.vocab_size, int(getattr(source.config, "vocab_size", tower.vocab_size)))
     ids = torch.randint(0, limit, (2, length), generator=generator)
-    ours = tower.backbone.eval()(input_ids=ids.to(tower.device)).logits.cpu()
-    return torch.equal(ours, source.to(ids.device)(input_ids=ids).logits.cpu())
+    ids = ids.to(tower.device)  # the source too: another device adds in another order
+    with _without_adapters(tower):
+        ours = tower.backbone(input_ids=ids).logits
+    return torch.equal(ours, source.to(tower.device)(input_ids=ids).logits)
+
+
+@contextmanager
+def _without_adapters(tower: Tower) -> Iterator[None]:
+    """The tower in evaluation mode as it was before LoRA."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    was_training = tower.backbone.training
+    layers = [m for m in tower.backbone.modules() if isinstance(m, BaseTunerLayer)] if tower.adapter_names else []
+    active = [(name, p.requires_grad) for name, p in tower.backbone.named_parameters()]
+    for layer in layers:
+        layer.enable_adapters(False)
+    tower.backbone.eval()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for name, requires in active:  # enabling makes adapters trainable, disabling makes them not
+            tower.backbone.get_parameter(name).requires_grad_(requires)
+        tower.backbone.train(was_training)
 
 
 @torch.no_grad()

@@ -72,7 +72,8 @@ def score_task(
         progress: called with (rows done, rows in all).
 
     Raises:
-        ValueError: without rows, or if speech is to be judged and there is no judge.
+        ValueError: without rows, for a row without a modality of the task or text, or if speech is to be judged and
+            there is no judge.
     """
     template = SHORT_NAMES.get(task, task)
     parsed = parse_task(template, model.names)
@@ -81,6 +82,11 @@ def score_task(
         raise ValueError(f"task {template!r} ends in {ends_in}: a judge must listen to it")
     if not rows:
         raise ValueError(f"task {template!r}: no rows to score")
+    for number, row in enumerate(rows):
+        if missing := [m for m in (*parsed.given, "text") if row.get(m) is None]:
+            raise ValueError(f"task {template!r}: row {number} has no {missing}; it has {sorted(row)}")
+    if model.processor is None or ends_in not in model.processor.codecs:
+        raise ValueError(f"task {template!r}: the model has no codec for {ends_in!r}, so what it writes stays ids")
     order = sorted(range(len(rows)), key=lambda i: len(_text(rows[i])))  # like lengths are written together
     values: list[Any] = [None] * len(rows)
     for start in range(0, len(order), batch_size):

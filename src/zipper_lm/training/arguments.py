@@ -19,13 +19,11 @@ def training_arguments(recipe: TrainingRecipe, folder: str | Path, seed: int, **
     known = set(TrainingArguments.__dataclass_fields__)
     if unknown := sorted(set(recipe.arguments) - known):
         raise ValueError(f"training.arguments: {unknown} are no fields of transformers.TrainingArguments")
-    chosen = {
+    fixed = {
         "output_dir": str(folder),
         "max_steps": recipe.steps,
         "per_device_train_batch_size": recipe.batch_size,
-        "per_device_eval_batch_size": recipe.batch_size,
         "learning_rate": recipe.learning_rate,
-        "lr_scheduler_type": "cosine",
         "warmup_steps": round(recipe.warmup * recipe.steps),
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.clip,
@@ -34,15 +32,23 @@ def training_arguments(recipe: TrainingRecipe, folder: str | Path, seed: int, **
         "logging_steps": recipe.log_every,
         "save_strategy": "steps",
         "save_steps": recipe.evaluate_every or recipe.steps,
+        "remove_unused_columns": False,
+        "seed": seed,
+        **more,
+    }
+    if doubled := sorted(set(recipe.arguments) & set(fixed)):
+        raise ValueError(f"training.arguments: {doubled} are set by the recipe's own fields")
+    free = {
+        "per_device_eval_batch_size": recipe.batch_size,
+        "lr_scheduler_type": "cosine",
         "save_total_limit": 2,
         "report_to": ["tensorboard"],
         "logging_nan_inf_filter": False,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": False,
-        "remove_unused_columns": False,
-        "seed": seed,
-        **more,
+        "restore_callback_states_from_checkpoint": True,
     }
-    if doubled := sorted(set(recipe.arguments) & set(chosen) - set(more)):
-        raise ValueError(f"training.arguments: {doubled} are set by the recipe's own fields")
-    return TrainingArguments(**{**chosen, **recipe.arguments})
+    try:
+        return TrainingArguments(**{**free, **recipe.arguments, **fixed})
+    except (TypeError, ImportError) as error:
+        raise ValueError(f"training.arguments: {error}") from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.progress import track
 
 from zipper_lm.data.readers import read_rows
@@ -51,16 +52,17 @@ def encode_rows(processor: ZipperProcessor, rows: Sequence[Any], modalities: Seq
     """Rows whose values are `Segment`s with ids (text keeps its value too), documents with ids.
 
     Raises:
-        ValueError: on a value that its codec cannot read; the message says which row.
+        ValueError: on a row without one of the modalities, or a value that its codec cannot read; the message says
+            which row.
     """
     encoded: list[Any] = []
-    for start in track(range(0, len(rows), CHUNK), description="encoding", transient=True):
+    for start in _told(range(0, len(rows), CHUNK), "encoding"):
         chunk = rows[start : start + CHUNK]
-        documents = [r if isinstance(r, Document) else Document([(m, r[m]) for m in modalities]) for r in chunk]
+        documents = [_as_document(row, modalities, start + i) for i, row in enumerate(chunk)]
         try:
             coded = processor.encode(documents)
-        except ValueError as error:
-            raise ValueError(f"data rows {start} to {start + len(chunk) - 1}: {error}") from error
+        except ValueError:
+            coded = [_alone(processor, document, start + i) for i, document in enumerate(documents)]
         for row, document in zip(chunk, coded):
             for segment in document:
                 if not isinstance(segment.value, str) or segment.modality != "text":
@@ -69,11 +71,57 @@ def encode_rows(processor: ZipperProcessor, rows: Sequence[Any], modalities: Seq
     return encoded
 
 
+def _as_document(row: Any, modalities: Sequence[str], number: int) -> Document:
+    if isinstance(row, Document):
+        return row
+    if missing := [m for m in modalities if row.get(m) is None]:
+        raise ValueError(f"data row {number}: no {missing}; it has {sorted(row)}; name columns in data.columns")
+    return Document([(m, row[m]) for m in modalities])
+
+
+def _alone(processor: ZipperProcessor, document: Document, number: int) -> Document:
+    try:
+        return processor.encode([document])[0]
+    except ValueError as error:
+        raise ValueError(f"data row {number}: {error}") from error
+
+
+def column(rows: Sequence[Any], modality: str) -> list[Any]:
+    """All raw values of one modality, from rows and from whole documents.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    values: list[Any] = []
+    for row in rows:
+        if isinstance(row, Document):
+            values += [s.value for s in row if s.modality == modality and s.value is not None]
+        elif row.get(modality) is not None:
+            values.append(row[modality])
+    if not values:
+        first = rows[0] if len(rows) else {}
+        has = first.modalities if isinstance(first, Document) else sorted(first)
+        raise ValueError(f"data: no row has {modality!r}; they have {has}; name the column in data.columns")
+    return values
+
+
 def encode_column(codec: Codec, values: Sequence[Any]) -> list[list[int]]:
-    """One modality's values to ids, in chunks, with a progress bar."""
+    """One modality's values to ids, in chunks, with a progress bar.
+
+    Raises:
+        ValueError: on a value that the codec cannot read; the message says which row.
+    """
     ids: list[list[int]] = []
-    for start in track(range(0, len(values), CHUNK), description="encoding", transient=True):
-        ids += codec.encode(values[start : start + CHUNK])
+    for start in _told(range(0, len(values), CHUNK), "encoding"):
+        chunk = values[start : start + CHUNK]
+        try:
+            ids += codec.encode(chunk)
+        except ValueError:
+            for number, value in enumerate(chunk, start):
+                try:
+                    ids += codec.encode([value])
+                except ValueError as error:
+                    raise ValueError(f"data row {number}: {error}") from error
     return ids
 
 
@@ -85,3 +133,8 @@ def length_ratio(rows: Sequence[Any], reader: str, source: str) -> float | None:
         if not isinstance(row, Document) and reader in row and source in row
     ]
     return sum(r for r, _ in pairs) / sum(s for _, s in pairs) if pairs else None
+
+
+def _told(steps: Iterable[int], what: str) -> Iterable[int]:
+    """With a progress bar on standard error: standard output is for results."""
+    return track(steps, description=what, transient=True, console=Console(stderr=True))

@@ -11,26 +11,30 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback, GenerationConfig, set_seed
 
+from zipper_lm.checkpoint import weights_hash
 from zipper_lm.collation import Batch, collate
 from zipper_lm.config import TowerSpec
-from zipper_lm.data.tasks import TaskMixture, build_document, parse_task
+from zipper_lm.data.readers import read_rows
+from zipper_lm.data.tasks import Task, TaskMixture, build_document, parse_task
 from zipper_lm.document import Document
 from zipper_lm.evaluation.attention import attention_entropy
 from zipper_lm.evaluation.judge import Recogniser
 from zipper_lm.evaluation.judging import judge_for
 from zipper_lm.evaluation.preservation import perplexity
 from zipper_lm.evaluation.scoring import score_task
-from zipper_lm.files import check_output
+from zipper_lm.files import check_output, new_folder
 from zipper_lm.model import ZipperModel
 from zipper_lm.recipe import recipe_hash, to_mapping
 from zipper_lm.training import signatures
 from zipper_lm.training.arguments import training_arguments
+from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt
 from zipper_lm.training.data import encode_rows, length_ratio, training_rows, validation_rows
-from zipper_lm.training.pretrain import pretrain
+from zipper_lm.training.pretrain import check_length, pretrain
 from zipper_lm.training.recipes import FuseRecipe, PretrainRecipe, TowerRecipe
-from zipper_lm.training.trainer import ZipperTrainer, describe_parameters, latest_checkpoint
+from zipper_lm.training.trainer import ZipperTrainer, describe_parameters, latest_checkpoint, randomness_kept
+from zipper_lm.training.working import begin, check_working, keep_logs, working_folder
 
 DIAGNOSIS_BATCHES = 8
 
@@ -39,7 +43,8 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     """Run a recipe from its towers to a saved model.
 
     Args:
-        recipe: what to do. resume: go on from the newest checkpoint of an interrupted run with the same recipe.
+        recipe: what to do.
+        resume: go on from the newest checkpoint of an interrupted run with the same recipe.
         console: where progress is told; `None` is standard error.
 
     Returns:
@@ -48,70 +53,142 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
 
     Raises:
         ValueError: for anything in the recipe that cannot work, before training starts.
+        Interrupted: after Ctrl-C; a checkpoint has been written.
     """
     console = console or Console(stderr=True)
     started = time.time()
-    check_output(recipe.output, recipe.overwrite)
-    tasks = {template: parse_task(template, list(recipe.towers)) for template in recipe.tasks}
-    if not tasks:
-        raise ValueError("tasks: name at least one, such as {'speech->text': 1}")
-    working = Path(f"{recipe.output}.training")
-    if resume and latest_checkpoint(working) is None:
-        raise ValueError(f"nothing to resume: no checkpoint in {working}")
+    working, plain = working_folder(recipe.output), to_mapping(recipe)
+    tasks = check_recipe(recipe)
+    making = [n for n, t in recipe.towers.items() if t.pretrain is not None and not Path(t.source).is_dir()]
+    halted = [n for n in making if latest_checkpoint(working_folder(recipe.towers[n].source))] if resume else []
+    checkpoint = check_working(working, plain, resume=resume and not halted, overwrite=recipe.overwrite)
     arguments = training_arguments(recipe.training, working, recipe.seed, **_evaluation_arguments(recipe))
-    for name, tower in recipe.towers.items():
-        if tower.pretrain is not None and not Path(tower.source).is_dir():
-            console.print(f"pre-training tower {name!r} on unaligned data -> {tower.source}")
-            console.print(pretrain(_pretrain_recipe(name, tower, recipe)))
+    judge = Recogniser.from_pretrained(recipe.judge) if recipe.judge is not None else None
+    read_rows(recipe.data.source, recipe.data.columns, recipe.data.train, recipe.data.limit)
+    held_out = validation_rows(recipe.data)
+    for name in making:
+        tower = recipe.towers[name]
+        console.print(f"pre-training tower {name!r} on unaligned data -> {tower.source}")
+        console.print(
+            pretrain(_pretrain_recipe(name, tower, recipe), overwrite=recipe.overwrite, resume=name in halted)
+        )
     set_seed(recipe.seed)
     model = build_model(recipe)
     assert model.processor is not None
     console.print(describe_parameters(model))
-    raw = training_rows(recipe.data, recipe.seed)
-    held_out = validation_rows(recipe.data)
-    modalities = sorted({m for task in tasks.values() for m in task.modalities} | ({"text"} & set(model.names)))
-    rows = encode_rows(model.processor, raw, modalities)
-    validation = encode_rows(model.processor, held_out, modalities)
+    named = {m for task in tasks.values() for m in task.modalities}
+    rows = _encoded(model, training_rows(recipe.data, recipe.seed), named)
+    validation = _encoded(model, held_out, named)
     for spec in model.config.zip_specs:
         if spec.stretch is None and (ratio := length_ratio(rows, spec.reader, spec.source)) is not None:
             model.set_stretch(spec.reader, spec.source, round(ratio, 4))
     mixture = TaskMixture(
         rows, recipe.tasks, seed=recipe.seed, interleave=recipe.training.interleave, towers=model.names
     )
-    judge = _judge(recipe, console) if held_out and any(t.targets[-1] == "speech" for t in tasks.values()) else None
+    _check_lengths(model, [*rows, *validation])
+    scorer = _Scorer(recipe, validation) if validation else None
+    if scorer is not None and scorer.needs_judge:
+        scorer.judge = judge or _fitted_judge(recipe, console)
+    if scorer is not None and not scorer.tasks:
+        arguments.metric_for_best_model = "eval_loss"
+    if checkpoint is None:
+        begin(working, plain)
+    stop = StopOnInterrupt()
+    patience = recipe.training.patience
     trainer = ZipperTrainer(
         model,
         arguments,
         mixture,
         corrupt=recipe.training.corrupt,
         tower_learning_rate=recipe.training.tower_learning_rate,
-        score=_Scorer(recipe, validation, judge) if validation else None,
-        callbacks=[EarlyStoppingCallback(recipe.training.patience)] if recipe.training.patience else None,
+        score=scorer,
+        callbacks=[stop, *([EarlyStoppingCallback(patience)] if patience else [])],
     )
     before = _Before(model, validation)
-    result = trainer.train(resume_from_checkpoint=str(latest_checkpoint(working)) if resume else None)
+    try:
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        stop.release()
+    if stop.stopped:
+        raise Interrupted(f"stopped after step {trainer.state.global_step}; go on with resume (--resume)")
+    model.eval()
     found = _diagnose(recipe, model, rows, validation, before) if validation else []
     for signature in found:
         console.print(f"[yellow]{signature.name}:[/yellow] {signature.message}")
-    mapping = to_mapping(recipe)
     record = {
-        "recipe": mapping,
-        "recipe_hash": recipe_hash(mapping),
+        "recipe": plain,
+        "recipe_hash": recipe_hash(plain),
         "seconds": round(time.time() - started, 1),
         "train_loss": result.training_loss,
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
+        "frozen_unchanged": frozen_unchanged(model),
         "gates": model.gates(),
         "signatures": [s.message for s in found],
         "perplexity_before": before.perplexity,
+        "perplexity_after": unimodal_perplexity(model, validation),
         "history": trainer.state.log_history,
     }
-    model.eval()
-    model.save_pretrained(recipe.output, overwrite=recipe.overwrite)
-    (Path(recipe.output) / "run.json").write_text(json.dumps(record, indent=2, default=float) + "\n", encoding="utf-8")
-    (Path(recipe.output) / "generation.json").write_text(json.dumps(recipe.generation, indent=2) + "\n")
-    _keep_logs(working, Path(recipe.output))
+    with new_folder(recipe.output, recipe.overwrite) as folder:
+        model.save_pretrained(folder)
+        _write_json(folder / "run.json", record)
+        _write_json(folder / "generation.json", recipe.generation)
+        keep_logs(working, folder / "logs")
+    shutil.rmtree(working, ignore_errors=True)
     return record
+
+
+def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
+    """Whatever can be checked without data and towers; returns the tasks by template.
+
+    Raises:
+        ValueError: naming field and value.
+    """
+    check_output(recipe.output, recipe.overwrite)
+    output, names = Path(recipe.output).resolve(), list(recipe.towers)
+    tasks = {template: parse_task(template, names) for template in recipe.tasks}
+    for name, tower in recipe.towers.items():
+        here = Path(tower.source).resolve()
+        if output == here or output in here.parents:
+            raise ValueError(f"output {recipe.output!r} would replace tower {name!r}, which is at {tower.source!r}")
+        if tower.pretrain is not None and not here.is_dir():
+            check_output(tower.source)
+    for field, named in (("loss_weights", recipe.loss_weights), ("generation", recipe.generation)):
+        if unknown := sorted(set(named) - set(names)):
+            raise ValueError(f"{field} names {unknown}, but the towers are {names}")
+    known = set(GenerationConfig().to_dict())
+    for name, settings in recipe.generation.items():
+        if unknown := sorted(set(settings) - known):
+            raise ValueError(f"generation.{name}: {unknown} are no fields of transformers.GenerationConfig")
+    if recipe.training.patience is not None and recipe.data.validation is None:
+        raise ValueError("training.patience needs a validation split: data.validation is null")
+    return tasks
+
+
+def frozen_unchanged(model: ZipperModel) -> dict[str, bool]:
+    """Per frozen tower, whether its tensors still have the hash they had when the model was made."""
+    frozen = {n: s for n, s in model.config.tower_specs.items() if s.train == "frozen"}
+    return {n: weights_hash(model.tower(n).backbone) == s.weights_hash for n, s in frozen.items()}
+
+
+def _write_json(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content, indent=2, default=float) + "\n", encoding="utf-8")
+
+
+def _encoded(model: ZipperModel, rows: Sequence[Any], named: set[str]) -> list[Any]:
+    """Rows with the ids of all modalities that tasks name, and of text, which scores are compared with."""
+    assert model.processor is not None
+    first: Any = next((r for r in rows if not isinstance(r, Document)), {})
+    return encode_rows(model.processor, rows, sorted(named | ({"text"} & set(model.names) & set(first))))
+
+
+def _check_lengths(model: ZipperModel, rows: Sequence[Any]) -> None:
+    for name in model.names:
+        lengths = []
+        for row in rows:
+            segments = row.segments if isinstance(row, Document) else [row[name]] if name in row else []
+            lengths.append(sum(len(s.ids or []) + 2 for s in segments if s.modality == name))
+        check_length(model.tower(name).backbone, lengths, f"tower {name!r}")
 
 
 def build_model(recipe: FuseRecipe) -> ZipperModel:
@@ -159,25 +236,30 @@ def _evaluation_arguments(recipe: FuseRecipe) -> dict[str, Any]:
     }
 
 
-def _judge(recipe: FuseRecipe, console: Console) -> Recogniser:
-    if recipe.judge is not None:
-        return Recogniser.from_pretrained(recipe.judge)
+def _fitted_judge(recipe: FuseRecipe, console: Console) -> Recogniser:
     console.print("fitting a judge on the training recordings (once; cached)")
-    return judge_for(recipe.data.source, recipe.data.columns)
+    with randomness_kept():
+        return judge_for(recipe.data.source, recipe.data.columns, split=recipe.data.train)
 
 
 class _Scorer:
-    """Scores every task of a recipe on validation rows; ``wer`` is their mean."""
+    """Scores every task of a recipe on validation rows; ``wer`` is their mean. Without a task that can be scored, the
+    mean ``loss`` on the validation documents stands in."""
 
-    def __init__(self, recipe: FuseRecipe, rows: Sequence[Any], judge: Recogniser | None) -> None:
-        self.recipe, self.judge = recipe, judge
-        self.rows = [r for r in rows if not isinstance(r, Document)]
+    def __init__(self, recipe: FuseRecipe, rows: Sequence[Any]) -> None:
+        self.recipe, self.all_rows = recipe, rows
+        self.rows = [r for r in rows if not isinstance(r, Document) and "text" in r]
+        ends = {t: parse_task(t).targets[-1] for t, weight in recipe.tasks.items() if weight > 0}
+        self.tasks = [t for t, end in ends.items() if end in ("text", "speech")] if self.rows else []
+        self.needs_judge = any(ends[t] == "speech" for t in self.tasks)
+        self.judge: Recogniser | None = None
 
     def __call__(self, model: ZipperModel) -> dict[str, float]:
+        if not self.tasks:
+            losses = signatures.losses_on(model, _batches(self.recipe, model, self.all_rows))
+            return {"loss": float(np.mean(list(losses.values())))} | {f"loss/{n}": v for n, v in losses.items()}
         metrics: dict[str, float] = {}
-        for template in self.recipe.tasks:
-            if parse_task(template).targets[-1] not in ("text", "speech"):
-                continue
+        for template in self.tasks:
             score = score_task(model, self.rows, template, judge=self.judge, settings=self.recipe.generation)
             metrics[f"wer/{template}"], metrics[f"cer/{template}"] = score.wer, score.cer
         metrics["wer"] = float(np.mean([v for k, v in metrics.items() if k.startswith("wer/")]))
@@ -210,10 +292,12 @@ def _diagnose(
 
 
 def _batches(recipe: FuseRecipe, model: ZipperModel, rows: Sequence[Any]) -> list[Batch]:
-    """A few batches of every task, uncorrupted."""
-    plain = [r for r in rows if not isinstance(r, Document)][: DIAGNOSIS_BATCHES * recipe.training.batch_size]
-    documents = [build_document(t, r) for t in recipe.tasks for r in plain[:: len(recipe.tasks)]]
+    """A few batches of every task and of whole documents, uncorrupted."""
     size = recipe.training.batch_size
+    few = rows[: DIAGNOSIS_BATCHES * size]
+    plain = [r for r in few if not isinstance(r, Document)]
+    documents = [r for r in few if isinstance(r, Document)]
+    documents += [build_document(t, r) for t in recipe.tasks for r in plain[:: len(recipe.tasks)]]
     return [collate(documents[i : i + size], model.specials) for i in range(0, len(documents), size)]
 
 
@@ -223,15 +307,6 @@ def _mean_entropy(model: ZipperModel, batches: Sequence[Batch]) -> dict[str, flo
         for name, value in attention_entropy(model, batch).items():
             seen.setdefault(name, []).append(value)
     return {name: float(np.mean(values)) for name, values in seen.items()}
-
-
-def _keep_logs(working: Path, output: Path) -> None:
-    """TensorBoard logs move beside the model; checkpoints of the finished run go."""
-    for events in working.rglob("events.out.tfevents.*"):
-        target = output / "logs" / events.name
-        target.parent.mkdir(exist_ok=True)
-        shutil.move(events, target)
-    shutil.rmtree(working, ignore_errors=True)
 
 
 def generation_settings(folder: str | Path) -> Mapping[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,12 @@ from zipper_lm.files import check_output, new_folder
 from zipper_lm.modality.codec import Codec, load_codec
 from zipper_lm.modality.speech import SpeechCodec
 from zipper_lm.modality.text import TextCodec
+from zipper_lm.recipe import to_mapping
 from zipper_lm.training.arguments import training_arguments
-from zipper_lm.training.data import encode_column, training_rows, validation_rows
+from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt, tell_tidily
+from zipper_lm.training.data import column, encode_column, training_rows, validation_rows
 from zipper_lm.training.recipes import CodecRecipe, PretrainRecipe
+from zipper_lm.training.working import begin, check_working, keep_logs, working_folder
 
 
 class Streams(Dataset[dict[str, list[int]]]):
@@ -86,7 +89,8 @@ def make_backbone(fields: dict[str, Any], codec: Codec) -> PreTrainedModel:
         raise ValueError(f"backbone.model_type {kind!r} is unknown to transformers")
     special = {f"{k}_token_id": getattr(codec, f"{k}_id") for k in ("bos", "eos", "pad")}
     try:
-        return AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](vocab_size=codec.vocab_size, **special, **fields))
+        config: Any = CONFIG_MAPPING[kind]
+        return AutoModelForCausalLM.from_config(config(vocab_size=codec.vocab_size, **special, **fields))
     except (TypeError, AttributeError) as error:
         raise ValueError(f"backbone {kind!r}: {error}") from error
 
@@ -94,33 +98,68 @@ def make_backbone(fields: dict[str, Any], codec: Codec) -> PreTrainedModel:
 def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = False) -> dict[str, float]:
     """Fit the codec, train the tower, and write both to `recipe.output`.
 
+    Args:
+        recipe: what to do.
+        overwrite: replace what is at `recipe.output`, and throw an interrupted run away.
+        resume: go on from the newest checkpoint of an interrupted run with the same recipe.
+
     Returns:
         Final losses: ``train_loss`` and, with a validation split, ``perplexity`` on it (per token).
 
     Raises:
         ValueError: if the output exists, the data cannot be read, or a setting is wrong.
+        Interrupted: after Ctrl-C; a checkpoint has been written.
     """
     check_output(recipe.output, overwrite)
+    if recipe.codec.source is None and recipe.modality in ("text", "speech") and recipe.codec.kind != recipe.modality:
+        raise ValueError(f"codec.kind is {recipe.codec.kind!r}, but modality is {recipe.modality!r}")
+    working, plain = working_folder(recipe.output), to_mapping(recipe)
+    checkpoint = check_working(working, plain, resume=resume, overwrite=overwrite)
+    arguments = training_arguments(recipe.training, working, recipe.seed)
     set_seed(recipe.seed)
-    rows = training_rows(recipe.data, recipe.seed)
-    values = [row[recipe.modality] for row in rows]
+    held_out = validation_rows(recipe.data)
+    values = column(training_rows(recipe.data, recipe.seed), recipe.modality)
     codec = make_codec(recipe.codec, values, recipe.seed)
     backbone = make_backbone(recipe.backbone, codec)
-    held_out = [row[recipe.modality] for row in validation_rows(recipe.data)]
-    working = Path(f"{recipe.output}.training")
-    arguments = training_arguments(recipe.training, working, recipe.seed, save_only_model=False)
+    streams = Streams(encode_column(codec, values), codec, recipe.context, recipe.seed)
+    held_streams = None
+    if held_out:
+        held_streams = Streams(encode_column(codec, column(held_out, recipe.modality)), codec, 1, recipe.seed)
+    check_length(backbone, [len(s) for part in (streams, held_streams) if part for s in part.streams], recipe.modality)
+    del values, held_out  # raw sound is large
+    if checkpoint is None:
+        begin(working, plain)
+    stop = StopOnInterrupt()
     trainer = Trainer(
         model=backbone,
         args=arguments,
-        train_dataset=Streams(encode_column(codec, values), codec, recipe.context, recipe.seed),
-        eval_dataset=Streams(encode_column(codec, held_out), codec, 1, recipe.seed) if held_out else None,
+        train_dataset=streams,
+        eval_dataset=held_streams,
         data_collator=PadStreams(codec.pad_id),
+        callbacks=[stop],
     )
-    result = trainer.train(resume_from_checkpoint=resume and any(working.glob("checkpoint-*")))
+    tell_tidily(trainer)
+    try:
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        stop.release()
+    if stop.stopped:
+        raise Interrupted(f"stopped after step {trainer.state.global_step}; go on with resume (--resume)")
     metrics = {"train_loss": float(result.training_loss)}
-    if held_out:
+    if held_streams is not None:
         metrics["perplexity"] = math.exp(trainer.evaluate()["eval_loss"])
     with new_folder(recipe.output, overwrite) as folder:
         backbone.save_pretrained(folder)
         codec.save_pretrained(folder)
+        keep_logs(working, folder / "logs")
+    shutil.rmtree(working, ignore_errors=True)
     return metrics
+
+
+def check_length(backbone: PreTrainedModel, lengths: Sequence[int], name: str) -> None:
+    """Raise `ValueError` if a stream is longer than the positions that a backbone has."""
+    limit = getattr(backbone.config, "max_position_embeddings", None)
+    if limit and lengths and max(lengths) > limit:
+        raise ValueError(
+            f"{name}: the longest stream has {max(lengths)} tokens, the backbone's max_position_embeddings is {limit}"
+        )

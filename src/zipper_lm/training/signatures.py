@@ -34,8 +34,9 @@ def drift(before: Mapping[str, float], after: Mapping[str, float]) -> list[Signa
     return [
         Signature(
             "unimodal drift",
-            f"tower {name!r} forgets: perplexity on its own modality rose from {before[name]:.2f} to {after[name]:.2f}. "
-            f"Freeze it (towers.{name}.train=frozen), lower training.tower_learning_rate, or use lora.",
+            f"tower {name!r} forgets: perplexity on its own modality rose from {before[name]:.2f} to "
+            f"{after[name]:.2f}. Freeze it (towers.{name}.train=frozen), lower training.tower_learning_rate, or use "
+            "lora.",
         )
         for name in after
         if after[name] > DRIFT * before[name]
@@ -77,8 +78,8 @@ def too_little_data(train: Mapping[str, float], held_out: Mapping[str, float]) -
     return [
         Signature(
             "too little aligned data",
-            f"{name}: loss {held_out[name]:.2f} on held-out documents against {train[name]:.2f} in training. Add aligned "
-            "pairs, train fewer steps (training.patience), freeze more towers, use fewer zip layers, or raise "
+            f"{name}: loss {held_out[name]:.2f} on held-out documents against {train[name]:.2f} in training. Add "
+            "aligned pairs, train fewer steps (training.patience), freeze more towers, use fewer zip layers, or raise "
             "training.corrupt.",
         )
         for name in held_out

@@ -6,8 +6,10 @@ the parameter groups, the documents' collation, saving, evaluation by generation
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,19 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from zipper_lm.checkpoint import WEIGHTS_FILE, load_own
 from zipper_lm.collation import Batch, Specials, collate
 from zipper_lm.document import Document, Segment
 from zipper_lm.model import ZipperModel
+from zipper_lm.training.callbacks import tell_tidily
+
+LAST_WRITTEN = "trainer_state.json"
+"""What Trainer writes last; a checkpoint without it was cut off."""
+
+SHORT = 8
+"""A given segment of fewer tokens is not corrupted: a short text has no redundancy to lose."""
 
 
 def parameter_groups(model: ZipperModel, *, tower_learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -48,31 +57,96 @@ def parameter_groups(model: ZipperModel, *, tower_learning_rate: float, weight_d
     ]
 
 
-class DocumentCollator:
-    """Encoded documents to the one argument of `ZipperModel.forward`.
+class CorruptedDocuments(Dataset[Document]):
+    """Documents in whose given segments a share of the tokens is replaced by padding, against overfitting.
+
+    What is lost depends on nothing but seed, epoch and index: a resumed run goes on as if it had never stopped.
 
     Args:
+        documents: map-style, encoded; told the epoch too, if it wants to know.
         specials: each tower's special ids.
-        corrupt: share of a given (not target) segment's ids that is replaced by padding, in training.
-        seed: of what is replaced.
+        share: of a given (not target) segment's ids that is lost.
+        seed: of what is lost.
     """
 
-    def __init__(self, specials: dict[str, Specials], corrupt: float = 0.0, seed: int = 0) -> None:
-        self.specials, self.corrupt = specials, corrupt
-        self.draw = np.random.default_rng(seed)
+    def __init__(self, documents: Dataset[Document], specials: dict[str, Specials], share: float, seed: int) -> None:
+        self.documents, self.specials, self.share, self.seed = documents, specials, share, seed
+        # In shared memory: workers that outlive an epoch (persistent_workers) see the new one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
-    def __call__(self, documents: Sequence[Document]) -> dict[str, Batch]:
-        if self.corrupt:
-            documents = [Document(self._corrupted(s) for s in d) for d in documents]
-        return {"batch": collate(documents, self.specials)}
+    def set_epoch(self, epoch: int) -> None:
+        """Draw as in this epoch from now on. Accelerate's loaders call it."""
+        self._epoch.fill_(epoch)
+        if hasattr(self.documents, "set_epoch"):
+            self.documents.set_epoch(epoch)
 
-    def _corrupted(self, segment: Segment) -> Segment:
+    def __len__(self) -> int:
+        return len(self.documents)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Document:
+        document = self.documents[index]
+        if not self.share:
+            return document
+        draw = np.random.default_rng((self.seed, int(self._epoch), index, 1))
+        return Document(self._corrupted(segment, draw) for segment in document)
+
+    def _corrupted(self, segment: Segment, draw: np.random.Generator) -> Segment:
         ids = segment.ids or []
-        if segment.target or len(ids) < 8:  # a short text has no redundancy to lose
+        if segment.target or len(ids) < SHORT:
             return segment
-        lost = self.draw.random(len(ids)) < self.corrupt
+        lost = draw.random(len(ids)) < self.share
         pad = self.specials[segment.modality].pad
         return Segment(segment.modality, ids=[pad if gone else i for i, gone in zip(ids, lost)])
+
+
+class DocumentCollator:
+    """Encoded documents to the one argument of `ZipperModel.forward`."""
+
+    def __init__(self, specials: dict[str, Specials]) -> None:
+        self.specials = specials
+
+    def __call__(self, documents: Sequence[Document]) -> dict[str, Batch]:
+        return {"batch": collate(documents, self.specials)}
+
+
+class LikeLengths(Sampler[int]):
+    """Documents of like length share a batch: less padding. The order is drawn anew from (seed, epoch).
+
+    Args:
+        lengths: tokens of each document. batch: documents per optimizer step. seed: of the order.
+        documents: told the epoch too: accelerate's loaders tell a data set only if their sampler is not wrapped, and
+            it is wrapped in a resumed epoch and with several processes.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int, documents: Any = None) -> None:
+        self.lengths, self.batch, self.seed, self.documents = list(lengths), batch, seed, documents
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw as in this epoch from now on. Accelerate's loaders call it."""
+        self.epoch = epoch
+        if hasattr(self.documents, "set_epoch"):
+            self.documents.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        state = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+        return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))
+
+
+@contextmanager
+def randomness_kept() -> Iterator[None]:
+    """Whatever is drawn inside, Python's, numpy's and torch's global generators go on as if nothing had been."""
+    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (the global one is what is kept)
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 class ZipperTrainer(Trainer):
@@ -81,7 +155,7 @@ class ZipperTrainer(Trainer):
     Args:
         model: the model. args: as in transformers.
         train_dataset: map-style, of encoded `Document`s.
-        specials, corrupt: see `DocumentCollator`.
+        corrupt: see `CorruptedDocuments`.
         tower_learning_rate: for towers that are trained.
         score: called with the model at each evaluation; returns metrics without the ``eval_`` prefix.
     """
@@ -99,20 +173,21 @@ class ZipperTrainer(Trainer):
     ) -> None:
         self.tower_learning_rate, self.score = tower_learning_rate, score
         self.part_losses: dict[str, list[float]] = {}
-        collator = DocumentCollator(model.specials, corrupt, args.seed)
+        documents = CorruptedDocuments(train_dataset, model.specials, corrupt, args.seed)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_dataset,
-            eval_dataset=train_dataset,  # evaluation is by `score`; Trainer wants to see one
-            data_collator=collator,
+            train_dataset=documents,
+            eval_dataset=documents,  # evaluation is by `score`; Trainer wants to see one
+            data_collator=DocumentCollator(model.specials),
             callbacks=callbacks,
         )
+        tell_tidily(self)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer class, on our groups."""
         if self.optimizer is None:
-            owner, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            owner, kwargs = self.get_optimizer_cls_and_kwargs(self.args)
             groups = parameter_groups(
                 self.accelerator.unwrap_model(self.model),
                 tower_learning_rate=self.tower_learning_rate,
@@ -125,11 +200,13 @@ class ZipperTrainer(Trainer):
         """Documents of like length share a batch: less padding, the order still drawn anew."""
         dataset = self.train_dataset
         lengths = [max(len(s.ids or []) for s in dataset[i]) for i in range(len(dataset))]  # type: ignore[arg-type, index]
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        generator = torch.Generator().manual_seed(self.args.data_seed or self.args.seed)
-        return LengthGroupedSampler(batch, lengths=lengths, generator=generator)
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LikeLengths(lengths, batch, seed, dataset)
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """The model's own loss; its parts are kept for the next log line."""
         output = model(**inputs)
         if output.loss is None:
@@ -148,12 +225,13 @@ class ZipperTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """Generate and score."""
+        """Generate and score, always with the same draws; training goes on as if it had not happened."""
         if self.score is None:
             return {}
         model = self.accelerator.unwrap_model(self.model)
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), randomness_kept():
+            torch.manual_seed(self.args.seed)
             metrics = {f"{metric_key_prefix}_{k}": v for k, v in self.score(model).items()}
         model.train()
         self.log(metrics)
@@ -191,6 +269,7 @@ def describe_parameters(model: ZipperModel) -> str:
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint with the most steps in a training folder, or `None`."""
-    found = [p for p in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    """The whole checkpoint with the most steps in a training folder, or `None`."""
+    names = re.compile(r"checkpoint-\d+")
+    found = [p.parent for p in Path(folder).glob(f"checkpoint-*/{LAST_WRITTEN}") if names.fullmatch(p.parent.name)]
     return max(found, key=lambda p: int(p.name.split("-")[1])) if found else None

@@ -1,0 +1,32 @@
+"""A data set's judge is fitted once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_recipes import workshop
+
+from zipper_lm.evaluation import judging
+from zipper_lm.evaluation.judge import Recogniser
+
+
+def test_fitted_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZIPPER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(judging, "STEPS", 1)
+    steps: list[int] = []
+    first = judging.judge_for(str(workshop() / "data"), progress=lambda step, *_: steps.append(step))
+    assert steps
+    monkeypatch.setattr(Recogniser, "fit", lambda *_, **__: pytest.fail("fitted again"))
+    shutil.copytree(workshop() / "data", tmp_path / "moved")
+    again = judging.judge_for(str(tmp_path / "moved"))
+    assert all((a == b).all() for a, b in zip(first.state_dict().values(), again.state_dict().values()))
+    with pytest.raises(pytest.fail.Exception):
+        judging.judge_for(str(workshop() / "data"), split="test")
+
+
+def test_data_without_speech_has_no_judge(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "one"}\n')
+    with pytest.raises(ValueError, match="speech and text"):
+        judging.judge_for(str(tmp_path / "train.jsonl"))

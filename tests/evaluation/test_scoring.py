@@ -1,0 +1,70 @@
+"""Scores by generation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny_recipes import say, tiny_recipe, workshop
+
+from zipper_lm import ZipperModel
+from zipper_lm.data.readers import read_rows
+from zipper_lm.evaluation.judge import Recogniser
+from zipper_lm.evaluation.scoring import score_task, transcribe
+from zipper_lm.training.fuse import build_model
+
+SETTINGS = {"text": {"max_new_tokens": 4}, "speech": {"max_new_tokens": 8}}
+
+
+@pytest.fixture(scope="module")
+def fused() -> ZipperModel:
+    return build_model(tiny_recipe(workshop() / "unused"))
+
+
+@pytest.fixture(scope="module")
+def judge() -> Recogniser:
+    return Recogniser.from_pretrained(workshop() / "judge")
+
+
+def test_text_is_scored_in_the_order_of_the_rows(fused: ZipperModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = list(read_rows(workshop() / "data", split="train"))
+    texts = {row["speech"]: row["text"] for row in rows}
+
+    def generate(documents: list, schedule: list, **_: object) -> list:
+        for document in documents:
+            document.segments.append(type(document[0])("text", texts[document[0].value]))
+        return documents
+
+    monkeypatch.setattr(fused, "generate", generate)
+    told: list[tuple[int, int]] = []
+    score = score_task(fused, rows, "asr", batch_size=5, progress=lambda *x: told.append(x))
+    assert (score.wer, score.cer) == (0.0, 0.0)
+    assert score.references == [r["text"] for r in rows]
+    assert told == [(5, 12), (10, 12), (12, 12)]
+    texts[rows[0]["speech"]] += " six"
+    wrong = score_task(fused, rows, "asr").wer
+    assert wrong == pytest.approx(100 / sum(len(r["text"].split()) for r in rows))
+
+
+def test_speech_is_heard_by_the_judge(fused: ZipperModel, judge: Recogniser) -> None:
+    rows = read_rows(workshop() / "data", split="test")
+    score = score_task(fused, rows, "tts", judge=judge, settings=SETTINGS)
+    assert score.task == "text->speech"
+    assert len(score.values) == len(rows) == score.summary()["utterances"]
+    assert score.hypotheses == transcribe(judge, score.values)
+    assert score.summary()["wer_95"][0] <= score.wer <= score.summary()["wer_95"][1]
+
+
+def test_a_sound_too_short_for_a_word_is_silence(judge: Recogniser) -> None:
+    assert transcribe(judge, [np.zeros(10, np.float32), say("one two")])[0] == ""
+
+
+def test_what_cannot_be_scored(fused: ZipperModel) -> None:
+    rows = list(read_rows(workshop() / "data", split="test"))
+    with pytest.raises(ValueError, match="a judge must listen"):
+        score_task(fused, rows, "tts")
+    with pytest.raises(ValueError, match="no rows"):
+        score_task(fused, [], "asr")
+    with pytest.raises(ValueError, match=r"row 1 has no \['speech'\]"):
+        score_task(fused, [rows[0], {"text": "one"}], "asr")
+    with pytest.raises(ValueError, match="image"):
+        score_task(fused, rows, "image->text")

@@ -1,0 +1,31 @@
+"""From a recipe to `TrainingArguments`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from zipper_lm.training.arguments import training_arguments
+from zipper_lm.training.recipes import TrainingRecipe
+
+
+def test_fields_reach_transformers(tmp_path: Path) -> None:
+    more = {"gradient_accumulation_steps": 3, "lr_scheduler_type": "linear"}
+    arguments = training_arguments(TrainingRecipe(steps=40, warmup=0.1, arguments=more), tmp_path, seed=7)
+    assert (arguments.max_steps, arguments.warmup_steps, arguments.seed) == (40, 4, 7)
+    assert arguments.gradient_accumulation_steps == 3
+    assert arguments.lr_scheduler_type == "linear"
+    assert arguments.save_steps == 40
+    assert training_arguments(TrainingRecipe(evaluate_every=5), tmp_path, seed=0).save_steps == 5
+
+
+@pytest.mark.parametrize("name", ["max_steps", "seed", "learning_rate", "eval_steps", "output_dir"])
+def test_the_recipes_own_fields_are_not_set_twice(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=name):
+        training_arguments(TrainingRecipe(arguments={name: 3}), tmp_path, seed=0, eval_steps=5)
+
+
+def test_unknown_fields_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="bf17"):
+        training_arguments(TrainingRecipe(arguments={"bf17": True}), tmp_path, seed=0)

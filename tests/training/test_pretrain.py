@@ -1,0 +1,108 @@
+"""A small tower from scratch: what it leaves, how it resumes, what it refuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_recipes import workshop
+from transformers import AutoModelForCausalLM, Trainer
+
+from zipper_lm.modality.codec import load_codec
+from zipper_lm.recipe import build
+from zipper_lm.training.callbacks import Interrupted
+from zipper_lm.training.data import column, encode_column
+from zipper_lm.training.pretrain import Streams, make_backbone, pretrain
+from zipper_lm.training.recipes import PretrainRecipe
+
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def recipe(output: Path, **changes: Any) -> PretrainRecipe:
+    fields = {
+        "data": str(workshop() / "data"),
+        "modality": "text",
+        "codec": {"kind": "text", "options": {"vocab_size": 32}},
+        "backbone": SMALL,
+        "context": 16,
+        "output": str(output),
+        **changes,
+    }
+    training = {"steps": 5, "batch_size": 2, "log_every": 1, "evaluate_every": 2, "arguments": {"disable_tqdm": True}}
+    return build(PretrainRecipe, {"training": training, **fields})
+
+
+def test_tower_and_codec_are_written(tmp_path: Path) -> None:
+    metrics = pretrain(recipe(tmp_path / "t"))
+    assert metrics["perplexity"] > 1
+    codec = load_codec(tmp_path / "t")
+    tower = AutoModelForCausalLM.from_pretrained(tmp_path / "t")
+    assert tower.config.vocab_size == codec.vocab_size
+    assert (tower.config.bos_token_id, tower.config.eos_token_id) == (codec.bos_id, codec.eos_id)
+    assert list((tmp_path / "t" / "logs").iterdir())
+    assert not (tmp_path / "t.training").exists()
+    with pytest.raises(ValueError, match="exists"):
+        pretrain(recipe(tmp_path / "t"))
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrain(recipe(tmp_path / "whole"))
+    real = Trainer.training_step
+
+    def training_step(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "training_step", training_step)
+        with pytest.raises(Interrupted, match="step 3"):
+            pretrain(recipe(tmp_path / "broken"))
+    pretrain(recipe(tmp_path / "broken"), resume=True)
+    theirs, ours = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "broken"))
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modality": "speech"}, "codec.kind is 'text'"),
+        ({"modality": "image"}, "no row has 'image'"),
+        ({"backbone": {"model_type": "no-such"}}, "no-such"),
+        ({"codec": {"kind": "text", "options": {"vocab": 3}}}, "codec.options"),
+        ({"backbone": SMALL | {"max_position_embeddings": 8}}, "max_position_embeddings is 8"),
+    ],
+)
+def test_recipes_that_cannot_work(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        pretrain(recipe(tmp_path / "t", **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_streams_hold_whole_rows() -> None:
+    codec = load_codec(workshop() / "text")
+    rows = [[i] * n for i, n in enumerate((3, 5, 2, 30, 4, 1))]
+    streams = Streams(rows, codec, 12, seed=0)
+    flat = [token for number in range(len(streams)) for token in streams[number]["input_ids"]]
+    assert len(flat) == sum(len(r) + 2 for r in rows)
+    assert flat.count(codec.bos_id) >= len(rows)
+    assert all(s[0] == codec.bos_id and s[-1] == codec.eos_id for s in streams.streams)
+    assert sorted(len(s) > 12 for s in streams.streams)[-2:] == [False, True]
+
+
+def test_a_value_that_cannot_be_read_is_named() -> None:
+    with pytest.raises(ValueError, match="data row 2"):
+        encode_column(load_codec(workshop() / "text"), ["one", "two", "ω"])
+    with pytest.raises(ValueError, match="no row has 'speech'"):
+        column([{"text": "one"}], "speech")
+
+
+def test_any_family_can_be_made() -> None:
+    codec = load_codec(workshop() / "text")
+    gpt2 = make_backbone({"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}, codec)
+    assert gpt2.config.vocab_size == codec.vocab_size

@@ -1,0 +1,50 @@
+"""Each failure signature: seen where it is, silent where it is not."""
+
+from __future__ import annotations
+
+from tiny import doc, tiny_model
+
+from zipper_lm.collation import collate
+from zipper_lm.training.signatures import drift, losses_on, not_started, too_little_data
+
+
+def test_drift() -> None:
+    (found,) = drift({"text": 10.0, "speech": 5.0}, {"text": 12.0, "speech": 5.2})
+    assert found.name == "unimodal drift"
+    assert "'text'" in found.message
+    assert "12.00" in found.message
+    assert drift({"text": 10.0}, {"text": 9.0}) == []
+
+
+def test_gates_that_do_not_move() -> None:
+    before = {"text<-speech.0": 0.1, "text<-speech.1": 0.1, "speech<-text.0": 0.1}
+    after = {"text<-speech.0": 0.101, "text<-speech.1": 0.1, "speech<-text.0": 0.2}
+    entropy = dict.fromkeys(before, 0.5)
+    (found,) = not_started(before, after, entropy)
+    assert found.name == "fusion not started"
+    assert "text<-speech" in found.message
+    assert "gates" in found.message
+
+
+def test_attention_that_is_flat_in_every_layer() -> None:
+    before, after = {"a<-b.0": 0.1, "a<-b.1": 0.1}, {"a<-b.0": 0.3, "a<-b.1": 0.2}
+    (found,) = not_started(before, after, {"a<-b.0": 0.99, "a<-b.1": 0.995})
+    assert "flat" in found.message
+    assert not_started(before, after, {"a<-b.0": 0.99, "a<-b.1": 0.6}) == []
+
+
+def test_too_little_data() -> None:
+    (found,) = too_little_data({"text": 0.2, "speech": 3.0}, {"text": 2.0, "speech": 3.2, "image": 9.0})
+    assert found.name == "too little aligned data"
+    assert found.message.startswith("text:")
+    assert too_little_data({"text": 0.2}, {"text": 0.9}) == []
+
+
+def test_losses_leave_the_model_as_it_was() -> None:
+    model = tiny_model(gate=0.2).train()
+    document = doc(("speech", [5, 6, 7]), ("text", [3, 4]), target=True)
+    batch = collate([document], model.specials)
+    losses = losses_on(model, [batch, batch])
+    assert set(losses) == {"text", "speech"}
+    assert losses == losses_on(model, [batch])
+    assert model.training

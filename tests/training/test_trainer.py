@@ -1,0 +1,99 @@
+"""What makes training repeatable: corruption and order are functions of seed, epoch and index."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from zipper_lm import Document, Segment
+from zipper_lm.collation import Specials
+from zipper_lm.training.callbacks import log_line
+from zipper_lm.training.trainer import CorruptedDocuments, LikeLengths, latest_checkpoint, randomness_kept
+from zipper_lm.training.working import begin, check_working
+
+SPECIALS = {"text": Specials(0, 1, 2), "speech": Specials(0, 1, 2)}
+
+
+def corrupted(share: float) -> CorruptedDocuments:
+    given, target = list(range(10, 50)), list(range(50, 90))
+    documents = [
+        Document([Segment("speech", ids=given), Segment("text", ids=target, target=True), Segment("text", ids=[5, 6])])
+        for _ in range(3)
+    ]
+    return CorruptedDocuments(documents, SPECIALS, share, seed=1)  # type: ignore[arg-type]
+
+
+def test_corruption_hits_given_segments_only_and_can_be_repeated() -> None:
+    data = corrupted(0.5)
+    first = data[0]
+    lost = sum(i == 2 for i in first[0].ids or [])
+    assert 5 < lost < 35
+    assert first[1].ids == list(range(50, 90))
+    assert first[2].ids == [5, 6]  # too short to lose anything
+    assert data[0][0].ids == first[0].ids != data[1][0].ids
+    data.set_epoch(1)
+    assert data[0][0].ids != first[0].ids
+    data.set_epoch(0)
+    assert data[0][0].ids == first[0].ids
+    assert corrupted(0.0)[0][0].ids == list(range(10, 50))
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    lengths = np.random.default_rng(0).integers(5, 50, 64).tolist()
+    sampler = LikeLengths(lengths, 4, seed=3)
+    first = list(sampler)
+    assert sorted(first) == list(range(64))
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    spread = np.mean([np.ptp([lengths[i] for i in first[k : k + 4]]) for k in range(0, 64, 4)])
+    assert spread < 0.5 * np.mean([np.ptp(lengths[k : k + 4]) for k in range(0, 64, 4)])
+
+
+def test_randomness_is_kept() -> None:
+    def drawn() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
+    expected = drawn()
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
+    with randomness_kept():
+        drawn()
+    assert drawn() == expected
+
+
+def test_a_checkpoint_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path) is None
+    for step, whole in ((5, True), (20, True), (100, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
+
+
+def test_a_working_folder_knows_its_recipe(tmp_path: Path) -> None:
+    folder = tmp_path / "m.training"
+    begin(folder, {"seed": 1, "overwrite": False})
+    (folder / "checkpoint-5").mkdir()
+    (folder / "checkpoint-5" / "trainer_state.json").write_text("{}")
+    same = {"seed": 1, "overwrite": True}
+    assert check_working(folder, same, resume=True, overwrite=False) == folder / "checkpoint-5"
+    with pytest.raises(ValueError, match="'seed'"):
+        check_working(folder, {"seed": 2}, resume=True, overwrite=False)
+    with pytest.raises(ValueError, match="checkpoint-5"):
+        check_working(folder, same, resume=False, overwrite=False)
+    assert check_working(folder, same, resume=False, overwrite=True) is None
+    begin(folder, same)
+    assert latest_checkpoint(folder) is None
+
+
+def test_log_lines_are_short() -> None:
+    line = log_line({"loss": 1.23456, "loss_text": 2.0, "gate/a<-b.0": 0.1, "grad_norm": 3.0, "epoch": 1})
+    assert line == "loss 1.235, loss text 2"
+    assert log_line({"eval_wer/speech->text": 12.5}) == "wer/speech->text 12.5"
