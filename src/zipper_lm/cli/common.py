@@ -1,0 +1,120 @@
+"""What the commands share: errors as one line, results as JSON, options that several take."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from zipper_lm.model import ZipperModel
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+debugging: ContextVar[bool] = ContextVar("debugging", default=False)
+"""Whether errors are shown with where they came from."""
+
+Json = Annotated[bool, typer.Option("--json", help="End with exactly one line of JSON on standard output.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from an interrupted run's newest checkpoint.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a zipped model.")]
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="What to do.")]
+Changes = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Changes to the recipe.")]
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """A user's error becomes one line on standard error and exit code 2; ``--debug`` shows the traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            if debugging.get():
+                raise
+            fail(f"error: {error}", USER_ERROR)
+        except KeyboardInterrupt as error:
+            fail(f"interrupted: {error}" if str(error) else "interrupted", INTERRUPTED)
+
+    return run
+
+
+def fail(message: str, code: int) -> None:
+    """One line on standard error, then the end."""
+    typer.echo(" ".join(message.split()), err=True)
+    raise typer.Exit(code)
+
+
+def console() -> Console:
+    """For people, on standard error: standard output is for results."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def emit(result: Any) -> None:
+    """One line of JSON on standard output."""
+    sys.stdout.write(json.dumps(result, default=float) + "\n")
+    sys.stdout.flush()
+
+
+def quiet() -> None:
+    """transformers' own notes and bars off: what matters is said here."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def load_model(source: str) -> ZipperModel:
+    """A model on the fastest device there is.
+
+    Raises:
+        ValueError: if it cannot be loaded.
+    """
+    import torch
+
+    from zipper_lm.model import ZipperModel
+
+    quiet()
+    model = ZipperModel.from_pretrained(source)
+    return model.to("cuda") if torch.cuda.is_available() else model  # type: ignore[arg-type]
+
+
+def settings_of(model: str, changes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Generation settings kept with a model, changed by ``modality.name=value``.
+
+    Raises:
+        ValueError: for another form, or a name that `transformers.GenerationConfig` does not have.
+    """
+    from transformers import GenerationConfig
+
+    from zipper_lm.checkpoint import local_folder
+    from zipper_lm.training.fuse import generation_settings
+
+    settings = {name: dict(values) for name, values in generation_settings(local_folder(model)).items()}
+    known = set(GenerationConfig().to_dict())
+    for change in changes:
+        key, found, text = change.partition("=")
+        modality, dot, name = key.strip().partition(".")
+        if not (found and dot and modality and name):
+            raise ValueError(f"--set {change!r}: write modality.name=value, such as speech.temperature=0.7")
+        if name not in known:
+            raise ValueError(f"--set {change!r}: transformers.GenerationConfig has no field {name!r}")
+        settings.setdefault(modality, {})[name] = _value(text)
+    return settings
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

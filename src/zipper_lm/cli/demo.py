@@ -1,0 +1,33 @@
+"""`zipper demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zipper_lm.cli.common import Json, Overwrite, console, emit, quiet
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for report.html and results.json.")] = Path("zipper-demo"),
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Make the shipped towers, codec and judge anew first.")
+    ] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Fuse a small text tower and a small speech tower on synthetic voices, in minutes, and show what came of it.
+
+    Example: [bold]zipper demo --output zipper-demo[/bold]
+    """
+    from zipper_lm.files import check_output
+
+    check_output(output, overwrite)
+    quiet()
+    from zipper_lm.demo.run import demo as run
+
+    results = run(output, from_scratch=from_scratch, overwrite=overwrite, console=console())
+    if json:
+        emit(results)

@@ -1,0 +1,140 @@
+"""`zipper evaluate`."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zipper_lm.cli.common import Json, Model, Overwrite, console, emit, load_model, settings_of
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from zipper_lm.evaluation.judge import Recogniser
+    from zipper_lm.evaluation.scoring import Score
+    from zipper_lm.model import ZipperModel
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Folder, JSONL file or Hub id.")],
+    task: Annotated[str, typer.Option(help="asr, tts, or a template such as speech->text->speech.")] = "asr",
+    split: Annotated[str, typer.Option(help="Which split.")] = "test",
+    limit: Annotated[int | None, typer.Option(help="Only the first rows.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(metavar="DIR", help="A recogniser; default: fitted on the training split, cached.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="MODALITY.NAME=VALUE", help="A field of transformers.GenerationConfig."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the generated speech as an audiofolder.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Score a model by word error rate, of what it wrote, or of what an independent recogniser heard it say.
+
+    Example: [bold]zipper evaluate outputs/spoken-digits/model my/recordings --task tts --output heard/[/bold]
+    """
+    started = time.time()
+    from zipper_lm.data.readers import read_rows
+    from zipper_lm.data.tasks import parse_task
+    from zipper_lm.document import Document
+    from zipper_lm.evaluation.scoring import SHORT_NAMES, score_task
+    from zipper_lm.files import check_output
+
+    speaks = parse_task(SHORT_NAMES.get(task, task)).targets[-1] == "speech"
+    if output is not None:
+        if not speaks:
+            raise ValueError(f"--output: task {task!r} writes no speech")
+        check_output(output, overwrite)
+    if judge is not None and not speaks:
+        raise ValueError(f"--judge: task {task!r} writes no speech to be judged")
+    settings = settings_of(model, changes or [])
+    rows = [row for row in read_rows(data, split=split, limit=limit) if not isinstance(row, Document)]
+    loaded = load_model(model)
+    import torch
+
+    torch.manual_seed(seed)
+    with _bars() as bars:
+        listener = _judge(judge, data, bars) if speaks else None
+        bar = bars.add_task("generating", total=len(rows))
+        score = score_task(
+            loaded, rows, task, judge=listener, settings=settings, progress=lambda n, _: bars.update(bar, completed=n)
+        )
+        result = {**score.summary(), "task": task, "template": score.task, "split": split}
+        if listener is not None:
+            result |= _yardsticks(loaded, rows, listener)
+    if output is not None:
+        write_audiofolder(output, score, overwrite)
+        result["output"] = str(output)
+    result["seconds"] = round(time.time() - started, 1)
+    if json:
+        emit(result)
+    else:
+        low, high = result["wer_95"]
+        typer.echo(f"{task}: WER {result['wer']} % ({low} to {high}), CER {result['cer']} %, {len(rows)} utterances")
+        for name in ("judge_wer_on_originals", "oracle_wer"):
+            if name in result:
+                typer.echo(f"{name.replace('_', ' ')}: {result[name]} %")
+
+
+def _bars() -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    return Progress(*columns, TimeRemainingColumn(), console=console(), transient=True)
+
+
+def _judge(folder: str | None, data: str, bars: Progress) -> Recogniser:
+    from zipper_lm.evaluation.judge import Recogniser
+    from zipper_lm.evaluation.judging import judge_for
+
+    if folder is not None:
+        return Recogniser.from_pretrained(folder)
+    bar = bars.add_task("fitting a judge (once; cached)", total=None)
+    judge = judge_for(data, progress=lambda step, steps, _: bars.update(bar, completed=step, total=steps))
+    bars.remove_task(bar)
+    return judge
+
+
+def _yardsticks(model: ZipperModel, rows: list[Any], judge: Recogniser) -> dict[str, float]:
+    """The same judge on the recordings, and on what the codec alone makes of them; empty if there are none."""
+    from zipper_lm.data.audio import read_audio
+    from zipper_lm.evaluation.scoring import transcribe
+    from zipper_lm.evaluation.word_error_rate import word_error_rate
+
+    if any(row.get("speech") is None for row in rows):
+        return {}
+    assert model.processor is not None
+    codec, texts = model.processor.codecs["speech"], [row["text"] for row in rows]
+    waves = [read_audio(row["speech"]) for row in rows]
+    resynthesised = codec.decode(codec.encode(waves))
+    return {
+        "judge_wer_on_originals": round(word_error_rate(texts, transcribe(judge, waves)).wer, 2),
+        "oracle_wer": round(word_error_rate(texts, transcribe(judge, resynthesised)).wer, 2),
+    }
+
+
+def write_audiofolder(folder: Path, score: Score, overwrite: bool) -> None:
+    """What was said, with ``metadata.csv``: file_name, transcription (what it should say), heard (by the judge)."""
+    import numpy as np
+
+    from zipper_lm.data.audio import SAMPLING_RATE, write_audio
+    from zipper_lm.files import new_folder
+
+    silence = np.zeros(SAMPLING_RATE // 10, dtype=np.float32)  # a sound file cannot be empty
+    with new_folder(folder, overwrite) as new, (new / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["file_name", "transcription", "heard"])
+        for number, (wave, text, heard) in enumerate(zip(score.values, score.references, score.hypotheses)):
+            name = f"{number:05d}.wav"
+            write_audio(new / name, wave if len(wave) else silence)
+            table.writerow([name, text, heard])

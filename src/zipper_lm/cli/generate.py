@@ -1,0 +1,227 @@
+"""`zipper generate`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from zipper_lm.cli.common import Json, Model, Overwrite, console, emit, load_model, settings_of
+
+if TYPE_CHECKING:
+    from zipper_lm.document import Document, Segment
+    from zipper_lm.model import ZipperModel
+
+ORDER = "zipper.order"
+PARTS = ("inputs", "outputs")
+SOUNDS = (".wav", ".flac")
+
+
+class InOrder(TyperCommand):
+    """Remembers in which order ``--input`` and ``--output`` came: together they are one document."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(list(args))
+        ctx.meta[ORDER] = [p.name for p in order if p.name in PARTS]
+        return super().parse_args(ctx, args)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is to be written: a modality, and the file it goes to; text without a file is printed."""
+
+    modality: str
+    file: Path | None
+
+    @classmethod
+    def read(cls, text: str, overwrite: bool) -> Goal:
+        """From ``MODALITY`` or ``MODALITY:FILE``."""
+        from zipper_lm.files import check_output
+
+        modality, colon, file = text.partition(":")
+        if not modality or (colon and not file):
+            raise ValueError(f"--output {text!r}: write a modality, or modality:file, such as speech:out.wav")
+        if modality == "speech" and Path(file).suffix.lower() not in SOUNDS:
+            raise ValueError(f"--output {text!r}: speech needs a file ending in {' or '.join(SOUNDS)}")
+        if not file:
+            return cls(modality, None)
+        check_output(file, overwrite, folder=False)
+        return cls(modality, Path(file))
+
+
+def generate(
+    context: typer.Context,
+    model: Model,
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", metavar="MODALITY:VALUE", help="Given: a text, or a file.")
+    ] = None,
+    outputs: Annotated[
+        list[str] | None,
+        typer.Option("--output", metavar="MODALITY[:FILE]", help="To be written; text without a file is printed."),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(metavar="auto", help="auto: the model says itself what comes next, and when it is done."),
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="MODALITY.NAME=VALUE", help="A field of transformers.GenerationConfig."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    stream: Annotated[bool, typer.Option("--stream", help="Print text as it comes.")] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Write the next segments of a document; several --input and --output, in order, make one document.
+
+    Example: [bold]zipper generate MODEL --input text:"three one four" --output speech:out.wav[/bold]
+
+    Spoken question, spoken answer:
+    [bold]zipper generate MODEL --input speech:in.wav --output text --output speech:answer.wav[/bold]
+    """
+    started = time.time()
+    order = iter_parts(context.meta.get(ORDER, []), inputs or [], outputs or [], overwrite)
+    given, plan = split_plan(order)
+    goals = [part for part in plan if isinstance(part, Goal)]
+    if schedule not in (None, "auto"):
+        raise ValueError(f"--schedule {schedule!r}: the only one is auto; otherwise the --output options say it")
+    if schedule is None and not goals:
+        raise ValueError('nothing to write: give --output, such as --output text, or "--schedule auto"')
+    if schedule == "auto" and len(goals) < len(plan):
+        raise ValueError("--schedule auto: every --input must come before every --output")
+    if doubled := [str(f) for f, n in Counter(g.file for g in goals if g.file).items() if n > 1]:
+        raise ValueError(f"--output names {doubled[0]!r} twice")
+    settings = settings_of(model, changes or [])
+    loaded = load_model(model)
+    import torch
+
+    from zipper_lm.document import Document, check_modalities
+
+    document = Document(given)
+    check_modalities([document], loaded.names)
+    for part in plan:
+        loaded.tower(part.modality)
+    torch.manual_seed(seed)
+    wanted: Any = "auto" if schedule else [p.modality if isinstance(p, Goal) else p for p in plan]
+    if stream:
+        written = _streamed(loaded, document, wanted, settings, sys.stderr if json else sys.stdout)
+    else:
+        written = loaded.generate([document], wanted, settings=settings)[0]
+    new = written.segments[len(given) :]
+    if schedule is None:
+        pairs = [(part, segment) for part, segment in zip(plan, new) if isinstance(part, Goal)]
+    else:
+        pairs = _matched(goals, new)
+    files = {id(s): str(g.file) for g, s in pairs if g.file is not None}
+    for goal, segment in pairs:
+        _write(goal, segment, overwrite, show=not (json or stream))
+    if json:
+        was_given = [True] * len(given) + [schedule is None and not isinstance(part, Goal) for part in plan]
+        was_given += [False] * (len(written) - len(was_given))
+        segments = [_plain(s, known, files) for s, known in zip(written, was_given)]
+        emit({"document": segments, "seconds": round(time.time() - started, 2)})
+
+
+def iter_parts(order: list[str], inputs: list[str], outputs: list[str], overwrite: bool) -> list[Any]:
+    """Segments and goals in the order of the command line.
+
+    Raises:
+        ValueError: for a malformed option, an input file that is missing, or an output that exists.
+    """
+    given, goals = iter(inputs), iter(outputs)
+    kinds = order or ["inputs"] * len(inputs) + ["outputs"] * len(outputs)
+    return [_given(next(given)) if kind == "inputs" else Goal.read(next(goals), overwrite) for kind in kinds]
+
+
+def _given(text: str) -> Segment:
+    from zipper_lm.document import Segment
+
+    modality, colon, value = text.partition(":")
+    if not colon or not modality or not value:
+        raise ValueError(f'--input {text!r}: write modality:value, such as text:"three one four" or speech:in.wav')
+    if modality == "speech" and not Path(value).is_file():
+        raise ValueError(f"--input {text!r}: no file {value!r}")
+    return Segment(modality, value)
+
+
+def split_plan(parts: list[Any]) -> tuple[list[Any], list[Any]]:
+    """The leading inputs, and everything from the first output on."""
+    first = next((i for i, part in enumerate(parts) if isinstance(part, Goal)), len(parts))
+    return parts[:first], parts[first:]
+
+
+def _streamed(model: ZipperModel, document: Document, schedule: Any, settings: Any, out: Any) -> Document:
+    """Write token by token; text is shown as soon as it is decodable."""
+    stream: Any = model.stream(document, schedule, settings=settings)
+    shown: dict[int, str] = {}
+    ids: dict[int, list[int]] = {}
+    while True:
+        try:
+            token = next(stream)
+        except StopIteration as end:
+            out.write("\n" if shown else "")
+            return end.value
+        if token.modality != "text" or model.processor is None:
+            continue
+        if token.segment not in ids and shown:
+            out.write("\n")
+        ids.setdefault(token.segment, []).append(token.id)
+        text = model.processor.decode("text", [ids[token.segment]])[0]
+        old = shown.get(token.segment, "")
+        if text.startswith(old) and not text.endswith("\ufffd"):  # half a character waits for its other half
+            out.write(text[len(old) :])
+            out.flush()
+            shown[token.segment] = text
+
+
+def _matched(goals: list[Goal], segments: list[Segment]) -> list[tuple[Goal, Segment]]:
+    """What an automatic schedule wrote, with the goals of the same modality in turn; further text is printed."""
+    waiting = list(goals)
+    pairs = []
+    for segment in segments:
+        goal = next((g for g in waiting if g.modality == segment.modality), None)
+        if goal is not None:
+            waiting.remove(goal)
+        elif segment.modality == "text":
+            goal = Goal("text", None)
+        else:
+            console().print(f"{segment.modality}: {len(segment.ids or [])} tokens written, but no --output for them")
+            continue
+        pairs.append((goal, segment))
+    for goal in waiting:
+        console().print(f"nothing written for --output {goal.modality}: the model did not choose it")
+    return pairs
+
+
+def _write(goal: Goal, segment: Segment, overwrite: bool, *, show: bool) -> None:
+    from zipper_lm.data.audio import write_audio
+    from zipper_lm.files import check_output, new_file
+
+    value = segment.value
+    if goal.modality == "speech" and goal.file is not None:
+        if value is None or not len(value):
+            raise ValueError(f"--output speech:{goal.file}: the model wrote no sound")
+        check_output(goal.file, overwrite, folder=False)  # it may have appeared meanwhile
+        write_audio(goal.file, value)
+        return
+    text = value if isinstance(value, str) else " ".join(str(i) for i in segment.ids or [])
+    if goal.file is not None:
+        with new_file(goal.file, overwrite) as file:
+            file.write_text(text + "\n", encoding="utf-8")
+    elif show:
+        typer.echo(text)
+
+
+def _plain(segment: Segment, given: bool, files: dict[int, str]) -> dict[str, Any]:
+    fields: dict[str, Any] = {"modality": segment.modality, "given": given, "tokens": len(segment.ids or [])}
+    if isinstance(segment.value, str):
+        fields["value"] = segment.value
+    if id(segment) in files:
+        fields["file"] = files[id(segment)]
+    return fields

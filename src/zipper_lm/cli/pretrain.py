@@ -1,0 +1,26 @@
+"""`zipper pretrain`."""
+
+from __future__ import annotations
+
+from zipper_lm.cli.common import Changes, Json, Overwrite, Recipe, Resume, console, emit, quiet
+
+
+def pretrain(
+    recipe: Recipe, changes: Changes = None, resume: Resume = False, overwrite: Overwrite = False, json: Json = False
+) -> None:
+    """Make a small tower from scratch, with its codec, from unaligned data.
+
+    Example: [bold]zipper pretrain examples/pretrain-text.yaml data=my/texts output=towers/text[/bold]
+    """
+    from zipper_lm.recipe import read_recipe
+    from zipper_lm.training.recipes import PretrainRecipe
+
+    read = read_recipe(recipe, changes or [], PretrainRecipe)
+    from zipper_lm.training.pretrain import pretrain as run
+
+    quiet()
+    metrics = run(read, overwrite=overwrite, resume=resume)
+    shown = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in metrics.items())
+    console().print(f"tower and codec written to {read.output}: {shown}")
+    if json:
+        emit({"output": read.output, **metrics})

@@ -1,0 +1,67 @@
+"""`zipper verify`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from zipper_lm.cli.common import Json, Model, console, emit, load_model, quiet
+
+if TYPE_CHECKING:
+    from zipper_lm.evaluation.preservation import TowerReport
+
+DIFFERS = 1
+
+
+def verify(model: Model, json: Json = False) -> None:
+    """Compare every tower with its source, tensor by tensor; exit code 1 if a frozen one differs.
+
+    Example: [bold]zipper verify outputs/spoken-digits/model[/bold]
+    """
+    from zipper_lm.checkpoint import local_folder
+    from zipper_lm.evaluation.preservation import changed_sources
+    from zipper_lm.evaluation.preservation import verify as run
+
+    quiet()
+    try:
+        loaded = load_model(model)
+    except ValueError:
+        changed = changed_sources(model)
+        if not changed:
+            raise
+        for message in changed.values():
+            console().print(f"[red]differs:[/red] {message}")
+        if json:
+            emit({"identical": False, "changed": changed})
+        raise typer.Exit(DIFFERS) from None
+    reports = run(loaded, local_folder(model))
+    for report in reports:
+        console().print(told(report))
+    identical = all(r.identical for r in reports if r.train != "full")
+    if json:
+        emit({"identical": identical, "towers": {r.name: _plain(r) for r in reports}})
+    if not identical:
+        raise typer.Exit(DIFFERS)
+
+
+def told(report: TowerReport) -> str:
+    """One tower in words."""
+    source = f"{report.name} ({report.source})"
+    if report.train == "full":
+        return (
+            f"{source}: trained; {report.tensors - report.equal} of {report.tensors} tensors differ from the source, "
+            f"by at most {report.largest:.3g}"
+        )
+    kind = "frozen" if report.train == "frozen" else "frozen under LoRA adapters"
+    if report.identical:
+        return f"{source}: {kind}; all {report.tensors} tensors bit-identical to the source, logits on sample input too"
+    return (
+        f"[red]{source}: {kind}, but {report.tensors - report.equal} of {report.tensors} tensors differ from the "
+        f"source, by at most {report.largest:.3g}; logits on sample input "
+        f"{'identical' if report.logits_equal else 'differ'}[/red]"
+    )
+
+
+def _plain(report: TowerReport) -> dict[str, Any]:
+    return {k: v for k, v in report.summary().items() if k != "name"}

@@ -1,0 +1,227 @@
+"""The commands, as users and machines call them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import yaml
+from tiny import tiny_backbone
+from tiny_recipes import plain_recipe, tiny_recipe, workshop
+from typer.testing import CliRunner, Result
+
+from zipper_lm import __version__
+from zipper_lm.cli import app
+from zipper_lm.data.audio import read_audio
+from zipper_lm.training.fuse import build_model
+
+COMMANDS = ("demo", "pretrain", "fuse", "generate", "evaluate", "verify", "inspect")
+
+
+def zipper(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def refused(*words: object) -> str:
+    """The one line that says why."""
+    result = zipper(*words)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def answered(*words: object) -> dict[str, Any]:
+    """What ``--json`` says: one line, the last, on standard output."""
+    result = zipper(*words, "--json")
+    assert result.exit_code == 0, result.output
+    (line,) = result.stdout.splitlines()
+    return json.loads(line)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh fusion of the tiny towers, with generation settings beside it."""
+    folder = tmp_path_factory.mktemp("cli") / "model"
+    build_model(tiny_recipe(folder)).save_pretrained(folder)
+    (folder / "generation.json").write_text(json.dumps(tiny_recipe(folder).generation))
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_an_example(command: str) -> None:
+    result = zipper(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: zipper {command}" in " ".join(result.stdout.split())
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    program = "import sys; from zipper_lm.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    *shown, modules = done.stdout.splitlines()
+    assert not {"torch", "transformers", "numpy"} & set(modules.split())
+    assert all(any(command in line for line in shown) for command in COMMANDS)
+
+
+def test_version() -> None:
+    assert zipper("--version").stdout.strip() == f"zipper {__version__}"
+
+
+def test_the_traceback_only_if_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "nowhere.yaml" in refused("fuse", "nowhere.yaml")
+    for words in (("fuse", "nowhere.yaml", "--debug"), ("--debug", "fuse", "nowhere.yaml")):
+        assert isinstance(zipper(*words).exception, ValueError)
+    monkeypatch.setenv("ZIPPER_DEBUG", "1")
+    assert isinstance(zipper("fuse", "nowhere.yaml").exception, ValueError)
+
+
+def test_fuse_then_verify(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain_recipe(tmp_path / "m")))
+    recipe = tmp_path / "recipe.yaml"
+    assert "did you mean" in refused("fuse", recipe, "training.stpes=3")
+    assert "nothing to resume" in refused("fuse", recipe, "--resume")
+    result = answered("fuse", recipe, "training.steps=1")
+    assert result["steps"] == 1
+    assert {"wer", "wer/speech->text", "wer/text->speech"} <= set(result)
+    assert "exists" in refused("fuse", recipe)
+    reports = answered("verify", tmp_path / "m")
+    assert reports["identical"]
+    assert reports["towers"]["text"]["identical"]
+    assert reports["towers"]["speech"]["train"] == "full"
+    shown = " ".join(zipper("verify", tmp_path / "m").stderr.split())
+    assert f"all {reports['towers']['text']['tensors']} tensors bit-identical" in shown
+    assert "speech" in shown
+    assert ": trained;" in shown
+
+
+def test_verify_says_that_a_source_changed(tmp_path: Path) -> None:
+    for name in ("text", "speech"):
+        tiny_backbone("llama", 31, 2).save_pretrained(tmp_path / name)
+    from zipper_lm import ZipperModel
+
+    ZipperModel.fuse({n: str(tmp_path / n) for n in ("text", "speech")}).save_pretrained(tmp_path / "m")
+    assert answered("verify", tmp_path / "m")["identical"]
+    tiny_backbone("llama", 31, 2, seed=1).save_pretrained(tmp_path / "text")
+    result = zipper("verify", tmp_path / "m", "--json")
+    assert result.exit_code == 1
+    assert list(json.loads(result.stdout)["changed"]) == ["text"]
+    assert "nowhere" in refused("verify", tmp_path / "nowhere")
+
+
+def test_pretrain(tmp_path: Path) -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    recipe = {"data": str(workshop() / "data"), "modality": "text", "backbone": shape, "output": str(tmp_path / "t")}
+    recipe |= {"codec": {"kind": "text", "options": {"vocab_size": 32}}, "training": {"steps": 1, "batch_size": 2}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    assert answered("pretrain", tmp_path / "r.yaml")["perplexity"] > 1
+    assert (tmp_path / "t" / "codec.json").is_file()
+    assert "exists" in refused("pretrain", tmp_path / "r.yaml")
+
+
+def test_text_in_speech_out(model: Path, tmp_path: Path) -> None:
+    words = ("generate", model, "--input", "text:one six", "--output", f"speech:{tmp_path / 'out.wav'}")
+    result = answered(*words, "--set", "speech.min_new_tokens=4")
+    given, written = result["document"]
+    assert given == {"modality": "text", "given": True, "tokens": given["tokens"], "value": "one six"}
+    assert written["file"] == str(tmp_path / "out.wav")
+    assert 4 <= written["tokens"] <= 8
+    assert len(read_audio(tmp_path / "out.wav"))
+    assert "exists" in refused(*words)
+    assert zipper(*words, "--set", "speech.min_new_tokens=4", "--overwrite").exit_code == 0
+
+
+def test_a_chain_in_the_order_of_the_command_line(model: Path, tmp_path: Path) -> None:
+    sound = workshop() / "data" / "test" / "0.wav"
+    ask = ("generate", model, "--input", f"speech:{sound}", "--output", "text", "--input", "text:one")
+    result = answered(*ask, "--output", f"speech:{tmp_path / 'a.wav'}", "--set", "speech.min_new_tokens=4")
+    assert [(s["modality"], s["given"]) for s in result["document"]] == [
+        ("speech", True),
+        ("text", False),
+        ("text", True),
+        ("speech", False),
+    ]
+    assert result["document"][2]["value"] == "one"
+
+
+def test_streamed_text_is_the_text(model: Path) -> None:
+    words = ("generate", model, "--input", f"speech:{workshop() / 'data' / 'test' / '0.wav'}", "--output", "text")
+    plain = zipper(*words).stdout
+    assert zipper(*words, "--stream").stdout.strip() == plain.strip()
+    sampled = ("--set", "text.do_sample=true", "--seed", 1)
+    assert zipper(*words, *sampled).stdout == zipper(*words, *sampled).stdout
+
+
+def test_an_automatic_schedule(model: Path) -> None:
+    result = answered("generate", model, "--input", "text:one", "--schedule", "auto")
+    assert result["document"][0]["given"]
+    assert not any(s["given"] for s in result["document"][1:])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--input", "three"), "modality:value"),
+        (("--input", "speech:none.wav", "--output", "text"), "none.wav"),
+        (("--input", "text:one"), "nothing to write"),
+        (("--input", "text:one", "--output", "speech"), "needs a file"),
+        (("--input", "text:one", "--output", "speech:out.mp3"), ".wav or .flac"),
+        (("--input", "smell:rose", "--output", "text"), "smell"),
+        (("--input", "text:one", "--output", "smell"), "smell"),
+        (("--input", "text:ω", "--output", "text"), "ω"),
+        (("--output", "text", "--set", "text.temprature=1"), "temprature"),
+        (("--output", "text", "--set", "temperature=1"), "modality.name=value"),
+        (("--output", "text", "--schedule", "text"), "auto"),
+        (("--output", "speech:a.wav", "--output", "speech:a.wav"), "twice"),
+    ],
+)
+def test_what_generate_refuses(words: Sequence[str], message: str, model: Path, tmp_path: Path) -> None:
+    assert message in refused("generate", model, *words)
+
+
+def test_evaluate_reading(model: Path) -> None:
+    result = answered("evaluate", model, workshop() / "data", "--task", "asr", "--limit", 3)
+    assert (result["task"], result["utterances"]) == ("asr", 3)
+    assert {"wer", "cer", "wer_95", "seconds"} <= set(result)
+    assert "WER" in zipper("evaluate", model, workshop() / "data", "--limit", 1).stdout
+
+
+def test_evaluate_speaking(model: Path, tmp_path: Path) -> None:
+    words = ("evaluate", model, workshop() / "data", "--task", "tts", "--judge", workshop() / "judge")
+    result = answered(*words, "--output", tmp_path / "said")
+    assert {"wer", "judge_wer_on_originals", "oracle_wer"} <= set(result)
+    with (tmp_path / "said" / "metadata.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["file_name", "transcription", "heard"]
+    assert len(rows) == result["utterances"] == 4
+    assert all(soundfile.info(tmp_path / "said" / row["file_name"]).samplerate == 16_000 for row in rows)
+    assert "exists" in refused(*words, "--output", tmp_path / "said")
+
+
+def test_what_evaluate_refuses(model: Path, tmp_path: Path) -> None:
+    data = workshop() / "data"
+    assert "no speech" in refused("evaluate", model, data, "--output", tmp_path / "x")
+    assert "no speech" in refused("evaluate", model, data, "--judge", workshop() / "judge")
+    assert "arrow" in refused("evaluate", model, data, "--task", "stt")
+    assert "no split 'dev2'" in refused("evaluate", model, data, "--split", "dev2")
+
+
+def test_inspect(model: Path) -> None:
+    facts = answered("inspect", model)
+    parameters = facts["parameters"]
+    assert parameters["new"] + parameters["trained"] + parameters["frozen"] == parameters["total"]
+    assert facts["towers"]["text"]["trained"] == facts["towers"]["speech"]["frozen"] == 0
+    assert {(z["reader"], z["source"]) for z in facts["zips"]} == {("text", "speech"), ("speech", "text")}
+    assert all(len(z["layers"]) == len(z["gates"]) == 2 for z in facts["zips"])
+    costs = facts["towers"]["text"]["cost"]["zips_at_memory"]
+    assert costs["1000"] > costs["100"] > 0
+    shown = zipper("inspect", model).stdout
+    assert "reads speech" in shown
+    assert "gate +0.09" in shown
