@@ -168,13 +168,12 @@ class ZipLayer(nn.Module):
             nn.init.zeros_(self.o_proj.weight)
         self.feed_forward: nn.Module | None = None
         if spec.feed_forward:
-            self.feed_forward = nn.Sequential(
-                nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-            )
+            out = nn.Linear(4 * width, width)
+            self.feed_forward = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), out)
             self.feed_forward_gate = Gate(spec.gate_start)
             if spec.gate_start:
-                nn.init.zeros_(self.feed_forward[-1].weight)
-                nn.init.zeros_(self.feed_forward[-1].bias)
+                nn.init.zeros_(out.weight)
+                nn.init.zeros_(out.bias)
 
     @property
     def dtype(self) -> torch.dtype:
