@@ -9,8 +9,8 @@ import torch
 from tiny import doc
 
 from zipper_lm import ZipperModel
-from zipper_lm.collation import collate
-from zipper_lm.evaluation.attention import attention_entropy, attention_maps
+from zipper_lm.collation import Batch, collate
+from zipper_lm.evaluation.attention import attention_maps, observe
 
 
 def test_maps_are_probabilities_over_what_is_visible(model: ZipperModel) -> None:
@@ -28,15 +28,19 @@ def test_maps_are_probabilities_over_what_is_visible(model: ZipperModel) -> None
             assert not weights.any()  # speech comes first and sees nothing
 
 
+def entropies(model: ZipperModel, batch: Batch) -> dict[str, float]:
+    return {n: g.entropy for n, g in observe(model, batch).items() if g.entropy is not None}
+
+
 def test_entropy_of_attention_that_cannot_choose_is_one(model: ZipperModel) -> None:
     batch = collate([doc(("speech", [5, 6, 7]), ("text", [3, 4])), doc(("text", [3]))], model.specials)
-    shares = attention_entropy(model, batch)
+    shares = entropies(model, batch)
     assert set(shares) == {f"text<-speech.{k}" for k in range(3)}
     assert all(0 <= share <= 1.0001 for share in shares.values())
     with torch.no_grad():
         for k in range(3):
             model.zip_layer("text", "speech", k).q_proj.weight.zero_()
-    assert all(math.isclose(s, 1, abs_tol=1e-4) for s in attention_entropy(model, batch).values())
+    assert all(math.isclose(s, 1, abs_tol=1e-4) for s in entropies(model, batch).values())
 
 
 def test_maps_are_computed_as_the_zip_does(model: ZipperModel) -> None:

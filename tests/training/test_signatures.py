@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from tiny import doc, tiny_model
 
+from zipper_lm import ZipSpec
 from zipper_lm.collation import collate
+from zipper_lm.evaluation.attention import observe
 from zipper_lm.training.signatures import drift, losses_on, not_started, too_little_data
 
 
@@ -16,21 +18,28 @@ def test_drift() -> None:
     assert drift({"text": 10.0}, {"text": 9.0}) == []
 
 
-def test_gates_that_do_not_move() -> None:
-    before = {"text<-speech.0": 0.1, "text<-speech.1": 0.1, "speech<-text.0": 0.1}
-    after = {"text<-speech.0": 0.101, "text<-speech.1": 0.1, "speech<-text.0": 0.2}
-    entropy = dict.fromkeys(before, 0.5)
-    (found,) = not_started(before, after, entropy)
+def test_zips_that_add_nothing() -> None:
+    effect = {"text<-speech.0": 0.001, "text<-speech.1": 0.01, "speech<-text.0": 0.2}
+    (found,) = not_started(effect, dict.fromkeys(effect, 0.5))
     assert found.name == "fusion not started"
     assert "text<-speech" in found.message
-    assert "gates" in found.message
+    assert "1.0 %" in found.message
 
 
 def test_attention_that_is_flat_in_every_layer() -> None:
-    before, after = {"a<-b.0": 0.1, "a<-b.1": 0.1}, {"a<-b.0": 0.3, "a<-b.1": 0.2}
-    (found,) = not_started(before, after, {"a<-b.0": 0.99, "a<-b.1": 0.995})
+    effect = {"a<-b.0": 0.3, "a<-b.1": 0.2}
+    (found,) = not_started(effect, {"a<-b.0": 0.99, "a<-b.1": 0.995})
     assert "flat" in found.message
-    assert not_started(before, after, {"a<-b.0": 0.99, "a<-b.1": 0.6}) == []
+    assert not_started(effect, {"a<-b.0": 0.99, "a<-b.1": 0.6}) == []
+
+
+def test_a_fresh_model_has_not_started() -> None:
+    """The gates start open now, so they cannot tell: a fresh model was once called healthy, a trained one was not."""
+    batch = collate([doc(("speech", [5, 6, 7]), ("text", [3, 4]), target=True)], tiny_model().specials)
+    for model, silent in ((tiny_model(zips=ZipSpec(layers=2)), True), (tiny_model(gate=0.5), False)):
+        seen = observe(model, batch)
+        effect = {name: glimpse.effect for name, glimpse in seen.items()}
+        assert any(f.message.startswith("zip text<-speech") for f in not_started(effect, {})) == silent
 
 
 def test_too_little_data() -> None:

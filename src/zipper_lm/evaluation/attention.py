@@ -1,9 +1,10 @@
-"""Where zips look: attention maps, and how flat they are."""
+"""Where zips look, how flat their attention is, and how much they add."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,50 +18,58 @@ if TYPE_CHECKING:
     from zipper_lm.model import ZipperModel
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Glimpse:
+    """What one zip layer did in one batch.
+
+    Attributes:
+        weights: attention probabilities ``[B, H, Q, M]``; zeros for a query that sees nothing.
+        view: who could read what.
+        effect: size of the update over size of the hidden state it is added to, mean over queries that see something.
+    """
+
+    weights: Tensor
+    view: View
+    effect: float
+
+    @property
+    def entropy(self) -> float | None:
+        """Mean entropy of the attention as a share of the largest possible; `None` if no query sees two tokens."""
+        choices = (self.view.allowed & self.view.seen[:, None]).sum(-1).expand(self.weights.shape[:3])
+        entropy = -(self.weights * self.weights.clamp_min(1e-12).log()).sum(-1)
+        counted = choices >= 2  # with one token there is nothing to choose
+        return float((entropy[counted] / choices[counted].float().log()).mean()) if counted.any() else None
+
+
 def attention_maps(model: ZipperModel, batch: Batch) -> dict[str, Tensor]:
-    """Attention probabilities of every zip layer that acts in a batch, by ``reader<-source.k``: ``[B, H, Q, M]``.
-
-    A query that sees nothing has a row of zeros.
-    """
-    return {name: weights for name, (weights, _) in _observe(model, batch).items()}
-
-
-def attention_entropy(model: ZipperModel, batch: Batch) -> dict[str, float]:
-    """Mean entropy of every zip layer's attention as a share of the largest possible, by ``reader<-source.k``.
-
-    Queries that see fewer than two tokens do not count: they have nothing to choose.
-    """
-    shares = {}
-    for name, (weights, view) in _observe(model, batch).items():
-        choices = (view.allowed & view.seen[:, None]).sum(-1).expand(weights.shape[:3])
-        entropy = -(weights * weights.clamp_min(1e-12).log()).sum(-1)
-        counted = choices >= 2
-        if counted.any():
-            shares[name] = float((entropy[counted] / choices[counted].float().log()).mean())
-    return shares
+    """Attention probabilities of every zip layer that acts in a batch, by ``reader<-source.k``: ``[B, H, Q, M]``."""
+    return {name: glimpse.weights for name, glimpse in observe(model, batch).items()}
 
 
 @torch.no_grad()
-def _observe(model: ZipperModel, batch: Batch) -> dict[str, tuple[Tensor, View]]:
-    """Run a batch and look over the shoulder of every zip layer."""
-    seen: dict[str, tuple[Tensor, View]] = {}
+def observe(model: ZipperModel, batch: Batch) -> dict[str, Glimpse]:
+    """Run a batch and look over the shoulder of every zip layer that acts, by ``reader<-source.k``."""
+    seen: dict[str, Glimpse] = {}
     was_training = model.training
     model.eval()
     with ExitStack() as hooks:
         for (reader, source), pairs in model.layer_pairs.items():
             for k in range(len(pairs)):
                 layer = model.zip_layer(reader, source, k)
-                handle = layer.register_forward_pre_hook(_recorder(seen, f"{reader}<-{source}.{k}"))
+                handle = layer.register_forward_hook(_recorder(seen, f"{reader}<-{source}.{k}"))
                 hooks.callback(handle.remove)
         read(model, batch)
     model.train(was_training)
     return seen
 
 
-def _recorder(seen: dict[str, tuple[Tensor, View]], name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def record(layer: nn.Module, args: tuple[Any, ...]) -> None:
+def _recorder(seen: dict[str, Glimpse], name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+    def record(layer: nn.Module, args: tuple[Any, ...], update: Tensor) -> None:
         assert isinstance(layer, ZipLayer)
-        seen[name] = (layer.attention_map(*args), args[3])
+        hidden, view = args[0], args[3]
+        reads = view.seen[..., 0].expand(hidden.shape[:2])
+        ratio = update.float().norm(dim=-1) / hidden.float().norm(dim=-1).clamp_min(1e-9)
+        effect = float(ratio[reads].mean()) if reads.any() else 0.0
+        seen[name] = Glimpse(layer.attention_map(*args), view, effect)
 
     return record

@@ -19,7 +19,7 @@ from zipper_lm.config import TowerSpec
 from zipper_lm.data.readers import read_rows
 from zipper_lm.data.tasks import Task, TaskMixture, build_document, parse_task
 from zipper_lm.document import Document
-from zipper_lm.evaluation.attention import attention_entropy
+from zipper_lm.evaluation.attention import observe
 from zipper_lm.evaluation.judge import Recogniser
 from zipper_lm.evaluation.judging import judge_for
 from zipper_lm.evaluation.preservation import perplexity
@@ -267,10 +267,9 @@ class _Scorer:
 
 
 class _Before:
-    """What is compared after training: gates, and the perplexity of towers that are trained."""
+    """What is compared after training: the perplexity of towers that are trained."""
 
     def __init__(self, model: ZipperModel, validation: Sequence[Any]) -> None:
-        self.gates = model.gates()
         self.perplexity = unimodal_perplexity(model, validation)
 
 
@@ -286,7 +285,7 @@ def _diagnose(
 ) -> list[signatures.Signature]:
     train, held_out = (_batches(recipe, model, r) for r in (rows, validation))
     found = signatures.drift(before.perplexity, unimodal_perplexity(model, validation))
-    found += signatures.not_started(before.gates, model.gates(), _mean_entropy(model, held_out))
+    found += signatures.not_started(*_activity(model, held_out))
     found += signatures.too_little_data(signatures.losses_on(model, train), signatures.losses_on(model, held_out))
     return found
 
@@ -301,12 +300,17 @@ def _batches(recipe: FuseRecipe, model: ZipperModel, rows: Sequence[Any]) -> lis
     return [collate(documents[i : i + size], model.specials) for i in range(0, len(documents), size)]
 
 
-def _mean_entropy(model: ZipperModel, batches: Sequence[Batch]) -> dict[str, float]:
-    seen: dict[str, list[float]] = {}
+def _activity(model: ZipperModel, batches: Sequence[Batch]) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean effect and mean attention entropy of every zip layer over batches."""
+    effect: dict[str, list[float]] = {}
+    entropy: dict[str, list[float]] = {}
     for batch in batches:
-        for name, value in attention_entropy(model, batch).items():
-            seen.setdefault(name, []).append(value)
-    return {name: float(np.mean(values)) for name, values in seen.items()}
+        for name, glimpse in observe(model, batch).items():
+            effect.setdefault(name, []).append(glimpse.effect)
+            if glimpse.entropy is not None:
+                entropy.setdefault(name, []).append(glimpse.entropy)
+    means = [{name: float(np.mean(values)) for name, values in seen.items()} for seen in (effect, entropy)]
+    return means[0], means[1]
 
 
 def generation_settings(folder: str | Path) -> Mapping[str, Any]:

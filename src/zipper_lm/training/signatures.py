@@ -13,8 +13,8 @@ from zipper_lm.model import ZipperModel
 
 DRIFT = 1.10
 """A trained tower's unimodal perplexity may rise by this factor before it is called drift."""
-GATES_MOVED = 0.02
-"""Gates that moved less than this from their start have not opened."""
+EFFECT = 0.02
+"""A zip whose updates are smaller than this share of the hidden state they are added to does nothing yet."""
 FLAT = 0.98
 """Attention entropy, as a share of the largest possible, above which attention looks at everything alike."""
 GAP = 1.0
@@ -43,22 +43,20 @@ def drift(before: Mapping[str, float], after: Mapping[str, float]) -> list[Signa
     ]
 
 
-def not_started(
-    gates_before: Mapping[str, float], gates_after: Mapping[str, float], entropy: Mapping[str, float]
-) -> list[Signature]:
-    """Zips that do nothing: all gates of a directed pair near their start, or attention flat in every layer.
+def not_started(effect: Mapping[str, float], entropy: Mapping[str, float]) -> list[Signature]:
+    """Directed zips that do nothing: they add next to nothing in every layer, or look at everything alike.
 
     Args:
-        gates_before, gates_after: tanh of the gates, by ``reader<-source.k``.
+        effect: mean size of the updates as a share of the hidden state, by ``reader<-source.k``.
         entropy: mean attention entropy as a share of the largest possible, by ``reader<-source.k``.
     """
     found = []
-    for pair in dict.fromkeys(key.split(".")[0] for key in gates_after):
-        keys = [k for k in gates_after if k.split(".")[0] == pair]
-        moved = max(abs(gates_after[k] - gates_before[k]) for k in keys)
+    for pair in dict.fromkeys(key.split(".")[0] for key in effect):
+        keys = [k for k in effect if k.split(".")[0] == pair]
+        largest = max(effect[k] for k in keys)
         flat = [entropy[k] for k in keys if k in entropy]
-        if moved < GATES_MOVED:
-            reason = f"its gates moved by at most {moved:.3f}"
+        if largest < EFFECT:
+            reason = f"it adds at most {100 * largest:.1f} % to the reader's hidden state (gates or outputs near zero)"
         elif flat and min(flat) > FLAT:
             reason = f"its attention is flat (entropy {min(flat):.2f} of the largest possible in every layer)"
         else:
@@ -66,8 +64,8 @@ def not_started(
         found.append(
             Signature(
                 "fusion not started",
-                f"zip {pair} does little: {reason}. Raise training.learning_rate or training.steps, start the gates "
-                "off zero (zips gate_start: 0.1), and keep positions: sinusoid.",
+                f"zip {pair} does little: {reason}. Raise training.learning_rate or training.steps, and keep the "
+                "defaults gate_start: 1.0 and positions: sinusoid.",
             )
         )
     return found
