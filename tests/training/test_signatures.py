@@ -36,7 +36,7 @@ def test_attention_that_is_flat_in_every_layer() -> None:
 def test_a_fresh_model_has_not_started() -> None:
     """The gates start open now, so they cannot tell: a fresh model was once called healthy, a trained one was not."""
     batch = collate([doc(("speech", [5, 6, 7]), ("text", [3, 4]), target=True)], tiny_model().specials)
-    for model, silent in ((tiny_model(zips=ZipSpec(layers=2)), True), (tiny_model(gate=0.5), False)):
+    for model, silent in ((tiny_model(zips=ZipSpec(layers=2)), True), (tiny_model(gate=2.0), False)):
         seen = observe(model, batch)
         effect = {name: glimpse.effect for name, glimpse in seen.items()}
         assert any(f.message.startswith("zip text<-speech") for f in not_started(effect, {})) == silent
