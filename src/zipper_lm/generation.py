@@ -284,9 +284,6 @@ class _Speaker:
         self.views: dict[str, View] = {}
         self.positions_here = none
 
-    def begin(self, total: int | None) -> None:
-        """Nothing to prepare: `_Place` says where a forward stands, also where there is no mask to tell."""
-
     def before(self, depth: int, hidden_states: Tensor) -> Tensor:
         if depth:
             return hidden_states

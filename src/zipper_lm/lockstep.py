@@ -36,9 +36,6 @@ class _Member:
         self.name, self.board, self.posts, self.needs = name, board, posts, needs
         self.enter, self.update = enter, update
 
-    def begin(self, total: int | None) -> None:
-        """Nothing to prepare: a pass is one forward."""
-
     def before(self, depth: int, hidden_states: Tensor) -> Tensor:
         return self.enter(self.name, hidden_states) if depth == 0 else hidden_states
 

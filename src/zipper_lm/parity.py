@@ -63,9 +63,6 @@ class Parity:
 class _Same:
     """Replaces every hidden state by an equal one, so that the way a replacement takes is really taken."""
 
-    def begin(self, total: int | None) -> None:
-        """Nothing to prepare."""
-
     def before(self, depth: int, hidden_states: Tensor) -> Tensor:
         return hidden_states + 0.0
 
@@ -79,9 +76,6 @@ class _Nudge:
     def __init__(self, depth: int, change: Tensor) -> None:
         self.depth, self.change = depth, change
         self.entered: list[Tensor] = []
-
-    def begin(self, total: int | None) -> None:
-        """Nothing to prepare."""
 
     def before(self, depth: int, hidden_states: Tensor) -> Tensor:
         self.entered.append(hidden_states.clone())

@@ -31,9 +31,6 @@ LAYER_LIST_NAMES = ("layers", "h", "blocks", "layer", "block")
 class Listener(Protocol):
     """What is told about one tower's forwards. Depth counts the layer calls of one forward, from 0."""
 
-    def begin(self, total: int | None) -> None:
-        """A forward begins; after it the stream will have `total` tokens, padding included (`None`: not known)."""
-
     def before(self, depth: int, hidden_states: Tensor) -> Tensor:
         """The hidden state about to enter a layer; returns what shall enter it."""
 
@@ -44,27 +41,24 @@ class Listener(Protocol):
 class _Listening:
     """One forward's listener and its count of layer calls."""
 
-    __slots__ = ("axes", "depth", "listener", "total")
+    __slots__ = ("axes", "depth", "listener")
 
-    def __init__(self, listener: Listener, axes: tuple[int, int], total: int | None) -> None:
-        self.listener, self.axes, self.total, self.depth = listener, axes, total, 0
+    def __init__(self, listener: Listener, axes: tuple[int, int]) -> None:
+        self.listener, self.axes, self.depth = listener, axes, 0
 
 
 _listening: ContextVar[Mapping[nn.Module, _Listening]] = ContextVar("zipper_listening", default={})  # noqa: B039
 
 
-class _Announcer:
-    """Pre-forward hook of a backbone: inside `listening`, counts depth anew and tells the listener."""
+class _CountAnew:
+    """Pre-forward hook of a backbone: inside `listening`, depth counts from 0 in every forward."""
 
     def __init__(self, layers: LayerList) -> None:
         self.layers = layers
 
-    def __call__(self, backbone: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def __call__(self, backbone: nn.Module, args: Any) -> None:
         if (state := _listening.get().get(self.layers)) is not None:
-            mask = kwargs.get("attention_mask")
-            seen = mask.shape[1] if isinstance(mask, Tensor) and mask.dim() == 2 else None
             state.depth = 0
-            state.listener.begin(seen if state.total is None else state.total)
 
 
 class _StandIn:
@@ -127,12 +121,9 @@ class LayerList(nn.ModuleList):
 
 
 @contextmanager
-def listening(layers: LayerList, listener: Listener, total: int | None = None) -> Iterator[_Listening]:
-    """Let `listener` hear every layer of one tower in this context (thread, task or greenlet), and nowhere else.
-
-    `total` is the length of the stream after the call, where the backbone is not given a mask that tells it.
-    """
-    state = _Listening(listener, layers.axes, total)
+def listening(layers: LayerList, listener: Listener) -> Iterator[_Listening]:
+    """Let `listener` hear every layer of one tower in this context (thread, task or greenlet), and nowhere else."""
+    state = _Listening(listener, layers.axes)
     token = _listening.set({**_listening.get(), layers: state})
     try:
         yield state
@@ -180,7 +171,7 @@ class Tower(nn.Module):
             raise ValueError(f"tower {name!r}: layers={path!r} is a {type(found).__name__}, not a ModuleList")
         if not isinstance(found, LayerList):
             setattr(parent, attribute, LayerList(found))
-            backbone.register_forward_pre_hook(_Announcer(getattr(parent, attribute)), with_kwargs=True)
+            backbone.register_forward_pre_hook(_CountAnew(getattr(parent, attribute)))
         self.layers_path = path
         self.adapter_names: frozenset[str] = frozenset()
         self._takes = set(inspect.signature(backbone.forward).parameters)
@@ -225,7 +216,6 @@ class Tower(nn.Module):
             logits ``[batch, time, vocab]`` and the cache (`None` if not asked for).
         """
         kwargs: dict[str, Any] = {"input_ids": input_ids, "use_cache": use_cache or cache is not None}
-        total = None if attention_mask is None else attention_mask.shape[1]
         if attention_mask is not None and "attention_mask" in self._takes:
             # A recurrent state has padding behind it: those families expect a mask as long as the ids.
             recurrent = cache is not None and self.cache_name != "past_key_values"
@@ -243,7 +233,7 @@ class Tower(nn.Module):
         if listener is None:
             output = self.backbone(**kwargs)
         else:
-            with listening(self.layers, listener, total) as state:
+            with listening(self.layers, listener) as state:
                 output = self.backbone(**kwargs)
             if state.depth != self.depth:
                 raise RuntimeError(
