@@ -20,10 +20,10 @@ demo: setup
 	$(BIN)/zipper demo $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-all: setup
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -n auto -m ""
 
 lint: setup
 	$(BIN)/ruff check .
