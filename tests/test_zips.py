@@ -137,3 +137,11 @@ def test_input_projections() -> None:
     assert torch.equal(InputProjection(D, "residual")(x), x)
     assert (InputProjection(D, "paper")(x) >= 0).all()
     assert InputProjection(D, "paper")(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_softmax_is_never_over_nothing() -> None:
+    """Not every attention function answers an all-masked row with zeros: some with NaN."""
+    visible = torch.tensor([[[False, False], [True, False]]])
+    view = View.of(visible)
+    assert view.allowed.tolist() == [[[[True, True], [True, False]]]]
+    assert view.seen.tolist() == [[[False], [True]]]

@@ -72,18 +72,24 @@ def tiny_model(
 
 @torch.no_grad()
 def open_gates(model: ZipperModel, gate: float) -> None:
-    """Make every new module matter: gates, and what else starts at zero."""
+    """Make every new module matter: gates, and what else starts at zero. From 0.5 on they matter as much as the towers
+    do, and attention is sharp: else a wrong view or place would often leave the greedy tokens as they are."""
     for name, parameter in [*model.zips.named_parameters(), *model.input_projections.named_parameters()]:
+        silent = name.endswith("weight") and not parameter.any()
         if "gate" in name:
             parameter.fill_(gate)
-        elif "down.weight" in name or (name.endswith((".o_proj.weight", ".feed_forward.3.weight")) and not parameter.any()):
+        elif gate >= 0.5 and name.endswith((".q_proj.weight", ".k_proj.weight")):
+            torch.nn.init.normal_(parameter, std=0.4)
+        elif gate >= 0.5 and name.endswith(".o_proj.weight"):
+            torch.nn.init.normal_(parameter, std=0.6)
+        elif silent:
             torch.nn.init.normal_(parameter, std=0.1)
     for head in model.handover.values():
         torch.nn.init.normal_(head[1].weight, std=0.5)
 
 
 @torch.no_grad()
-def often_ending(model: ZipperModel, factor: float = 3.0) -> ZipperModel:
+def often_ending(model: ZipperModel, factor: float = 2.0) -> ZipperModel:
     """Let EOS win more often, so that written segments differ in length."""
     for tower in model.towers.values():
         tower.backbone.get_output_embeddings().weight[1] *= factor

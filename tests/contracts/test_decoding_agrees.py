@@ -58,8 +58,14 @@ def test_batch_and_single(kinds: dict) -> None:
 
 def test_zips_matter() -> None:
     """Else the tests above would pass without zips."""
-    closed, opened = tiny_model(2), tiny_model(2, gate=1.0)
-    assert spoken(closed, RAGGED, ["text"], 7) != spoken(opened, RAGGED, ["text"], 7)
+    closed, opened = (spoken(m, RAGGED, ["text", "speech"], 7) for m in (tiny_model(2), tiny_model(2, gate=1.0)))
+    assert all(a != b for a, b in zip(closed, opened))
+    # A blind reader writes something else: what is seen matters, not only that zips are there.
+    model, blind = lively(), lively()
+    for layer in blind.zips["text"]["speech"]:
+        layer.register_forward_hook(lambda _m, _a, update: update * 0)
+    rows = zip(spoken(model, RAGGED, ["text"], 7), spoken(blind, RAGGED, ["text"], 7))
+    assert [a != b for a, b in rows] == [True, False, True, True]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import bare_logits, doc, limits, tiny_model
 
+from zipper_lm import ZipSpec
 from zipper_lm.collation import collate
 from zipper_lm.reading import State, read
 
@@ -18,9 +19,10 @@ THREE = [*TWO, doc(("image", [8, 9]), ("text", [4]), ("image", [5]), ("speech", 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(("towers", "documents"), [(2, UNIMODAL), (2, TWO), (3, TWO), (3, THREE)])
+@pytest.mark.parametrize("zips", [ZipSpec(), ZipSpec(feed_forward=True), ZipSpec(gate_start=0.0, feed_forward=True)])
 @torch.no_grad()
-def test_uncached(towers: int, documents: list, side: str) -> None:
-    model = tiny_model(towers)
+def test_uncached(towers: int, documents: list, side: str, zips: ZipSpec) -> None:
+    model = tiny_model(towers, zips=zips)
     batch = collate(documents, model.specials, side=side)  # type: ignore[arg-type]
     logits = model(batch).logits
     assert set(logits) == set(batch)
@@ -33,7 +35,7 @@ def test_uncached(towers: int, documents: list, side: str) -> None:
 @torch.no_grad()
 def test_cached_continuation(towers: int) -> None:
     """Three readings that go on from each other, against the backbone going on from its own cache."""
-    model = tiny_model(towers)
+    model = tiny_model(towers, zips=ZipSpec())
     names = ["text", "speech", "image"][:towers]
     documents = [doc(*((n, [4 + row, 9, 3]) for n in names * 2)) for row in range(3)]
     state, caches, logits = State(), {}, {}
@@ -57,7 +59,7 @@ def test_cached_continuation(towers: int) -> None:
 
 @pytest.mark.parametrize("towers", [2, 3])
 def test_written_tokens(towers: int) -> None:
-    model = tiny_model(towers)
+    model = tiny_model(towers, zips=ZipSpec())
     written = model.generate([doc(("text", [4, 9, 3]))], model.names, settings=limits(model, 8))[0]
     for name, segment in zip(model.names, written.segments[1:]):
         special = model.specials[name]
