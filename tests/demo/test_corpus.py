@@ -97,3 +97,14 @@ def test_sound_is_rendered_lazily_in_order_with_progress(corpus: DemoCorpus) -> 
 def test_sizes_below_two_are_refused() -> None:
     with pytest.raises(ValueError, match=r"train .*2.*1"):
         demo_corpus(train=1)
+
+
+def test_every_train_sentence_is_read_by_several_voices(corpus: DemoCorpus) -> None:
+    read = demo_corpus(0, train_readings=3).train
+    sentences = texts(corpus, "train")
+    assert [u.text for u in read] == 3 * sentences
+    voices = [{u.voice for u in read[i :: len(sentences)]} for i in range(len(sentences))]
+    assert sum(map(len, voices)) > 2.9 * len(sentences)
+    assert read[: len(sentences)] == corpus.train
+    with pytest.raises(ValueError, match="train_readings must be at least 1"):
+        demo_corpus(0, train_readings=0)

@@ -27,9 +27,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+def built(finished: Path) -> Path:
+    return finished.with_name("zipper-demo.towers")
+
+
 def test_writes_what_it_promises(finished: Path) -> None:
-    assert {p.name for p in finished.iterdir()} == {"audio", "model", "report.html", "results.json", "towers"}
-    assert not list(finished.parent.glob("*.towers"))
+    assert {p.name for p in finished.iterdir()} == {"audio", "model", "report.html", "results.json"}
+    assert {p.name for p in finished.parent.iterdir()} == {"zipper-demo", "zipper-demo.towers"}
     sounds = sorted(finished.glob("audio/*.wav"))
     assert len(sounds) == 8
     assert all(soundfile.info(s).samplerate == 16_000 for s in sounds)
@@ -46,7 +50,7 @@ def test_results(finished: Path) -> None:
     assert results["seconds"] >= sum(results["seconds_by_stage"].values()) - 1
     assert results["test_utterances"] == 4
     assert results["sizes"]["units"] == 32
-    assert results["parts_sha256"]["text"] == fingerprint(finished / "towers" / "text")
+    assert results["parts_sha256"]["text"] == fingerprint(built(finished) / "text")
     assert {"torch", "transformers", "zipper-lm"} <= set(results["versions"])
 
 
@@ -71,7 +75,7 @@ def test_model_loads_and_its_text_tower_is_the_built_one(finished: Path) -> None
     said = model.generate([Document([("speech", sound)])], ["text", "speech"], settings=settings)[0]
     assert said.modalities == ["speech", "text", "speech"]
     assert isinstance(said[1].value, str)
-    model.config.towers["text"]["source"] = str(finished / "towers" / "text")
+    model.config.towers["text"]["source"] = str(built(finished) / "text")
     report = next(r for r in verify(model, finished / "model") if r.name == "text")
     assert report.identical
     with torch.no_grad():

@@ -203,9 +203,7 @@ def _speak(text: str, voice: Voice) -> tuple[np.ndarray, int]:
         try:
             rate = library.espeak_Initialize(_SYNCHRONOUS, 0, data_folder.encode(), _DONT_EXIT)
             if rate <= 0:
-                raise ValueError(
-                    f"espeak-ng cannot read its data in {loader.get_data_path()!r} (code {rate})"
-                )
+                raise ValueError(f"espeak-ng cannot read its data in {loader.get_data_path()!r} (code {rate})")
             library.espeak_ng_SetRandSeed(ctypes.c_long(1))
             library.espeak_SetSynthCallback(collect)
             if library.espeak_SetVoiceByName(voice.espeak_name.encode()) != 0:

@@ -85,6 +85,7 @@ def _svg(figure: Figure) -> str:
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # several pictures on one page: ids would be there twice
     for size in ("width", "height"):  # the page sets them; viewBox keeps the proportion
         svg = re.sub(rf'(<svg[^>]*?) {size}="[^"]*"', r"\1", svg, count=1)
     return svg

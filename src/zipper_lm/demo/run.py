@@ -43,6 +43,7 @@ from zipper_lm.evaluation.word_error_rate import bootstrap_interval, word_error_
 from zipper_lm.files import check_output, new_folder
 from zipper_lm.model import ZipperModel
 from zipper_lm.training.arguments import training_arguments
+from zipper_lm.training.data import length_ratio
 from zipper_lm.training.trainer import ZipperTrainer, describe_parameters
 
 SAMPLE_RATE = 16_000
@@ -107,6 +108,9 @@ def demo(
     console.print(parameters)
     corpus = sizes.corpus()
     spoken = {name: _speak(model, name, getattr(corpus, name), console) for name in ("train", "validation", "test")}
+    for spec in model.config.zip_specs:
+        if spec.stretch is None and (ratio := length_ratio(spoken["train"].rows, spec.reader, spec.source)):
+            model.set_stretch(spec.reader, spec.source, round(ratio, 4))
     prepared = time.time()
     history = _train(model, sizes, spoken["train"], spoken["validation"], console)
     trained = time.time()
@@ -223,21 +227,20 @@ def _score(model: ZipperModel, sizes: DemoSizes, test: Spoken, judge: Recogniser
     assert model.processor is not None
     scores: dict[str, Score] = {}
     with bar(console, "scoring") as advance:
-        advance(0, 5)
         scores["judge"] = _heard("originals", test.texts, transcribe(judge, test.waves), test.waves)
-        advance(1)
+        advance(1, 5)
         codec_only = model.processor.decode("speech", [r["speech"].ids or [] for r in test.rows])
         scores["oracle"] = _heard("codec only", test.texts, transcribe(judge, codec_only), codec_only)
-        advance(2)
+        advance(2, 5)
         scores["asr"] = score_task(model, test.rows, "asr", settings=sizes.generation)
-        advance(3)
+        advance(3, 5)
         scores["tts"] = score_task(model, test.rows, "tts", judge=judge, settings=sizes.generation)
-        advance(4)
+        advance(4, 5)
         said = _chain(model, sizes, test.rows)
         scores["chain_text"] = _heard(CHAIN, test.texts, [d[1].value for d in said], [None] * len(said))
         waves = [d[2].value for d in said]
         scores["chain"] = _heard(CHAIN, test.texts, transcribe(judge, waves), waves)
-        advance(5)
+        advance(5, 5)
     return scores
 
 

@@ -50,30 +50,30 @@ class DemoSizes:
     train_readings: int = 2
     validation: int = 60
     test: int = 100
-    text_vocabulary: int = 256
+    text_vocabulary: int = 64
     units: int = 1024
-    frames_per_token: int = 2
+    frames_per_token: int = 3
     text_tower: Mapping[str, Any] = field(default_factory=lambda: _llama(128, 4, 4, 1024))
-    speech_tower: Mapping[str, Any] = field(default_factory=lambda: _llama(192, 6, 4, 2048))
+    speech_tower: Mapping[str, Any] = field(default_factory=lambda: _llama(192, 5, 4, 2048))
     text_training: TrainingRecipe = field(
-        default_factory=lambda: TrainingRecipe(steps=600, batch_size=16, learning_rate=2e-3)
+        default_factory=lambda: TrainingRecipe(steps=400, batch_size=16, learning_rate=2e-3)
     )
     speech_training: TrainingRecipe = field(
-        default_factory=lambda: TrainingRecipe(steps=2500, batch_size=8, learning_rate=1.5e-3)
+        default_factory=lambda: TrainingRecipe(steps=1500, batch_size=8, learning_rate=1.5e-3)
     )
     context: int = 256
     judge_epochs: int = 5
-    zips: ZipSpec = field(default_factory=lambda: ZipSpec(layers=4, gate_start=0.1))
+    zips: ZipSpec = field(default_factory=lambda: ZipSpec(layers=4))
     tasks: Mapping[str, float] = field(
         default_factory=lambda: {"speech->text": 1.0, "text->speech": 1.26, "speech->text->speech": 0.25}
     )
     fusion: TrainingRecipe = field(
         default_factory=lambda: TrainingRecipe(
-            steps=1200, batch_size=32, learning_rate=1e-3, tower_learning_rate=5e-4, interleave=0.05, evaluate_every=300
+            steps=800, batch_size=24, learning_rate=1e-3, tower_learning_rate=5e-4, interleave=0.05, evaluate_every=400
         )
     )
     generation: Mapping[str, Mapping[str, Any]] = field(
-        default_factory=lambda: {"text": {"max_new_tokens": 24}, "speech": {"max_new_tokens": 260}}
+        default_factory=lambda: {"text": {"max_new_tokens": 64}, "speech": {"max_new_tokens": 200}}
     )
     examples: int = 6
 
@@ -107,7 +107,7 @@ class DemoSizes:
             text_training=TrainingRecipe(steps=2, batch_size=4),
             speech_training=TrainingRecipe(steps=2, batch_size=4),
             judge_epochs=1,
-            zips=ZipSpec(layers=2, gate_start=0.1),
+            zips=ZipSpec(layers=2),
             fusion=TrainingRecipe(steps=4, batch_size=4, log_every=2, evaluate_every=4),
             generation={"text": {"max_new_tokens": 4}, "speech": {"max_new_tokens": 24}},
             examples=2,
