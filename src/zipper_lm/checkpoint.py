@@ -344,7 +344,8 @@ def save(
             config.towers[name] = asdict(replace(specs[name], source=_bundle(name), revision=None))
         (staging / "new").mkdir(exist_ok=True)
         tensors = {k: v.detach().cpu().contiguous() for k, v in split(model).items()}
-        save_file(tensors, staging / "new" / WEIGHTS_FILE, metadata={"format": "pt", "config": config.fingerprint})
+        # One entry only: safetensors writes several in no fixed order, and the same model shall give the same bytes.
+        save_file(tensors, staging / "new" / WEIGHTS_FILE, metadata={"config": config.fingerprint})
         config.save_pretrained(staging / "new")
         if model.processor is not None:
             model.processor.save_pretrained(staging / "new")
