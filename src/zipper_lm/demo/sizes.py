@@ -64,12 +64,10 @@ class DemoSizes:
     context: int = 256
     judge_epochs: int = 5
     zips: ZipSpec = field(default_factory=lambda: ZipSpec(layers=4))
-    tasks: Mapping[str, float] = field(
-        default_factory=lambda: {"speech->text": 1.0, "text->speech": 1.26, "speech->text->speech": 0.25}
-    )
+    tasks: Mapping[str, float] = field(default_factory=lambda: {"speech->text": 1.0, "text->speech": 1.26})
     fusion: TrainingRecipe = field(
         default_factory=lambda: TrainingRecipe(
-            steps=800, batch_size=24, learning_rate=1e-3, tower_learning_rate=5e-4, interleave=0.05, evaluate_every=400
+            steps=600, batch_size=16, learning_rate=1e-3, tower_learning_rate=5e-4, evaluate_every=600
         )
     )
     generation: Mapping[str, Mapping[str, Any]] = field(
