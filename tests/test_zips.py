@@ -84,6 +84,34 @@ def test_rotary_depends_on_distance() -> None:
     assert not torch.isclose(score(3, 1), score(3, 2))
 
 
+@pytest.mark.parametrize("positions", ["sinusoid", "rotary"])
+def test_stretch_counts_both_streams_alike(positions: str) -> None:
+    """`ZipSpec.stretch` was checked, measured, stored in the config and kept in the layer, and never used there: the
+    first fifth of a long reader swept all of a short source, and text-to-speech did not start to learn."""
+    x, view = inputs(), View.of(torch.ones(B, Q, M, dtype=torch.bool))
+
+    def weights(stretch: float, at: torch.Tensor, source_at: torch.Tensor) -> torch.Tensor:
+        zip_layer = layer(positions=positions, stretch=stretch)
+        return zip_layer.attention_map(x["hidden"], at, zip_layer.remember(x["source"], source_at), view)
+
+    at, source_at = x["at"], x["source_at"]
+    torch.testing.assert_close(weights(4.0, at * 4, source_at), weights(1.0, at, source_at))
+    torch.testing.assert_close(weights(0.25, at, source_at * 4), weights(1.0, at, source_at))
+    assert not torch.allclose(weights(4.0, at, source_at), weights(1.0, at, source_at), atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("queries", "memory", "stretch"), [(40, 8, 5.0), (8, 40, 0.2)])
+def test_attention_starts_near_the_diagonal(queries: int, memory: int, stretch: float) -> None:
+    """By positions alone, a query looks most at a place that is, on average, under half a coarse token off."""
+    zip_layer = ZipLayer(ZipSpec(stretch=stretch), 128, S)
+    remembered = zip_layer.remember(torch.zeros(1, memory, S), torch.arange(memory)[None])
+    view = View.of(torch.ones(1, queries, memory, dtype=torch.bool))
+    weights = zip_layer.attention_map(torch.zeros(1, queries, 128), torch.arange(queries)[None], remembered, view)
+    off = weights[0].mean(0).argmax(-1) * stretch - torch.arange(queries)
+    assert float(off.abs().mean()) < 0.5 * max(1.0, stretch)
+
+
 def test_sinusoids() -> None:
     wave = sinusoid(torch.tensor([[0, 1, 7]]), 8, torch.float32)
     assert wave.shape == (1, 3, 8)

@@ -37,8 +37,8 @@ class ZipSpec:
         gate_start: start of the gates before tanh. At 0 (Flamingo) the output matrices start random, otherwise at zero:
             either way a fresh zip adds exactly nothing.
         positions: what tells the cross-attention where a token stands in its segment (DESIGN section 3).
-        stretch: reader tokens per source token: source positions are multiplied by it, so that both count alike and
-            attention can start near the diagonal. `None` is 1; `zipper fuse` measures it on the aligned data.
+        stretch: reader tokens per source token. Places of both are counted in tokens of the coarser stream, so that
+            attention starts near the diagonal. `None` is 1; `zipper fuse` measures it on the aligned data.
         projection: from the source's width to the reader's: one matrix, the paper's relu(linear), or a 3-layer MLP.
         dropout: on attention weights, in training.
         attention: name in transformers' attention interface, of a function that obeys a bool mask: ``"sdpa"``, or one

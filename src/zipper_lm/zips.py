@@ -149,6 +149,8 @@ class ZipLayer(nn.Module):
         self.head_width = 2 * -(-width // (2 * self.heads))  # rounded up to even, for rotary positions
         inner = self.heads * self.head_width
         self.positions, self.dropout, self.attention = spec.positions, spec.dropout, spec.attention
+        # Places of both streams are counted in tokens of the coarser one. Counted in the finer one, the fast sinusoids
+        # would turn several times between two coarse tokens, and match at random.
         self.stretch = 1.0 if spec.stretch is None else spec.stretch
         _check_attention(spec.attention)
         self.memory_projection = _projection(spec.projection, source_width, width)
@@ -191,7 +193,7 @@ class ZipLayer(nn.Module):
             positions: int64 ``[B, M]``, each token's place in its segment.
         """
         memory = self.memory_projection(source_states.to(device=self.q_proj.weight.device, dtype=self.dtype))
-        placed, positions = memory, positions.to(memory.device)
+        placed, positions = memory, positions.to(memory.device) * min(1.0, self.stretch)
         if self.positions == "sinusoid":
             placed = memory + self.memory_position_scale * sinusoid(positions, memory.shape[-1], memory.dtype)
         keys = self._heads(self.k_proj(placed))
@@ -200,7 +202,7 @@ class ZipLayer(nn.Module):
         return Memory(keys, self._heads(self.v_proj(memory)))
 
     def _query(self, x: Tensor, positions: Tensor) -> Tensor:
-        x = self.norm(x)
+        x, positions = self.norm(x), positions / max(1.0, self.stretch)
         if self.positions == "sinusoid":
             x = x + self.query_position_scale * sinusoid(positions, x.shape[-1], x.dtype)
         query = self._heads(self.q_proj(x))
