@@ -26,7 +26,7 @@ TowerBatch = dict[str, Tensor]
 - ``input_ids``, ``attention_mask``: as in transformers.
 - ``segments``: number of the token's segment in its document, `ABSENT` for padding.
 - ``positions``: the token's place in its segment, BOS at 0.
-- ``labels``: the token itself where it is a target, else `IGNORED`.
+- ``labels``: the token itself (or the segment's own label for it) where it is a target, else `IGNORED`.
 - ``handover``: at each segment's EOS the index of the modality that speaks next, the number of towers for "done";
   else `IGNORED`.
 - ``zipped``: whether the row's document involves another tower at all; where it does not, the tower is left alone.
@@ -108,7 +108,8 @@ def _stream(
             row["input_ids"] += ids
             row["segments"] += [number] * len(ids)
             row["positions"] += range(len(ids))
-            row["labels"] += [IGNORED, *ids[1:]] if segment.target else [IGNORED] * len(ids)
+            labels = ids[1:] if segment.labels is None else [*segment.labels, *ids[1 + len(segment.labels) :]]
+            row["labels"] += [IGNORED, *labels] if segment.target else [IGNORED] * len(ids)
             row["handover"] += [IGNORED] * (len(ids) - 1)
             row["handover"] += [
                 IGNORED if open_last and last else len(names) if last else names.index(document[number + 1].modality)

@@ -16,12 +16,15 @@ class Segment:
         value: raw value for the modality's codec (a string, a waveform, a path, ...), `None` if only `ids` are known.
         ids: token ids without BOS and EOS, or `None` until a codec has encoded `value`.
         target: whether the loss counts this segment's tokens (ids and EOS).
+        labels: what the loss expects in place of `ids`, one for one, where training shows a tower other ids than those
+            it shall write; `None`: the ids themselves.
     """
 
     modality: str
     value: Any = None
     ids: list[int] | None = None
     target: bool = False
+    labels: list[int] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.modality, str) or not self.modality:
@@ -30,6 +33,10 @@ class Segment:
             raise ValueError(f"segment of modality {self.modality!r} has neither value nor ids")
         if self.ids is not None:
             self.ids = [int(i) for i in self.ids]
+        if self.labels is not None and len(self.labels) != len(self.ids or []):
+            raise ValueError(
+                f"segment of modality {self.modality!r} has {len(self.labels)} labels for {len(self.ids or [])} ids"
+            )
 
 
 @dataclass

@@ -214,6 +214,7 @@ def _train(
             arguments,
             mixture,
             corrupt=sizes.fusion.corrupt,
+            history_dropout=sizes.fusion.history_dropout,
             tower_learning_rate=sizes.fusion.tower_learning_rate,
             score=score,
         )

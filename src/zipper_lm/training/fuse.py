@@ -100,6 +100,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         arguments,
         mixture,
         corrupt=recipe.training.corrupt,
+        history_dropout=recipe.training.history_dropout,
         tower_learning_rate=recipe.training.tower_learning_rate,
         score=scorer,
         callbacks=[stop, *([EarlyStoppingCallback(patience)] if patience else [])],

@@ -80,6 +80,8 @@ class TrainingRecipe:
         evaluate_every: steps between evaluations and checkpoints; null is once, at the end.
         patience: evaluations without a better score after which training stops; null never.
         corrupt: share of a given segment's tokens replaced by padding in training, against overfitting.
+        history_dropout: share of a target segment's own tokens that its tower reads wrongly in training, so that it
+            learns to look through its zips.
         interleave: share of documents that hold two rows, one after the other.
         log_every: steps between log lines.
         arguments: further fields of `transformers.TrainingArguments` (bf16, gradient_checkpointing, ...).
@@ -96,6 +98,7 @@ class TrainingRecipe:
     evaluate_every: int | None = None
     patience: int | None = None
     corrupt: float = 0.0
+    history_dropout: float = 0.3
     interleave: float = 0.0
     log_every: int = 20
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -105,7 +108,7 @@ class TrainingRecipe:
             _at_least(f"training.{name}", getattr(self, name), 1)
         for name in ("learning_rate", "tower_learning_rate", "weight_decay", "clip"):
             _at_least(f"training.{name}", getattr(self, name), 0)
-        for name in ("corrupt", "interleave", "warmup"):
+        for name in ("corrupt", "history_dropout", "interleave", "warmup"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"training.{name} must be in [0, 1), got {getattr(self, name)}")
 

@@ -30,7 +30,7 @@ LAST_WRITTEN = "trainer_state.json"
 """What Trainer writes last; a checkpoint without it was cut off."""
 
 SHORT = 8
-"""A given segment of fewer tokens is not corrupted: a short text has no redundancy to lose."""
+"""A segment of fewer tokens is left as it is: a short text has no redundancy to lose."""
 
 
 def parameter_groups(model: ZipperModel, *, tower_learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -58,19 +58,36 @@ def parameter_groups(model: ZipperModel, *, tower_learning_rate: float, weight_d
 
 
 class CorruptedDocuments(Dataset[Document]):
-    """Documents in whose given segments a share of the tokens is replaced by padding, against overfitting.
+    """Documents with noise in what is read, never in what the loss expects.
 
-    What is lost depends on nothing but seed, epoch and index: a resumed run goes on as if it had never stopped.
+    - Given segments lose a share of their tokens (padding in their place), against overfitting.
+    - Target segments have a share of their own history replaced by random ids (word dropout, Bowman et al. 2016,
+      arXiv 1511.06349, section 3.1). A tower that can go on from its own last tokens alone has little reason to look
+      through its zips; one that cannot trust them has.
+
+    What is hit depends on nothing but seed, epoch and index: a resumed run goes on as if it had never stopped.
 
     Args:
         documents: map-style, encoded; told the epoch too, if it wants to know.
         specials: each tower's special ids.
-        share: of a given (not target) segment's ids that is lost.
-        seed: of what is lost.
+        corrupt: share of given segments' ids that is lost.
+        history_dropout: share of target segments' ids that their tower reads wrongly.
+        sizes: each tower's number of ids, to draw wrong ones from.
+        seed: of what is hit.
     """
 
-    def __init__(self, documents: Dataset[Document], specials: dict[str, Specials], share: float, seed: int) -> None:
-        self.documents, self.specials, self.share, self.seed = documents, specials, share, seed
+    def __init__(
+        self,
+        documents: Dataset[Document],
+        specials: dict[str, Specials],
+        *,
+        corrupt: float,
+        history_dropout: float,
+        sizes: dict[str, int],
+        seed: int,
+    ) -> None:
+        self.documents, self.specials, self.seed = documents, specials, seed
+        self.corrupt, self.history_dropout, self.sizes = corrupt, history_dropout, sizes
         # In shared memory: workers that outlive an epoch (persistent_workers) see the new one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -85,18 +102,24 @@ class CorruptedDocuments(Dataset[Document]):
 
     def __getitem__(self, index: int) -> Document:
         document = self.documents[index]
-        if not self.share:
+        if not (self.corrupt or self.history_dropout):
             return document
         draw = np.random.default_rng((self.seed, int(self._epoch), index, 1))
-        return Document(self._corrupted(segment, draw) for segment in document)
+        return Document(self._noisy(segment, draw) for segment in document)
 
-    def _corrupted(self, segment: Segment, draw: np.random.Generator) -> Segment:
-        ids = segment.ids or []
-        if segment.target or len(ids) < SHORT:
+    def _noisy(self, segment: Segment, draw: np.random.Generator) -> Segment:
+        ids, name = segment.ids or [], segment.modality
+        share = self.history_dropout if segment.target else self.corrupt
+        if not share or len(ids) < SHORT:
             return segment
-        lost = draw.random(len(ids)) < self.share
-        pad = self.specials[segment.modality].pad
-        return Segment(segment.modality, ids=[pad if gone else i for i, gone in zip(ids, lost)])
+        hit = draw.random(len(ids)) < share
+        if not segment.target:
+            pad = self.specials[name].pad
+            return Segment(name, ids=[pad if gone else i for i, gone in zip(ids, hit)])
+        wrong = draw.integers(self.sizes[name], size=len(ids))
+        keep = ~hit | np.isin(wrong, self.specials[name])  # a special id means something else
+        read = [i if kept else int(w) for i, kept, w in zip(ids, keep, wrong)]
+        return Segment(name, ids=read, labels=ids, target=True)
 
 
 class DocumentCollator:
@@ -155,7 +178,7 @@ class ZipperTrainer(Trainer):
     Args:
         model: the model. args: as in transformers.
         train_dataset: map-style, of encoded `Document`s.
-        corrupt: see `CorruptedDocuments`.
+        corrupt, history_dropout: see `CorruptedDocuments`.
         tower_learning_rate: for towers that are trained.
         score: called with the model at each evaluation; returns metrics without the ``eval_`` prefix.
     """
@@ -167,13 +190,22 @@ class ZipperTrainer(Trainer):
         train_dataset: Dataset[Document],
         *,
         corrupt: float = 0.0,
+        history_dropout: float = 0.0,
         tower_learning_rate: float = 5e-4,
         score: Callable[[ZipperModel], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.tower_learning_rate, self.score = tower_learning_rate, score
         self.part_losses: dict[str, list[float]] = {}
-        documents = CorruptedDocuments(train_dataset, model.specials, corrupt, args.seed)
+        codecs = model.processor.codecs if model.processor is not None else {}
+        documents = CorruptedDocuments(
+            train_dataset,
+            model.specials,
+            corrupt=corrupt,
+            history_dropout=history_dropout,
+            sizes={n: codecs[n].vocab_size if n in codecs else model.tower(n).vocab_size for n in model.names},
+            seed=args.seed,
+        )
         super().__init__(
             model=model,
             args=args,
