@@ -165,7 +165,7 @@ class TowerSpec:
         lora: arguments of `peft.LoraConfig` when train is ``"lora"``.
         input_projection: see `zipper_lm.zips.InputProjection`.
         layers: dotted name of the layer list where it is not found by itself.
-        weights_hash: fingerprint of the source's tensors (see `zipper_lm.checkpoint.weights_hash`).
+        weights_hash: fingerprint of the source's tensors (see `zipper_lm.backbones.weights_hash`).
         trust_remote_code: whether the backbone's own code from the Hub may run.
     """
 

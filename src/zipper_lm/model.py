@@ -25,7 +25,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
-from zipper_lm import checkpoint, generation
+from zipper_lm import checkpoint, fusing, generation
+from zipper_lm.backbones import build_backbone, set_training
 from zipper_lm.collation import IGNORED, Batch, Specials
 from zipper_lm.config import TowerSpec, ZipperConfig, ZipSpec
 from zipper_lm.document import Document
@@ -77,7 +78,7 @@ class ZipperModel(PreTrainedModel):
         super().__init__(config)
         specs = config.tower_specs
         if backbones is None:
-            backbones = {name: checkpoint.build_backbone(config, name) for name in specs}
+            backbones = {name: build_backbone(config, name) for name in specs}
         if missing := sorted(set(specs) - set(backbones)):
             raise ValueError(f"no backbone given for towers {missing}")
         self.towers = nn.ModuleDict()
@@ -85,7 +86,7 @@ class ZipperModel(PreTrainedModel):
         self.handover = nn.ModuleDict()
         for name, spec in specs.items():
             tower = Tower(backbones[name], name, spec.layers)
-            checkpoint.set_training(tower, spec)
+            set_training(tower, spec)
             self.towers[name] = tower
             _check_specials(tower, spec)
             if spec.input_projection != "none":
@@ -259,8 +260,8 @@ class ZipperModel(PreTrainedModel):
         zips: ZipSpec | Sequence[ZipSpec] | None = None,
         **kwargs: Any,
     ) -> ZipperModel:
-        """Fuse pre-trained decoders; see `zipper_lm.checkpoint.fuse`."""
-        return checkpoint.fuse(cls, towers, codecs=codecs, zips=zips, **kwargs)
+        """Fuse pre-trained decoders; see `zipper_lm.fusing.fuse`."""
+        return fusing.fuse(cls, towers, codecs=codecs, zips=zips, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Write config, new weights and codecs; see `zipper_lm.checkpoint.save`."""

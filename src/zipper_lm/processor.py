@@ -105,7 +105,7 @@ class ZipperProcessor(PushToHubMixin):
         Raises:
             ValueError: if there is no processor there.
         """
-        from zipper_lm.checkpoint import local_folder
+        from zipper_lm.backbones import local_folder
 
         folder = local_folder(pretrained_model_name_or_path, **kwargs)
         file = folder / PROCESSOR_FILE

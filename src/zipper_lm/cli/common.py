@@ -97,7 +97,7 @@ def settings_of(model: str, changes: Sequence[str]) -> dict[str, dict[str, Any]]
     """
     from transformers import GenerationConfig
 
-    from zipper_lm.checkpoint import local_folder
+    from zipper_lm.backbones import local_folder
     from zipper_lm.training.fuse import generation_settings
 
     settings = {name: dict(values) for name, values in generation_settings(local_folder(model)).items()}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from zipper_lm.checkpoint import CONFIG_FILE, check_same_backbone, load_backbone, local_folder
+from zipper_lm.backbones import CONFIG_FILE, check_same_backbone, load_backbone, local_folder
 from zipper_lm.collation import IGNORED, collate
 from zipper_lm.config import ZipperConfig
 from zipper_lm.document import Document, Segment

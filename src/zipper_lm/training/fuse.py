@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from transformers import EarlyStoppingCallback, GenerationConfig, set_seed
 
-from zipper_lm.checkpoint import weights_hash
+from zipper_lm.backbones import weights_hash
 from zipper_lm.collation import Batch, collate
 from zipper_lm.config import TowerSpec
 from zipper_lm.data.readers import read_rows
