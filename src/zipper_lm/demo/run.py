@@ -43,7 +43,7 @@ from zipper_lm.evaluation.word_error_rate import bootstrap_interval, word_error_
 from zipper_lm.files import check_output, new_folder
 from zipper_lm.model import ZipperModel
 from zipper_lm.training.arguments import training_arguments
-from zipper_lm.training.data import length_ratio
+from zipper_lm.training.data import measure_stretch
 from zipper_lm.training.trainer import ZipperTrainer, describe_parameters
 
 SAMPLE_RATE = 16_000
@@ -108,9 +108,7 @@ def demo(
     console.print(parameters)
     corpus = sizes.corpus()
     spoken = {name: _speak(model, name, getattr(corpus, name), console) for name in ("train", "validation", "test")}
-    for spec in model.config.zip_specs:
-        if spec.stretch is None and (ratio := length_ratio(spoken["train"].rows, spec.reader, spec.source)):
-            model.set_stretch(spec.reader, spec.source, round(ratio, 4))
+    measure_stretch(model, spoken["train"].rows)
     prepared = time.time()
     history = _train(model, sizes, spoken["train"], spoken["validation"], console)
     trained = time.time()

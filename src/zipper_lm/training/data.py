@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -15,6 +15,9 @@ from zipper_lm.document import Document
 from zipper_lm.modality.codec import Codec
 from zipper_lm.processor import ZipperProcessor
 from zipper_lm.training.recipes import DataRecipe
+
+if TYPE_CHECKING:
+    from zipper_lm.model import ZipperModel
 
 CHUNK = 64
 
@@ -125,14 +128,23 @@ def encode_column(codec: Codec, values: Sequence[Any]) -> list[list[int]]:
     return ids
 
 
-def length_ratio(rows: Sequence[Any], reader: str, source: str) -> float | None:
-    """Mean tokens of `reader` per token of `source` in coded rows, BOS counted; `None` if no row has both."""
-    pairs = [
-        (len(row[reader].ids) + 1, len(row[source].ids) + 1)
-        for row in rows
-        if not isinstance(row, Document) and reader in row and source in row
-    ]
-    return sum(r for r, _ in pairs) / sum(s for _, s in pairs) if pairs else None
+def measure_stretch(model: ZipperModel, rows: Sequence[Any]) -> None:
+    """Set `ZipSpec.stretch` of every zip that has none: tokens of its reader per token of its source, over all coded
+    rows and documents that hold both. Without such rows it stays as it is."""
+    lengths = [_lengths(row) for row in rows]
+    for spec in model.config.zip_specs:
+        both = [n for n in lengths if spec.reader in n and spec.source in n]
+        if spec.stretch is None and both:
+            ratio = sum(n[spec.reader] for n in both) / sum(n[spec.source] for n in both)
+            model.set_stretch(spec.reader, spec.source, round(ratio, 4))
+
+
+def _lengths(row: Any) -> dict[str, int]:
+    """Tokens of each modality in a row or document, BOS counted."""
+    lengths: dict[str, int] = {}
+    for segment in row if isinstance(row, Document) else row.values():
+        lengths[segment.modality] = lengths.get(segment.modality, 0) + len(segment.ids or []) + 1
+    return lengths
 
 
 def _told(steps: Iterable[int], what: str) -> Iterable[int]:

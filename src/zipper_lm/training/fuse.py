@@ -30,7 +30,7 @@ from zipper_lm.recipe import recipe_hash, to_mapping
 from zipper_lm.training import signatures
 from zipper_lm.training.arguments import training_arguments
 from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt
-from zipper_lm.training.data import encode_rows, length_ratio, training_rows, validation_rows
+from zipper_lm.training.data import encode_rows, measure_stretch, training_rows, validation_rows
 from zipper_lm.training.pretrain import check_length, pretrain
 from zipper_lm.training.recipes import FuseRecipe, PretrainRecipe, TowerRecipe
 from zipper_lm.training.trainer import ZipperTrainer, describe_parameters, latest_checkpoint, randomness_kept
@@ -79,9 +79,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     named = {m for task in tasks.values() for m in task.modalities}
     rows = _encoded(model, training_rows(recipe.data, recipe.seed), named)
     validation = _encoded(model, held_out, named)
-    for spec in model.config.zip_specs:
-        if spec.stretch is None and (ratio := length_ratio(rows, spec.reader, spec.source)) is not None:
-            model.set_stretch(spec.reader, spec.source, round(ratio, 4))
+    measure_stretch(model, rows)
     mixture = TaskMixture(
         rows, recipe.tasks, seed=recipe.seed, interleave=recipe.training.interleave, towers=model.names
     )

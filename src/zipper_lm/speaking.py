@@ -1,0 +1,206 @@
+"""Speaking: one tower writes one segment, with its own `generate()`, while it reads the others' finished memories."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, StoppingCriteria
+from transformers.generation import GenerationMode
+from transformers.generation.streamers import BaseStreamer
+
+from zipper_lm.collation import collate
+from zipper_lm.document import Document, Segment
+from zipper_lm.reading import visible
+from zipper_lm.request import Request, goes_on
+from zipper_lm.tower import listening
+from zipper_lm.zips import Memory, View
+
+if TYPE_CHECKING:
+    from zipper_lm.zips import ZipLayer
+
+MAX_NEW_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class StreamedToken:
+    """One token as it is written: its tower, its id, and the number of its segment in the document."""
+
+    modality: str
+    id: int
+    segment: int
+
+
+class _Speaker:
+    """Listener of a tower that writes: each new token reads the finished memories."""
+
+    def __init__(self, request: Request, name: str, past: int) -> None:
+        self.model, self.name, state = request.model, name, request.state
+        self.device = self.model.tower(name).device
+        self.zipped = torch.tensor(request.zipped)
+        none = torch.zeros(len(request.documents), 0, dtype=torch.long, device=self.device)
+        self.segments = state.segments.get(name, none)
+        self.positions = state.positions.get(name, none)
+        # The number of the segment being written, in every row.
+        self.now = torch.tensor([[len(d)] for d in request.documents], device=self.device)
+        self.next = past  # which token of the stream the coming forward begins with
+        self.sources: dict[str, Tensor] = {}
+        self.zips: dict[int, list[tuple[str, ZipLayer, Memory]]] = {}
+        for (reader, source), pairs in self.model.layer_pairs.items():
+            if reader == name and source in state.segments:
+                self.sources[source] = state.segments[source]
+                for k, (layer, _) in enumerate(pairs):
+                    memory = state.memories[reader, source][k]
+                    self.zips.setdefault(layer, []).append((source, self.model.zip_layer(reader, source, k), memory))
+        self.views: dict[str, View] = {}
+        self.positions_here = none
+
+    def before(self, depth: int, hidden_states: Tensor) -> Tensor:
+        if depth:
+            return hidden_states
+        rows, new = len(self.now), hidden_states.shape[1]
+        start, self.next = self.next, self.next + new
+        known = self.segments.shape[1]
+        index = torch.arange(start, start + new, device=self.device)
+        old = index[index < known]
+        tail = (index[index >= known] - known).expand(rows, -1)
+        segments = torch.cat([self.segments[:, old], self.now.expand(-1, tail.shape[1])], 1)
+        self.positions_here = torch.cat([self.positions[:, old], tail], 1)
+        repeats = len(hidden_states) // rows
+        self.views = {}
+        for source, source_segments in self.sources.items():
+            self.views[source] = View.of(visible(segments, source_segments).repeat(1, repeats, 1))
+        return self.model.project_input(self.name, hidden_states, self.zipped.repeat_interleave(repeats))
+
+    def after(self, depth: int, hidden_states: Tensor) -> Tensor:
+        zips = self.zips.get(depth)
+        if not zips:
+            return hidden_states
+        rows = len(self.now)
+        # Beams of one document read the same memory: they become more queries of one row, and nothing is copied.
+        folded = hidden_states.reshape(rows, -1, hidden_states.shape[-1])
+        positions = self.positions_here.repeat(1, len(hidden_states) // rows)
+        result = folded
+        for source, zip_layer, memory in zips:
+            result = result + zip_layer(folded, positions, memory, self.views[source])
+        return result.reshape(hidden_states.shape)
+
+
+class Stop(StoppingCriteria):
+    """Ends every row as soon as `now` is set."""
+
+    def __init__(self) -> None:
+        self.now = False
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        return torch.full((len(input_ids),), self.now, dtype=torch.bool, device=input_ids.device)
+
+
+class _Place(StoppingCriteria):
+    """Ends nothing; tells a speaker after each step with which token the next forward begins.
+
+    Counting forwards would not do: assisted decoding steps back behind tokens that were not accepted.
+    """
+
+    def __init__(self, speaker: _Speaker) -> None:
+        self.speaker = speaker
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        self.speaker.next = input_ids.shape[1] - 1  # the newest token has not been read
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class _TokenStreamer(BaseStreamer):
+    """Hands each new token to a callback."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self.tell, self.prompt = tell, True
+
+    def put(self, value: Tensor) -> None:
+        if self.prompt:  # transformers puts the prompt first
+            self.prompt = False
+            return
+        for token in value.reshape(-1).tolist():
+            self.tell(token)
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+def speak(
+    request: Request,
+    name: str,
+    settings: Mapping[str, Any] | GenerationConfig | None,
+    on_token: Callable[[StreamedToken], bool] | None,
+    stop: Stop,
+) -> list[list[int]]:
+    """One segment in every row, as content ids."""
+    request.read_pending()
+    model, state, documents = request.model, request.state, request.documents
+    tower, special = model.tower(name), model.specials[name]
+    batch = collate(
+        [Document([*d, Segment(name, ids=[])]) for d in documents],
+        model.specials,
+        side="left",
+        towers=[name],
+        open_last=True,
+    )[name]
+    ids, mask = batch["input_ids"].to(tower.device), batch["attention_mask"].to(tower.device)
+    given = generation_config(name, settings)
+    kwargs: dict[str, Any] = {}
+    past = 0
+    # A cache of another kind, and assisted decoding (whose first step takes the cache for empty), start from nothing:
+    # the tower's own prefix is read again then.
+    anew = given.cache_implementation or given.get_generation_mode() is GenerationMode.ASSISTED_GENERATION
+    if tower.cache_name == "past_key_values" and not anew and goes_on(state.caches.get(name)):
+        past = state.segments[name].shape[1]
+        kwargs["past_key_values"] = cache = copy.deepcopy(state.caches[name])  # generate() writes into it
+        if (given.num_beams or 1) > 1:  # and repeats what it is given for every beam, but not the cache
+            cache.batch_repeat_interleave(given.num_beams)
+        assert past == ids.shape[1] - 1, "the cache holds the tower's stream up to BOS"
+    if on_token is not None:
+        number = len(documents[0])
+
+        def tell(token: int) -> None:
+            if token != special.eos and not stop.now:
+                stop.now = not on_token(StreamedToken(name, token, number))
+
+        kwargs["streamer"] = _TokenStreamer(tell)
+    given.bos_token_id, given.eos_token_id, given.pad_token_id = special
+    unwritten = {special.bos, special.pad} - {special.eos}
+    given.disable_compile = True  # a compiled forward cannot ask a context variable who listens
+    given.suppress_tokens = sorted(unwritten.union(given.suppress_tokens or ()))
+    speaker = _Speaker(request, name, past)
+    with listening(tower.layers, speaker):
+        output = tower.backbone.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=given,
+            stopping_criteria=[stop, _Place(speaker)],
+            **kwargs,
+        )
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    written = sequences[:, ids.shape[1] :].tolist()
+    return [row[: row.index(special.eos)] if special.eos in row else row for row in written]
+
+
+def generation_config(name: str, settings: Mapping[str, Any] | GenerationConfig | None) -> GenerationConfig:
+    """A copy to be written to, with our defaults."""
+    if isinstance(settings, GenerationConfig):
+        config = copy.deepcopy(settings)
+    else:
+        if unknown := sorted(set(settings or {}) - set(vars(GenerationConfig()))):
+            raise ValueError(f"settings for {name!r}: unknown {unknown}; see transformers.GenerationConfig")
+        config = GenerationConfig(**{"do_sample": False, **(settings or {})})
+    if config.max_new_tokens is None and config.max_length in (None, 20):
+        config.max_new_tokens = MAX_NEW_TOKENS
+    if config.num_return_sequences not in (None, 1):
+        raise ValueError(
+            f"settings for {name!r}: num_return_sequences={config.num_return_sequences}, but a document has one next "
+            "segment"
+        )
+    return config
