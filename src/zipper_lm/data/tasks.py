@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from zipper_lm.data.readers import Row, Rows
+from zipper_lm.data.readers import Rows
+from zipper_lm.data.table import Row
 from zipper_lm.document import Document, Segment
 
 _NAME = re.compile(r"\w(?:[\w.-]*\w)?")

@@ -1,0 +1,105 @@
+"""Local folders: `audiofolder` and `imagefolder` with their metadata, JSONL files by split, `save_to_disk`.
+
+Folders in the form of the `audiofolder` loader (https://huggingface.co/docs/datasets/audio_dataset) are read
+directly, not through `datasets`, whose loader needs torchcodec even to keep audio undecoded, copies the data
+into a cache, and guesses types (a transcription "007" would become the number 7).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from zipper_lm.data.jsonl import json_lines, jsonl_loader
+from zipper_lm.data.objects import disk_splits
+from zipper_lm.data.table import IMAGE_SUFFIXES, Loader, Row, Table, usual_name
+
+_METADATA = ("metadata.csv", "metadata.jsonl")
+
+
+def folder_splits(folder: Path) -> dict[str, Loader]:
+    """The splits of a local folder, whatever it holds."""
+    if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return disk_splits(folder)
+    if metadata := _metadata_of(folder):
+        return _metadata_splits(metadata)
+    found: dict[str, Loader] = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and (metadata := _metadata_of(entry)):
+            found[entry.name] = _metadata_loader(metadata, "")
+        elif entry.suffix == ".jsonl" and usual_name(entry.stem, ""):
+            found[entry.stem] = jsonl_loader(entry)
+    if not found:
+        raise ValueError(
+            f"data: {folder} has no metadata.csv or metadata.jsonl (nor have its sub-folders), no JSONL file named "
+            "after a split, and was not written by datasets' save_to_disk"
+        )
+    return found
+
+
+def _metadata_of(folder: Path) -> Path | None:
+    files = [folder / name for name in _METADATA if (folder / name).is_file()]
+    if len(files) > 1:
+        raise ValueError(f"data: {folder} has both metadata.csv and metadata.jsonl; keep one")
+    return files[0] if files else None
+
+
+def _metadata_splits(metadata: Path) -> dict[str, Loader]:
+    """One metadata file: flat, or with all its files in sub-folders named after splits."""
+    tops = {Path(_file_name(where, row)).parts[0] for where, row in _metadata_lines(metadata)}
+    if tops and all(usual_name(top, "") and (metadata.parent / top).is_dir() for top in tops):
+        return {top: _metadata_loader(metadata, top) for top in sorted(tops)}
+    return {usual_name(metadata.parent.resolve().name, "train"): _metadata_loader(metadata, "")}
+
+
+def _metadata_loader(metadata: Path, top: str) -> Loader:
+    return lambda limit: _read_metadata(metadata, top, limit)
+
+
+def _read_metadata(metadata: Path, top: str, limit: int | None) -> Table:
+    lines = (
+        (where, row)
+        for where, row in _metadata_lines(metadata)
+        if not top or Path(_file_name(where, row)).parts[0] == top
+    )
+    wheres, rows, missing = [], [], []
+    for where, row in islice(lines, limit):
+        name = _file_name(where, row)
+        path = metadata.parent / name
+        if not path.is_file():
+            missing.append(f"{where}: file {name!r} does not exist")
+        kind = "image" if path.suffix.lower() in IMAGE_SUFFIXES else "audio"
+        wheres.append(where)
+        rows.append({kind: str(path)} | row | {"file_name": str(path)})
+    if missing:
+        raise ValueError(f"data: {missing[0]}" + (f" (so do {len(missing) - 1} more)" if missing[1:] else ""))
+    return Table(rows, wheres)
+
+
+def _file_name(where: str, row: Row) -> str:
+    name = row.get("file_name")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"data: {where}: no file_name; the columns are {sorted(row)}")
+    return name
+
+
+def _metadata_lines(metadata: Path) -> Iterator[tuple[str, Row]]:
+    return _csv_lines(metadata) if metadata.suffix == ".csv" else json_lines(metadata)
+
+
+def _csv_lines(file: Path) -> Iterator[tuple[str, Row]]:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            names = reader.fieldnames or []
+            if len(set(names)) < len(names):
+                raise ValueError(f"data: {file}:1: a column name comes twice in {list(names)}")
+            for row in reader:
+                where = f"{file}:{reader.line_num}"
+                if None in row or None in row.values():
+                    raise ValueError(f"data: {where}: not as many fields as the {len(names)} columns of line 1")
+                yield where, dict(row)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"data: {file} is not readable as UTF-8 CSV: {error}") from error
