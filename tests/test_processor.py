@@ -75,6 +75,21 @@ def test_round_trip(tmp_path: Path) -> None:
         ZipperProcessor.from_pretrained(tmp_path)
 
 
+def test_a_codec_that_only_the_caller_has(tmp_path: Path) -> None:
+    """It could be fused and saved, and never loaded again."""
+    processor = ZipperProcessor({"text": Letters()}, SPECIALS)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="kind 'letters'"):
+        ZipperProcessor.from_pretrained(tmp_path)
+    again = ZipperProcessor.from_pretrained(tmp_path, codecs={"text": Letters()})
+    assert again.encode([Document([("text", "abc")])])[0][0].ids == [3, 4, 5]
+
+
+def test_encoding_keeps_all_of_a_segment() -> None:
+    segment = Segment("text", ids=[3, 4], target=True, labels=[3, 5])
+    assert ZipperProcessor({}, SPECIALS).encode([Document([segment])])[0][0] == segment
+
+
 def test_a_model_with_codecs_reads_and_writes_values() -> None:
     model = tiny_model(codecs={"text": Letters()})
     written = model.generate(

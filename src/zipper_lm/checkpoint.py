@@ -35,6 +35,7 @@ from zipper_lm.backbones import (
     without_aliases,
 )
 from zipper_lm.config import ZipperConfig
+from zipper_lm.modality.codec import Codec
 
 if TYPE_CHECKING:
     from zipper_lm.model import ZipperModel
@@ -191,6 +192,7 @@ def load(
     source: str | Path,
     *_: Any,
     towers: Mapping[str, str | Path | PreTrainedModel] | None = None,
+    codecs: Mapping[str, Codec] | None = None,
     revision: str | None = None,
     dtype: Any = None,
     **kwargs: Any,
@@ -200,6 +202,7 @@ def load(
     Args:
         source: folder or Hub id.
         towers: where to take a backbone from instead of the recorded place; it must be the same backbone.
+        codecs: by tower, to take in place of the stored ones, such as those of a class that only you have.
         revision: of the checkpoint itself.
         dtype: of the backbones.
         kwargs: `cache_dir`, `token`, `local_files_only`.
@@ -238,7 +241,7 @@ def load(
     if (folder / "processor_config.json").is_file():
         from zipper_lm.processor import ZipperProcessor
 
-        model.processor = ZipperProcessor.from_pretrained(folder)
+        model.processor = ZipperProcessor.from_pretrained(folder, codecs=codecs)
     return model.eval()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -101,7 +102,7 @@ def _encode(model: ZipperModel, documents: Sequence[Document]) -> list[Document]
 def _with_ids(model: ZipperModel, documents: Sequence[Document]) -> list[Document]:
     if model.processor is not None:
         return model.processor.encode(documents)
-    copies = [Document(Segment(s.modality, s.value, s.ids, s.target) for s in d) for d in documents]
+    copies = [Document(replace(s) for s in d) for d in documents]
     check_modalities(copies, model.names)
     for number, document in enumerate(copies):
         for segment in document:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,7 +50,7 @@ class ZipperProcessor(PushToHubMixin):
         waiting: dict[str, list[tuple[int, Segment]]] = defaultdict(list)
         encoded = []
         for number, document in enumerate(documents):
-            copies = [Segment(s.modality, s.value, s.ids, s.target) for s in document]
+            copies = [replace(s) for s in document]
             encoded.append(Document(copies))
             for segment in copies:
                 if segment.ids is None:
@@ -99,11 +100,18 @@ class ZipperProcessor(PushToHubMixin):
         (folder / PROCESSOR_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ZipperProcessor:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, codecs: Mapping[str, Codec] | None = None, **kwargs: Any
+    ) -> ZipperProcessor:
         """Load from a folder or the Hub.
 
+        Args:
+            pretrained_model_name_or_path: folder or Hub id.
+            codecs: by tower, to take in place of those stored there, such as those of a class that only you have.
+            kwargs: `revision`, `cache_dir`, `token`, `local_files_only`.
+
         Raises:
-            ValueError: if there is no processor there.
+            ValueError: if there is no processor there, or a codec of unknown kind.
         """
         from zipper_lm.backbones import local_folder
 
@@ -112,8 +120,9 @@ class ZipperProcessor(PushToHubMixin):
         if not file.is_file():
             raise ValueError(f"no {PROCESSOR_FILE} in {pretrained_model_name_or_path}")
         description = json.loads(file.read_text(encoding="utf-8"))
-        codecs = {name: load_codec(folder / "codecs" / name) for name in description["codecs"]}
-        return cls(codecs, {name: Specials(*ids) for name, ids in description["specials"].items()})
+        given = dict(codecs or {})
+        stored = {n: load_codec(folder / "codecs" / n) for n in description["codecs"] if n not in given}
+        return cls(stored | given, {name: Specials(*ids) for name, ids in description["specials"].items()})
 
 
 AutoProcessor.register(ZipperConfig, ZipperProcessor)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 CODEC_FILE = "codec.json"
+ENTRY_POINTS = "zipper_lm.codecs"
+"""Entry point group in which other packages name their codecs: kind = "module:Class"."""
 
 
 @runtime_checkable
@@ -56,7 +59,7 @@ class Codec(Protocol):
 
 
 def load_codec(path: str | Path) -> Codec:
-    """Load any codec from its folder.
+    """Load any codec from its folder: one of this package, or one that an installed package names as an entry point.
 
     Raises:
         ValueError: if the folder has no `codec.json`, or its `kind` is unknown.
@@ -64,11 +67,17 @@ def load_codec(path: str | Path) -> Codec:
     from zipper_lm.modality.speech import SpeechCodec
     from zipper_lm.modality.text import TextCodec
 
-    kinds: dict[str, type[Codec]] = {c.kind: c for c in (TextCodec, SpeechCodec)}
+    ours: dict[str, type[Codec]] = {c.kind: c for c in (TextCodec, SpeechCodec)}
     file = Path(path) / CODEC_FILE
     if not file.is_file():
         raise ValueError(f"codec: no {CODEC_FILE} in {path}")
     kind = json.loads(file.read_text(encoding="utf-8")).get("kind")
-    if kind not in kinds:
-        raise ValueError(f"codec: {file} has kind {kind!r}; known kinds are {sorted(kinds)}")
-    return kinds[kind].from_pretrained(path)
+    if kind in ours:
+        return ours[kind].from_pretrained(path)
+    others = entry_points(group=ENTRY_POINTS)
+    if kind in others.names:
+        return others[kind].load().from_pretrained(path)
+    raise ValueError(
+        f"codec: {file} has kind {kind!r}; known kinds are {sorted({*ours, *others.names})}; "
+        "if its class is at hand, pass codecs={name: codec}"
+    )

@@ -1,0 +1,39 @@
+"""How a codec's class is found again."""
+
+import json
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+
+import pytest
+
+from zipper_lm.modality import codec
+from zipper_lm.modality.codec import CODEC_FILE, ENTRY_POINTS, load_codec
+
+
+class Letters:
+    """Somebody else's codec: only as much as loading needs."""
+
+    kind = "letters"
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "Letters":
+        assert (Path(path) / CODEC_FILE).is_file()
+        return cls()
+
+
+def test_a_codec_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / CODEC_FILE).write_text(json.dumps({"kind": "letters"}))
+    with pytest.raises(ValueError, match=r"kind 'letters'; known kinds are \['speech', 'text'\]"):
+        load_codec(tmp_path)
+
+    def named(group: str) -> EntryPoints:
+        assert group == ENTRY_POINTS
+        return EntryPoints([EntryPoint("letters", f"{__name__}:Letters", group)])
+
+    monkeypatch.setattr(codec, "entry_points", named)
+    assert type(load_codec(tmp_path)).__name__ == "Letters"
+
+
+def test_no_codec(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no codec\.json in"):
+        load_codec(tmp_path)
