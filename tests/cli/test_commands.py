@@ -191,6 +191,7 @@ def test_evaluate_reading(model: Path) -> None:
     assert (result["task"], result["utterances"]) == ("asr", 3)
     assert {"wer", "cer", "wer_95", "seconds"} <= set(result)
     assert "WER" in zipper("evaluate", model, workshop() / "data", "--limit", 1).stdout
+    assert answered("evaluate", model, workshop() / "data", "--where", "speaker=odd")["utterances"] == 2
 
 
 def test_evaluate_speaking(model: Path, tmp_path: Path) -> None:
@@ -210,6 +211,9 @@ def test_what_evaluate_refuses(model: Path, tmp_path: Path) -> None:
     assert "no speech" in refused("evaluate", model, data, "--output", tmp_path / "x")
     assert "no speech" in refused("evaluate", model, data, "--judge", workshop() / "judge")
     assert "arrow" in refused("evaluate", model, data, "--task", "stt")
+    assert "['even', 'odd']" in refused("evaluate", model, data, "--where", "speaker=theo")
+    assert "columns are" in refused("evaluate", model, data, "--where", "voice=theo")
+    assert "columns are" in refused("evaluate", model, data, "--where", "speaker")
     assert "no split 'dev2'" in refused("evaluate", model, data, "--split", "dev2")
 
 

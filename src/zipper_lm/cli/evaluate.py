@@ -25,6 +25,9 @@ def evaluate(
     task: Annotated[str, typer.Option(help="asr, tts, or a template such as speech->text->speech.")] = "asr",
     split: Annotated[str, typer.Option(help="Which split.")] = "test",
     limit: Annotated[int | None, typer.Option(help="Only the first rows.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only rows with this, such as speaker=theo.")
+    ] = None,
     judge: Annotated[
         str | None, typer.Option(metavar="DIR", help="A recogniser; default: fitted on the training split, cached.")
     ] = None,
@@ -59,6 +62,7 @@ def evaluate(
         raise ValueError(f"--judge: task {task!r} writes no speech to be judged")
     settings = settings_of(model, changes or [])
     rows = [row for row in read_rows(data, split=split, limit=limit) if not isinstance(row, Document)]
+    rows = _chosen(rows, where or [])
     loaded = load_model(model)
     import torch
 
@@ -70,6 +74,8 @@ def evaluate(
             loaded, rows, task, judge=listener, settings=settings, progress=lambda n, _: bars.update(bar, completed=n)
         )
         result = {**score.summary(), "task": task, "template": score.task, "split": split}
+        if where:
+            result["where"] = where
         if listener is not None:
             result |= _yardsticks(loaded, rows, listener)
     if output is not None:
@@ -84,6 +90,20 @@ def evaluate(
         for name in ("judge_wer_on_originals", "oracle_wer"):
             if name in result:
                 typer.echo(f"{name.replace('_', ' ')}: {result[name]} %")
+
+
+def _chosen(rows: list[Any], conditions: list[str]) -> list[Any]:
+    """Rows that meet every condition ``COLUMN=VALUE``."""
+    for condition in conditions:
+        column, equals, value = condition.partition("=")
+        if not equals or not any(column in row for row in rows):
+            there = sorted({name for row in rows for name in row})
+            raise ValueError(f"--where {condition!r}: expected COLUMN=VALUE; the columns are {there}")
+        values = sorted({str(row.get(column)) for row in rows})
+        rows = [row for row in rows if str(row.get(column)) == value]
+        if not rows:
+            raise ValueError(f"--where {condition!r}: no row has it; {column} is one of {values[:20]}")
+    return rows
 
 
 def _bars() -> Progress:
