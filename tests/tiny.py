@@ -118,7 +118,12 @@ def bare_logits(model: ZipperModel, name: str, stream: TowerBatch) -> torch.Tens
 
 @torch.no_grad()
 def naive_greedy(
-    model: ZipperModel, documents: Sequence[Document], schedule: Sequence[str], limit: int, side: str = "right"
+    model: ZipperModel,
+    documents: Sequence[Document],
+    schedule: Sequence[str],
+    limit: int,
+    side: str = "right",
+    guidance: float = 1.0,
 ) -> list[list[tuple[str, list[int]]]]:
     """Greedy decoding without any cache: the growing documents go through the whole model for every token."""
     grown = [Document([Segment(s.modality, ids=list(s.ids or [])) for s in d]) for d in documents]
@@ -130,7 +135,10 @@ def naive_greedy(
         done = [False] * len(grown)
         for _ in range(limit):
             batch = collate(grown, model.specials, side=side, zipped=zipped, open_last=True)  # type: ignore[arg-type]
-            logits = model(batch).logits[name]
+            logits = model(batch).logits[name].log_softmax(-1)
+            if guidance != 1.0:
+                bare = bare_logits(model, name, batch[name]).log_softmax(-1)
+                logits = bare + guidance * (logits - bare)
             logits[..., [special.bos, special.pad]] = -torch.inf
             for row, d in enumerate(grown):
                 last = int((batch[name]["segments"][row] >= 0).nonzero().max())

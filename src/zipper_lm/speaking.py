@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria
 from transformers.generation import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
 from zipper_lm.collation import collate
 from zipper_lm.document import Document, Segment
+from zipper_lm.guidance import Guidance
 from zipper_lm.reading import visible
 from zipper_lm.request import Request, goes_on
 from zipper_lm.tower import listening
@@ -170,6 +171,12 @@ def speak(
                 stop.now = not on_token(StreamedToken(name, token, number))
 
         kwargs["streamer"] = _TokenStreamer(tell)
+    processors: list[LogitsProcessor] = []
+    if (scale := given.guidance_scale) not in (None, 1):
+        if given.num_beams not in (None, 1) or given.get_generation_mode() is GenerationMode.ASSISTED_GENERATION:
+            raise ValueError(f"settings for {name!r}: guidance_scale={scale} goes with greedy search and sampling only")
+        given.guidance_scale = None  # transformers' own would run the zipped tower twice
+        processors.append(Guidance(tower, scale, mask))
     given.bos_token_id, given.eos_token_id, given.pad_token_id = special
     unwritten = {special.bos, special.pad} - {special.eos}
     given.disable_compile = True  # a compiled forward cannot ask a context variable who listens
@@ -180,6 +187,7 @@ def speak(
             input_ids=ids,
             attention_mask=mask,
             generation_config=given,
+            logits_processor=LogitsProcessorList(processors),
             stopping_criteria=[stop, _Place(speaker)],
             **kwargs,
         )

@@ -131,6 +131,16 @@ def listening(layers: LayerList, listener: Listener) -> Iterator[_Listening]:
         _listening.reset(token)
 
 
+@contextmanager
+def alone(layers: LayerList) -> Iterator[None]:
+    """Whoever listens to this tower does not hear what it does in this context: the backbone is itself."""
+    token = _listening.set({k: v for k, v in _listening.get().items() if k is not layers})
+    try:
+        yield
+    finally:
+        _listening.reset(token)
+
+
 class _Probe:
     """Forward hooks that note the shape of what leaves each layer."""
 
