@@ -1,9 +1,11 @@
 """What training measures on its encoded rows."""
 
+import pytest
 from tiny import tiny_model
 
 from zipper_lm import Document, Segment, ZipSpec
-from zipper_lm.training.data import measure_stretch
+from zipper_lm.training.data import measure_stretch, training_rows, validation_rows
+from zipper_lm.training.recipes import DataRecipe
 
 
 def test_stretch_is_measured_on_rows_and_documents() -> None:
@@ -19,6 +21,17 @@ def test_stretch_is_measured_on_rows_and_documents() -> None:
     document = Document([row["speech"], row["text"], row["speech"]])
     measure_stretch(model, [document, Document([row["text"]])])
     assert {(s.reader, s.source): s.stretch for s in model.config.zip_specs}["speech", "text"] == 16.0
+
+
+def test_what_is_excluded_is_not_validated_on_either() -> None:
+    """A speaker who was left out still helped to choose the checkpoint."""
+    rows = [{"text": str(i), "speaker": "ann" if i % 2 else "bob"} for i in range(10)]
+    data = DataRecipe(source={"train": rows, "validation": rows}, exclude={"speaker": ["bob"]}, validation_limit=3)  # type: ignore[arg-type]
+    assert [r["text"] for r in validation_rows(data)] == ["1", "3", "5"]
+    assert {r["speaker"] for r in training_rows(data)} == {"ann"}
+    data.exclude["speaker"].append("ann")
+    with pytest.raises(ValueError, match=r"'validation' after data\.exclude"):
+        validation_rows(data)
 
 
 def test_a_stretch_that_was_given_stays() -> None:

@@ -50,9 +50,9 @@ class DemoSizes:
     train_readings: int = 2
     validation: int = 60
     test: int = 100
-    text_vocabulary: int = 64
+    text_vocabulary: int = 384
     units: int = 1024
-    frames_per_token: int = 3
+    frames_per_token: int = 4
     text_tower: Mapping[str, Any] = field(default_factory=lambda: _llama(128, 4, 4, 1024))
     speech_tower: Mapping[str, Any] = field(default_factory=lambda: _llama(192, 5, 4, 2048))
     text_training: TrainingRecipe = field(
@@ -71,7 +71,7 @@ class DemoSizes:
         )
     )
     generation: Mapping[str, Mapping[str, Any]] = field(
-        default_factory=lambda: {"text": {"max_new_tokens": 64}, "speech": {"max_new_tokens": 200}}
+        default_factory=lambda: {"text": {"max_new_tokens": 32}, "speech": {"max_new_tokens": 150}}
     )
     examples: int = 6
 

@@ -45,10 +45,19 @@ def _wanted(row: Any, data: DataRecipe) -> bool:
 
 
 def validation_rows(data: DataRecipe) -> list[Any]:
-    """The first rows of the validation split; empty if the recipe has none."""
+    """The first rows of the validation split, without what is excluded; empty if the recipe has none.
+
+    Raises:
+        ValueError: as `read_rows`, or if nothing is left.
+    """
     if data.validation is None:
         return []
-    return list(read_rows(data.source, data.columns, data.validation, data.validation_limit))
+    if not data.exclude:
+        return list(read_rows(data.source, data.columns, data.validation, data.validation_limit))
+    rows = [r for r in read_rows(data.source, data.columns, data.validation) if _wanted(r, data)]
+    if not rows:
+        raise ValueError(f"data: {data.source} has no rows left in split {data.validation!r} after data.exclude")
+    return rows[: data.validation_limit]
 
 
 def encode_rows(processor: ZipperProcessor, rows: Sequence[Any], modalities: Sequence[str]) -> list[Any]:

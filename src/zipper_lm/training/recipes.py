@@ -42,7 +42,8 @@ class DataRecipe:
         limit: use only the first rows of the training split.
         fraction: use only this share of the training split, drawn with the recipe's seed.
         validation_limit: rows of the validation split that are scored during training.
-        exclude: column to values; rows with one of them are left out of training, such as ``{speaker: [theo]}``.
+        exclude: column to values; rows with one of them are left out of training and validation, such as
+            ``{speaker: [theo]}``.
         clips: further training utterances from single recordings.
     """
 
