@@ -104,14 +104,15 @@ class Stop(StoppingCriteria):
 class _Place(StoppingCriteria):
     """Ends nothing; tells a speaker after each step with which token the next forward begins.
 
-    Counting forwards would not do: assisted decoding steps back behind tokens that were not accepted.
+    Counting forwards would not do: assisted decoding steps back behind tokens that were not accepted. Without a cache
+    every forward begins with the first.
     """
 
-    def __init__(self, speaker: _Speaker) -> None:
-        self.speaker = speaker
+    def __init__(self, speaker: _Speaker, cached: bool) -> None:
+        self.speaker, self.cached = speaker, cached
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        self.speaker.next = input_ids.shape[1] - 1  # the newest token has not been read
+        self.speaker.next = input_ids.shape[1] - 1 if self.cached else 0  # the newest token has not been read
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
@@ -152,12 +153,14 @@ def speak(
     )[name]
     ids, mask = batch["input_ids"].to(tower.device), batch["attention_mask"].to(tower.device)
     given = generation_config(name, settings)
+    if given.use_cache is None:  # not as the backbone's config says: Trainer leaves False there
+        given.use_cache = tower.cache_name is not None
     kwargs: dict[str, Any] = {}
     past = 0
     # A cache of another kind, and assisted decoding (whose first step takes the cache for empty), start from nothing:
     # the tower's own prefix is read again then.
     anew = given.cache_implementation or given.get_generation_mode() is GenerationMode.ASSISTED_GENERATION
-    if tower.cache_name == "past_key_values" and not anew and goes_on(state.caches.get(name)):
+    if given.use_cache and tower.cache_name == "past_key_values" and not anew and goes_on(state.caches.get(name)):
         past = state.segments[name].shape[1]
         kwargs["past_key_values"] = cache = copy.deepcopy(state.caches[name])  # generate() writes into it
         if (given.num_beams or 1) > 1:  # and repeats what it is given for every beam, but not the cache
@@ -188,7 +191,7 @@ def speak(
             attention_mask=mask,
             generation_config=given,
             logits_processor=LogitsProcessorList(processors),
-            stopping_criteria=[stop, _Place(speaker)],
+            stopping_criteria=[stop, _Place(speaker, given.use_cache)],
             **kwargs,
         )
     sequences = output if isinstance(output, Tensor) else output.sequences

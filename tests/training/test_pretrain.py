@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -40,6 +41,7 @@ def recipe(output: Path, **changes: Any) -> PretrainRecipe:
 def test_tower_and_codec_are_written(tmp_path: Path) -> None:
     metrics = pretrain(recipe(tmp_path / "t"))
     assert metrics["perplexity"] > 1
+    assert json.loads((tmp_path / "t" / "config.json").read_text())["use_cache"]  # Trainer turns it off
     codec = load_codec(tmp_path / "t")
     tower = AutoModelForCausalLM.from_pretrained(tmp_path / "t")
     assert tower.config.vocab_size == codec.vocab_size

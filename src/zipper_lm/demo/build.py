@@ -173,6 +173,7 @@ def _tower(
             data_collator=PadStreams(codec.pad_id),
         )
         train_with_bar(trainer, console, f"{name} tower: pre-training")
+    backbone.config.use_cache = True  # Trainer turned it off
     backbone.save_pretrained(folder)
     codec.save_pretrained(folder)
     _halve(folder / "model.safetensors")

@@ -149,6 +149,7 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
     if held_streams is not None:
         metrics["perplexity"] = math.exp(trainer.evaluate()["eval_loss"])
     with new_folder(recipe.output, overwrite) as folder:
+        backbone.config.use_cache = True  # Trainer turned it off
         backbone.save_pretrained(folder)
         codec.save_pretrained(folder)
         keep_logs(working, folder / "logs")
