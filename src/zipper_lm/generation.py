@@ -45,7 +45,7 @@ def generate(
         schedule: what comes next, such as ``["text"]``, ``["text", "speech"]``, also with given segments in between
             (`Segment` or ``(modality, value)``); or ``"auto"``: the model says who speaks next, until it says "done".
         settings: per modality, a `GenerationConfig` or its arguments (`do_sample`, `num_beams`, `max_new_tokens`, ...).
-            Default: greedy, 256 new tokens.
+            Default: greedy, 256 new tokens. ``stop_threshold`` is ours (see `ending.py`).
         max_segments: with "auto", the most segments to write.
         decode: whether to decode written ids to raw values with the processor's codecs, where it has them.
         on_token: told of every token of a single document as it comes; returns whether to go on.

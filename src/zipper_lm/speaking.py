@@ -15,6 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from zipper_lm.collation import collate
 from zipper_lm.document import Document, Segment
+from zipper_lm.ending import StopThreshold
 from zipper_lm.guidance import Guidance
 from zipper_lm.reading import visible
 from zipper_lm.request import Request, goes_on
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from zipper_lm.zips import ZipLayer
 
 MAX_NEW_TOKENS = 256
+STOP_THRESHOLD = "stop_threshold"
+"""The one setting of ours beside those of `GenerationConfig` (see `ending.py`)."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,8 @@ def speak(
 
         kwargs["streamer"] = _TokenStreamer(tell)
     processors: list[LogitsProcessor] = []
+    if (threshold := getattr(given, STOP_THRESHOLD, None)) is not None:  # before guidance: it asks the tower itself
+        processors.append(StopThreshold(threshold, special.eos))
     if (scale := given.guidance_scale) not in (None, 1):
         if given.num_beams not in (None, 1) or given.get_generation_mode() is GenerationMode.ASSISTED_GENERATION:
             raise ValueError(f"settings for {name!r}: guidance_scale={scale} goes with greedy search and sampling only")
@@ -199,16 +204,27 @@ def speak(
     return [row[: row.index(special.eos)] if special.eos in row else row for row in written]
 
 
+def known_settings() -> set[str]:
+    """What may stand in a modality's settings."""
+    return {*vars(GenerationConfig()), STOP_THRESHOLD}
+
+
 def generation_config(name: str, settings: Mapping[str, Any] | GenerationConfig | None) -> GenerationConfig:
     """A copy to be written to, with our defaults."""
     if isinstance(settings, GenerationConfig):
         config = copy.deepcopy(settings)
     else:
-        if unknown := sorted(set(settings or {}) - set(vars(GenerationConfig()))):
+        if unknown := sorted(set(settings or {}) - known_settings()):
             raise ValueError(f"settings for {name!r}: unknown {unknown}; see transformers.GenerationConfig")
-        config = GenerationConfig(**{"do_sample": False, **(settings or {})})
+        fields = {"do_sample": False, **(settings or {})}
+        threshold = fields.pop(STOP_THRESHOLD, None)
+        config = GenerationConfig(**fields)
+        setattr(config, STOP_THRESHOLD, threshold)
     if config.max_new_tokens is None and config.max_length in (None, 20):
         config.max_new_tokens = MAX_NEW_TOKENS
+    threshold = getattr(config, STOP_THRESHOLD, None)
+    if threshold is not None and not 0.0 < threshold <= 1.0:
+        raise ValueError(f"settings for {name!r}: {STOP_THRESHOLD} must be in (0, 1], got {threshold}")
     if config.num_return_sequences not in (None, 1):
         raise ValueError(
             f"settings for {name!r}: num_return_sequences={config.num_return_sequences}, but a document has one next "

@@ -37,6 +37,15 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("stretch", [0.3, 4.0])
+def test_greedy_with_stretched_positions(stretch: float) -> None:
+    model = lively(zips=ZipSpec(layers=3, gate_start=1.0, stretch=stretch))
+    schedule = ["speech", "text", "speech"]
+    got = spoken(model, RAGGED, schedule, 7)
+    assert got == naive_greedy(model, RAGGED, schedule, 7)
+    assert got != spoken(lively(zips=ZipSpec(layers=3, gate_start=1.0)), RAGGED, schedule, 7)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(("towers", "kinds", "documents", "schedule"), CASES)
 def test_greedy(towers: int, kinds: dict, documents: list, schedule: list[str], side: str) -> None:
@@ -155,7 +164,7 @@ def test_sampling_is_reproducible() -> None:
 def test_greedy_without_a_cache(where: str) -> None:
     """Trainer leaves `use_cache: false` in a backbone's config. A tower that was trained in full is built from that
     config when its model is loaded; `generate()` then read everything at each step, while the speaker took it for the
-    newest token: queries stood at wrong places, and speech came out at half its length (57 % WER, 18 % before saving)."""
+    newest token: queries stood at wrong places, and speech came out at half its length (57 % WER, 18 % before)."""
     model = often_ending(tiny_model(gate=0.5))
     settings = limits(model, 8)
     if where == "settings":

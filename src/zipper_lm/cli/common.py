@@ -93,22 +93,21 @@ def settings_of(model: str, changes: Sequence[str]) -> dict[str, dict[str, Any]]
     """Generation settings kept with a model, changed by ``modality.name=value``.
 
     Raises:
-        ValueError: for another form, or a name that `transformers.GenerationConfig` does not have.
+        ValueError: for another form, or a name that is no generation setting.
     """
-    from transformers import GenerationConfig
-
     from zipper_lm.backbones import local_folder
+    from zipper_lm.speaking import known_settings
     from zipper_lm.training.fuse import generation_settings
 
     settings = {name: dict(values) for name, values in generation_settings(local_folder(model)).items()}
-    known = set(GenerationConfig().to_dict())
+    known = known_settings()
     for change in changes:
         key, found, text = change.partition("=")
         modality, dot, name = key.strip().partition(".")
         if not (found and dot and modality and name):
             raise ValueError(f"--set {change!r}: write modality.name=value, such as speech.temperature=0.7")
         if name not in known:
-            raise ValueError(f"--set {change!r}: transformers.GenerationConfig has no field {name!r}")
+            raise ValueError(f"--set {change!r}: no generation setting {name!r}; see transformers.GenerationConfig")
         settings.setdefault(modality, {})[name] = _value(text)
     return settings
 

@@ -33,7 +33,7 @@ def evaluate(
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="MODALITY.NAME=VALUE", help="A field of transformers.GenerationConfig."),
+        typer.Option("--set", metavar="MODALITY.NAME=VALUE", help="A generation setting, as in transformers."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the generated speech as an audiofolder.")

@@ -71,7 +71,7 @@ def generate(
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="MODALITY.NAME=VALUE", help="A field of transformers.GenerationConfig."),
+        typer.Option("--set", metavar="MODALITY.NAME=VALUE", help="A generation setting, as in transformers."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     stream: Annotated[bool, typer.Option("--stream", help="Print text as it comes.")] = False,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from transformers import EarlyStoppingCallback, GenerationConfig, set_seed
+from transformers import EarlyStoppingCallback, set_seed
 
 from zipper_lm.backbones import weights_hash
 from zipper_lm.collation import Batch, collate
@@ -27,6 +27,7 @@ from zipper_lm.evaluation.scoring import score_task
 from zipper_lm.files import check_output, new_folder
 from zipper_lm.model import ZipperModel
 from zipper_lm.recipe import recipe_hash, to_mapping
+from zipper_lm.speaking import known_settings
 from zipper_lm.training import signatures
 from zipper_lm.training.arguments import training_arguments
 from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt
@@ -155,9 +156,8 @@ def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
     for field, named in (("loss_weights", recipe.loss_weights), ("generation", recipe.generation)):
         if unknown := sorted(set(named) - set(names)):
             raise ValueError(f"{field} names {unknown}, but the towers are {names}")
-    known = set(GenerationConfig().to_dict())
     for name, settings in recipe.generation.items():
-        if unknown := sorted(set(settings) - known):
+        if unknown := sorted(set(settings) - known_settings()):
             raise ValueError(f"generation.{name}: {unknown} are no fields of transformers.GenerationConfig")
     if recipe.training.patience is not None and recipe.data.validation is None:
         raise ValueError("training.patience needs a validation split: data.validation is null")
