@@ -67,11 +67,14 @@ class DemoSizes:
     tasks: Mapping[str, float] = field(default_factory=lambda: {"speech->text": 1.0, "text->speech": 1.26})
     fusion: TrainingRecipe = field(
         default_factory=lambda: TrainingRecipe(
-            steps=1050, batch_size=16, learning_rate=1.5e-3, tower_learning_rate=5e-4, evaluate_every=1050
+            steps=1500, batch_size=16, learning_rate=1e-3, tower_learning_rate=5e-4, evaluate_every=1500
         )
     )
     generation: Mapping[str, Mapping[str, Any]] = field(
-        default_factory=lambda: {"text": {"max_new_tokens": 32}, "speech": {"max_new_tokens": 150}}
+        default_factory=lambda: {
+            "text": {"max_new_tokens": 32},
+            "speech": {"max_new_tokens": 150, "guidance_scale": 2.0, "stop_threshold": 0.5},
+        }
     )
     examples: int = 6
 
