@@ -30,7 +30,7 @@ LAST_WRITTEN = "trainer_state.json"
 """What Trainer writes last; a checkpoint without it was cut off."""
 
 SHORT = 8
-"""A segment of fewer tokens is left as it is: a short text has no redundancy to lose."""
+"""A given segment of fewer tokens is not corrupted: a short text has no redundancy to lose."""
 
 
 def parameter_groups(model: ZipperModel, *, tower_learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -110,7 +110,7 @@ class CorruptedDocuments(Dataset[Document]):
     def _noisy(self, segment: Segment, draw: np.random.Generator) -> Segment:
         ids, name = segment.ids or [], segment.modality
         share = self.history_dropout if segment.target else self.corrupt
-        if not share or len(ids) < SHORT:
+        if not share or not (segment.target or len(ids) >= SHORT):
             return segment
         hit = draw.random(len(ids)) < share
         if not segment.target:
