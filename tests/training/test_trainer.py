@@ -62,6 +62,14 @@ def test_history_dropout_changes_what_a_target_reads_not_what_it_shall_write() -
     assert stream["input_ids"][0, 1:41].tolist() == first[1].ids
 
 
+def test_a_frozen_towers_history_is_spared() -> None:
+    """It cannot learn to cope: with 30 % of its letters wrong, a frozen text tower read worse than it did untrained."""
+    data = noisy(history_dropout=0.5)
+    del data.sizes["text"]
+    assert data[0][1].ids == list(range(50, 90))
+    assert data[0][1].labels is None
+
+
 def test_order_is_a_function_of_seed_and_epoch() -> None:
     lengths = np.random.default_rng(0).integers(5, 50, 64).tolist()
     sampler = LikeLengths(lengths, 4, seed=3)

@@ -50,7 +50,7 @@ class DemoSizes:
     train_readings: int = 2
     validation: int = 60
     test: int = 100
-    text_vocabulary: int = 384
+    text_vocabulary: int = 64
     units: int = 1024
     frames_per_token: int = 4
     text_tower: Mapping[str, Any] = field(default_factory=lambda: _llama(128, 4, 4, 1024))
@@ -67,12 +67,12 @@ class DemoSizes:
     tasks: Mapping[str, float] = field(default_factory=lambda: {"speech->text": 1.0, "text->speech": 1.26})
     fusion: TrainingRecipe = field(
         default_factory=lambda: TrainingRecipe(
-            steps=1400, batch_size=16, learning_rate=1e-3, tower_learning_rate=5e-4, evaluate_every=1400
+            steps=1150, batch_size=16, learning_rate=1e-3, tower_learning_rate=5e-4, evaluate_every=1150
         )
     )
     generation: Mapping[str, Mapping[str, Any]] = field(
         default_factory=lambda: {
-            "text": {"max_new_tokens": 32},
+            "text": {"max_new_tokens": 64},
             "speech": {"max_new_tokens": 150, "guidance_scale": 2.0, "stop_threshold": 0.5},
         }
     )

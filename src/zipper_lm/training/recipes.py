@@ -81,8 +81,8 @@ class TrainingRecipe:
         evaluate_every: steps between evaluations and checkpoints; null is once, at the end.
         patience: evaluations without a better score after which training stops; null never.
         corrupt: share of a given segment's tokens replaced by padding in training, against overfitting.
-        history_dropout: share of a target segment's own tokens that its tower reads wrongly in training, so that it
-            learns to look through its zips.
+        history_dropout: share of a target segment's own tokens that its tower, if it is trained, reads wrongly, so that
+            it learns to look through its zips.
         interleave: share of documents that hold two rows, one after the other.
         log_every: steps between log lines.
         arguments: further fields of `transformers.TrainingArguments` (bf16, gradient_checkpointing, ...).

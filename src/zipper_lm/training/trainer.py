@@ -61,9 +61,9 @@ class CorruptedDocuments(Dataset[Document]):
     """Documents with noise in what is read, never in what the loss expects.
 
     - Given segments lose a share of their tokens (padding in their place), against overfitting.
-    - Target segments have a share of their own history replaced by random ids (word dropout, Bowman et al. 2016,
-      arXiv 1511.06349, section 3.1). A tower that can go on from its own last tokens alone has little reason to look
-      through its zips; one that cannot trust them has.
+    - Target segments of towers that are trained have a share of their own history replaced by random ids (word
+      dropout, Bowman et al. 2016, arXiv 1511.06349, section 3.1). A tower that can go on from its own last tokens alone
+      has little reason to look through its zips; one that cannot trust them has. A frozen tower cannot learn to cope.
 
     What is hit depends on nothing but seed, epoch and index: a resumed run goes on as if it had never stopped.
 
@@ -72,7 +72,7 @@ class CorruptedDocuments(Dataset[Document]):
         specials: each tower's special ids.
         corrupt: share of given segments' ids that is lost.
         history_dropout: share of target segments' ids that their tower reads wrongly.
-        sizes: each tower's number of ids, to draw wrong ones from.
+        sizes: number of ids, to draw wrong ones from, of the towers that are trained.
         seed: of what is hit.
     """
 
@@ -109,7 +109,7 @@ class CorruptedDocuments(Dataset[Document]):
 
     def _noisy(self, segment: Segment, draw: np.random.Generator) -> Segment:
         ids, name = segment.ids or [], segment.modality
-        share = self.history_dropout if segment.target else self.corrupt
+        share = self.history_dropout * (name in self.sizes) if segment.target else self.corrupt
         if not share or not (segment.target or len(ids) >= SHORT):
             return segment
         hit = draw.random(len(ids)) < share
@@ -203,7 +203,11 @@ class ZipperTrainer(Trainer):
             model.specials,
             corrupt=corrupt,
             history_dropout=history_dropout,
-            sizes={n: codecs[n].vocab_size if n in codecs else model.tower(n).vocab_size for n in model.names},
+            sizes={
+                name: codecs[name].vocab_size if name in codecs else model.tower(name).vocab_size
+                for name, spec in model.config.tower_specs.items()
+                if spec.train != "frozen"
+            },
             seed=args.seed,
         )
         super().__init__(
