@@ -67,7 +67,7 @@ class DemoSizes:
     tasks: Mapping[str, float] = field(default_factory=lambda: {"speech->text": 1.0, "text->speech": 1.26})
     fusion: TrainingRecipe = field(
         default_factory=lambda: TrainingRecipe(
-            steps=1150, batch_size=16, learning_rate=1e-3, tower_learning_rate=5e-4, evaluate_every=1150
+            steps=1450, batch_size=16, learning_rate=1e-3, tower_learning_rate=5e-4, evaluate_every=1450
         )
     )
     generation: Mapping[str, Mapping[str, Any]] = field(
