@@ -143,7 +143,19 @@ def speak(
     on_token: Callable[[StreamedToken], bool] | None,
     stop: Stop,
 ) -> list[list[int]]:
-    """One segment in every row, as content ids."""
+    """Write one segment in every row with the tower's own `generate()`.
+
+    Args:
+        request: the documents, not changed but for reading what is pending. name: who speaks.
+        settings: as in `generation.generate`. on_token: told of every token of a single document.
+        stop: ends the segment as soon as it is set.
+
+    Returns:
+        content ids per row, without BOS and EOS.
+
+    Raises:
+        ValueError: for settings that are unknown, out of range, or do not go together.
+    """
     request.read_pending()
     model, state, documents = request.model, request.state, request.documents
     tower, special = model.tower(name), model.specials[name]
