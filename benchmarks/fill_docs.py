@@ -1,0 +1,173 @@
+"""Write the result blocks of README.md and docs/ from the raw JSON under docs/runs; no number there is typed by hand.
+
+python benchmarks/fill_docs.py          # rewrite
+python benchmarks/fill_docs.py --check  # exit 1 if a page says anything else than its JSON
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RUNS = ROOT / "docs" / "runs"
+SOUNDS = ROOT / "docs" / "sounds"
+PAGES = ("README.md", "docs/spoken-digits.md")
+BLOCK = re.compile(r"<!-- results:([\w-]+) -->\n.*?<!-- end of results -->", re.DOTALL)
+
+
+def read(name: str) -> dict[str, Any]:
+    """A raw record under docs/runs."""
+    return json.loads((RUNS / name).read_text(encoding="utf-8"))
+
+
+def rate(record: dict[str, Any], key: str = "wer") -> str:
+    """Per cent with its 95 % interval."""
+    low, high = record[f"{key}_95"]
+    return f"{record[key]:.1f} ({low:.1f} to {high:.1f})"
+
+
+def table(heading: str, rows: list[tuple[str, str, str]], third: str = "aim") -> str:
+    """A table with a column of rates and a remark."""
+    lines = [f"| {heading} | WER % | {third} |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {what} | {figure} | {remark} |" for what, figure, remark in rows])
+
+
+def demo() -> str:
+    """What `zipper demo` measured."""
+    record = read("demo.json")
+    sizes, machine = record["sizes"], record["machine"]
+
+    def aim(key: str) -> str:
+        target = record["targets"][key]
+        return f"{target['at_most']:.0f}: {'reached' if target['reached'] else 'not reached'}"
+
+    rows = [
+        ("speech to text", rate(record, "asr_wer"), aim("asr_wer")),
+        ("text to speech, as the judge hears it", rate(record, "tts_wer"), aim("tts_wer")),
+        ("speech codec alone, as the judge hears it", rate(record, "oracle_wer"), ""),
+        ("original recordings, as the judge hears them", rate(record, "judge_wer_on_originals"), ""),
+        ("spoken in, spoken out (one document): the text", rate(record, "chain_text_wer"), ""),
+        ("spoken in, spoken out (one document): the sound", rate(record, "chain_wer"), ""),
+    ]
+    same = "is bit-identical before and after" if record["text_tower_identical"] else "CHANGED"
+    minutes, steps, count = record["seconds"] / 60, sizes["fusion"]["steps"], record["test_utterances"]
+    return (
+        f"`zipper demo`, seed {record['seed']}, {steps} steps, {minutes:.1f} minutes on {machine['cores']} cores ([raw "
+        f"numbers](docs/runs/demo.json)). One run;\n{count} held-out sentences in held-out voices; word error rate in "
+        "per cent, 95 % bootstrap interval in brackets.\n\n"
+        f"{table('', rows)}\n\nThe frozen text tower {same}."
+    )
+
+
+def _digits_table() -> str:
+    asr, tts, plain = (read(f"spoken-digits/{n}.json") for n in ("asr", "tts", "tts-plain"))
+    rows = [
+        ("speech to text", rate(asr), "at most 10, better 5"),
+        ("text to speech, as the judge hears it", rate(tts), "at most 25, better 15"),
+        ("text to speech, plain greedy search", rate(plain), ""),
+        ("speech codec alone, as the judge hears it", f"{tts['oracle_wer']:.1f}", ""),
+        ("original recordings, as the judge hears them", f"{tts['judge_wer_on_originals']:.1f}", ""),
+    ]
+    return table(f"{asr['utterances']} test utterances, recordings that were not in training", rows)
+
+
+def digits() -> str:
+    """Human digits, in short."""
+    run = read("spoken-digits/run.json")
+    return (
+        f"One run, seed {run['recipe']['seed']}, {run['seconds'] / 60:.0f} minutes on 2 cores for everything: codec, "
+        f"both towers, judge, {run['steps']} steps of fusion. Five\nspeakers; 95 % bootstrap intervals in brackets. "
+        f"Details, curves and sounds: [docs/spoken-digits.md](docs/spoken-digits.md).\n\n{_digits_table()}"
+    )
+
+
+def digits_in_full() -> str:
+    """Human digits: the table, and what it cost."""
+    run = read("spoken-digits/run.json")
+    before, after = (run[f"perplexity_{when}"]["speech"] for when in ("before", "after"))
+    frozen = ", ".join(f"{n}: {'bit-identical' if same else 'CHANGED'}" for n, same in run["frozen_unchanged"].items())
+    seed, minutes = run["recipe"]["seed"], run["seconds"] / 60
+    return (
+        f"{_digits_table()}\n\n- One run, seed {seed}, {run['steps']} steps, {minutes:.0f} minutes on 2 cores, "
+        "pre-training included. No GPU.\n- What it cost: perplexity of the trained speech tower on "
+        f"sound alone went from {before:.2f} to {after:.2f} (validation).\n- Frozen towers: {frozen}."
+    )
+
+
+def without_theo() -> str:
+    """One speaker left out of everything."""
+    asr, tts = (read(f"spoken-digits-without-theo/{n}.json") for n in ("asr", "tts"))
+    rows = [
+        ("speech to text", rate(asr), ""),
+        ("text to speech (of his sentences, in the voices that are known)", rate(tts), ""),
+        ("speech codec alone on his recordings, as the judge hears it", f"{tts['oracle_wer']:.1f}", ""),
+        (
+            "his original recordings, as the judge hears them",
+            f"{tts['judge_wer_on_originals']:.1f}",
+            "the judge knows him",
+        ),
+    ]
+    return table(f"theo's {asr['utterances']} test utterances", rows, "")
+
+
+def sounds() -> str:
+    """The sounds in docs/sounds."""
+    with (SOUNDS / "metadata.csv").open(newline="", encoding="utf-8") as file:
+        rows = [
+            f"| [{r['file_name']}](sounds/{r['file_name']}) | {r['transcription']} | {r['heard']} |"
+            for r in csv.DictReader(file)
+        ]
+    return "\n".join(["| Sound | Text given | What the judge heard |", "|---|---|---|", *rows])
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "digits": digits,
+    "digits-in-full": digits_in_full,
+    "without-theo": without_theo,
+    "sounds": sounds,
+}
+
+
+def filled(page: str) -> str:
+    """A page with every block anew.
+
+    Raises:
+        ValueError: for a block that nothing here makes.
+    """
+
+    def block(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in BLOCKS:
+            raise ValueError(f"no block {name!r}; there are {sorted(BLOCKS)}")
+        return f"<!-- results:{name} -->\n\n{BLOCKS[name]()}\n\n<!-- end of results -->"
+
+    return BLOCK.sub(block, page)
+
+
+def main() -> None:
+    """Rewrite the pages, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    arguments = parser.parse_args()
+    stale = []
+    for name in PAGES:
+        page = (ROOT / name).read_text(encoding="utf-8")
+        if (new := filled(page)) != page:
+            stale.append(name)
+            if not arguments.check:
+                (ROOT / name).write_text(new, encoding="utf-8")
+    print("differ from docs/runs:" if arguments.check else "rewritten:", ", ".join(stale) or "none")
+    if arguments.check and stale:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
