@@ -65,9 +65,13 @@ def build_backbone(config: ZipperConfig, name: str, **hub: Any) -> PreTrainedMod
     spec = config.tower_specs[name]
     if spec.trust_remote_code:  # its code is where its weights are
         return load_backbone(spec, **hub)
-    backbone = config.backbone_config(name)
-    owner = _class_of(backbone, spec)
-    model = owner.from_config(backbone) if owner is AutoModelForCausalLM else owner(backbone)
+    return from_config(config.backbone_config(name), spec)
+
+
+def from_config(config: PreTrainedConfig, spec: TowerSpec) -> PreTrainedModel:
+    """A backbone with random weights, in the dtype that its spec records."""
+    owner = _class_of(config, spec)
+    model = owner.from_config(config) if owner is AutoModelForCausalLM else owner(config)
     return model.to(recorded_dtype(spec))
 
 
@@ -76,14 +80,26 @@ def set_training(tower: Tower, spec: TowerSpec) -> None:
     tower.adapter_names = frozenset()
     tower.backbone.requires_grad_(spec.train == "full")
     if spec.train == "lora":
-        from peft import LoraConfig, inject_adapter_in_model
+        tower.adapter_names = add_adapters(tower.backbone, spec.lora)
 
-        before = {id(p) for p in tower.backbone.parameters()}
-        inject_adapter_in_model(LoraConfig(**{"target_modules": "all-linear", **(spec.lora or {})}), tower.backbone)
-        added = {n for n, p in tower.backbone.named_parameters() if id(p) not in before}
-        for name, parameter in tower.backbone.named_parameters():
-            parameter.requires_grad_(name in added)
-        tower.adapter_names = frozenset(added)
+
+def add_adapters(backbone: PreTrainedModel, lora: Mapping[str, Any] | None) -> frozenset[str]:
+    """Give a backbone LoRA adapters, and train nothing else.
+
+    Args:
+        backbone: changed in place. lora: arguments of `peft.LoraConfig`; by default every linear layer has an adapter.
+
+    Returns:
+        The names of the adapters' parameters.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    before = {id(p) for p in backbone.parameters()}
+    inject_adapter_in_model(LoraConfig(**{"target_modules": "all-linear", **(lora or {})}), backbone)
+    added = frozenset(n for n, p in backbone.named_parameters() if id(p) not in before)
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(name in added)
+    return added
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -83,14 +83,42 @@ def save(
     Raises:
         ValueError: if a checkpoint is there already, or the folder cannot be written.
     """
-    folder = Path(save_directory)
-    if (folder / CONFIG_FILE).exists() and not overwrite:
-        raise ValueError(f"{folder} already holds a checkpoint; pass overwrite=True to replace it")
     specs = model.config.tower_specs
     bundled = [n for n, s in specs.items() if s.train != "full" and (bundle_towers or s.source in ("", _bundle(n)))]
     for name in bundled:
         if specs[name].train == "lora":
             raise ValueError(f"tower {name!r} has adapters: its backbone cannot be bundled; give it a source")
+
+    def fill(folder: Path) -> None:
+        config = ZipperConfig.from_dict(model.config.to_dict())
+        config.architectures = [type(model).__name__]
+        for name in bundled:
+            model.tower(name).backbone.save_pretrained(folder / _bundle(name))
+            config.towers[name] = asdict(replace(specs[name], source=_bundle(name), revision=None))
+        config.save_pretrained(folder)
+        if model.processor is not None:
+            model.processor.save_pretrained(folder)
+
+    folder = Path(save_directory)
+    write_checkpoint(folder, split(model), model.config.fingerprint, fill, overwrite)
+    if push_to_hub:
+        push(model, kwargs.pop("repo_id", folder.name), **kwargs)
+
+
+def write_checkpoint(
+    folder: Path, tensors: Mapping[str, Tensor], fingerprint: str, fill: Callable[[Path], None], overwrite: bool
+) -> None:
+    """Put a checkpoint into a folder, whole or not at all. Other files there are left alone.
+
+    Args:
+        folder: made if missing. tensors: the weights. fingerprint: of the config they belong to, kept beside them.
+        fill: writes `config.json` and whatever else belongs to it into a folder. overwrite: replace what is there.
+
+    Raises:
+        ValueError: if a checkpoint is there already, or the folder cannot be written.
+    """
+    if (folder / CONFIG_FILE).exists() and not overwrite:
+        raise ValueError(f"{folder} already holds a checkpoint; pass overwrite=True to replace it")
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,19 +126,13 @@ def save(
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error}") from error
     try:
-        config = ZipperConfig.from_dict(model.config.to_dict())
-        config.architectures = [type(model).__name__]
-        for name in bundled:
-            model.tower(name).backbone.save_pretrained(staging / "new" / _bundle(name))
-            config.towers[name] = asdict(replace(specs[name], source=_bundle(name), revision=None))
-        (staging / "new").mkdir(exist_ok=True)
-        tensors = {k: v.detach().cpu().contiguous() for k, v in split(model).items()}
+        new = staging / "new"
+        new.mkdir()
         # One entry only: safetensors writes several in no fixed order, and the same model shall give the same bytes.
-        save_file(tensors, staging / "new" / WEIGHTS_FILE, metadata={"config": config.fingerprint})
-        config.save_pretrained(staging / "new")
-        if model.processor is not None:
-            model.processor.save_pretrained(staging / "new")
-        _move_in(staging / "new", folder, staging / "old")
+        stored = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        save_file(stored, new / WEIGHTS_FILE, metadata={"config": fingerprint})
+        fill(new)
+        _move_in(new, folder, staging / "old")
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         with suppress(OSError):  # folders that were there before, or hold something, stay
@@ -118,8 +140,6 @@ def save(
                 path.rmdir()
         raise
     shutil.rmtree(staging, ignore_errors=True)
-    if push_to_hub:
-        push(model, kwargs.pop("repo_id", folder.name), **kwargs)
 
 
 def _bundle(name: str) -> str:
@@ -246,11 +266,22 @@ def load(
 
 
 def load_own(model: ZipperModel, file: Path) -> None:
-    """Copy a checkpoint's tensors into the model, after checking that they are exactly the ones it needs."""
-    own = split(model)
+    """Copy a checkpoint's tensors into the model; see `copy_tensors`."""
+    copy_tensors(split(model), model.config.fingerprint, file)
+
+
+def copy_tensors(own: Mapping[str, Tensor], fingerprint: str, file: Path) -> None:
+    """Copy a checkpoint's tensors into a model's own, after checking that they are exactly the ones it needs.
+
+    Args:
+        own: by name, the tensors to write to. fingerprint: of the model's config. file: the checkpoint's.
+
+    Raises:
+        ValueError: if a tensor is missing, unknown or of the wrong shape, the config was changed, or the file damaged.
+    """
     try:
         with safe_open(file, framework="pt") as stored:
-            if (stored.metadata() or {}).get("config") not in (None, model.config.fingerprint):
+            if (stored.metadata() or {}).get("config") not in (None, fingerprint):
                 raise ValueError(f"{file}: {CONFIG_FILE} was changed since these weights were saved")
             names = set(stored.keys())
             missing, extra = sorted(set(own) - names), sorted(names - set(own))

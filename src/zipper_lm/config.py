@@ -210,6 +210,19 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
+def backbone_config(what: str, fields: dict[str, Any] | None) -> PreTrainedConfig:
+    """A backbone's recorded config as its own class.
+
+    Raises:
+        ValueError: naming `what`, if its `model_type` is unknown.
+    """
+    fields = dict(fields or {})
+    kind = fields.pop("model_type", None)
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"config: {what} has a backbone of unknown model_type {kind!r}")
+    return CONFIG_MAPPING[kind](**fields)
+
+
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
 
@@ -272,8 +285,4 @@ class ZipperConfig(PreTrainedConfig):
 
     def backbone_config(self, name: str) -> PreTrainedConfig:
         """The config of one tower's backbone, as its own class (remote-code families excepted: see `checkpoint`)."""
-        fields = dict(self.towers[name]["backbone"] or {})
-        kind = fields.pop("model_type", None)
-        if kind not in CONFIG_MAPPING:
-            raise ValueError(f"config: tower {name!r} has a backbone of unknown model_type {kind!r}")
-        return CONFIG_MAPPING[kind](**fields)
+        return backbone_config(f"tower {name!r}", self.towers[name]["backbone"])

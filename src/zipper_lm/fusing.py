@@ -76,7 +76,7 @@ def fuse(
             backbone = load_backbone(spec, dtype=dtype, **hub)
         if train and name in train:
             spec = replace(spec, train=train[name])  # type: ignore[arg-type]
-        codec = _codec(spec, (codecs or {}).get(name), **hub)
+        codec = codec_of(spec, (codecs or {}).get(name), **hub)
         if codec is not None:
             found[name] = codec
         specs[name] = _describe(name, spec, backbone, codec, **hub)
@@ -107,7 +107,8 @@ def _check_names(names: Sequence[str]) -> None:
             raise ValueError(f"tower names {other!r} and {name!r} clash: they differ in case only")
 
 
-def _codec(spec: TowerSpec, given: Codec | str | Path | None, **hub: Any) -> Codec | None:
+def codec_of(spec: TowerSpec, given: Codec | str | Path | None, **hub: Any) -> Codec | None:
+    """A tower's codec: the given one, the backbone's own `codec.json`, or its tokenizer; `None` if there is none."""
     from zipper_lm.modality.text import TextCodec
 
     if isinstance(given, (str, Path)):

@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from transformers import GenerationConfig
@@ -21,8 +21,10 @@ from zipper_lm.request import Request
 from zipper_lm.speaking import Stop, StreamedToken, generation_config, speak
 
 if TYPE_CHECKING:
+    from zipper_lm.baselines.single_decoder import SingleDecoder
     from zipper_lm.model import ZipperModel
 
+Writer: TypeAlias = "ZipperModel | SingleDecoder"
 Schedule = str | Sequence[str | Segment | tuple[str, Any]]
 Settings = Mapping[str, Mapping[str, Any] | GenerationConfig]
 
@@ -57,25 +59,25 @@ def generate(
         ValueError: for an unknown modality in documents, schedule or settings, or nothing to do.
     """
     settings = {name: generation_config(name, given) for name, given in (settings or {}).items()}
-    entries = _checked_schedule(model, schedule, settings)
+    entries = checked_schedule(model, schedule, settings)
     if not documents:
         return []
     if on_token is not None and len(documents) != 1:
         raise ValueError(f"tokens can be streamed for one document at a time, got {len(documents)}")
-    encoded = _encode(model, documents)
+    encoded = encode_given(model, documents)
     with torch.no_grad():
         if entries is None:
             written = _auto(model, encoded, settings, max_segments, on_token)
         else:
             written = _follow(model, encoded, entries, settings, on_token)
     if decode and model.processor is not None:
-        _decode(model, documents, written)
+        decode_written(model, documents, written)
     return written
 
 
-def _checked_schedule(model: ZipperModel, schedule: Schedule, settings: Settings) -> list[str | Segment] | None:
-    for name in settings:
-        model.tower(name)
+def checked_schedule(model: Writer, schedule: Schedule, settings: Settings) -> list[str | Segment] | None:
+    if unknown := sorted(set(settings) - set(model.names)):
+        raise ValueError(f"settings name {unknown}, but the towers are {model.names}")
     if schedule == "auto":
         return None
     if isinstance(schedule, str) or not schedule:
@@ -86,11 +88,11 @@ def _checked_schedule(model: ZipperModel, schedule: Schedule, settings: Settings
         if name not in model.names:
             raise ValueError(f"schedule names {name!r}, but the towers are {model.names}")
     given = [e for e in entries if isinstance(e, Segment)]
-    coded = iter(_encode(model, [Document(given)])[0]) if given else iter(())
+    coded = iter(encode_given(model, [Document(given)])[0]) if given else iter(())
     return [next(coded) if isinstance(e, Segment) else e for e in entries]
 
 
-def _encode(model: ZipperModel, documents: Sequence[Document]) -> list[Document]:
+def encode_given(model: Writer, documents: Sequence[Document]) -> list[Document]:
     """Copies with ids in every segment, each id in its tower's vocabulary."""
     encoded = _with_ids(model, documents)
     for document in encoded:
@@ -99,7 +101,7 @@ def _encode(model: ZipperModel, documents: Sequence[Document]) -> list[Document]
     return encoded
 
 
-def _with_ids(model: ZipperModel, documents: Sequence[Document]) -> list[Document]:
+def _with_ids(model: Writer, documents: Sequence[Document]) -> list[Document]:
     if model.processor is not None:
         return model.processor.encode(documents)
     copies = [Document(replace(s) for s in d) for d in documents]
@@ -113,7 +115,7 @@ def _with_ids(model: ZipperModel, documents: Sequence[Document]) -> list[Documen
     return copies
 
 
-def _decode(model: ZipperModel, given: Sequence[Document], written: Sequence[Document]) -> None:
+def decode_written(model: Writer, given: Sequence[Document], written: Sequence[Document]) -> None:
     assert model.processor is not None
     for name, codec in model.processor.codecs.items():
         new = [s for d, old in zip(written, given) for s in d.segments[len(old) :] if s.modality == name]

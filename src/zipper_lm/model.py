@@ -27,9 +27,9 @@ from transformers.utils import ModelOutput
 
 from zipper_lm import checkpoint, fusing, generation
 from zipper_lm.backbones import build_backbone, set_training
-from zipper_lm.collation import IGNORED, Batch, Specials
+from zipper_lm.collation import IGNORED, Batch, Specials, collate
 from zipper_lm.config import TowerSpec, ZipperConfig, ZipSpec
-from zipper_lm.document import Document
+from zipper_lm.document import Document, Segment
 from zipper_lm.reading import read
 from zipper_lm.tower import Tower
 from zipper_lm.zips import InputProjection, ZipLayer
@@ -195,6 +195,47 @@ class ZipperModel(PreTrainedModel):
                         layer.training = mode
         return self
 
+    # --- what the trainer asks -----------------------------------------------------------------------------------
+
+    def pretrained_parameters(self) -> list[nn.Parameter]:
+        """The towers' parameters, which have a learning rate of their own."""
+        return list(self.towers.parameters())
+
+    def trained_vocabularies(self) -> dict[str, int]:
+        """Number of ids of every tower that is not frozen."""
+        codecs = self.processor.codecs if self.processor is not None else {}
+        return {
+            name: codecs[name].vocab_size if name in codecs else self.tower(name).vocab_size
+            for name, spec in self.config.tower_specs.items()
+            if spec.train != "frozen"
+        }
+
+    def kept(self) -> str:
+        """In words, how each tower is trained."""
+        return ", ".join(f"{n} {s.train}" for n, s in self.config.tower_specs.items())
+
+    def step_flops(self, batch: Batch) -> int:
+        """About 6 per parameter and token, tower by tower (Kaplan et al. 2020, section 2.1); zips left out."""
+        return sum(
+            6 * stream["input_ids"].numel() * self.tower(name).backbone.num_parameters(exclude_embeddings=True)
+            for name, stream in batch.items()
+        )
+
+    def unimodal_loss(self, name: str, rows: Sequence[Sequence[int]]) -> tuple[float, int]:
+        """Summed next-token loss in nats over rows of one modality alone, and how many tokens that is.
+
+        The tower is run as a plain backbone.
+
+        Args:
+            name: the tower. rows: content ids.
+        """
+        documents = [Document([Segment(name, ids=list(row), target=True)]) for row in rows]
+        stream, tower = collate(documents, self.specials)[name], self.tower(name)
+        logits, _ = tower(stream["input_ids"].to(tower.device), stream["attention_mask"])
+        labels = stream["labels"][:, 1:].to(logits.device)
+        loss = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="sum")
+        return float(loss), int((labels != IGNORED).sum())
+
     # --- forward -------------------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch) -> ZipperOutput:
@@ -262,6 +303,10 @@ class ZipperModel(PreTrainedModel):
     ) -> ZipperModel:
         """Fuse pre-trained decoders; see `zipper_lm.fusing.fuse`."""
         return fusing.fuse(cls, towers, codecs=codecs, zips=zips, **kwargs)
+
+    def load_own(self, file: Path) -> None:
+        """Copy a checkpoint's tensors into the model; see `zipper_lm.checkpoint.load_own`."""
+        checkpoint.load_own(self, file)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Write config, new weights and codecs; see `zipper_lm.checkpoint.save`."""

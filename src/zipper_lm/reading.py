@@ -72,6 +72,7 @@ class _Pass:
         self.board: Board = {}
         self.fresh: dict[tuple[str, str], dict[int, Memory]] = defaultdict(dict)
         self.views: dict[tuple[str, str], View] = {}
+        self.rows: dict[tuple[str, str], Tensor] = {}
         self.finals: dict[str, Tensor] = {}
         self.posts: dict[str, set[int]] = defaultdict(set)
         self.needs: dict[str, dict[int, list[tuple[str, int]]]] = defaultdict(lambda: defaultdict(list))
@@ -84,7 +85,11 @@ class _Pass:
                         self.needs[reader][layer].append((source, m))
             if reader in batch and (source in batch or source in self.state.segments):
                 seen = visible(batch[reader]["segments"], self._source("segments", source))
-                self.views[reader, source] = View.of(seen)
+                view = self.views[reader, source] = View.of(seen)
+                # In training, a zip works on the rows that see something only: where one task reads and the other
+                # writes, that is half of them. At least one row, so that every parameter has a gradient.
+                if not keep and torch.is_grad_enabled() and (rows := view.rows()) is not None:
+                    self.rows[reader, source], self.views[reader, source] = rows, view.take(rows)
 
     def _source(self, key: str, source: str) -> Tensor:
         past = getattr(self.state, key).get(source)
@@ -100,7 +105,10 @@ class _Pass:
         if k not in made:
             m = self.model.layer_pairs[reader, source][k][1]
             layer = self.model.zip_layer(reader, source, k)
-            made[k] = layer.remember(self.board[source, m], self.batch[source]["positions"])
+            states, positions = self.board[source, m], self.batch[source]["positions"]
+            if (rows := self.rows.get((reader, source))) is not None:
+                states, positions = states[rows.to(states.device)], positions[rows.to(positions.device)]
+            made[k] = layer.remember(states, positions)
         return made[k]
 
     def memory(self, reader: str, source: str, k: int) -> Memory:
@@ -122,8 +130,13 @@ class _Pass:
                 if layer == depth:
                     zip_layer = self.model.zip_layer(reader, source, k)
                     memory = self.memory(reader, source, k)
-                    view = self.views[reader, source]
-                    result = result + zip_layer(hidden_states, self.batch[name]["positions"], memory, view)
+                    view, positions = self.views[reader, source], self.batch[name]["positions"]
+                    rows = self.rows.get((reader, source))
+                    if rows is None:
+                        result = result + zip_layer(hidden_states, positions, memory, view)
+                    else:
+                        update = zip_layer(hidden_states[rows], positions[rows], memory, view)
+                        result = result.index_add(0, rows, update)
         if depth == self.model.tower(name).depth - 1:
             self.finals[name] = result
         return result

@@ -22,7 +22,7 @@ from zipper_lm.cli import app
 from zipper_lm.data.audio import read_audio
 from zipper_lm.training.fuse import build_model
 
-COMMANDS = ("demo", "pretrain", "fuse", "generate", "evaluate", "verify", "inspect")
+COMMANDS = ("demo", "pretrain", "fuse", "generate", "evaluate", "verify", "inspect", "experiment", "report")
 
 
 def zipper(*words: object) -> Result:
@@ -215,6 +215,23 @@ def test_what_evaluate_refuses(model: Path, tmp_path: Path) -> None:
     assert "columns are" in refused("evaluate", model, data, "--where", "voice=theo")
     assert "columns are" in refused("evaluate", model, data, "--where", "speaker")
     assert "no split 'dev2'" in refused("evaluate", model, data, "--split", "dev2")
+
+
+def test_commands_on_a_single_decoder(tmp_path: Path) -> None:
+    here = workshop()
+    towers = {"text": str(here / "text"), "speech": str(here / "speech")}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(plain_recipe(tmp_path / "m", towers=towers, architecture="single-decoder")))
+    zipper("fuse", recipe)
+    assert answered("evaluate", tmp_path / "m", here / "data", "--task", "asr")["utterances"] == 4
+    said = ("--input", "text:one two", "--output", f"speech:{tmp_path / 'out.wav'}")
+    assert answered("generate", tmp_path / "m", *said)["document"][1]["modality"] == "speech"
+    assert (tmp_path / "out.wav").is_file()
+    assert "no towers and no zips" in refused("verify", tmp_path / "m")
+    assert "no towers and no zips" in refused("inspect", tmp_path / "m")
+    assert "writes whole segments" in refused(
+        "generate", tmp_path / "m", "--input", "text:one", "--output", "text", "--stream"
+    )
 
 
 def test_inspect(model: Path) -> None:

@@ -24,6 +24,7 @@ def values(document):
         ("speech->text", ("speech",), ("text",)),
         (" text + image -> speech ", ("text", "image"), ("speech",)),
         ("speech->text->speech", ("speech",), ("text", "speech")),
+        ("->speech", (), ("speech",)),
     ],
 )
 def test_templates(text, given, targets):
@@ -38,7 +39,8 @@ def test_templates(text, given, targets):
         ("text", "has no arrow"),
         ("", "has no arrow"),
         ("speech>text", "has no arrow"),
-        ("->text", "has an empty name"),
+        ("->", "has an empty name"),
+        ("+->text", "has an empty name"),
         ("speech->", "has an empty name"),
         ("speech->->text", "has an empty name"),
         ("speech+->text", "has an empty name"),

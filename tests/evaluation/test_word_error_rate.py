@@ -2,7 +2,7 @@
 
 import pytest
 
-from zipper_lm.evaluation.word_error_rate import bootstrap_interval, normalise, word_error_rate
+from zipper_lm.evaluation.word_error_rate import bootstrap_interval, normalise, paired_interval, word_error_rate
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,18 @@ def test_settings_of_the_interval_are_checked() -> None:
         bootstrap_interval(["one"], ["one"], level=95)
     with pytest.raises(ValueError, match="samples"):
         bootstrap_interval(["one"], ["one"], samples=0)
+
+
+def test_paired_interval_sees_what_two_intervals_do_not():
+    """Two systems with the same hard utterances: their own intervals overlap, the paired one is clear of zero."""
+    references = ["one two three four"] * 60
+    hard = ["nine nine nine nine"] * 20
+    ours = hard + ["one two three four"] * 40
+    theirs = hard + ["one two three nine"] * 20 + ["one two three four"] * 20
+    difference, low, high = paired_interval(references, ours, theirs)
+    assert difference == pytest.approx(100 * -20 / 240)
+    assert low < difference < high < 0
+    assert bootstrap_interval(references, ours)[1] > bootstrap_interval(references, theirs)[0]
+    assert paired_interval(references, theirs, theirs) == (0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="same length"):
+        paired_interval(references, ours[1:], theirs)

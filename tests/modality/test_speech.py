@@ -92,7 +92,8 @@ def test_loudness_and_rate_do_not_change_the_units(codec):
 def test_averaged_frames_at_50_hz():
     codec = SpeechCodec.fit(WAVES, units=32, frames_per_token=2, reduce="mean", refine_steps=5, width=16)
     assert codec.rate == 50.0
-    assert codec.centroids.shape == (32, 80)
+    assert codec.centroids.shape == (32, 20)
+    assert codec.mels.shape == (32, 80)
     (ids,) = codec.encode([WAVES[0]])
     assert len(ids) == 100
     assert codec.decode([ids])[0].shape == WAVES[0].shape
@@ -110,6 +111,35 @@ def test_progress_is_told():
 def test_fit_is_repeatable(plain):
     again = SpeechCodec.fit(WAVES, units=64, refine_steps=0)
     assert torch.equal(again.centroids, plain.centroids)
+
+
+def test_units_hear_what_is_said_more_than_who_says_it():
+    """With units of log-mel bands, pitch alone (its harmonics are resolved there) split a vowel into many units: a
+    recogniser on units of unheard voices made 69 % word errors, on units of cepstra 49 %.
+    """
+    time = np.arange(16_000) / 16_000
+
+    def vowel(pitch: float, formant: float) -> np.ndarray:
+        harmonics = pitch * np.arange(1, int(7000 / pitch))
+        strength = np.exp(-np.square((harmonics - formant) / 300)) + 0.01
+        return (strength[:, None] * np.sin(2 * np.pi * harmonics[:, None] * time)).sum(0).astype(np.float32)
+
+    formants = np.linspace(500, 2500, 8)
+    sounds = [vowel(pitch, formant) for pitch in np.linspace(100, 240, 8) for formant in formants]
+
+    def shared(cepstra: int) -> float:
+        """Share of the tokens of an unheard pitch that have the unit of some heard pitch of their own vowel only."""
+        codec = SpeechCodec.fit(sounds, units=24, cepstra=cepstra)
+        units = [set(row) for row in codec.encode(sounds)]
+        own = [set.union(*units[v::8]) for v in range(8)]
+        rows = codec.encode([vowel(170.0, f) for f in formants])
+        right = [
+            sum(u in own[v] and not any(u in own[w] for w in range(8) if w != v) for u in row) / len(row)
+            for v, row in enumerate(rows)
+        ]
+        return float(np.mean(right))
+
+    assert shared(20) > shared(80)
 
 
 def test_empty_row_is_no_sound(codec):
@@ -136,7 +166,16 @@ def test_too_little_sound_is_refused():
 
 @pytest.mark.parametrize(
     "setting",
-    [{"units": 1}, {"frames_per_token": 0}, {"reduce": "max"}, {"refine_steps": -1}, {"width": -1, "refine_steps": 1}],
+    [
+        {"units": 1},
+        {"frames_per_token": 0},
+        {"reduce": "max"},
+        {"cepstra": 0},
+        {"cepstra": 81},
+        {"whitening": 1.5},
+        {"refine_steps": -1},
+        {"width": -1, "refine_steps": 1},
+    ],
 )
 def test_bad_settings_are_named(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
@@ -165,7 +204,9 @@ def test_damaged_folders_are_refused(codec, tmp_path):
     for tensors, words in (
         ({k: v for k, v in good.items() if k != "unquantiser.head.bias"}, "missing or extra.*head.bias"),
         (good | {"more": torch.zeros(1)}, "missing or extra.*more"),
-        (good | {"centroids": torch.zeros(3, 3)}, "centroids have shape"),
+        ({k: v for k, v in good.items() if k != "mels"}, "missing or extra.*mels"),
+        (good | {"centroids": torch.zeros(3, 3)}, "centroids has shape"),
+        (good | {"scale": torch.zeros(3)}, "scale has shape"),
         (good | {"unquantiser.head.bias": torch.zeros(3)}, "head.bias"),
     ):
         save_file(tensors, weights)
@@ -182,3 +223,4 @@ def test_damaged_folders_are_refused(codec, tmp_path):
 def test_configuration_defaults():
     assert SpeechCodecConfig().dimension == 320
     assert SpeechCodecConfig(reduce="mean").dimension == 80
+    assert SpeechCodecConfig().cepstra == 20

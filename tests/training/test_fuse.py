@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -15,7 +16,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_recipes import tiny_recipe, workshop
 
-from zipper_lm import ZipperModel
+from zipper_lm import Document, ZipperModel
+from zipper_lm.baselines.single_decoder import SingleDecoder
 from zipper_lm.evaluation.preservation import verify
 from zipper_lm.training import trainer as trainer_module
 from zipper_lm.training.callbacks import Interrupted
@@ -145,6 +147,44 @@ def test_adapters_accumulation_and_gradient_checkpointing(tmp_path: Path) -> Non
     assert moved
     assert all(r.identical for r in verify(model, tmp_path / "m"))
     assert all(p.requires_grad == (n in tower.adapter_names) for n, p in tower.backbone.named_parameters())
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_the_baseline_goes_through_the_same_recipe(train: str, tmp_path: Path) -> None:
+    here = workshop()
+    towers = {"text": {"source": str(here / "text"), "train": train}, "speech": str(here / "speech")}
+    record = fuse(tiny_recipe(tmp_path / "m", towers=towers, architecture="single-decoder"))
+    assert record["frozen_unchanged"] == {}
+    assert set(record["perplexity_after"]) == {"text", "speech"}
+    assert all(record["perplexity_after"][n] != record["perplexity_before"][n] for n in ("text", "speech"))
+    assert {"eval_wer/speech->text", "eval_wer/text->speech"} <= {k for e in record["history"] for k in e}
+    model = SingleDecoder.from_pretrained(tmp_path / "m")
+    (written,) = model.generate(
+        [Document([("text", "one two")])], ["speech"], settings={"speech": {"max_new_tokens": 4}}
+    )
+    assert isinstance(written[1].value, np.ndarray)
+
+
+def test_a_single_decoder_is_trained_on_unaligned_data_and_then_further(tmp_path: Path) -> None:
+    here = workshop()
+    towers = {"text": str(here / "text"), "speech": str(here / "speech")}
+    alone = {"->speech": 1.0, "->text": 1.0}
+    first = fuse(tiny_recipe(tmp_path / "a", towers=towers, architecture="single-decoder", tasks=alone, judge=None))
+    assert any("eval_loss" in e for e in first["history"])
+    towers["text"] = str(tmp_path / "a")
+    training = {"learning_rate": 0.0, "tower_learning_rate": 0.0}
+    second = fuse(tiny_recipe(tmp_path / "b", towers=towers, architecture="single-decoder", training=training))
+    assert second["perplexity_before"] == pytest.approx(first["perplexity_after"])
+    assert weights(tmp_path / "b").keys() == weights(tmp_path / "a").keys()
+    assert all(torch.equal(t, weights(tmp_path / "a")[n]) for n, t in weights(tmp_path / "b").items())
+
+
+def test_unimodal_documents_leave_the_zips_alone(tmp_path: Path) -> None:
+    """``->speech`` is replay: the trained tower goes on reading its own modality as it did before."""
+    record = fuse(tiny_recipe(tmp_path / "m", tasks={"->speech": 1.0}, judge=None))
+    assert record["perplexity_after"]["speech"] != record["perplexity_before"]["speech"]
+    model, fresh = ZipperModel.from_pretrained(tmp_path / "m"), build_model(tiny_recipe(tmp_path / "other"))
+    assert model.gates() == fresh.gates()
 
 
 def test_whole_documents_are_scored_by_their_loss(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ from zipper_lm import __version__
 from zipper_lm.cli.common import debugging, guarded
 from zipper_lm.cli.demo import demo
 from zipper_lm.cli.evaluate import evaluate
+from zipper_lm.cli.experiment import experiment
 from zipper_lm.cli.fuse import fuse
 from zipper_lm.cli.generate import InOrder, generate
 from zipper_lm.cli.inspect import inspect
 from zipper_lm.cli.pretrain import pretrain
+from zipper_lm.cli.report import report
 from zipper_lm.cli.verify import verify
 
 
@@ -46,6 +48,8 @@ app.command(cls=InOrder)(guarded(generate))
 app.command()(guarded(evaluate))
 app.command()(guarded(verify))
 app.command()(guarded(inspect))
+app.command()(guarded(experiment))
+app.command()(guarded(report))
 
 
 def _tell_version(wanted: bool) -> None:

@@ -14,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from zipper_lm.baselines.single_decoder import SingleDecoder
     from zipper_lm.model import ZipperModel
 
 USER_ERROR = 2
@@ -74,7 +75,7 @@ def quiet() -> None:
     logging.disable_progress_bar()
 
 
-def load_model(source: str) -> ZipperModel:
+def load_model(source: str) -> ZipperModel | SingleDecoder:
     """A model on the fastest device there is.
 
     Raises:
@@ -82,11 +83,25 @@ def load_model(source: str) -> ZipperModel:
     """
     import torch
 
-    from zipper_lm.model import ZipperModel
+    from zipper_lm.loading import load
 
     quiet()
-    model = ZipperModel.from_pretrained(source)
+    model = load(source)
     return model.to("cuda") if torch.cuda.is_available() else model  # type: ignore[arg-type]
+
+
+def load_zipper(source: str) -> ZipperModel:
+    """As `load_model`, for what only towers have.
+
+    Raises:
+        ValueError: also if it is a single decoder.
+    """
+    from zipper_lm.model import ZipperModel
+
+    model = load_model(source)
+    if not isinstance(model, ZipperModel):
+        raise ValueError(f"{source} is a single decoder: it has no towers and no zips")
+    return model
 
 
 def settings_of(model: str, changes: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from zipper_lm.evaluation.judge import Recogniser
     from zipper_lm.evaluation.scoring import Score
-    from zipper_lm.model import ZipperModel
 
 
 def evaluate(
@@ -50,7 +49,7 @@ def evaluate(
     from zipper_lm.data.readers import read_rows
     from zipper_lm.data.tasks import parse_task
     from zipper_lm.document import Document
-    from zipper_lm.evaluation.scoring import SHORT_NAMES, score_task
+    from zipper_lm.evaluation.scoring import SHORT_NAMES, score_task, yardsticks
     from zipper_lm.files import check_output
 
     speaks = parse_task(SHORT_NAMES.get(task, task)).targets[-1] == "speech"
@@ -77,7 +76,7 @@ def evaluate(
         if where:
             result["where"] = where
         if listener is not None:
-            result |= _yardsticks(loaded, rows, listener)
+            result |= yardsticks(loaded, rows, listener)
     if output is not None:
         write_audiofolder(output, score, overwrite)
         result["output"] = str(output)
@@ -123,24 +122,6 @@ def _judge(folder: str | None, data: str, bars: Progress) -> Recogniser:
     judge = judge_for(data, progress=lambda step, steps, _: bars.update(bar, completed=step, total=steps))
     bars.remove_task(bar)
     return judge
-
-
-def _yardsticks(model: ZipperModel, rows: list[Any], judge: Recogniser) -> dict[str, float]:
-    """The same judge on the recordings, and on what the codec alone makes of them; empty if there are none."""
-    from zipper_lm.data.audio import read_audio
-    from zipper_lm.evaluation.scoring import transcribe
-    from zipper_lm.evaluation.word_error_rate import word_error_rate
-
-    if any(row.get("speech") is None for row in rows):
-        return {}
-    assert model.processor is not None
-    codec, texts = model.processor.codecs["speech"], [row["text"] for row in rows]
-    waves = [read_audio(row["speech"]) for row in rows]
-    resynthesised = codec.decode(codec.encode(waves))
-    return {
-        "judge_wer_on_originals": round(word_error_rate(texts, transcribe(judge, waves)).wer, 2),
-        "oracle_wer": round(word_error_rate(texts, transcribe(judge, resynthesised)).wer, 2),
-    }
 
 
 def write_audiofolder(folder: Path, score: Score, overwrite: bool) -> None:

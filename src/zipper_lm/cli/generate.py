@@ -102,14 +102,17 @@ def generate(
     import torch
 
     from zipper_lm.document import Document, check_modalities
+    from zipper_lm.model import ZipperModel
 
     document = Document(given)
     check_modalities([document], loaded.names)
-    for part in plan:
-        loaded.tower(part.modality)
+    if unknown := sorted({part.modality for part in plan} - set(loaded.names)):
+        raise ValueError(f"unknown modality {unknown[0]!r}; this model has {loaded.names}")
     torch.manual_seed(seed)
     wanted: Any = "auto" if schedule else [p.modality if isinstance(p, Goal) else p for p in plan]
     if stream:
+        if not isinstance(loaded, ZipperModel):
+            raise ValueError("--stream: a single decoder writes whole segments")
         written = _streamed(loaded, document, wanted, settings, sys.stderr if json else sys.stdout)
     else:
         written = loaded.generate([document], wanted, settings=settings)[0]

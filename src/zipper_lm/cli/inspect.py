@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zipper_lm.cli.common import Json, Model, console, emit, load_model
+from zipper_lm.cli.common import Json, Model, console, emit, load_zipper
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,7 +21,7 @@ def inspect(model: Model, json: Json = False) -> None:
 
     Example: [bold]zipper inspect outputs/spoken-digits/model[/bold]
     """
-    loaded = load_model(model)
+    loaded = load_zipper(model)
     facts = describe(loaded)
     if json:
         emit(facts)

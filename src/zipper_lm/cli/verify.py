@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from zipper_lm.cli.common import Json, Model, console, emit, load_model, quiet
+from zipper_lm.cli.common import Json, Model, console, emit, load_zipper, quiet
 
 if TYPE_CHECKING:
     from zipper_lm.evaluation.preservation import TowerReport
@@ -25,7 +25,7 @@ def verify(model: Model, json: Json = False) -> None:
 
     quiet()
     try:
-        loaded = load_model(model)
+        loaded = load_zipper(model)
     except ValueError:
         changed = changed_sources(model)
         if not changed:

@@ -39,7 +39,8 @@ class Task:
 def parse_task(text: str, towers: Sequence[str] | None = None) -> Task:
     """Read a template such as ``"speech->text"``, ``"text+image->speech"`` or ``"speech->text->speech"``.
 
-    The names before the first arrow are given, joined by ``+``; each name after it is a target.
+    The names before the first arrow are given, joined by ``+``; each name after it is a target. Nothing may be given:
+    ``"->speech"`` is sound alone, which a tower reads as it did before it was fused.
 
     Args:
         text: the template.
@@ -54,7 +55,7 @@ def parse_task(text: str, towers: Sequence[str] | None = None) -> Task:
     first, *rest = (part.strip() for part in text.split("->"))
     if not rest:
         raise ValueError(f"task {text!r} has no arrow; {form}")
-    given = tuple(name.strip() for name in first.split("+"))
+    given = tuple(name.strip() for name in first.split("+")) if first else ()
     for name in (*given, *rest):
         if not name:
             raise ValueError(f"task {text!r} has an empty name; {form}")

@@ -92,7 +92,7 @@ def _wanted(part: str, sizes: DemoSizes) -> dict[str, Any]:
         "judge": ("seed", "judge", "judge_epochs"),
         "text": ("seed", "unaligned_text", "text_vocabulary", "text_tower", "text_training", "context"),
         "speech": (
-            *("seed", "unaligned_speech", "units", "frames_per_token"),
+            *("seed", "unaligned_speech", "units", "frames_per_token", "whitening"),
             *("speech_tower", "speech_training", "context"),
         ),
     }[part]
@@ -131,7 +131,11 @@ def _speech(folder: Path, sizes: DemoSizes, corpus: DemoCorpus, console: Console
     enough = int(np.searchsorted(np.cumsum([len(w) for w in waves]), CODEC_SECONDS * 16_000)) + 1
     with console.status("speech codec: k-means"):
         codec = SpeechCodec.fit(
-            waves[:enough], units=sizes.units, frames_per_token=sizes.frames_per_token, seed=sizes.seed
+            waves[:enough],
+            units=sizes.units,
+            frames_per_token=sizes.frames_per_token,
+            whitening=sizes.whitening,
+            seed=sizes.seed,
         )
     rows = encode_sounds(codec, waves, console, "speech tower: encoding")
     return _tower(folder, codec, rows, dict(sizes.speech_tower), sizes.speech_training, sizes, console, "speech")

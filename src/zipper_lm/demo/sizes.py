@@ -30,7 +30,7 @@ class DemoSizes:
     Args:
         seed: of everything.
         unaligned_text, unaligned_speech, judge, train, train_readings, validation, test: see `demo_corpus`.
-        text_vocabulary: ids of the text tokenizer. units, frames_per_token: of the speech codec.
+        text_vocabulary: ids of the text tokenizer. units, frames_per_token, whitening: of the speech codec.
         text_tower, speech_tower: fields of their configs.
         text_training, speech_training: pre-training, each on its own unaligned data.
         context: tokens in one pre-training stream.
@@ -44,22 +44,23 @@ class DemoSizes:
 
     seed: int = 0
     unaligned_text: int = 20_000
-    unaligned_speech: int = 8_000
+    unaligned_speech: int = 16_000
     judge: int = 12_000
-    train: int = 1_600
-    train_readings: int = 2
+    train: int = 3_200
+    train_readings: int = 1
     validation: int = 60
     test: int = 100
     text_vocabulary: int = 64
     units: int = 1024
     frames_per_token: int = 4
+    whitening: float = 1.0
     text_tower: Mapping[str, Any] = field(default_factory=lambda: _llama(128, 4, 4, 1024))
-    speech_tower: Mapping[str, Any] = field(default_factory=lambda: _llama(192, 5, 4, 2048))
+    speech_tower: Mapping[str, Any] = field(default_factory=lambda: _llama(160, 4, 4, 2048))
     text_training: TrainingRecipe = field(
         default_factory=lambda: TrainingRecipe(steps=400, batch_size=16, learning_rate=2e-3)
     )
     speech_training: TrainingRecipe = field(
-        default_factory=lambda: TrainingRecipe(steps=1500, batch_size=8, learning_rate=1.5e-3)
+        default_factory=lambda: TrainingRecipe(steps=5000, batch_size=8, learning_rate=1.5e-3)
     )
     context: int = 256
     judge_epochs: int = 5
@@ -67,7 +68,7 @@ class DemoSizes:
     tasks: Mapping[str, float] = field(default_factory=lambda: {"speech->text": 1.0, "text->speech": 1.26})
     fusion: TrainingRecipe = field(
         default_factory=lambda: TrainingRecipe(
-            steps=1450, batch_size=16, learning_rate=1e-3, tower_learning_rate=5e-4, evaluate_every=1450
+            steps=2000, batch_size=16, learning_rate=1e-3, tower_learning_rate=5e-4, evaluate_every=2000
         )
     )
     generation: Mapping[str, Mapping[str, Any]] = field(

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from zipper_lm.backbones import CONFIG_FILE, check_same_backbone, load_backbone, local_folder
-from zipper_lm.collation import IGNORED, collate
 from zipper_lm.config import ZipperConfig
-from zipper_lm.document import Document, Segment
 from zipper_lm.tower import Tower
 
 if TYPE_CHECKING:
+    from zipper_lm.baselines.single_decoder import SingleDecoder
     from zipper_lm.model import ZipperModel
 
 
@@ -152,22 +151,16 @@ def _without_adapters(tower: Tower) -> Iterator[None]:
 
 
 @torch.no_grad()
-def perplexity(model: ZipperModel, name: str, rows: Sequence[Sequence[int]], batch_size: int = 32) -> float:
-    """A tower's perplexity per token on its own modality alone, as a plain backbone.
+def perplexity(
+    model: ZipperModel | SingleDecoder, name: str, rows: Sequence[Sequence[int]], batch_size: int = 32
+) -> float:
+    """Perplexity per token on one modality alone; a tower is run as a plain backbone.
 
     Args:
-        model: the model. name: the tower. rows: content ids. batch_size: rows at a time.
+        model: the model. name: the modality. rows: content ids. batch_size: rows at a time.
     """
     loss, count = 0.0, 0
     for start in range(0, len(rows), batch_size):
-        documents = [Document([Segment(name, ids=list(r), target=True)]) for r in rows[start : start + batch_size]]
-        stream = collate(documents, model.specials)[name]
-        logits, _ = model.tower(name)(stream["input_ids"].to(model.tower(name).device), stream["attention_mask"])
-        labels = stream["labels"][:, 1:].to(logits.device)
-        loss += float(
-            torch.nn.functional.cross_entropy(
-                logits[:, :-1].transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="sum"
-            )
-        )
-        count += int((labels != IGNORED).sum())
+        nats, tokens = model.unimodal_loss(name, rows[start : start + batch_size])
+        loss, count = loss + nats, count + tokens
     return math.exp(loss / max(count, 1))

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from zipper_lm.data.audio import read_audio
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.document import Document
 from zipper_lm.evaluation.judge import Recogniser
 from zipper_lm.evaluation.word_error_rate import bootstrap_interval, word_error_rate
 
 if TYPE_CHECKING:
-    from zipper_lm.model import ZipperModel
+    from zipper_lm.generation import Writer
 
 SHORT_NAMES = {"asr": "speech->text", "tts": "text->speech"}
 """Names that the field knows, for task templates."""
@@ -51,7 +52,7 @@ class Score:
 
 
 def score_task(
-    model: ZipperModel,
+    model: Writer,
     rows: Sequence[Mapping[str, Any]],
     task: str,
     *,
@@ -110,6 +111,21 @@ def transcribe(judge: Recogniser, waves: Sequence[np.ndarray]) -> list[str]:
     for i, text in zip(audible, judge.transcribe([waves[i] for i in audible]) if audible else []):
         heard[i] = text
     return heard
+
+
+def yardsticks(model: Writer, rows: Sequence[Mapping[str, Any]], judge: Recogniser) -> dict[str, float]:
+    """WER in per cent of the same judge on the recordings (``judge_wer_on_originals``), and on what the codec alone
+    makes of them (``oracle_wer``); empty if there are none."""
+    if any(row.get("speech") is None for row in rows):
+        return {}
+    assert model.processor is not None
+    codec, texts = model.processor.codecs["speech"], [_text(row) for row in rows]
+    waves = [read_audio(row["speech"]) for row in rows]
+    resynthesised = codec.decode(codec.encode(waves))
+    return {
+        "judge_wer_on_originals": round(word_error_rate(texts, transcribe(judge, waves)).wer, 2),
+        "oracle_wer": round(word_error_rate(texts, transcribe(judge, resynthesised)).wer, 2),
+    }
 
 
 def _given(row: Mapping[str, Any], modality: str) -> Any:

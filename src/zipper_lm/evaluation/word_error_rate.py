@@ -81,18 +81,55 @@ def bootstrap_interval(
     Raises:
         ValueError: as `word_error_rate`; or `level` or `samples` out of range.
     """
+    _check_sampling(level, samples)
+    errors, words = _counts(references, hypotheses)
+    draws = np.random.default_rng(seed).integers(len(words), size=(samples, len(words)))
+    rates = 100 * errors[draws].sum(1) / words[draws].sum(1)
+    low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_interval(
+    references: Sequence[str],
+    ours: Sequence[str],
+    theirs: Sequence[str],
+    *,
+    level: float = 0.95,
+    samples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """WER of `ours` minus that of `theirs` in points, and its percentile interval, by drawing the same utterances for
+    both (paired bootstrap, Bisani & Ney 2004).
+
+    Args:
+        references: what was said. ours, theirs: what two systems made of it.
+        level, samples, seed: as in `bootstrap_interval`.
+
+    Raises:
+        ValueError: as `bootstrap_interval`.
+    """
+    _check_sampling(level, samples)
+    ours_wrong, words = _counts(references, ours)
+    theirs_wrong, _ = _counts(references, theirs)
+    more = ours_wrong - theirs_wrong
+    draws = np.random.default_rng(seed).integers(len(words), size=(samples, len(words)))
+    differences = 100 * more[draws].sum(1) / words[draws].sum(1)
+    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
+    return float(100 * more.sum() / words.sum()), float(low), float(high)
+
+
+def _check_sampling(level: float, samples: int) -> None:
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    pairs = list(zip(*_checked(references, hypotheses)))
-    per_utterance = [jiwer.process_words([r], [h]) for r, h in pairs]
-    errors = np.array([w.substitutions + w.deletions + w.insertions for w in per_utterance])
-    words = np.array([w.hits + w.substitutions + w.deletions for w in per_utterance])
-    draws = np.random.default_rng(seed).integers(len(pairs), size=(samples, len(pairs)))
-    rates = 100 * errors[draws].sum(1) / words[draws].sum(1)
-    low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+
+
+def _counts(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Errors and reference words of each utterance, int64 ``[utterances]``."""
+    each = [jiwer.process_words([r], [h]) for r, h in zip(*_checked(references, hypotheses))]
+    errors = np.array([w.substitutions + w.deletions + w.insertions for w in each])
+    return errors, np.array([w.hits + w.substitutions + w.deletions for w in each])
 
 
 def _checked(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -14,6 +14,7 @@ from rich.console import Console
 from transformers import EarlyStoppingCallback, set_seed
 
 from zipper_lm.backbones import weights_hash
+from zipper_lm.baselines.single_decoder import SingleDecoder, expand, is_single_decoder
 from zipper_lm.collation import Batch, collate
 from zipper_lm.config import TowerSpec
 from zipper_lm.data.readers import read_rows
@@ -25,6 +26,8 @@ from zipper_lm.evaluation.judging import judge_for
 from zipper_lm.evaluation.preservation import perplexity
 from zipper_lm.evaluation.scoring import score_task
 from zipper_lm.files import check_output, new_folder
+from zipper_lm.fusing import codec_of
+from zipper_lm.generation import Writer
 from zipper_lm.model import ZipperModel
 from zipper_lm.recipe import recipe_hash, to_mapping
 from zipper_lm.speaking import known_settings
@@ -60,19 +63,14 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     started = time.time()
     working, plain = working_folder(recipe.output), to_mapping(recipe)
     tasks = check_recipe(recipe)
-    making = [n for n, t in recipe.towers.items() if t.pretrain is not None and not Path(t.source).is_dir()]
+    making = _missing_towers(recipe)
     halted = [n for n in making if latest_checkpoint(working_folder(recipe.towers[n].source))] if resume else []
     checkpoint = check_working(working, plain, resume=resume and not halted, overwrite=recipe.overwrite)
     arguments = training_arguments(recipe.training, working, recipe.seed, **_evaluation_arguments(recipe))
     judge = Recogniser.from_pretrained(recipe.judge) if recipe.judge is not None else None
     read_rows(recipe.data.source, recipe.data.columns, recipe.data.train, recipe.data.limit)
     held_out = validation_rows(recipe.data)
-    for name in making:
-        tower = recipe.towers[name]
-        console.print(f"pre-training tower {name!r} on unaligned data -> {tower.source}")
-        console.print(
-            pretrain(_pretrain_recipe(name, tower, recipe), overwrite=recipe.overwrite, resume=name in halted)
-        )
+    make_towers(recipe, console, halted)
     set_seed(recipe.seed)
     model = build_model(recipe)
     assert model.processor is not None
@@ -80,7 +78,8 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     named = {m for task in tasks.values() for m in task.modalities}
     rows = _encoded(model, training_rows(recipe.data, recipe.seed), named)
     validation = _encoded(model, held_out, named)
-    measure_stretch(model, rows)
+    if isinstance(model, ZipperModel):
+        measure_stretch(model, rows)
     mixture = TaskMixture(
         rows, recipe.tasks, seed=recipe.seed, interleave=recipe.training.interleave, towers=model.names
     )
@@ -124,6 +123,10 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         "best_step": trainer.state.best_global_step,
         "frozen_unchanged": frozen_unchanged(model),
         "gates": model.gates(),
+        "parameters": {
+            "all": sum(p.numel() for p in model.parameters()),
+            "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        },
         "signatures": [s.message for s in found],
         "perplexity_before": before.perplexity,
         "perplexity_after": unimodal_perplexity(model, validation),
@@ -136,6 +139,24 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         keep_logs(working, folder / "logs")
     shutil.rmtree(working, ignore_errors=True)
     return record
+
+
+def make_towers(recipe: FuseRecipe, console: Console, halted: Sequence[str] = ()) -> None:
+    """Pre-train the towers that a recipe wants made and that are not there yet.
+
+    Args:
+        recipe: the fusion's. console: where progress is told. halted: towers to go on with from their checkpoints.
+    """
+    for name in _missing_towers(recipe):
+        tower = recipe.towers[name]
+        console.print(f"pre-training tower {name!r} on unaligned data -> {tower.source}")
+        console.print(
+            pretrain(_pretrain_recipe(name, tower, recipe), overwrite=recipe.overwrite, resume=name in halted)
+        )
+
+
+def _missing_towers(recipe: FuseRecipe) -> list[str]:
+    return [n for n, t in recipe.towers.items() if t.pretrain is not None and not Path(t.source).is_dir()]
 
 
 def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
@@ -164,8 +185,10 @@ def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
     return tasks
 
 
-def frozen_unchanged(model: ZipperModel) -> dict[str, bool]:
+def frozen_unchanged(model: Writer) -> dict[str, bool]:
     """Per frozen tower, whether its tensors still have the hash they had when the model was made."""
+    if isinstance(model, SingleDecoder):
+        return {}
     frozen = {n: s for n, s in model.config.tower_specs.items() if s.train == "frozen"}
     return {n: weights_hash(model.tower(n).backbone) == s.weights_hash for n, s in frozen.items()}
 
@@ -174,24 +197,33 @@ def _write_json(file: Path, content: Any) -> None:
     file.write_text(json.dumps(content, indent=2, default=float) + "\n", encoding="utf-8")
 
 
-def _encoded(model: ZipperModel, rows: Sequence[Any], named: set[str]) -> list[Any]:
+def _encoded(model: Writer, rows: Sequence[Any], named: set[str]) -> list[Any]:
     """Rows with the ids of all modalities that tasks name, and of text, which scores are compared with."""
     assert model.processor is not None
     first: Any = next((r for r in rows if not isinstance(r, Document)), {})
     return encode_rows(model.processor, rows, sorted(named | ({"text"} & set(model.names) & set(first))))
 
 
-def _check_lengths(model: ZipperModel, rows: Sequence[Any]) -> None:
+def _check_lengths(model: Writer, rows: Sequence[Any]) -> None:
+    """That every stream fits its decoder: a tower reads its own segments, a single decoder all of them."""
+    lengths: dict[str, list[int]] = {name: [] for name in model.names}
+    for row in rows:
+        segments = row.segments if isinstance(row, Document) else list(row.values())
+        for name, each in lengths.items():
+            each.append(sum(len(s.ids or []) + 2 for s in segments if s.modality == name))
+    if isinstance(model, SingleDecoder):
+        check_length(model.backbone, [sum(row) for row in zip(*lengths.values())], "the single decoder")
+        return
     for name in model.names:
-        lengths = []
-        for row in rows:
-            segments = row.segments if isinstance(row, Document) else [row[name]] if name in row else []
-            lengths.append(sum(len(s.ids or []) + 2 for s in segments if s.modality == name))
-        check_length(model.tower(name).backbone, lengths, f"tower {name!r}")
+        check_length(model.tower(name).backbone, lengths[name], f"tower {name!r}")
 
 
-def build_model(recipe: FuseRecipe) -> ZipperModel:
-    """A fresh model as the recipe describes it."""
+def build_model(recipe: FuseRecipe) -> Writer:
+    """A fresh model as the recipe describes it; a single decoder may also be one that was trained before.
+
+    Raises:
+        ValueError: if a tower cannot be loaded, or a single decoder's modality has no codec.
+    """
     towers = {
         name: TowerSpec(
             source=tower.source,
@@ -205,7 +237,17 @@ def build_model(recipe: FuseRecipe) -> ZipperModel:
         for name, tower in recipe.towers.items()
     }
     codecs = {name: tower.codec for name, tower in recipe.towers.items() if tower.codec is not None}
-    return ZipperModel.fuse(towers, codecs=codecs, zips=recipe.zips, loss_weights=recipe.loss_weights)
+    if recipe.architecture == "zipper":
+        return ZipperModel.fuse(towers, codecs=codecs, zips=recipe.zips, loss_weights=recipe.loss_weights)
+    base, spec = next(iter(towers.items()))
+    if is_single_decoder(spec.source):
+        return SingleDecoder.from_pretrained(spec.source)
+    found = {name: codec_of(spec, codecs.get(name)) for name, spec in towers.items()}
+    if missing := sorted(name for name, codec in found.items() if codec is None):
+        raise ValueError(f"architecture: single-decoder needs a codec for every modality; {missing} have none")
+    train = "lora" if spec.train == "lora" else "full"
+    known = {name: codec for name, codec in found.items() if codec is not None}
+    return expand(base, spec, known, train=train, lora=spec.lora, loss_weights=recipe.loss_weights)
 
 
 def _pretrain_recipe(name: str, tower: TowerRecipe, recipe: FuseRecipe) -> PretrainRecipe:
@@ -248,12 +290,13 @@ class _Scorer:
     def __init__(self, recipe: FuseRecipe, rows: Sequence[Any]) -> None:
         self.recipe, self.all_rows = recipe, rows
         self.rows = [r for r in rows if not isinstance(r, Document) and "text" in r]
-        ends = {t: parse_task(t).targets[-1] for t, weight in recipe.tasks.items() if weight > 0}
+        tasks = {t: parse_task(t) for t, weight in recipe.tasks.items() if weight > 0}
+        ends = {t: task.targets[-1] for t, task in tasks.items() if task.given}
         self.tasks = [t for t, end in ends.items() if end in ("text", "speech")] if self.rows else []
         self.needs_judge = any(ends[t] == "speech" for t in self.tasks)
         self.judge: Recogniser | None = None
 
-    def __call__(self, model: ZipperModel) -> dict[str, float]:
+    def __call__(self, model: Writer) -> dict[str, float]:
         if not self.tasks:
             losses = signatures.losses_on(model, _batches(self.recipe, model, self.all_rows))
             return {"loss": float(np.mean(list(losses.values())))} | {f"loss/{n}": v for n, v in losses.items()}
@@ -268,28 +311,33 @@ class _Scorer:
 class _Before:
     """What is compared after training: the perplexity of towers that are trained."""
 
-    def __init__(self, model: ZipperModel, validation: Sequence[Any]) -> None:
+    def __init__(self, model: Writer, validation: Sequence[Any]) -> None:
         self.perplexity = unimodal_perplexity(model, validation)
 
 
-def unimodal_perplexity(model: ZipperModel, rows: Sequence[Any]) -> dict[str, float]:
-    """Perplexity of every tower that is not frozen, on its own modality alone."""
-    trained = [n for n, s in model.config.tower_specs.items() if s.train != "frozen"]
+def unimodal_perplexity(model: Writer, rows: Sequence[Any]) -> dict[str, float]:
+    """Perplexity of all that is not frozen, on each modality alone."""
     plain = [r for r in rows if not isinstance(r, Document)]
-    return {n: perplexity(model, n, [r[n].ids or [] for r in plain if n in r]) for n in trained if plain}
+    alone = {n: [r[n].ids or [] for r in plain if n in r] for n in model.trained_vocabularies()}
+    return {n: perplexity(model, n, ids) for n, ids in alone.items() if ids}
 
 
 def _diagnose(
-    recipe: FuseRecipe, model: ZipperModel, rows: Sequence[Any], validation: Sequence[Any], before: _Before
+    recipe: FuseRecipe,
+    model: Writer,
+    rows: Sequence[Any],
+    validation: Sequence[Any],
+    before: _Before,
 ) -> list[signatures.Signature]:
     train, held_out = (_batches(recipe, model, r) for r in (rows, validation))
     found = signatures.drift(before.perplexity, unimodal_perplexity(model, validation))
-    found += signatures.not_started(*_activity(model, held_out))
+    if isinstance(model, ZipperModel):
+        found += signatures.not_started(*_activity(model, held_out))
     found += signatures.too_little_data(signatures.losses_on(model, train), signatures.losses_on(model, held_out))
     return found
 
 
-def _batches(recipe: FuseRecipe, model: ZipperModel, rows: Sequence[Any]) -> list[Batch]:
+def _batches(recipe: FuseRecipe, model: Writer, rows: Sequence[Any]) -> list[Batch]:
     """A few batches of every task and of whole documents, uncorrupted."""
     size = recipe.training.batch_size
     few = rows[: DIAGNOSIS_BATCHES * size]

@@ -200,7 +200,11 @@ class FuseRecipe:
     """The main job.
 
     Args:
-        towers: by modality. data: aligned data. tasks: template to weight, such as ``{"speech->text": 1}``.
+        towers: by modality.
+        architecture: ``"zipper"``, or ``"single-decoder"``: the baseline. Then the first tower is the decoder,
+            trained in full (or by LoRA, if it says so), and the others lend their codecs only. If its source is a saved
+            single decoder, that one is trained further.
+        data: aligned data. tasks: template to weight, such as ``{"speech->text": 1}``.
         zips: who reads whom, and how; default all pairs.
         loss_weights: per modality.
         training: how to train.
@@ -212,6 +216,7 @@ class FuseRecipe:
     """
 
     towers: dict[str, TowerRecipe]
+    architecture: Literal["zipper", "single-decoder"] = "zipper"
     data: DataRecipe
     tasks: dict[str, float]
     zips: list[ZipSpec] = field(default_factory=lambda: [ZipSpec()])

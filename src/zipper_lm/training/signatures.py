@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from zipper_lm.collation import Batch
-from zipper_lm.model import ZipperModel
+from zipper_lm.generation import Writer
 
 DRIFT = 1.10
 """A trained tower's unimodal perplexity may rise by this factor before it is called drift."""
@@ -86,7 +86,7 @@ def too_little_data(train: Mapping[str, float], held_out: Mapping[str, float]) -
 
 
 @torch.no_grad()
-def losses_on(model: ZipperModel, batches: Sequence[Batch]) -> dict[str, float]:
+def losses_on(model: Writer, batches: Sequence[Batch]) -> dict[str, float]:
     """Mean loss per modality over batches, without training."""
     was_training = model.training
     model.eval()

@@ -20,7 +20,8 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from zipper_lm.checkpoint import WEIGHTS_FILE, load_own
+from zipper_lm.baselines.single_decoder import SingleDecoder
+from zipper_lm.checkpoint import WEIGHTS_FILE
 from zipper_lm.collation import Batch, Specials, collate
 from zipper_lm.document import Document, Segment
 from zipper_lm.model import ZipperModel
@@ -33,12 +34,14 @@ SHORT = 8
 """A given segment of fewer tokens is not corrupted: a short text has no redundancy to lose."""
 
 
-def parameter_groups(model: ZipperModel, *, tower_learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: ZipperModel | SingleDecoder, *, tower_learning_rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
     """Trainable parameters by what they are: new or a tower's, matrix (decayed) or not.
 
     Frozen + trainable = all is asserted here.
     """
-    of_towers = {id(p) for p in model.towers.parameters()}
+    of_towers = {id(p) for p in model.pretrained_parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     frozen = 0
     for parameter in model.parameters():
@@ -173,7 +176,7 @@ def randomness_kept() -> Iterator[None]:
 
 
 class ZipperTrainer(Trainer):
-    """Trainer for a `ZipperModel` on encoded documents.
+    """Trainer for a `ZipperModel`, or a baseline with its face, on encoded documents.
 
     Args:
         model: the model. args: as in transformers.
@@ -185,29 +188,24 @@ class ZipperTrainer(Trainer):
 
     def __init__(
         self,
-        model: ZipperModel,
+        model: ZipperModel | SingleDecoder,
         args: TrainingArguments,
         train_dataset: Dataset[Document],
         *,
         corrupt: float = 0.0,
         history_dropout: float = 0.0,
         tower_learning_rate: float = 5e-4,
-        score: Callable[[ZipperModel], dict[str, float]] | None = None,
+        score: Callable[[Any], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.tower_learning_rate, self.score = tower_learning_rate, score
         self.part_losses: dict[str, list[float]] = {}
-        codecs = model.processor.codecs if model.processor is not None else {}
         documents = CorruptedDocuments(
             train_dataset,
             model.specials,
             corrupt=corrupt,
             history_dropout=history_dropout,
-            sizes={
-                name: codecs[name].vocab_size if name in codecs else model.tower(name).vocab_size
-                for name, spec in model.config.tower_specs.items()
-                if spec.train != "frozen"
-            },
+            sizes=model.trained_vocabularies(),
             seed=args.seed,
         )
         super().__init__(
@@ -275,33 +273,29 @@ class ZipperTrainer(Trainer):
         return metrics
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """About 6 per parameter and token, tower by tower (Kaplan et al. 2020, section 2.1); zips left out."""
-        model = self.accelerator.unwrap_model(self.model)
-        return sum(
-            6 * stream["input_ids"].numel() * model.tower(name).backbone.num_parameters(exclude_embeddings=True)
-            for name, stream in inputs["batch"].items()
-        )
+        """The model's own estimate."""
+        return self.accelerator.unwrap_model(self.model).step_flops(inputs["batch"])
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The checkpoint is the model's own: new weights only, no pickled arguments."""
         self.accelerator.unwrap_model(self.model).save_pretrained(output_dir or self.args.output_dir, overwrite=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_own(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint) / WEIGHTS_FILE)
+        self.accelerator.unwrap_model(self.model).load_own(Path(resume_from_checkpoint) / WEIGHTS_FILE)
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
-def describe_parameters(model: ZipperModel) -> str:
+def describe_parameters(model: ZipperModel | SingleDecoder) -> str:
     """One line: what is trained and what is frozen, and that it adds up."""
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     assert trained + frozen == total
-    kept = ", ".join(f"{n} {s.train}" for n, s in model.config.tower_specs.items())
-    return f"parameters: {trained:,} trained + {frozen:,} frozen = {total:,} ({100 * trained / total:.1f} %); {kept}"
+    share = 100 * trained / total
+    return f"parameters: {trained:,} trained + {frozen:,} frozen = {total:,} ({share:.1f} %); {model.kept()}"
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:

@@ -1,0 +1,1 @@
+"""What Zipper is compared with."""

@@ -1,0 +1,28 @@
+"""`zipper report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zipper_lm.cli.common import console
+
+
+def report(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS...", help="Folders of zipper experiment's records.")
+    ],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The page; pictures go beside it.")] = Path(
+        "docs/results.md"
+    ),
+) -> None:
+    """Turn the records of experiments into a page of tables and curves; a page that is there is replaced.
+
+    Example: [bold]zipper report results/main results/data-curve --output docs/results.md[/bold]
+    """
+    from zipper_lm.experiments.report import write_report
+
+    write_report(results, output)
+    console().print(f"{output} written")

@@ -1,0 +1,194 @@
+"""What an experiment file says, and the runs it stands for.
+
+An experiment is a fusion recipe, the arms that are compared (each a list of changes to it), the points at which they
+are compared (such as shares of the data), and seeds. Where an arm has trials, they are run first with a seed of their
+own, at every point, and the one with the lowest validation error is used: every arm gets as many as it names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zipper_lm.recipe import read_recipe, to_mapping
+from zipper_lm.training.recipes import FuseRecipe
+
+PLAIN = "all"
+"""Name of the one point of an experiment that has none."""
+
+BEFORE = "before"
+"""In place of a point, for the run that an arm wants before all others."""
+
+
+@dataclass(kw_only=True)
+class Arm:
+    """One thing that is compared.
+
+    Args:
+        set: changes to the recipe, ``key=value`` each.
+        before: changes to a run that comes first, once, with all the data; the first tower of the arm's own runs starts
+            from its model. For a single decoder that shall have seen unaligned data.
+        trials: name to changes; one of them is chosen on the validation split.
+    """
+
+    set: list[str] = field(default_factory=list)
+    before: list[str] = field(default_factory=list)
+    trials: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Experiment:
+    """What an experiment file says.
+
+    Args:
+        question: what it answers, in a sentence.
+        recipe: the fusion recipe, relative to the experiment file.
+        set: changes to it, for every run.
+        arms: by name.
+        points: name to changes; the places at which all arms are compared, in order. None is one place.
+        axis: what the points are, for the report, such as ``"share of the aligned pairs"``.
+        seeds: of the runs that are reported.
+        trial_seed: of the trials; not among `seeds`.
+        tasks: what is scored on the test split.
+    """
+
+    question: str
+    recipe: str
+    set: list[str] = field(default_factory=list)
+    arms: dict[str, Arm]
+    points: dict[str, list[str]] = field(default_factory=dict)
+    axis: str = ""
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    trial_seed: int = 0
+    tasks: list[str] = field(default_factory=lambda: ["asr", "tts"])
+
+    def __post_init__(self) -> None:
+        if not self.arms:
+            raise ValueError("arms: an experiment compares at least one")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be distinct and at least one, got {self.seeds}")
+        if self.trial_seed in self.seeds and any(arm.trials for arm in self.arms.values()):
+            raise ValueError(
+                f"trial_seed {self.trial_seed} is among seeds {self.seeds}: choices need runs of their own"
+            )
+        if BEFORE in self.points:
+            raise ValueError(f"points: {BEFORE!r} is taken")
+        for kind, names in (("arms", self.arms), ("points", self.points)):
+            if bad := [name for name in names if not _is_name(name)]:
+                raise ValueError(f"{kind}: {bad[0]!r} is no name: letters, digits, '.', '-' and '_'")
+
+
+def _is_name(text: str) -> bool:
+    return bool(text) and all(c.isalnum() or c in "._-" for c in text) and not text.startswith(".")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One fusion of an experiment.
+
+    Args:
+        arm, point: where it belongs. trial: which trial it is, or uses; ``""`` if the arm has none.
+        seed: of everything.
+        reported: scored on the test split; a trial is not.
+        changes: to the experiment's recipe.
+    """
+
+    arm: str
+    point: str
+    trial: str
+    seed: int
+    reported: bool
+    changes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its record's file, without the ending."""
+        parts = [
+            self.arm,
+            self.point,
+            *([f"trial-{self.trial}"] if self.trial and not self.reported else []),
+            f"seed{self.seed}",
+        ]
+        return "--".join(parts)
+
+
+def read_experiment(path: str | Path, changes: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file.
+
+    Args:
+        path: YAML. changes: further ``key=value`` changes to the recipe of every run, such as ``data=PATH``.
+
+    Raises:
+        ValueError: as `read_recipe`.
+    """
+    experiment = read_recipe(path, [], Experiment)
+    experiment.set += changes
+    experiment.recipe = str(Path(path).parent / experiment.recipe)
+    return experiment
+
+
+def trials_of(experiment: Experiment, arm: str, point: str) -> list[Run]:
+    """The trials of an arm at a point."""
+    return [
+        _run(experiment, arm, point, trial, experiment.trial_seed, reported=False)
+        for trial in experiment.arms[arm].trials
+    ]
+
+
+def runs_of(experiment: Experiment, arm: str, point: str, trial: str = "") -> list[Run]:
+    """The runs that are reported: one a seed, with the trial that was chosen."""
+    return [_run(experiment, arm, point, trial, seed, reported=True) for seed in experiment.seeds]
+
+
+def before_of(experiment: Experiment, arm: str) -> Run | None:
+    """The run that comes before all others of an arm, if it wants one."""
+    chosen = experiment.arms[arm]
+    if not chosen.before:
+        return None
+    changes = (*experiment.set, *chosen.set, *chosen.before, f"seed={experiment.trial_seed}")
+    return Run(arm=arm, point=BEFORE, trial="", seed=experiment.trial_seed, reported=False, changes=changes)
+
+
+def points_of(experiment: Experiment) -> list[str]:
+    """The names of the points, in order."""
+    return list(experiment.points) or [PLAIN]
+
+
+def _run(experiment: Experiment, arm: str, point: str, trial: str, seed: int, *, reported: bool) -> Run:
+    chosen = experiment.arms[arm]
+    changes = [
+        *experiment.set,
+        *chosen.set,
+        *experiment.points.get(point, []),
+        *chosen.trials.get(trial, []),
+        f"seed={seed}",
+    ]
+    return Run(arm=arm, point=point, trial=trial, seed=seed, reported=reported, changes=tuple(changes))
+
+
+def recipe_of(experiment: Experiment, run: Run, output: str | Path, start: str | Path | None = None) -> FuseRecipe:
+    """The fusion recipe of a run.
+
+    Args:
+        experiment, run: what it is of. output: where its model goes. start: in place of the first tower's source.
+
+    Raises:
+        ValueError: as `read_recipe`.
+    """
+    recipe = read_recipe(experiment.recipe, run.changes, FuseRecipe)
+    recipe.output, recipe.overwrite = str(output), True
+    if start is not None:
+        next(iter(recipe.towers.values())).source = str(start)
+    return recipe
+
+
+def run_hash(experiment: Experiment, run: Run) -> str:
+    """SHA-256 of all that decides what a run gives: its recipe without its output, and what is scored."""
+    recipe: dict[str, Any] = to_mapping(recipe_of(experiment, run, "-"))
+    before = experiment.arms[run.arm].before
+    text = json.dumps([recipe, before, experiment.tasks if run.reported else []], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

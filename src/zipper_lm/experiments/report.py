@@ -1,0 +1,172 @@
+"""`zipper report`: the records of experiments as one page of tables with spread, and curves."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zipper_lm.evaluation.word_error_rate import paired_interval
+from zipper_lm.experiments.plan import PLAIN, Experiment, points_of
+from zipper_lm.experiments.run import PLAN_FILE
+from zipper_lm.files import new_file
+from zipper_lm.recipe import build
+
+Cell = list[dict[str, Any]]
+"""The records of one arm at one point, a seed each."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """The records of one experiment.
+
+    Attributes:
+        name: of its folder. experiment: what was planned. cells: by (point, arm). trials: how many records of trials.
+    """
+
+    name: str
+    experiment: Experiment
+    cells: dict[tuple[str, str], Cell]
+    trials: int
+
+
+def read_results(folder: str | Path) -> Results:
+    """What `run_experiment` wrote.
+
+    Raises:
+        ValueError: if there is no experiment.
+    """
+    folder = Path(folder)
+    if not (folder / PLAN_FILE).is_file():
+        raise ValueError(f"{folder}: no {PLAN_FILE} there; run zipper experiment first")
+    experiment = build(Experiment, json.loads((folder / PLAN_FILE).read_text(encoding="utf-8")))
+    cells: dict[tuple[str, str], Cell] = defaultdict(list)
+    trials = 0
+    for file in sorted(folder.glob("*--*.json")):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        run = record["run"]
+        if run["reported"]:
+            cells[run["point"], run["arm"]].append(record)
+        else:
+            trials += 1
+    return Results(folder.name, experiment, dict(cells), trials)
+
+
+def write_report(folders: Sequence[str | Path], page: str | Path) -> None:
+    """One page in Markdown, with a picture beside it for every experiment that has several points.
+
+    Args:
+        folders: results of experiments. page: the file to write; replaced if it is there.
+
+    Raises:
+        ValueError: as `read_results`.
+    """
+    page = Path(page)
+    parts = ["# Results\n\nWritten by `zipper report` from the raw records; no number here is typed by hand.\n"]
+    for results in [read_results(folder) for folder in folders]:
+        parts.append(_section(results))
+        if len(points_of(results.experiment)) > 1 and results.cells:
+            picture = page.with_name(f"{page.stem}-{results.name}.png")
+            with new_file(picture, overwrite=True) as file:
+                draw(results, file)
+            parts.append(f"![{results.experiment.question}]({picture.name})\n")
+    with new_file(page, overwrite=True) as file:
+        file.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _section(results: Results) -> str:
+    experiment = results.experiment
+    done = sum(map(len, results.cells.values()))
+    wanted = len(points_of(experiment)) * len(experiment.arms) * len(experiment.seeds)
+    lines = [
+        f"## {results.name}\n",
+        f"{experiment.question}\n",
+        f"    zipper experiment experiments/{results.name}.yaml\n",
+        f"{done} of {wanted} runs, seeds {', '.join(map(str, experiment.seeds))}; {results.trials} trials before them, "
+        "chosen on validation. WER in per cent on the test split: mean over seeds, least and most in brackets.\n",
+    ]
+    for task in experiment.tasks:
+        lines += [f"### {results.name}: {task}\n", _table(results, task)]
+        if differences := _differences(results, task):
+            lines += ["", differences]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _table(results: Results, task: str) -> str:
+    """Arms by points."""
+    arms = list(results.experiment.arms)
+    extras = ["oracle_wer", "judge_wer_on_originals"]
+    found = [e for e in extras if any(e in r["scores"][task] for cell in results.cells.values() for r in cell)]
+    heads = [*arms, *(e.replace("_", " ").removesuffix(" wer") for e in found)]
+    lines = [f"| {results.experiment.axis or 'data'} | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for point in points_of(results.experiment):
+        cells = [results.cells.get((point, arm), []) for arm in arms]
+        texts = [_spread([r["scores"][task]["wer"] for r in cell]) for cell in cells]
+        texts += [_spread([r["scores"][task][extra] for cell in cells for r in cell]) for extra in found]
+        lines.append(f"| {point} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "not run"
+    mean = f"{np.mean(values):.1f}"
+    return mean if min(values) == max(values) else f"{mean} ({min(values):.1f} to {max(values):.1f})"
+
+
+def _differences(results: Results, task: str) -> str:
+    """The first arm against each other one: paired over seeds and utterances."""
+    first, *others = results.experiment.arms
+    lines = []
+    for point in points_of(results.experiment):
+        ours = {r["run"]["seed"]: r["scores"][task] for r in results.cells.get((point, first), [])}
+        for other in others:
+            theirs = {r["run"]["seed"]: r["scores"][task] for r in results.cells.get((point, other), [])}
+            if not (seeds := sorted(ours.keys() & theirs.keys())):
+                continue
+            references = [text for s in seeds for text in ours[s]["references"]]
+            a, b = ([text for s in seeds for text in x[s]["hypotheses"]] for x in (ours, theirs))
+            difference, low, high = paired_interval(references, a, b)
+            relative = 100 * difference / max(np.mean([theirs[s]["wer"] for s in seeds]), 1e-9)
+            at = "" if point == PLAIN else f"at {point}, "
+            lines.append(
+                f"- {at}{first} minus {other}: {difference:+.1f} points (95 % paired bootstrap {low:+.1f} to "
+                f"{high:+.1f}; {relative:+.0f} % relative), {len(seeds)} seeds."
+            )
+    return "\n".join(lines)
+
+
+def draw(results: Results, picture: Path) -> None:
+    """One panel a task: WER over points, the mean a line, least to most a band."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tasks, points = results.experiment.tasks, points_of(results.experiment)
+    figure, panels = plt.subplots(
+        1, len(tasks), figsize=(6.5 * len(tasks), 4.2), constrained_layout=True, squeeze=False
+    )
+    for axes, task in zip(panels[0], tasks):
+        for arm in results.experiment.arms:
+            at = [i for i, p in enumerate(points) if results.cells.get((p, arm))]
+            rates = [[r["scores"][task]["wer"] for r in results.cells[points[i], arm]] for i in at]
+            if not at:
+                continue
+            (line,) = axes.plot(at, [np.mean(r) for r in rates], marker="o", label=arm)
+            axes.fill_between(at, [min(r) for r in rates], [max(r) for r in rates], color=line.get_color(), alpha=0.2)
+        axes.set_xticks(range(len(points)), points)
+        axes.set_xlabel(results.experiment.axis)
+        axes.set_ylabel("test WER (%)")
+        axes.set_title(task)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,23 @@
+"""Whatever model a folder or Hub id holds: towers and zips, or the single decoder they are compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zipper_lm.backbones import local_folder
+from zipper_lm.baselines.single_decoder import SingleDecoder, is_single_decoder
+from zipper_lm.model import ZipperModel
+
+if TYPE_CHECKING:
+    from zipper_lm.generation import Writer
+
+
+def load(source: str | Path) -> Writer:
+    """Load a model with its processor.
+
+    Raises:
+        ValueError: as `ZipperModel.from_pretrained`.
+    """
+    owner = SingleDecoder if is_single_decoder(local_folder(source)) else ZipperModel
+    return owner.from_pretrained(source)

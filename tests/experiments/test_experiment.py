@@ -1,0 +1,181 @@
+"""An experiment from its file to its page: what is run, what is not run again, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+from tiny_recipes import plain_recipe, workshop
+
+from zipper_lm.experiments import run as run_module
+from zipper_lm.experiments.plan import Experiment, points_of, read_experiment, recipe_of, run_hash, runs_of, trials_of
+from zipper_lm.experiments.report import read_results, write_report
+from zipper_lm.experiments.run import run_experiment
+from zipper_lm.recipe import build
+
+
+def plan(folder: Path, **changes: Any) -> Path:
+    """An experiment file and its recipe: Zipper, with two trials, and the single decoder, at two shares, two seeds."""
+    recipe = plain_recipe(folder / "unused")
+    recipe.pop("output")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "output": "unused"}, sort_keys=False))
+    content = {
+        "question": "Which writes better?",
+        "recipe": "recipe.yaml",
+        "set": ["training.steps=1"],
+        "arms": {
+            "zipper": {"trials": {"slow": ["training.learning_rate=1e-6"], "fast": ["training.learning_rate=1e-2"]}},
+            "single": {"set": ["architecture=single-decoder"]},
+        },
+        "points": {"half": ["data.fraction=0.5"], "all": []},
+        "axis": "share of the pairs",
+        "seeds": [1, 2],
+        "tasks": ["asr", "tts"],
+        **changes,
+    }
+    (folder / "contest.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return folder / "contest.yaml"
+
+
+def test_runs_differ_in_what_the_file_says(tmp_path: Path) -> None:
+    experiment = read_experiment(plan(tmp_path), ["training.steps=3"])
+    assert points_of(experiment) == ["half", "all"]
+    assert [r.name for r in trials_of(experiment, "zipper", "half")] == [
+        "zipper--half--trial-slow--seed0",
+        "zipper--half--trial-fast--seed0",
+    ]
+    assert trials_of(experiment, "single", "half") == []
+    first, second = runs_of(experiment, "zipper", "half", "fast")
+    assert [first.name, second.name] == ["zipper--half--seed1", "zipper--half--seed2"]
+    recipe = recipe_of(experiment, second, tmp_path / "out")
+    assert (recipe.seed, recipe.data.fraction, recipe.training.learning_rate) == (2, 0.5, 1e-2)
+    assert recipe.training.steps == 3, "the command line has the last word over what all runs share"
+    (single, _) = runs_of(experiment, "single", "all")
+    assert recipe_of(experiment, single, "out").architecture == "single-decoder"
+    hashes = {run_hash(experiment, r) for r in [first, second, single, *trials_of(experiment, "zipper", "half")]}
+    assert len(hashes) == 5
+
+
+def test_from_file_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = read_experiment(plan(tmp_path))
+    fused: list[str] = []
+    real = run_module.fuse
+
+    def counted(recipe: Any, **kwargs: Any) -> Any:
+        fused.append(Path(recipe.output).name)
+        if len(fused) == 4:
+            raise KeyboardInterrupt
+        return real(recipe, **kwargs)
+
+    monkeypatch.setattr(run_module, "fuse", counted)
+    console = Console(quiet=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(experiment, tmp_path / "results", tmp_path / "work", console)
+    records = run_experiment(experiment, tmp_path / "results", tmp_path / "work", console)
+    assert len(fused) == 1 + 4 + 8, "two trials at two points, eight runs; only the interrupted one comes twice"
+    assert len(set(fused)) == 12
+    again = run_experiment(experiment, tmp_path / "results", tmp_path / "work", console)
+    assert len(fused) == 13
+    assert again == json.loads(json.dumps(records))
+    assert not any((tmp_path / "work").iterdir()), "models are dropped when they are scored"
+
+    record = records[0]
+    assert record["run"]["trial"] in ("slow", "fast")
+    files = {name: tmp_path / "results" / f"zipper--half--trial-{name}--seed0.json" for name in ("slow", "fast")}
+    tried = {name: json.loads(file.read_text())["validation_wer"] for name, file in files.items()}
+    assert tried[record["run"]["trial"]] == min(tried.values())
+    assert {"asr", "tts"} == set(record["scores"])
+    assert len(record["scores"]["asr"]["references"]) == 4
+    assert "oracle_wer" in record["scores"]["tts"]
+    assert record["frozen_unchanged"] == {"text": True}
+    assert {"torch", "cores", "python"} <= set(record["made_with"])
+
+    write_report([tmp_path / "results"], tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert "8 of 8 runs, seeds 1, 2; 4 trials before them" in page
+    assert "Which writes better?" in page
+    assert "at half, zipper minus single:" in page
+    assert (tmp_path / "page-results.png").stat().st_size > 5000
+    for cell in read_results(tmp_path / "results").cells.values():
+        assert [r["run"]["seed"] for r in cell] == [1, 2]
+
+
+def test_an_arm_may_start_from_a_model_trained_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = {"seen": {"set": ["architecture=single-decoder"], "before": ["tasks={->text: 1}", "training.steps=2"]}}
+    file = plan(tmp_path, arms=arms, tasks=["asr"], seeds=[1])
+    fused: list[Any] = []
+    real = run_module.fuse
+
+    def noted(recipe: Any, **kwargs: Any) -> Any:
+        fused.append(recipe)
+        return real(recipe, **kwargs)
+
+    monkeypatch.setattr(run_module, "fuse", noted)
+    records = run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", Console(quiet=True))
+    before, *others = fused
+    assert before.tasks == {"->text": 1}
+    assert before.data.fraction == 1.0, "all the unaligned data, whatever share is aligned"
+    assert [r.towers["text"].source for r in others] == [before.output] * 2
+    assert len(records) == 2
+    run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", Console(quiet=True))
+    assert len(fused) == 3
+
+
+def test_what_is_not_run_yet_is_said(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    experiment = json.dumps({"question": "q", "recipe": "r", "arms": {"a": {}}, "tasks": ["asr"]})
+    (tmp_path / "results" / "experiment.json").write_text(experiment)
+    write_report([tmp_path / "results"], tmp_path / "page.md")
+    assert "not run" in (tmp_path / "page.md").read_text()
+    with pytest.raises(ValueError, match="run zipper experiment first"):
+        write_report([tmp_path], tmp_path / "page.md")
+
+
+def test_records_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
+    """A record was taken for the run it is named like; with a changed recipe the page would have mixed two."""
+    arms = {"single": {"set": ["architecture=single-decoder"]}}
+    file = plan(tmp_path, arms=arms, points={}, seeds=[1], tasks=["asr"])
+    console = Console(quiet=True)
+    run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", console)
+    changed = read_experiment(file, ["training.steps=2"])
+    with pytest.raises(ValueError, match="made by other settings"):
+        run_experiment(changed, tmp_path / "results", tmp_path / "work", console)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": {}}, "at least one"),
+        ({"seeds": []}, "distinct and at least one"),
+        ({"seeds": [1, 1]}, "distinct"),
+        ({"seeds": [0, 1], "arms": {"a": {"trials": {"x": []}}}}, "trial_seed 0 is among seeds"),
+        ({"points": {"a/b": []}}, "'a/b' is no name"),
+    ],
+)
+def test_experiments_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(Experiment, {"question": "q", "recipe": "r", "arms": {"a": {}}, **changes})
+
+
+def test_a_mistyped_change_is_found_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "fuse", None)
+    file = plan(tmp_path, arms={"a": {"set": ["training.stpes=1"]}})
+    with pytest.raises(ValueError, match="did you mean"):
+        run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", Console(quiet=True))
+    assert not (tmp_path / "results").exists()
+
+
+def test_experiments_in_the_repository_can_be_read() -> None:
+    folder = Path(__file__).parent.parent.parent / "experiments"
+    files = sorted(folder.glob("*.yaml"))
+    assert files
+    for file in files:
+        experiment = read_experiment(file, [f"data={workshop() / 'data'}"])
+        for point in points_of(experiment):
+            for arm, chosen in experiment.arms.items():
+                for run in [r for t in chosen.trials or [""] for r in runs_of(experiment, arm, point, t)]:
+                    recipe_of(experiment, run, "out")
