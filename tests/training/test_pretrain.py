@@ -19,7 +19,7 @@ from zipper_lm.recipe import build
 from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.training.data import column, encode_column
 from zipper_lm.training.pretrain import Streams, make_backbone, pretrain
-from zipper_lm.training.recipes import PretrainRecipe
+from zipper_lm.training.recipes import PretrainHere, PretrainRecipe
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -108,3 +108,16 @@ def test_any_family_can_be_made() -> None:
     codec = load_codec(workshop() / "text")
     gpt2 = make_backbone({"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}, codec)
     assert gpt2.config.vocab_size == codec.vocab_size
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"history_dropout": 0.5}, {"corrupt": 0.1}, {"interleave": 0.2}, {"patience": 3}, {"tower_learning_rate": 1.0}],
+)
+def test_settings_of_fusion_are_not_silently_ignored(setting: dict[str, Any]) -> None:
+    (name,) = setting
+    here = {"data": "d", "modality": "text", "output": "o", "training": setting}
+    with pytest.raises(ValueError, match=rf"training\.{name}=.* has no effect in pre-training"):
+        build(PretrainRecipe, here)
+    with pytest.raises(ValueError, match="no effect in pre-training"):
+        build(PretrainHere, {"training": setting})

@@ -74,7 +74,7 @@ class DemoSizes:
     generation: Mapping[str, Mapping[str, Any]] = field(
         default_factory=lambda: {
             "text": {"max_new_tokens": 64},
-            "speech": {"max_new_tokens": 150, "guidance_scale": 2.0, "stop_threshold": 0.5},
+            "speech": {"max_new_tokens": 150, "guidance_scale": 1.5, "stop_threshold": 0.5},
         }
     )
     examples: int = 6

@@ -114,6 +114,17 @@ class TrainingRecipe:
                 raise ValueError(f"training.{name} must be in [0, 1), got {getattr(self, name)}")
 
 
+_OF_FUSION = ("tower_learning_rate", "patience", "corrupt", "history_dropout", "interleave")
+
+
+def _check_pretraining(training: TrainingRecipe) -> None:
+    """Raise `ValueError` for a setting that pre-training would not heed."""
+    plain = TrainingRecipe()
+    for name in _OF_FUSION:
+        if (value := getattr(training, name)) != getattr(plain, name):
+            raise ValueError(f"training.{name}={value} has no effect in pre-training; leave it out")
+
+
 @dataclass(kw_only=True)
 class CodecRecipe:
     """A codec to fit on the user's data, or to take from a folder.
@@ -154,6 +165,9 @@ class PretrainRecipe:
     output: str
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _check_pretraining(self.training)
+
 
 @dataclass(kw_only=True)
 class PretrainHere:
@@ -163,6 +177,9 @@ class PretrainHere:
     backbone: dict[str, Any] = field(default_factory=lambda: {"model_type": "llama"})
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     context: int = 256
+
+    def __post_init__(self) -> None:
+        _check_pretraining(self.training)
 
 
 @dataclass(kw_only=True)
