@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from zipper_lm.backbones import local_folder
 from zipper_lm.baselines.single_decoder import SingleDecoder, is_single_decoder
 from zipper_lm.model import ZipperModel
@@ -14,10 +16,11 @@ if TYPE_CHECKING:
 
 
 def load(source: str | Path) -> Writer:
-    """Load a model with its processor.
+    """Load a model with its processor, onto the GPU if there is one.
 
     Raises:
         ValueError: as `ZipperModel.from_pretrained`.
     """
     owner = SingleDecoder if is_single_decoder(local_folder(source)) else ZipperModel
-    return owner.from_pretrained(source)
+    model = owner.from_pretrained(source)
+    return model.to("cuda") if torch.cuda.is_available() else model  # type: ignore[arg-type]

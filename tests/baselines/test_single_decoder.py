@@ -166,3 +166,14 @@ def test_unimodal_loss_is_the_sum_over_rows():
     parts = [model.unimodal_loss("text", [row]) for row in ([5, 6], [7])]
     assert count == 5
     assert loss == pytest.approx(sum(p[0] for p in parts), rel=1e-5)
+
+
+def test_settings_are_counted_within_the_modality():
+    model = single()
+    given = [Document([Segment("text", ids=[7, 8, 9])])]
+    settings = {"max_new_tokens": 1}
+    first = model.generate(given, ["speech"], settings={"speech": settings})[0][1].ids[0]
+    other = model.generate(given, ["speech"], settings={"speech": settings | {"suppress_tokens": [first]}})[0][1].ids[0]
+    assert other != first
+    with pytest.raises(ValueError, match=r"guidance_scale=2\.0 goes with greedy search"):
+        model.generate(given, ["speech"], settings={"speech": settings | {"guidance_scale": 2.0, "num_beams": 2}})

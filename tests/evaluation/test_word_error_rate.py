@@ -74,10 +74,29 @@ def test_paired_interval_sees_what_two_intervals_do_not():
     hard = ["nine nine nine nine"] * 20
     ours = hard + ["one two three four"] * 40
     theirs = hard + ["one two three nine"] * 20 + ["one two three four"] * 20
-    difference, low, high = paired_interval(references, ours, theirs)
+    difference, low, high = paired_interval(references, [ours], [theirs])
     assert difference == pytest.approx(100 * -20 / 240)
     assert low < difference < high < 0
     assert bootstrap_interval(references, ours)[1] > bootstrap_interval(references, theirs)[0]
-    assert paired_interval(references, theirs, theirs) == (0.0, 0.0, 0.0)
+    assert paired_interval(references, [theirs], [theirs]) == (0.0, 0.0, 0.0)
     with pytest.raises(ValueError, match="same length"):
-        paired_interval(references, ours[1:], theirs)
+        paired_interval(references, [ours[1:]], [theirs])
+    with pytest.raises(ValueError, match="same number of seeds"):
+        paired_interval(references, [ours, ours], [theirs])
+
+
+def test_the_same_answers_again_are_no_new_evidence():
+    """Seeds that answer alike do not narrow the interval: their utterances used to be drawn as if they were others."""
+    references = ["one two"] * 40
+    ours, theirs = ["one two"] * 30 + ["one nine"] * 10, ["one two"] * 22 + ["nine two"] * 18
+    once, thrice = (paired_interval(references, [ours] * n, [theirs] * n) for n in (1, 3))
+    assert thrice == pytest.approx(once, abs=1.0)
+
+
+def test_seeds_that_differ_widen_the_interval():
+    references = ["one two"] * 40
+    good, bad = ["one two"] * 40, ["nine nine"] * 40
+    steady = paired_interval(references, [["one two"] * 20 + ["nine nine"] * 20] * 2, [bad] * 2)
+    unsteady = paired_interval(references, [good, bad], [bad] * 2)
+    assert unsteady[0] == steady[0]
+    assert unsteady[2] - unsteady[1] > 2 * (steady[2] - steady[1])

@@ -125,6 +125,50 @@ def test_an_arm_may_start_from_a_model_trained_before(tmp_path: Path, monkeypatc
     assert len(fused) == 3
 
 
+def test_towers_are_made_once_from_all_the_data_and_never_mistaken(tmp_path: Path) -> None:
+    """Towers used to lie where the recipe says, whatever had made them: one experiment took another's for its own."""
+    file = plan(tmp_path, arms={"zipper": {}}, tasks=["asr"], seeds=[1])
+    pretrain = {"codec": {"kind": "text", "options": {"vocab_size": 32}}, "training": {"steps": 1, "batch_size": 2}}
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    made = {"source": "outputs/text", "pretrain": {**pretrain, "backbone": small}}
+    changes = [f"towers.text={json.dumps(made)}"]
+    experiment = read_experiment(file, changes)
+    sources = {
+        recipe_of(experiment, run, "", tmp_path / "work").towers["text"].source
+        for point in ("half", "all")
+        for run in runs_of(experiment, "zipper", point)
+    }
+    assert len(sources) == 1, "the same towers at every share"
+    other = read_experiment(file, [*changes, "towers.text.pretrain.training.steps=2"])
+    (run, *_) = runs_of(other, "zipper", "all")
+    assert recipe_of(other, run, "", tmp_path / "work").towers["text"].source not in sources
+    assert run_hash(other, run) != run_hash(experiment, runs_of(experiment, "zipper", "all")[0])
+    run_experiment(experiment, tmp_path / "results", tmp_path / "work", Console(quiet=True))
+    (source,) = sources
+    assert (Path(source) / "model.safetensors").is_file()
+    assert [p.name for p in (tmp_path / "work" / "towers").iterdir()] == [Path(source).name]
+
+
+def test_scoring_that_was_cut_off_does_not_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = plan(tmp_path, arms={"zipper": {}}, points={}, tasks=["asr"], seeds=[1])
+    console = Console(quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "score_task", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", console)
+    monkeypatch.setattr(run_module, "fuse", None)
+    (record,) = run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", console)
+    assert record["scores"]["asr"]["utterances"] == 4
+
+
+def test_records_of_an_earlier_plan_are_left_out_of_the_report(tmp_path: Path) -> None:
+    file = plan(tmp_path, arms={"zipper": {}}, points={}, tasks=["asr"])
+    run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", Console(quiet=True))
+    fewer = json.loads((tmp_path / "results" / "experiment.json").read_text()) | {"seeds": [2]}
+    (tmp_path / "results" / "experiment.json").write_text(json.dumps(fewer))
+    assert [[r["run"]["seed"] for r in cell] for cell in read_results(tmp_path / "results").cells.values()] == [[2]]
+
+
 def test_what_is_not_run_yet_is_said(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     experiment = json.dumps({"question": "q", "recipe": "r", "arms": {"a": {}}, "tasks": ["asr"]})
@@ -167,6 +211,23 @@ def test_a_mistyped_change_is_found_before_any_work(tmp_path: Path, monkeypatch:
     with pytest.raises(ValueError, match="did you mean"):
         run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", Console(quiet=True))
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": {"a": {"set": ["architecture=single-decoder"], "before": ["tsks={->text: 1}"]}}}, "did you mean"),
+        ({"arms": {"a": {"trials": {"x": []}}}, "set": ["data.validation=null"]}, "nothing to choose by"),
+        ({"arms": {"a": {}}, "set": ["data.source=nowhere"]}, "nowhere"),
+    ],
+)
+def test_found_before_any_work(
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "fuse", None)
+    experiment = read_experiment(plan(tmp_path, **changes))
+    with pytest.raises(ValueError, match=message):
+        run_experiment(experiment, tmp_path / "results", tmp_path / "work", Console(quiet=True))
 
 
 def test_experiments_in_the_repository_can_be_read() -> None:

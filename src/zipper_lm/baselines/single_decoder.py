@@ -213,7 +213,7 @@ class SingleDecoder(PreTrainedModel):
         """Copy a checkpoint's tensors into the model, after checking that they are exactly the ones it needs."""
         copy_tensors(self.own_tensors(), self.config.fingerprint, file)
 
-    def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False, **_: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False) -> None:  # type: ignore[override]
         """Write config, weights and codecs, whole or not at all.
 
         Raises:
@@ -277,12 +277,15 @@ def expand(
         hub: `cache_dir`, `token`, `local_files_only` for the Hub.
 
     Raises:
-        ValueError: without a codec for `base` or without a second modality, or if the base's codec does not fit.
+        ValueError: without a codec for `base` or without a second modality, if the base's codec does not fit, or for a
+            backbone with code of its own.
     """
     if base not in codecs or len(codecs) < 2:
         raise ValueError(f"a single decoder needs codecs for {base!r} and one more modality, got {list(codecs)}")
     if train not in ("full", "lora"):
         raise ValueError(f"a single decoder is trained 'full' or by 'lora', got {train!r}: new ids must be learned")
+    if isinstance(source, TowerSpec) and source.trust_remote_code:
+        raise ValueError(f"{source.source}: a single decoder with code of its own cannot be rebuilt from its config")
     if isinstance(source, PreTrainedModel):
         spec, backbone = TowerSpec(source=source.name_or_path or ""), source
     else:

@@ -81,13 +81,10 @@ def load_model(source: str) -> ZipperModel | SingleDecoder:
     Raises:
         ValueError: if it cannot be loaded.
     """
-    import torch
-
     from zipper_lm.loading import load
 
     quiet()
-    model = load(source)
-    return model.to("cuda") if torch.cuda.is_available() else model  # type: ignore[arg-type]
+    return load(source)
 
 
 def load_zipper(source: str) -> ZipperModel:

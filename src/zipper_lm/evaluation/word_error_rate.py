@@ -91,31 +91,37 @@ def bootstrap_interval(
 
 def paired_interval(
     references: Sequence[str],
-    ours: Sequence[str],
-    theirs: Sequence[str],
+    ours: Sequence[Sequence[str]],
+    theirs: Sequence[Sequence[str]],
     *,
     level: float = 0.95,
     samples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """WER of `ours` minus that of `theirs` in points, and its percentile interval, by drawing the same utterances for
-    both (paired bootstrap, Bisani & Ney 2004).
+    """WER of `ours` minus that of `theirs` in points, and its interval (paired bootstrap, Bisani & Ney 2004).
+
+    Utterances are drawn once for both systems and all their seeds: the same utterance again, from another seed, is no
+    new evidence about utterances. Seeds are drawn too, as pairs.
 
     Args:
-        references: what was said. ours, theirs: what two systems made of it.
+        references: what was said.
+        ours, theirs: per seed, what two systems made of it; as many seeds of each.
         level, samples, seed: as in `bootstrap_interval`.
 
     Raises:
-        ValueError: as `bootstrap_interval`.
+        ValueError: as `bootstrap_interval`, or without seeds or with unequal numbers of them.
     """
     _check_sampling(level, samples)
-    ours_wrong, words = _counts(references, ours)
-    theirs_wrong, _ = _counts(references, theirs)
-    more = ours_wrong - theirs_wrong
-    draws = np.random.default_rng(seed).integers(len(words), size=(samples, len(words)))
-    differences = 100 * more[draws].sum(1) / words[draws].sum(1)
+    if not ours or len(ours) != len(theirs):
+        raise ValueError(f"ours and theirs need the same number of seeds, at least one; got {len(ours)}, {len(theirs)}")
+    more = np.stack([_counts(references, a)[0] - _counts(references, b)[0] for a, b in zip(ours, theirs)])
+    _, words = _counts(references, ours[0])
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(words), size=(samples, len(words)))
+    seeds = rng.integers(len(more), size=(samples, len(more)))
+    differences = [100 * more[s][:, u].mean(0).sum() / words[u].sum() for s, u in zip(seeds, drawn)]
     low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
-    return float(100 * more.sum() / words.sum()), float(low), float(high)
+    return float(100 * more.mean(0).sum() / words.sum()), float(low), float(high)
 
 
 def _check_sampling(level: float, samples: int) -> None:

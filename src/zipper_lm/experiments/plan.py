@@ -7,14 +7,12 @@ own, at every point, and the one with the lowest validation error is used: every
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from zipper_lm.recipe import read_recipe, to_mapping
+from zipper_lm.recipe import read_recipe, recipe_hash, to_mapping
 from zipper_lm.training.recipes import FuseRecipe
 
 PLAIN = "all"
@@ -170,25 +168,50 @@ def _run(experiment: Experiment, arm: str, point: str, trial: str, seed: int, *,
     return Run(arm=arm, point=point, trial=trial, seed=seed, reported=reported, changes=tuple(changes))
 
 
-def recipe_of(experiment: Experiment, run: Run, output: str | Path, start: str | Path | None = None) -> FuseRecipe:
+def recipe_of(experiment: Experiment, run: Run, output: str | Path, work: str | Path = "") -> FuseRecipe:
     """The fusion recipe of a run.
 
+    Whatever is made before it and shared lies under `work`, at a place named by the hash of how it is made: towers that
+    the recipe pre-trains, from all the data that the run's recipe would have without its share of it; and the model
+    that the arm starts from. So no run can take what was made by other settings for its own.
+
     Args:
-        experiment, run: what it is of. output: where its model goes. start: in place of the first tower's source.
+        experiment, run: what it is of. output: where its model goes. work: folder of what is shared.
 
     Raises:
         ValueError: as `read_recipe`.
     """
-    recipe = read_recipe(experiment.recipe, run.changes, FuseRecipe)
-    recipe.output, recipe.overwrite = str(output), True
-    if start is not None:
-        next(iter(recipe.towers.values())).source = str(start)
+    recipe = replace(read_recipe(experiment.recipe, run.changes, FuseRecipe), output=str(output), overwrite=True)
+    recipe.towers = {n: replace(t, source=_tower_place(n, recipe, work)) for n, t in recipe.towers.items()}
+    if run.point != BEFORE and (before := before_of(experiment, run.arm)) is not None:
+        first = next(iter(recipe.towers.values()))
+        first.source, first.pretrain = before_place(experiment, before, work), None
     return recipe
+
+
+def whole(recipe: FuseRecipe) -> FuseRecipe:
+    """The recipe with all its data: what towers are pre-trained on, whatever share of it is aligned."""
+    return replace(recipe, data=replace(recipe.data, fraction=1.0, limit=None))
+
+
+def before_place(experiment: Experiment, before: Run, work: str | Path) -> str:
+    """Where the model that an arm starts from is, or will be."""
+    return str(Path(work) / "before" / _short_hash(to_mapping(recipe_of(experiment, before, ""))))
+
+
+def _tower_place(name: str, recipe: FuseRecipe, work: str | Path) -> str:
+    tower = recipe.towers[name]
+    if tower.pretrain is None:
+        return tower.source
+    made_of = {"modality": name, "pretrain": to_mapping(tower.pretrain), "data": to_mapping(whole(recipe).data)}
+    return str(Path(work) / "towers" / f"{name}-{_short_hash(made_of)}")
+
+
+def _short_hash(plain: Any) -> str:
+    return recipe_hash(plain)[:12]
 
 
 def run_hash(experiment: Experiment, run: Run) -> str:
     """SHA-256 of all that decides what a run gives: its recipe without its output, and what is scored."""
-    recipe: dict[str, Any] = to_mapping(recipe_of(experiment, run, "-"))
-    before = experiment.arms[run.arm].before
-    text = json.dumps([recipe, before, experiment.tasks if run.reported else []], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    recipe = to_mapping(recipe_of(experiment, run, ""))
+    return recipe_hash({"recipe": recipe, "tasks": experiment.tasks if run.reported else []})

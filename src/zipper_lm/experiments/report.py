@@ -36,7 +36,7 @@ class Results:
 
 
 def read_results(folder: str | Path) -> Results:
-    """What `run_experiment` wrote.
+    """What `run_experiment` wrote; records of arms, points, seeds or tasks that the plan no longer has are left out.
 
     Raises:
         ValueError: if there is no experiment.
@@ -50,7 +50,11 @@ def read_results(folder: str | Path) -> Results:
     for file in sorted(folder.glob("*--*.json")):
         record = json.loads(file.read_text(encoding="utf-8"))
         run = record["run"]
+        if run["arm"] not in experiment.arms or run["point"] not in points_of(experiment):
+            continue  # of an earlier plan
         if run["reported"]:
+            if run["seed"] not in experiment.seeds or not set(experiment.tasks) <= set(record["scores"]):
+                continue
             cells[run["point"], run["arm"]].append(record)
         else:
             trials += 1
@@ -121,7 +125,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _differences(results: Results, task: str) -> str:
-    """The first arm against each other one: paired over seeds and utterances."""
+    """The first arm against each other one, over the seeds that both have."""
     first, *others = results.experiment.arms
     lines = []
     for point in points_of(results.experiment):
@@ -130,8 +134,9 @@ def _differences(results: Results, task: str) -> str:
             theirs = {r["run"]["seed"]: r["scores"][task] for r in results.cells.get((point, other), [])}
             if not (seeds := sorted(ours.keys() & theirs.keys())):
                 continue
-            references = [text for s in seeds for text in ours[s]["references"]]
-            a, b = ([text for s in seeds for text in x[s]["hypotheses"]] for x in (ours, theirs))
+            references = ours[seeds[0]]["references"]
+            assert all(x[s]["references"] == references for x in (ours, theirs) for s in seeds), "one test split"
+            a, b = ([x[s]["hypotheses"] for s in seeds] for x in (ours, theirs))
             difference, low, high = paired_interval(references, a, b)
             relative = 100 * difference / max(np.mean([theirs[s]["wer"] for s in seeds]), 1e-9)
             at = "" if point == PLAIN else f"at {point}, "

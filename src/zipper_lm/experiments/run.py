@@ -21,10 +21,21 @@ from zipper_lm.document import Document
 from zipper_lm.evaluation.judge import Recogniser
 from zipper_lm.evaluation.judging import judge_for
 from zipper_lm.evaluation.scoring import SHORT_NAMES, score_task, yardsticks
-from zipper_lm.experiments.plan import Experiment, Run, before_of, points_of, recipe_of, run_hash, runs_of, trials_of
+from zipper_lm.experiments.plan import (
+    Experiment,
+    Run,
+    before_of,
+    before_place,
+    points_of,
+    recipe_of,
+    run_hash,
+    runs_of,
+    trials_of,
+    whole,
+)
 from zipper_lm.files import new_file
 from zipper_lm.loading import load
-from zipper_lm.recipe import to_mapping
+from zipper_lm.recipe import recipe_hash, to_mapping
 from zipper_lm.training.fuse import fuse, generation_settings, make_towers
 from zipper_lm.training.recipes import FuseRecipe
 from zipper_lm.training.trainer import latest_checkpoint
@@ -57,9 +68,6 @@ def run_experiment(
     _check(experiment, results)
     with new_file(results / PLAN_FILE, overwrite=True) as file:
         file.write_text(json.dumps(to_mapping(experiment), indent=2) + "\n", encoding="utf-8")
-    make_towers(_towers_recipe(experiment, work), console)
-    for arm in experiment.arms:
-        _before(experiment, arm, work, console)
     records = []
     for point in points_of(experiment):
         for arm in experiment.arms:
@@ -73,57 +81,72 @@ def run_experiment(
 
 
 def _check(experiment: Experiment, results: Path) -> None:
-    """Every recipe can be read, and no record is of another experiment."""
+    """Every recipe can be read, trials can be told apart, what is scored is there, and records are of this experiment.
+
+    Raises:
+        ValueError: if not.
+    """
+    sources = {}
     for point in points_of(experiment):
         for arm, chosen in experiment.arms.items():
-            for run in [r for t in chosen.trials or [""] for r in runs_of(experiment, arm, point, t)]:
-                recipe_of(experiment, run, results / "-")
-            for run in trials_of(experiment, arm, point) or runs_of(experiment, arm, point):
-                _known(experiment, run, results)
+            if (before := before_of(experiment, arm)) is not None:
+                recipe_of(experiment, before, "")
+            for run in trials_of(experiment, arm, point):
+                recipe = recipe_of(experiment, run, "")
+                if recipe.data.validation is None:
+                    raise ValueError(f"arm {arm!r} has trials, but data.validation is null: nothing to choose by")
+                _known(experiment, [run], results)
+            for seed in range(len(experiment.seeds)):
+                runs = [runs_of(experiment, arm, point, trial)[seed] for trial in chosen.trials or [""]]
+                recipe = recipe_of(experiment, runs[0], "")
+                sources[recipe.data.source] = recipe
+                _known(experiment, runs, results)
+    for source, recipe in sources.items():
+        read_rows(source, recipe.data.columns, TEST)
 
 
-def _known(experiment: Experiment, run: Run, results: Path) -> dict[str, Any] | None:
-    """A run's record, if there is one.
+def _known(experiment: Experiment, runs: Sequence[Run], results: Path) -> dict[str, Any] | None:
+    """The record of a run, if there is one.
+
+    Args:
+        experiment: what they are of. runs: of one name; the record is one of theirs. results: where records are.
 
     Raises:
         ValueError: if it was made by other settings.
     """
-    file = results / f"{run.name}.json"
+    file = results / f"{runs[0].name}.json"
     if not file.is_file():
         return None
     record = json.loads(file.read_text(encoding="utf-8"))
-    if record["run_hash"] != run_hash(experiment, run):
+    if record["run_hash"] not in [run_hash(experiment, run) for run in runs]:
         raise ValueError(f"{file} was made by other settings than the experiment's; move it away to run it anew")
     return record
 
 
-def _towers_recipe(experiment: Experiment, work: Path) -> FuseRecipe:
-    """The recipe that makes the towers: what all runs share, so all unaligned data, whatever share is aligned."""
-    common = Run(arm="", point="", trial="", seed=0, reported=False, changes=tuple(experiment.set))
-    return recipe_of(experiment, common, work / "towers")
-
-
-def _before(experiment: Experiment, arm: str, work: Path, console: Console) -> Path | None:
-    """The model that an arm's runs start from, made if it is not there; `None` if they start from towers."""
-    if (run := before_of(experiment, arm)) is None:
-        return None
-    output = work / run.name
-    if not output.is_dir():
-        console.print(f"before {arm}")
-        halted = latest_checkpoint(working_folder(output)) is not None
-        fuse(recipe_of(experiment, run, output), resume=halted, console=console)
-    return output
+def _trained(recipe: FuseRecipe, console: Console) -> dict[str, Any]:
+    """The record of a fusion: made, gone on with, or, if only scoring was cut off, read."""
+    file = Path(recipe.output) / "run.json"
+    if file.is_file():
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if record["recipe_hash"] == recipe_hash(to_mapping(recipe)):
+            return record
+    towers = whole(recipe)
+    halted = [n for n, t in towers.towers.items() if t.pretrain and latest_checkpoint(working_folder(t.source))]
+    make_towers(towers, console, halted)
+    return fuse(recipe, resume=latest_checkpoint(working_folder(recipe.output)) is not None, console=console)
 
 
 def _perform(experiment: Experiment, run: Run, results: Path, work: Path, console: Console) -> dict[str, Any]:
     """One run: train, score, keep the record, drop the model."""
-    if (known := _known(experiment, run, results)) is not None:
+    if (known := _known(experiment, [run], results)) is not None:
         return known
     started = time.time()
+    if (before := before_of(experiment, run.arm)) is not None:
+        _trained(recipe_of(experiment, before, before_place(experiment, before, work), work), console)
     output = work / run.name
-    recipe = recipe_of(experiment, run, output, _before(experiment, run.arm, work, console))
+    recipe = recipe_of(experiment, run, output, work)
     console.print(f"run {run.name}")
-    trained = fuse(recipe, resume=latest_checkpoint(working_folder(output)) is not None, console=console)
+    trained = _trained(recipe, console)
     record: dict[str, Any] = {
         "run": asdict(run),
         "run_hash": run_hash(experiment, run),

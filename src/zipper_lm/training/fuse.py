@@ -241,7 +241,14 @@ def build_model(recipe: FuseRecipe) -> Writer:
         return ZipperModel.fuse(towers, codecs=codecs, zips=recipe.zips, loss_weights=recipe.loss_weights)
     base, spec = next(iter(towers.items()))
     if is_single_decoder(spec.source):
-        return SingleDecoder.from_pretrained(spec.source)
+        single = SingleDecoder.from_pretrained(spec.source)
+        if sorted(single.names) != sorted(towers) or (spec.train == "lora") != (single.config.spec.train == "lora"):
+            raise ValueError(
+                f"towers.{base}.source is a single decoder of {single.names}, trained {single.config.spec.train!r}; "
+                f"the recipe has {list(towers)} and train {spec.train!r}"
+            )
+        single.config.loss_weights = dict(recipe.loss_weights)
+        return single
     found = {name: codec_of(spec, codecs.get(name)) for name, spec in towers.items()}
     if missing := sorted(name for name, codec in found.items() if codec is None):
         raise ValueError(f"architecture: single-decoder needs a codec for every modality; {missing} have none")

@@ -130,7 +130,7 @@ class CodecRecipe:
     """A codec to fit on the user's data, or to take from a folder.
 
     Args:
-        kind: ``"text"`` (a small BPE tokenizer) or ``"speech"`` (log-mel, k-means).
+        kind: ``"text"`` (a small BPE tokenizer) or ``"speech"`` (k-means units of cepstra).
         source: folder of a fitted codec; nothing is fitted then.
         options: arguments of `TextCodec.train` (vocab_size, lower) or `SpeechCodec.fit` (units, frames_per_token, ...).
     """
