@@ -81,10 +81,11 @@ def _digits_table() -> str:
 def digits() -> str:
     """Human digits, in short."""
     run = read("spoken-digits/run.json")
+    seed, minutes = run["recipe"]["seed"], run["seconds"] / 60
     return (
-        f"One run, seed {run['recipe']['seed']}, {run['seconds'] / 60:.0f} minutes on 2 cores for everything: codec, "
-        f"both towers, judge, {run['steps']} steps of fusion. Five\nspeakers; 95 % bootstrap intervals in brackets. "
-        f"Details, curves and sounds: [docs/spoken-digits.md](docs/spoken-digits.md).\n\n{_digits_table()}"
+        f"One run, seed {seed}, {minutes:.0f} minutes on one of 2 cores for codec, both towers, {run['steps']} steps "
+        "of fusion and their scores. Five\nspeakers; 95 % bootstrap intervals in brackets. Details, curves and sounds: "
+        f"[docs/spoken-digits.md](docs/spoken-digits.md).\n\n{_digits_table()}"
     )
 
 
@@ -95,9 +96,11 @@ def digits_in_full() -> str:
     frozen = ", ".join(f"{n}: {'bit-identical' if same else 'CHANGED'}" for n, same in run["frozen_unchanged"].items())
     seed, minutes = run["recipe"]["seed"], run["seconds"] / 60
     return (
-        f"{_digits_table()}\n\n- One run, seed {seed}, {run['steps']} steps, {minutes:.0f} minutes on 2 cores, "
-        "pre-training included. No GPU.\n- What it cost: perplexity of the trained speech tower on "
-        f"sound alone went from {before:.2f} to {after:.2f} (validation).\n- Frozen towers: {frozen}."
+        f"{_digits_table()}\n\n- One run, seed {seed}, {run['steps']} steps, {minutes:.0f} minutes, pre-training "
+        "included (the judge had been fitted before), with one thread on a\n  machine of 2 cores that did other work "
+        "too. No GPU.\n"
+        "- What it cost: perplexity of the trained speech tower on sound alone went from "
+        f"{before:.2f} to {after:.2f} (validation).\n- Frozen towers: {frozen}."
     )
 
 
