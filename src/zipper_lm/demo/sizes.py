@@ -68,7 +68,7 @@ class DemoSizes:
     tasks: Mapping[str, float] = field(default_factory=lambda: {"speech->text": 1.0, "text->speech": 1.26})
     fusion: TrainingRecipe = field(
         default_factory=lambda: TrainingRecipe(
-            steps=2000, batch_size=16, learning_rate=1e-3, tower_learning_rate=5e-4, evaluate_every=2000
+            steps=1600, batch_size=16, learning_rate=1e-3, tower_learning_rate=5e-4, evaluate_every=1600
         )
     )
     generation: Mapping[str, Mapping[str, Any]] = field(
