@@ -86,7 +86,7 @@ def test_from_file_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     record = records[0]
     assert record["run"]["trial"] in ("slow", "fast")
     files = {name: tmp_path / "results" / f"zipper--half--trial-{name}--seed0.json" for name in ("slow", "fast")}
-    tried = {name: json.loads(file.read_text())["validation_wer"] for name, file in files.items()}
+    tried = {name: json.loads(file.read_text())["validation_score"] for name, file in files.items()}
     assert tried[record["run"]["trial"]] == min(tried.values())
     assert {"asr", "tts"} == set(record["scores"])
     assert len(record["scores"]["asr"]["references"]) == 4

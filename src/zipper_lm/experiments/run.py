@@ -74,7 +74,7 @@ def run_experiment(
             trial = ""
             if trials := trials_of(experiment, arm, point):
                 tried = {run.trial: _perform(experiment, run, results, work, console) for run in trials}
-                trial = min(tried, key=lambda name: tried[name]["validation_wer"])
+                trial = min(tried, key=lambda name: tried[name]["validation_score"])
                 console.print(f"{arm} at {point}: {trial} of {len(tried)} trials")
             records += [_perform(experiment, r, results, work, console) for r in runs_of(experiment, arm, point, trial)]
     return records
@@ -147,12 +147,14 @@ def _perform(experiment: Experiment, run: Run, results: Path, work: Path, consol
     recipe = recipe_of(experiment, run, output, work)
     console.print(f"run {run.name}")
     trained = _trained(recipe, console)
+    # Errors where the tasks can be scored, else the loss: what `fuse` keeps the best checkpoint by.
+    validation = [e for e in trained["history"] if "eval_wer" in e or "eval_loss" in e]
     record: dict[str, Any] = {
         "run": asdict(run),
         "run_hash": run_hash(experiment, run),
         "recipe": trained["recipe"],
-        "validation_wer": min((e["eval_wer"] for e in trained["history"] if "eval_wer" in e), default=None),
-        "validation": [e for e in trained["history"] if "eval_wer" in e],
+        "validation_score": min((e.get("eval_wer", e.get("eval_loss")) for e in validation), default=None),
+        "validation": validation,
         **{k: trained[k] for k in ("steps", "best_step", "frozen_unchanged", "signatures", "train_loss")},
         **{k: trained[k] for k in ("perplexity_before", "perplexity_after", "parameters")},
         "seconds_training": trained["seconds"],
