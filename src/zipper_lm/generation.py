@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from zipper_lm.model import ZipperModel
 
 Writer: TypeAlias = "ZipperModel | SingleDecoder"
+"""Whatever writes documents: towers and zips, or the baseline, which has the same face."""
+
 Schedule = str | Sequence[str | Segment | tuple[str, Any]]
 Settings = Mapping[str, Mapping[str, Any] | GenerationConfig]
 

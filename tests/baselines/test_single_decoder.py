@@ -65,6 +65,12 @@ def test_losses_are_the_backbones_own_by_modality():
     torch.testing.assert_close(output.loss, output.losses["speech"] + output.losses["text"])
 
 
+def test_an_id_of_another_modality_is_refused():
+    model = single()
+    with pytest.raises(ValueError, match="text: token id 31 out of range, it has ids 0 to 30"):
+        model(collate([Document([Segment("text", ids=[31], target=True)])], model.specials))
+
+
 def test_what_is_written_is_the_likeliest_of_its_modality():
     model = single()
     given = Document([Segment("speech", ids=[3, 4, 5])])

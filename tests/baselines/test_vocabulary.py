@@ -42,11 +42,6 @@ def test_labels_of_a_noisy_history_are_moved_too():
     assert joined.labels.tolist() == [[IGNORED, 15, 16, 30]]
 
 
-def test_an_id_of_another_modality_is_refused():
-    with pytest.raises(ValueError, match="text: token id 10 out of range, the modality has ids 0 to 9"):
-        join(collate([Document([Segment("text", ids=[10])])], SPECIALS), BOTH)
-
-
 def test_prompts_are_what_was_read_and_the_speakers_bos():
     ids, mask = prompts([DOCUMENTS[0], Document([])], "speech", BOTH)
     assert ids[0].tolist() == [*STREAMS[0], 29]

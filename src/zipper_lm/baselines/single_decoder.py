@@ -147,7 +147,12 @@ class SingleDecoder(PreTrainedModel):
         Returns:
             As `ZipperModel.forward`, with the losses over the whole vocabulary; logits under ``"decoder"``, ``[batch,
             time, vocab]`` of the joined stream.
+
+        Raises:
+            ValueError: for an unknown modality, or an id outside its modality.
         """
+        for name, stream in batch.items():
+            self.check_ids(name, int(stream["input_ids"].min()), int(stream["input_ids"].max()))
         joined = join(batch, self.modalities)
         device = self.backbone.device
         output = self.backbone(

@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from zipper_lm.baselines.single_decoder import SingleDecoder
+    from zipper_lm.generation import Writer
     from zipper_lm.model import ZipperModel
 
 USER_ERROR = 2
@@ -75,7 +75,7 @@ def quiet() -> None:
     logging.disable_progress_bar()
 
 
-def load_model(source: str) -> ZipperModel | SingleDecoder:
+def load_model(source: str) -> Writer:
     """A model on the fastest device there is.
 
     Raises:

@@ -17,7 +17,7 @@ from zipper_lm.config import ZipperConfig
 from zipper_lm.tower import Tower
 
 if TYPE_CHECKING:
-    from zipper_lm.baselines.single_decoder import SingleDecoder
+    from zipper_lm.generation import Writer
     from zipper_lm.model import ZipperModel
 
 
@@ -151,9 +151,7 @@ def _without_adapters(tower: Tower) -> Iterator[None]:
 
 
 @torch.no_grad()
-def perplexity(
-    model: ZipperModel | SingleDecoder, name: str, rows: Sequence[Sequence[int]], batch_size: int = 32
-) -> float:
+def perplexity(model: Writer, name: str, rows: Sequence[Sequence[int]], batch_size: int = 32) -> float:
     """Perplexity per token on one modality alone; a tower is run as a plain backbone.
 
     Args:

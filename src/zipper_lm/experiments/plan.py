@@ -190,8 +190,8 @@ def recipe_of(experiment: Experiment, run: Run, output: str | Path, work: str | 
 
 
 def whole(recipe: FuseRecipe) -> FuseRecipe:
-    """The recipe with all its data: what towers are pre-trained on, whatever share of it is aligned."""
-    return replace(recipe, data=replace(recipe.data, fraction=1.0, limit=None))
+    """The recipe by which its towers are made: all the data, whatever share is aligned, and seed 0 for all runs."""
+    return replace(recipe, data=replace(recipe.data, fraction=1.0, limit=None), seed=0)
 
 
 def before_place(experiment: Experiment, before: Run, work: str | Path) -> str:

@@ -20,11 +20,10 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from zipper_lm.baselines.single_decoder import SingleDecoder
 from zipper_lm.checkpoint import WEIGHTS_FILE
 from zipper_lm.collation import Batch, Specials, collate
 from zipper_lm.document import Document, Segment
-from zipper_lm.model import ZipperModel
+from zipper_lm.generation import Writer
 from zipper_lm.training.callbacks import tell_tidily
 
 LAST_WRITTEN = "trainer_state.json"
@@ -34,9 +33,7 @@ SHORT = 8
 """A given segment of fewer tokens is not corrupted: a short text has no redundancy to lose."""
 
 
-def parameter_groups(
-    model: ZipperModel | SingleDecoder, *, tower_learning_rate: float, weight_decay: float
-) -> list[dict[str, Any]]:
+def parameter_groups(model: Writer, *, tower_learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters by what they are: new or a tower's, matrix (decayed) or not.
 
     Frozen + trainable = all is asserted here.
@@ -188,7 +185,7 @@ class ZipperTrainer(Trainer):
 
     def __init__(
         self,
-        model: ZipperModel | SingleDecoder,
+        model: Writer,
         args: TrainingArguments,
         train_dataset: Dataset[Document],
         *,
@@ -288,7 +285,7 @@ class ZipperTrainer(Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
-def describe_parameters(model: ZipperModel | SingleDecoder) -> str:
+def describe_parameters(model: Writer) -> str:
     """One line: what is trained and what is frozen, and that it adds up."""
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
