@@ -22,7 +22,10 @@ from zipper_lm.cli import app
 from zipper_lm.data.audio import read_audio
 from zipper_lm.training.fuse import build_model
 
-COMMANDS = ("demo", "pretrain", "fuse", "generate", "evaluate", "verify", "inspect", "experiment", "report")
+COMMANDS = (
+    *("demo", "pretrain", "fuse", "generate", "evaluate", "verify", "inspect"),
+    *("corpus", "experiment", "report"),
+)
 
 
 def zipper(*words: object) -> Result:
@@ -208,8 +211,8 @@ def test_evaluate_speaking(model: Path, tmp_path: Path) -> None:
 
 def test_what_evaluate_refuses(model: Path, tmp_path: Path) -> None:
     data = workshop() / "data"
-    assert "no speech" in refused("evaluate", model, data, "--output", tmp_path / "x")
-    assert "no speech" in refused("evaluate", model, data, "--judge", workshop() / "judge")
+    assert "text only" in refused("evaluate", model, data, "--output", tmp_path / "x")
+    assert "text only" in refused("evaluate", model, data, "--judge", workshop() / "judge")
     assert "arrow" in refused("evaluate", model, data, "--task", "stt")
     assert "['even', 'odd']" in refused("evaluate", model, data, "--where", "speaker=theo")
     assert "columns are" in refused("evaluate", model, data, "--where", "voice=theo")

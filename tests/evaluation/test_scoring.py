@@ -60,7 +60,7 @@ def test_a_sound_too_short_for_a_word_is_silence(judge: Recogniser) -> None:
 
 def test_what_cannot_be_scored(fused: ZipperModel) -> None:
     rows = list(read_rows(workshop() / "data", split="test"))
-    with pytest.raises(ValueError, match="a judge must listen"):
+    with pytest.raises(ValueError, match="a judge must say what it is"):
         score_task(fused, rows, "tts")
     with pytest.raises(ValueError, match="no rows"):
         score_task(fused, [], "asr")

@@ -99,6 +99,8 @@ def test_from_file_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "8 of 8 runs, seeds 1, 2; 4 trials before them" in page
     assert "Which writes better?" in page
     assert "at half, zipper minus single:" in page
+    assert "| zipper | text, frozen | | bit-identical in every run |" in page
+    assert "| single | text |" in page, "what the single decoder forgets is told"
     assert (tmp_path / "page-results.png").stat().st_size > 5000
     for cell in read_results(tmp_path / "results").cells.values():
         assert [r["run"]["seed"] for r in cell] == [1, 2]

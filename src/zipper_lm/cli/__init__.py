@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from zipper_lm import __version__
 from zipper_lm.cli.common import debugging, guarded
+from zipper_lm.cli.corpus import corpus
 from zipper_lm.cli.demo import demo
 from zipper_lm.cli.evaluate import evaluate
 from zipper_lm.cli.experiment import experiment
@@ -48,6 +49,7 @@ app.command(cls=InOrder)(guarded(generate))
 app.command()(guarded(evaluate))
 app.command()(guarded(verify))
 app.command()(guarded(inspect))
+app.command()(guarded(corpus))
 app.command()(guarded(experiment))
 app.command()(guarded(report))
 

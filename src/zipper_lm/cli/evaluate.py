@@ -14,7 +14,7 @@ from zipper_lm.cli.common import Json, Model, Overwrite, console, emit, load_mod
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from zipper_lm.evaluation.judge import Recogniser
+    from zipper_lm.evaluation.judging import Judge
     from zipper_lm.evaluation.scoring import Score
 
 
@@ -28,20 +28,21 @@ def evaluate(
         list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only rows with this, such as speaker=theo.")
     ] = None,
     judge: Annotated[
-        str | None, typer.Option(metavar="DIR", help="A recogniser; default: fitted on the training split, cached.")
+        str | None,
+        typer.Option(metavar="DIR", help="Judge of sounds or pictures; default: fitted on real ones, cached."),
     ] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="MODALITY.NAME=VALUE", help="A generation setting, as in transformers."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the generated speech as an audiofolder.")
+        Path | None, typer.Option(metavar="DIR", help="Write what was generated: sounds or pictures, metadata.csv.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Score a model by word error rate, of what it wrote, or of what an independent recogniser heard it say.
+    """Score a model by word error rate, of what it wrote, or of what an independent judge heard or saw.
 
     Example: [bold]zipper evaluate outputs/spoken-digits/model my/recordings --task tts --output heard/[/bold]
     """
@@ -52,13 +53,14 @@ def evaluate(
     from zipper_lm.evaluation.scoring import SHORT_NAMES, score_task, yardsticks
     from zipper_lm.files import check_output
 
-    speaks = parse_task(SHORT_NAMES.get(task, task)).targets[-1] == "speech"
+    ends_in = parse_task(SHORT_NAMES.get(task, task)).targets[-1]
+    judged = ends_in != "text"
     if output is not None:
-        if not speaks:
-            raise ValueError(f"--output: task {task!r} writes no speech")
+        if not judged:
+            raise ValueError(f"--output: task {task!r} writes text only")
         check_output(output, overwrite)
-    if judge is not None and not speaks:
-        raise ValueError(f"--judge: task {task!r} writes no speech to be judged")
+    if judge is not None and not judged:
+        raise ValueError(f"--judge: task {task!r} writes text only, nothing to be judged")
     settings = settings_of(model, changes or [])
     rows = [row for row in read_rows(data, split=split, limit=limit) if not isinstance(row, Document)]
     rows = _chosen(rows, where or [])
@@ -67,7 +69,7 @@ def evaluate(
 
     torch.manual_seed(seed)
     with _bars() as bars:
-        listener = _judge(judge, data, bars) if speaks else None
+        listener = _judge(judge, data, ends_in, bars) if judged else None
         bar = bars.add_task("generating", total=len(rows))
         score = score_task(
             loaded, rows, task, judge=listener, settings=settings, progress=lambda n, _: bars.update(bar, completed=n)
@@ -76,9 +78,9 @@ def evaluate(
         if where:
             result["where"] = where
         if listener is not None:
-            result |= yardsticks(loaded, rows, listener)
+            result |= yardsticks(loaded, rows, listener, ends_in)
     if output is not None:
-        write_audiofolder(output, score, overwrite)
+        write_values(output, score, overwrite)
         result["output"] = str(output)
     result["seconds"] = round(time.time() - started, 1)
     if json:
@@ -112,30 +114,31 @@ def _bars() -> Progress:
     return Progress(*columns, TimeRemainingColumn(), console=console(), transient=True)
 
 
-def _judge(folder: str | None, data: str, bars: Progress) -> Recogniser:
-    from zipper_lm.evaluation.judge import Recogniser
-    from zipper_lm.evaluation.judging import judge_for
+def _judge(folder: str | None, data: str, modality: str, bars: Progress) -> Judge:
+    from zipper_lm.evaluation.judging import judge_for, load_judge
 
     if folder is not None:
-        return Recogniser.from_pretrained(folder)
+        return load_judge(folder)
     bar = bars.add_task("fitting a judge (once; cached)", total=None)
-    judge = judge_for(data, progress=lambda step, steps, _: bars.update(bar, completed=step, total=steps))
+
+    def told(step: int, steps: int, _: float) -> None:
+        bars.update(bar, completed=step, total=steps)
+
+    judge = judge_for(data, modality=modality, progress=told)
     bars.remove_task(bar)
     return judge
 
 
-def write_audiofolder(folder: Path, score: Score, overwrite: bool) -> None:
-    """What was said, with ``metadata.csv``: file_name, transcription (what it should say), heard (by the judge)."""
-    import numpy as np
-
-    from zipper_lm.data.audio import SAMPLING_RATE, write_audio
+def write_values(folder: Path, score: Score, overwrite: bool) -> None:
+    """What was generated, as an audiofolder or imagefolder: ``metadata.csv`` with file_name, transcription (what it
+    should say), heard (by the judge)."""
+    from zipper_lm.cli.values import suffix_of, write_value
     from zipper_lm.files import new_folder
 
-    silence = np.zeros(SAMPLING_RATE // 10, dtype=np.float32)  # a sound file cannot be empty
     with new_folder(folder, overwrite) as new, (new / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["file_name", "transcription", "heard"])
-        for number, (wave, text, heard) in enumerate(zip(score.values, score.references, score.hypotheses)):
-            name = f"{number:05d}.wav"
-            write_audio(new / name, wave if len(wave) else silence)
+        for number, (value, text, heard) in enumerate(zip(score.values, score.references, score.hypotheses)):
+            name = f"{number:05d}{suffix_of(value)}"
+            write_value(new / name, value)
             table.writerow([name, text, heard])

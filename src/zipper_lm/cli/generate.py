@@ -108,6 +108,9 @@ def generate(
     check_modalities([document], loaded.names)
     if unknown := sorted({part.modality for part in plan} - set(loaded.names)):
         raise ValueError(f"unknown modality {unknown[0]!r}; this model has {loaded.names}")
+    if loaded.processor is not None:
+        for goal in goals:
+            _check_suffix(goal, loaded.processor.codecs.get(goal.modality))
     torch.manual_seed(seed)
     wanted: Any = "auto" if schedule else [p.modality if isinstance(p, Goal) else p for p in plan]
     if stream:
@@ -202,23 +205,33 @@ def _matched(goals: list[Goal], segments: list[Segment]) -> list[tuple[Goal, Seg
     return pairs
 
 
+def _check_suffix(goal: Goal, codec: Any) -> None:
+    """Raise `ValueError` if the file cannot hold what the codec makes; text may go into any file."""
+    from zipper_lm.cli.values import SUFFIXES
+
+    made = {"speech": "sound", "pixels": "picture"}.get(getattr(codec, "kind", ""))
+    if made is None:
+        return
+    suffix = goal.file.suffix.lower() if goal.file is not None else ""
+    if suffix not in SUFFIXES[made]:
+        expected = " or ".join(SUFFIXES[made])
+        raise ValueError(f"--output {goal.modality}: a {made} needs a file ending in {expected}, got {suffix!r}")
+
+
 def _write(goal: Goal, segment: Segment, overwrite: bool, *, show: bool) -> None:
-    from zipper_lm.data.audio import write_audio
-    from zipper_lm.files import check_output, new_file
+    from zipper_lm.cli.values import kind_of, write_value
+    from zipper_lm.files import new_file
 
     value = segment.value
-    if goal.modality == "speech" and goal.file is not None:
-        if value is None or not len(value):
-            raise ValueError(f"--output speech:{goal.file}: the model wrote no sound")
-        check_output(goal.file, overwrite, folder=False)  # it may have appeared meanwhile
-        write_audio(goal.file, value)
-        return
-    text = value if isinstance(value, str) else " ".join(str(i) for i in segment.ids or [])
+    if value is None:
+        value = " ".join(str(i) for i in segment.ids or [])
+    if kind_of(value) == "sound" and not len(value):
+        raise ValueError(f"--output {goal.modality}:{goal.file}: the model wrote no sound")
     if goal.file is not None:
-        with new_file(goal.file, overwrite) as file:
-            file.write_text(text + "\n", encoding="utf-8")
-    elif show:
-        typer.echo(text)
+        with new_file(goal.file, overwrite) as file:  # it may have appeared meanwhile
+            write_value(file, value)
+    elif show and isinstance(value, str):
+        typer.echo(value)
 
 
 def _plain(segment: Segment, given: bool, files: dict[int, str]) -> dict[str, Any]:

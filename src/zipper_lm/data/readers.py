@@ -19,7 +19,8 @@ from zipper_lm.document import Document
 
 DEFAULT_COLUMNS: dict[str, tuple[str, ...]] = {
     "speech": ("speech", "audio", "file_name"),
-    "text": ("text", "transcription", "transcript", "sentence"),
+    "image": ("image",),
+    "text": ("text", "transcription", "transcript", "sentence", "caption"),
 }
 """Where a modality is looked for, in this order, unless `columns` says."""
 _HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w.-]+)(?::(?P<config>[\w.-]+))?")
@@ -167,7 +168,8 @@ def _choose_columns(table: Table, columns: Mapping[str, str], source: Any) -> di
             )
     chosen = dict(columns)
     for modality, candidates in DEFAULT_COLUMNS.items():
-        found = next((c for c in candidates if c in names and c not in chosen.values()), None)
+        taken = {*chosen.values(), *(("file_name",) if "image" in names else ())}  # pictures have file names too
+        found = next((c for c in candidates if c in names and c not in taken), None)
         if modality not in chosen and found:
             chosen[modality] = found
     return chosen

@@ -1,4 +1,7 @@
-"""The judge of a data set: a recogniser fitted on the training split's recordings, once, and cached."""
+"""The judge of a data set, fitted on its real recordings or pictures, once, and cached.
+
+It is fitted on the split ``judge`` where the data set has one, which no model sees, else on the training split.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,31 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from zipper_lm.data.audio import read_audio
-from zipper_lm.data.readers import read_rows
+from zipper_lm.data.picture import is_picture, read_picture
+from zipper_lm.data.readers import list_splits, read_rows
 from zipper_lm.document import Document
-from zipper_lm.evaluation.judge import Recogniser
+from zipper_lm.evaluation.classifier import KIND, PictureClassifier
+from zipper_lm.evaluation.judge import CONFIG_FILE, Recogniser
 from zipper_lm.files import new_folder
+from zipper_lm.modality.codec import Codec
+from zipper_lm.modality.pixels import PixelCodec
 
 STEPS = 2500
-"""Optimizer steps of a judge; on small data more passes, on large data fewer."""
+"""Optimizer steps of a recogniser; on small data more passes, on large data fewer."""
+
+JUDGE_SPLIT = "judge"
+"""Split that is for the judge alone."""
+
+
+class Judge(Protocol):
+    """Says in words what it hears or sees: a `Recogniser` of sounds (mono float arrays at 16 kHz), or a
+    `PictureClassifier`."""
+
+    def transcribe(self, values: Sequence[Any], /) -> list[str]:
+        """What each value says, in lower case; nothing if it holds nothing."""
 
 
 def cache_folder() -> Path:
@@ -25,48 +43,74 @@ def cache_folder() -> Path:
     return Path(os.environ.get("ZIPPER_CACHE", str(Path(base) / "zipper")))
 
 
+def can_be_judged(codec: Codec) -> bool:
+    """Whether there is a judge for what a codec decodes to: sounds (what has a rate in time) and small pictures."""
+    return codec.rate is not None or isinstance(codec, PixelCodec)
+
+
 def judge_for(
     source: str,
     columns: Mapping[str, str] | None = None,
     *,
     split: str = "train",
+    modality: str = "speech",
     progress: Callable[[int, int, float], None] | None = None,
-) -> Recogniser:
-    """A recogniser fitted on real recordings of a data set's training split, independent of any model.
+) -> Judge:
+    """A judge fitted on the real sounds or pictures of a data set, independent of any model.
 
     Args:
-        source, columns, split: as in `read_rows`.
-        progress: called with (step, steps, loss) while fitting; not called if the judge is cached.
+        source, columns: as in `read_rows`.
+        split: used if there is no split ``judge``.
+        modality: what it is to judge; pictures are told from sounds by what they are.
+        progress: called with (step, steps, loss) while fitting; not called if the judge is cached, or takes no time.
 
     Raises:
-        ValueError: as `read_rows`, or without aligned speech and text.
+        ValueError: as `read_rows`, or without aligned values and text.
     """
+    split = JUDGE_SPLIT if JUDGE_SPLIT in list_splits(source) else split
     rows = [row for row in read_rows(source, columns, split) if not isinstance(row, Document)]
-    if not rows or not {"speech", "text"} <= set(rows[0]):
-        raise ValueError(f"judge: {source} has no rows with speech and text in split {split!r} to fit one on")
-    folder = cache_folder() / "judges" / _fingerprint(rows)
+    if not rows or not {modality, "text"} <= set(rows[0]):
+        raise ValueError(f"judge: {source} has no rows with {modality} and text in split {split!r} to fit one on")
+    folder = cache_folder() / "judges" / _fingerprint(rows, modality)
     if folder.is_dir():
-        return Recogniser.from_pretrained(folder)
-    waves = [read_audio(row["speech"]) for row in rows]
-    epochs = max(1, round(STEPS * 16 / len(rows)))
-    judge = Recogniser.fit(waves, [row["text"] for row in rows], epochs=epochs, progress=progress)
+        return load_judge(folder)
+    values, texts = [row[modality] for row in rows], [row["text"] for row in rows]
+    judge: Recogniser | PictureClassifier
+    if is_picture(values[0]):
+        judge = PictureClassifier.fit(values, texts)
+    else:
+        epochs = max(1, round(STEPS * 16 / len(rows)))
+        judge = Recogniser.fit([read_audio(v) for v in values], texts, epochs=epochs, progress=progress)
     with new_folder(folder, overwrite=True) as new:
         judge.save_pretrained(new)
     return judge
 
 
-def _fingerprint(rows: Sequence[Mapping[str, Any]]) -> str:
+def load_judge(path: str | Path) -> Judge:
+    """Load a judge of either kind from its folder.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    config = Path(path) / CONFIG_FILE
+    kind = json.loads(config.read_text(encoding="utf-8")).get("kind") if config.is_file() else None
+    return PictureClassifier.from_pretrained(path) if kind == KIND else Recogniser.from_pretrained(path)
+
+
+def _fingerprint(rows: Sequence[Mapping[str, Any]], modality: str) -> str:
     """Of what is said in which file; a path counts by its last two parts, so that a moved folder is the same."""
     digest = hashlib.sha256(str(STEPS).encode())
     for row in rows:
-        value = row["speech"]
+        value = row[modality]
         name = "/".join(Path(value).parts[-2:]) if isinstance(value, (str, Path)) else _digest(value)
         digest.update(json.dumps([name, row["text"]]).encode())
     return digest.hexdigest()[:16]
 
 
 def _digest(value: Any) -> str:
-    """Of a sound that is no file: bytes, an array, or what holds them."""
+    """Of a sound or picture that is no file: bytes, an array, or what holds them."""
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
+    if is_picture(value):
+        return hashlib.sha256(read_picture(value).convert("RGB").tobytes()).hexdigest()
     return hashlib.sha256(read_audio(value).tobytes()).hexdigest()

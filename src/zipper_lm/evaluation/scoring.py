@@ -12,7 +12,8 @@ from zipper_lm.data.audio import read_audio
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.document import Document
 from zipper_lm.evaluation.judge import Recogniser
-from zipper_lm.evaluation.word_error_rate import bootstrap_interval, word_error_rate
+from zipper_lm.evaluation.judging import Judge
+from zipper_lm.evaluation.word_error_rate import bootstrap_interval, normalise, word_error_rate
 
 if TYPE_CHECKING:
     from zipper_lm.generation import Writer
@@ -27,8 +28,8 @@ class Score:
 
     Attributes:
         task: the template. wer, cer: per cent over all rows. interval: 95 % bootstrap interval of the WER.
-        references, hypotheses: what should have been and what was written, or heard by the judge.
-        values: the raw values that were generated, such as waveforms.
+        references, hypotheses: what should have been and what was written, or heard or seen by the judge.
+        values: the raw values that were generated, such as waveforms or pictures.
     """
 
     task: str
@@ -39,6 +40,12 @@ class Score:
     hypotheses: list[str] = field(repr=False)
     values: list[Any] = field(repr=False)
 
+    @property
+    def exact(self) -> float:
+        """Per cent of the rows without a single error: the accuracy, where a text is a label."""
+        right = [normalise(r) == normalise(h) for r, h in zip(self.references, self.hypotheses)]
+        return 100 * float(np.mean(right))
+
     def summary(self) -> dict[str, Any]:
         """The numbers, for JSON."""
         low, high = (round(x, 2) for x in self.interval)
@@ -47,6 +54,7 @@ class Score:
             "wer": round(self.wer, 2),
             "cer": round(self.cer, 2),
             "wer_95": [low, high],
+            "exact": round(self.exact, 2),
             "utterances": len(self.references),
         }
 
@@ -56,7 +64,7 @@ def score_task(
     rows: Sequence[Mapping[str, Any]],
     task: str,
     *,
-    judge: Recogniser | None = None,
+    judge: Judge | None = None,
     settings: Mapping[str, Any] | None = None,
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
@@ -67,20 +75,20 @@ def score_task(
         model: a model with a processor.
         rows: each with the task's given modalities and ``"text"``; raw values or `Segment`s with ids.
         task: ``"asr"``, ``"tts"`` or a template such as ``"speech->text->speech"``.
-        judge: listens to generated speech; needed if the task ends in speech.
+        judge: says what generated sounds or pictures show; needed if the task ends in either.
         settings: generation settings per modality.
         batch_size: documents written together.
         progress: called with (rows done, rows in all).
 
     Raises:
-        ValueError: without rows, for a row without a modality of the task or text, or if speech is to be judged and
-            there is no judge.
+        ValueError: without rows, for a row without a modality of the task or text, or without a judge where one is
+            needed.
     """
     template = SHORT_NAMES.get(task, task)
     parsed = parse_task(template, model.names)
     ends_in = parsed.targets[-1]
     if ends_in != "text" and judge is None:
-        raise ValueError(f"task {template!r} ends in {ends_in}: a judge must listen to it")
+        raise ValueError(f"task {template!r} ends in {ends_in}: a judge must say what it is")
     if not rows:
         raise ValueError(f"task {template!r}: no rows to score")
     for number, row in enumerate(rows):
@@ -104,8 +112,11 @@ def score_task(
     return Score(template, rates.wer, rates.cer, bootstrap_interval(references, heard), references, heard, values)
 
 
-def transcribe(judge: Recogniser, waves: Sequence[np.ndarray]) -> list[str]:
-    """What the judge hears; nothing in a wave that is too short to hold a word."""
+def transcribe(judge: Judge, values: Sequence[Any]) -> list[str]:
+    """What the judge hears or sees; nothing in a wave that is too short to hold a word."""
+    if not isinstance(judge, Recogniser):
+        return judge.transcribe(values)
+    waves: Sequence[np.ndarray] = values
     audible = [i for i, wave in enumerate(waves) if len(wave) >= 1600]
     heard = [""] * len(waves)
     for i, text in zip(audible, judge.transcribe([waves[i] for i in audible]) if audible else []):
@@ -113,18 +124,22 @@ def transcribe(judge: Recogniser, waves: Sequence[np.ndarray]) -> list[str]:
     return heard
 
 
-def yardsticks(model: Writer, rows: Sequence[Mapping[str, Any]], judge: Recogniser) -> dict[str, float]:
-    """WER in per cent of the same judge on the recordings (``judge_wer_on_originals``), and on what the codec alone
+def yardsticks(
+    model: Writer, rows: Sequence[Mapping[str, Any]], judge: Judge, modality: str = "speech"
+) -> dict[str, float]:
+    """WER in per cent of the same judge on the originals (``judge_wer_on_originals``), and on what the codec alone
     makes of them (``oracle_wer``); empty if there are none."""
-    if any(row.get("speech") is None for row in rows):
+    if any(row.get(modality) is None for row in rows):
         return {}
     assert model.processor is not None
-    codec, texts = model.processor.codecs["speech"], [_text(row) for row in rows]
-    waves = [read_audio(row["speech"]) for row in rows]
-    resynthesised = codec.decode(codec.encode(waves))
+    codec, texts = model.processor.codecs[modality], [_text(row) for row in rows]
+    originals = [row[modality] for row in rows]
+    if isinstance(judge, Recogniser):
+        originals = [read_audio(value) for value in originals]
+    again = codec.decode(codec.encode(originals))
     return {
-        "judge_wer_on_originals": round(word_error_rate(texts, transcribe(judge, waves)).wer, 2),
-        "oracle_wer": round(word_error_rate(texts, transcribe(judge, resynthesised)).wer, 2),
+        "judge_wer_on_originals": round(word_error_rate(texts, transcribe(judge, originals)).wer, 2),
+        "oracle_wer": round(word_error_rate(texts, transcribe(judge, again)).wer, 2),
     }
 
 

@@ -99,7 +99,29 @@ def _section(results: Results) -> str:
         if differences := _differences(results, task):
             lines += ["", differences]
         lines.append("")
+    if kept := _preservation(results):
+        lines += [f"### {results.name}: what was kept\n", kept, ""]
     return "\n".join(lines)
+
+
+def _preservation(results: Results) -> str:
+    """Perplexity of each modality alone before and after fusion, at the last point; frozen towers are compared bit by
+    bit instead."""
+    point = points_of(results.experiment)[-1]
+    lines = ["| arm | modality | perplexity before | after |", "|---|---|---|---|"]
+    for arm in results.experiment.arms:
+        cell = results.cells.get((point, arm), [])
+        for name in sorted({n for r in cell for n in r["perplexity_after"]}):
+            before, after = ([r[f"perplexity_{when}"][name] for r in cell] for when in ("before", "after"))
+            lines.append(f"| {arm} | {name} | {_spread(before)} | {_spread(after)} |")
+        for name in sorted({n for r in cell for n in r["frozen_unchanged"]}):
+            same = all(r["frozen_unchanged"].get(name, False) for r in cell)
+            verdict = "bit-identical in every run" if same else "CHANGED"
+            lines.append(f"| {arm} | {name}, frozen | | {verdict} |")
+    if len(lines) == 2:
+        return ""
+    where = "" if point == PLAIN else f"At {point}. "
+    return f"{where}Perplexity per token on each modality alone, on the validation split.\n\n" + "\n".join(lines)
 
 
 def _table(results: Results, task: str) -> str:

@@ -17,9 +17,9 @@ import torch
 from rich.console import Console
 
 from zipper_lm.data.readers import read_rows
+from zipper_lm.data.tasks import parse_task
 from zipper_lm.document import Document
-from zipper_lm.evaluation.judge import Recogniser
-from zipper_lm.evaluation.judging import judge_for
+from zipper_lm.evaluation.judging import Judge, judge_for, load_judge
 from zipper_lm.evaluation.scoring import SHORT_NAMES, score_task, yardsticks
 from zipper_lm.experiments.plan import (
     Experiment,
@@ -173,20 +173,20 @@ def _scores(experiment: Experiment, recipe: FuseRecipe, output: Path) -> dict[st
     model, settings = load(output), generation_settings(output)
     scores: dict[str, Any] = {}
     for task in experiment.tasks:
-        speaks = SHORT_NAMES.get(task, task).endswith("speech")
-        judge = _judge(recipe) if speaks else None
+        ends_in = parse_task(SHORT_NAMES.get(task, task)).targets[-1]
+        judge = _judge(recipe, ends_in) if ends_in != "text" else None
         torch.manual_seed(recipe.seed)
         score = score_task(model, rows, task, judge=judge, settings=settings)
         scores[task] = {**score.summary(), "references": score.references, "hypotheses": score.hypotheses}
         if judge is not None:
-            scores[task] |= yardsticks(model, rows, judge)
+            scores[task] |= yardsticks(model, rows, judge, ends_in)
     return scores
 
 
-def _judge(recipe: FuseRecipe) -> Recogniser:
+def _judge(recipe: FuseRecipe, modality: str) -> Judge:
     if recipe.judge is not None:
-        return Recogniser.from_pretrained(recipe.judge)
-    return judge_for(recipe.data.source, recipe.data.columns, split=recipe.data.train)
+        return load_judge(recipe.judge)
+    return judge_for(recipe.data.source, recipe.data.columns, split=recipe.data.train, modality=modality)
 
 
 def _made_with() -> dict[str, Any]:

@@ -64,10 +64,11 @@ def load_codec(path: str | Path) -> Codec:
     Raises:
         ValueError: if the folder has no `codec.json`, or its `kind` is unknown.
     """
+    from zipper_lm.modality.pixels import PixelCodec
     from zipper_lm.modality.speech import SpeechCodec
     from zipper_lm.modality.text import TextCodec
 
-    ours: dict[str, type[Codec]] = {c.kind: c for c in (TextCodec, SpeechCodec)}
+    ours: dict[str, type[Codec]] = {c.kind: c for c in (TextCodec, SpeechCodec, PixelCodec)}
     file = Path(path) / CODEC_FILE
     if not file.is_file():
         raise ValueError(f"codec: no {CODEC_FILE} in {path}")

@@ -21,8 +21,7 @@ from zipper_lm.data.readers import read_rows
 from zipper_lm.data.tasks import Task, TaskMixture, build_document, parse_task
 from zipper_lm.document import Document
 from zipper_lm.evaluation.attention import observe
-from zipper_lm.evaluation.judge import Recogniser
-from zipper_lm.evaluation.judging import judge_for
+from zipper_lm.evaluation.judging import Judge, can_be_judged, judge_for, load_judge
 from zipper_lm.evaluation.preservation import perplexity
 from zipper_lm.evaluation.scoring import score_task
 from zipper_lm.files import check_output, new_folder
@@ -67,7 +66,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     halted = [n for n in making if latest_checkpoint(working_folder(recipe.towers[n].source))] if resume else []
     checkpoint = check_working(working, plain, resume=resume and not halted, overwrite=recipe.overwrite)
     arguments = training_arguments(recipe.training, working, recipe.seed, **_evaluation_arguments(recipe))
-    judge = Recogniser.from_pretrained(recipe.judge) if recipe.judge is not None else None
+    judge = load_judge(recipe.judge) if recipe.judge is not None else None
     read_rows(recipe.data.source, recipe.data.columns, recipe.data.train, recipe.data.limit)
     held_out = validation_rows(recipe.data)
     make_towers(recipe, console, halted)
@@ -84,9 +83,9 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         rows, recipe.tasks, seed=recipe.seed, interleave=recipe.training.interleave, towers=model.names
     )
     _check_lengths(model, [*rows, *validation])
-    scorer = _Scorer(recipe, validation) if validation else None
-    if scorer is not None and scorer.needs_judge:
-        scorer.judge = judge or _fitted_judge(recipe, console)
+    scorer = _Scorer(recipe, model, validation) if validation else None
+    if scorer is not None:
+        scorer.judges = {m: judge or _fitted_judge(recipe, m, console) for m in scorer.judged}
     if scorer is not None and not scorer.tasks:
         arguments.metric_for_best_model = "eval_loss"
     if checkpoint is None:
@@ -284,24 +283,28 @@ def _evaluation_arguments(recipe: FuseRecipe) -> dict[str, Any]:
     }
 
 
-def _fitted_judge(recipe: FuseRecipe, console: Console) -> Recogniser:
-    console.print("fitting a judge on the training recordings (once; cached)")
+def _fitted_judge(recipe: FuseRecipe, modality: str, console: Console) -> Judge:
+    console.print(f"fitting a judge of {modality} on the originals (once; cached)")
     with randomness_kept():
-        return judge_for(recipe.data.source, recipe.data.columns, split=recipe.data.train)
+        return judge_for(recipe.data.source, recipe.data.columns, split=recipe.data.train, modality=modality)
 
 
 class _Scorer:
     """Scores every task of a recipe on validation rows; ``wer`` is their mean. Without a task that can be scored, the
     mean ``loss`` on the validation documents stands in."""
 
-    def __init__(self, recipe: FuseRecipe, rows: Sequence[Any]) -> None:
+    def __init__(self, recipe: FuseRecipe, model: Writer, rows: Sequence[Any]) -> None:
+        assert model.processor is not None
         self.recipe, self.all_rows = recipe, rows
         self.rows = [r for r in rows if not isinstance(r, Document) and "text" in r]
         tasks = {t: parse_task(t) for t, weight in recipe.tasks.items() if weight > 0}
         ends = {t: task.targets[-1] for t, task in tasks.items() if task.given}
-        self.tasks = [t for t, end in ends.items() if end in ("text", "speech")] if self.rows else []
-        self.needs_judge = any(ends[t] == "speech" for t in self.tasks)
-        self.judge: Recogniser | None = None
+        codecs = model.processor.codecs
+        scored = [t for t, end in ends.items() if end == "text" or (end in codecs and can_be_judged(codecs[end]))]
+        self.tasks = scored if self.rows else []
+        self.judged = sorted({ends[t] for t in self.tasks} - {"text"})
+        self.judges: dict[str, Judge] = {}
+        self.ends = ends
 
     def __call__(self, model: Writer) -> dict[str, float]:
         if not self.tasks:
@@ -309,7 +312,8 @@ class _Scorer:
             return {"loss": float(np.mean(list(losses.values())))} | {f"loss/{n}": v for n, v in losses.items()}
         metrics: dict[str, float] = {}
         for template in self.tasks:
-            score = score_task(model, self.rows, template, judge=self.judge, settings=self.recipe.generation)
+            judge = self.judges.get(self.ends[template])
+            score = score_task(model, self.rows, template, judge=judge, settings=self.recipe.generation)
             metrics[f"wer/{template}"], metrics[f"cer/{template}"] = score.wer, score.cer
         metrics["wer"] = float(np.mean([v for k, v in metrics.items() if k.startswith("wer/")]))
         return metrics

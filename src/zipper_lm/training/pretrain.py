@@ -15,6 +15,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, 
 from zipper_lm.collation import IGNORED
 from zipper_lm.files import check_output, new_folder
 from zipper_lm.modality.codec import Codec, load_codec
+from zipper_lm.modality.pixels import PixelCodec, PixelCodecConfig
 from zipper_lm.modality.speech import SpeechCodec
 from zipper_lm.modality.text import TextCodec
 from zipper_lm.recipe import to_mapping
@@ -72,6 +73,8 @@ def make_codec(recipe: CodecRecipe, values: Sequence[Any], seed: int) -> Codec:
     try:
         if recipe.kind == "text":
             return TextCodec.train(values, **recipe.options)
+        if recipe.kind == "pixels":
+            return PixelCodec(PixelCodecConfig(**recipe.options))
         return SpeechCodec.fit(values, seed=seed, **recipe.options)
     except TypeError as error:
         raise ValueError(f"codec.options: {error}") from error

@@ -130,12 +130,14 @@ class CodecRecipe:
     """A codec to fit on the user's data, or to take from a folder.
 
     Args:
-        kind: ``"text"`` (a small BPE tokenizer) or ``"speech"`` (k-means units of cepstra).
+        kind: ``"text"`` (a small BPE tokenizer), ``"speech"`` (k-means units of cepstra, of any sound) or ``"pixels"``
+            (of small grey pictures).
         source: folder of a fitted codec; nothing is fitted then.
-        options: arguments of `TextCodec.train` (vocab_size, lower) or `SpeechCodec.fit` (units, frames_per_token, ...).
+        options: arguments of `TextCodec.train` (vocab_size, lower), `SpeechCodec.fit` (units, frames_per_token, ...) or
+            `PixelCodecConfig` (height, width, levels).
     """
 
-    kind: Literal["text", "speech"] = "text"
+    kind: Literal["text", "speech", "pixels"] = "text"
     source: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -226,7 +228,8 @@ class FuseRecipe:
         loss_weights: per modality.
         training: how to train.
         generation: per modality, arguments of `transformers.GenerationConfig` for evaluation, kept with the model.
-        judge: a recogniser's folder, to score generated speech; null fits one on the training split, once.
+        judge: folder of a recogniser or picture classifier, to score what is generated; null fits one on the data set's
+            split ``judge``, else on the training split, once.
         output: folder for the model.
         overwrite: replace what is at `output`.
         seed: of everything.

@@ -1,0 +1,222 @@
+"""What fusion costs beside the baselines, measured side by side: training, first token, each further token, memory.
+
+python benchmarks/cost.py docs/runs/cost-cpu.json [--repeats 5] [--quick]
+
+Three random models of the sizes of `examples/spoken-digits.yaml`: Zipper (text frozen, speech trained), one decoder
+with an expanded vocabulary and Zipper's text backbone, and one with as many parameters as Zipper. They take turns,
+`repeats` times; a figure is the median over the turns. On a CPU, whose speed differs from machine to machine and minute
+to minute, what counts is the ratio to Zipper in the same turn; absolute times are written on a GPU only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
+
+from zipper_lm import Document, Segment, ZipperModel
+from zipper_lm.baselines.single_decoder import expand
+from zipper_lm.collation import Batch, collate
+from zipper_lm.config import TowerSpec, ZipSpec
+from zipper_lm.generation import Writer
+from zipper_lm.modality.text import TextCodec
+from zipper_lm.training.trainer import parameter_groups
+
+UNITS, LETTERS = 515, 64
+RATIO = 4  # units of speech to one token of text
+GENERATED = 32
+MODELS = ("zipper", "single-decoder", "single-decoder-as-large")
+
+
+class Units:
+    """A codec that only says how many ids there are."""
+
+    kind, vocab_size, bos_id, eos_id, pad_id, rate = "units", UNITS, UNITS - 3, UNITS - 2, UNITS - 1, 25.0
+
+    def decode(self, ids: Any) -> list[Any]:
+        """Nothing is heard here."""
+        return [None for _ in ids]
+
+
+def backbone(ids: int, width: int, layers: int) -> LlamaForCausalLM:
+    """A random one; special ids are the last three."""
+    special = {"bos_token_id": ids - 3, "eos_token_id": ids - 2, "pad_token_id": ids - 1}
+    sizes = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=ids, max_position_embeddings=4096, **sizes, **heads, **special))
+
+
+def make(name: str) -> Writer:
+    """One of `MODELS`."""
+    torch.manual_seed(0)
+    if name == "zipper":
+        towers = {
+            "text": TowerSpec(source="", train="frozen"),
+            "speech": TowerSpec(source="", train="full"),
+        }
+        backbones = {"text": backbone(LETTERS, 128, 4), "speech": backbone(UNITS, 192, 6)}
+        model: Writer = ZipperModel.fuse(
+            backbones, zips=ZipSpec(layers=4, positions="sinusoid"), train={n: t.train for n, t in towers.items()}
+        )
+    else:
+        letters = TextCodec.train(["abcdefghijklmnopqrstuvwxyz"], vocab_size=LETTERS)
+        width, layers = (128, 4) if name == "single-decoder" else (272, 5)
+        base = backbone(letters.vocab_size, width, layers)
+        for kind in ("bos", "eos", "pad"):
+            setattr(base.config, f"{kind}_token_id", getattr(letters, f"{kind}_id"))
+        model = expand("text", base, {"text": letters, "speech": Units()})  # type: ignore[dict-item]
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def documents(task: str, batch: int, length: int) -> list[Document]:
+    """Random ids: `length` units of speech and a quarter of it of text, `batch` documents."""
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(batch):
+        speech = torch.randint(0, UNITS - 3, (length,), generator=generator).tolist()
+        text = torch.randint(5, 25, (length // RATIO,), generator=generator).tolist()
+        parts = [("speech", speech), ("text", text)] if task == "asr" else [("text", text), ("speech", speech)]
+        found.append(Document([Segment(m, ids=i, target=bool(k)) for k, (m, i) in enumerate(parts)]))
+    return found
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """How long it takes, the device's own work included."""
+    _wait()
+    start = time.perf_counter()
+    work()
+    _wait()
+    return time.perf_counter() - start
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class Trainee:
+    """A model with its optimizer and one batch of half ASR, half TTS."""
+
+    def __init__(self, model: Writer, batch: int, length: int) -> None:
+        self.model = model
+        mixed = [*documents("asr", (batch + 1) // 2, length), *documents("tts", batch // 2, length)]
+        self.batch: Batch = collate(mixed, model.specials)  # the model moves it
+        groups = parameter_groups(model, tower_learning_rate=1e-5, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-5)
+
+    def step(self) -> None:
+        """Forward, backward, update."""
+        self.model.train()
+        loss = self.model(self.batch).loss
+        assert loss is not None
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def speak(model: Writer, task: str, batch: int, length: int, tokens: int) -> None:
+    """Read what is given and write so many tokens, no more and no less."""
+    model.eval()
+    target = "text" if task == "asr" else "speech"
+    given = [Document([d[0]]) for d in documents(task, batch, length)]
+    settings = {target: {"max_new_tokens": tokens, "min_new_tokens": tokens}}
+    with torch.no_grad():
+        model.generate(given, [target], settings=settings)
+
+
+def measure(models: dict[str, Writer], batch: int, length: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Medians, by model and what is measured, in seconds."""
+    trainees = {name: Trainee(model, batch, length) for name, model in models.items()}
+    works: dict[str, Callable[[str], Any]] = {"training step": lambda n: trainees[n].step()}
+    for task in ("asr", "tts"):
+        works[f"{task}: first token"] = lambda n, t=task: speak(models[n], t, batch, length, 1)
+        works[f"{task}: {GENERATED} tokens"] = lambda n, t=task: speak(models[n], t, batch, length, GENERATED)
+    taken: dict[str, dict[str, list[float]]] = {n: {w: [] for w in works} for n in models}
+    for turn in range(repeats + 1):
+        for what, work in works.items():
+            for name in models:
+                spent = seconds(lambda work=work, name=name: work(name))
+                if turn:  # the first turn warms up
+                    taken[name][what].append(spent)
+    found = {n: {w: statistics.median(v) for w, v in of.items()} for n, of in taken.items()}
+    for of in found.values():
+        for task in ("asr", "tts"):
+            whole = of.pop(f"{task}: {GENERATED} tokens")
+            of[f"{task}: each further token"] = (whole - of[f"{task}: first token"]) / (GENERATED - 1)
+    return found
+
+
+def kept_memory(model: Writer, batch: int, length: int) -> float:
+    """MiB that one training step keeps for its backward pass, parameters not counted: what grows with the batch."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    trainee = Trainee(model, batch, length)
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(trainee.batch).loss  # held until all is counted, so that no storage is freed and used again
+    assert loss is not None
+    return sum(kept.values()) / 2**20
+
+
+def main() -> None:
+    """Measure, write the JSON, show a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one size only")
+    given = parser.parse_args()
+    logging.disable_progress_bar()
+    gpu = torch.cuda.is_available()
+    models = {name: make(name) for name in MODELS}
+    sizes = [(4, 64)] if given.quick else [(1, 64), (8, 64), (32, 64), (8, 256), (1, 1024)]
+    rows = []
+    for batch, length in sizes:
+        times = measure(models, batch, length, given.repeats)
+        memory = {name: round(kept_memory(model, batch, length), 2) for name, model in models.items()}
+        row: dict[str, Any] = {"batch": batch, "units": length, "ratio_to_zipper": {}, "kept_for_backward_mib": memory}
+        for name in MODELS[1:]:
+            row["ratio_to_zipper"][name] = {w: round(t / times["zipper"][w], 3) for w, t in times[name].items()}
+        if gpu:
+            row["milliseconds"] = {n: {w: round(1e3 * t, 3) for w, t in of.items()} for n, of in times.items()}
+        rows.append(row)
+        print(f"batch {batch}, {length} units: done", file=sys.stderr)
+    record = {
+        "parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in models.items()},
+        "trained": {n: sum(p.numel() for p in m.parameters() if p.requires_grad) for n, m in models.items()},
+        "repeats": given.repeats,
+        "rows": rows,
+        "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {p: version(p) for p in ("torch", "transformers", "zipper-lm")},
+    }
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    table = Table("batch", "units", "what", *MODELS[1:], title="as a multiple of Zipper")
+    for row in rows:
+        for what in row["ratio_to_zipper"][MODELS[1]]:
+            cells = [f"{row['ratio_to_zipper'][n][what]:.2f}" for n in MODELS[1:]]
+            table.add_row(str(row["batch"]), str(row["units"]), what, *cells)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Small aligned data sets that are made on the spot, for experiments: nothing is downloaded."""

@@ -1,0 +1,55 @@
+"""digit-images: the handwritten digits that ship with scikit-learn (8 x 8 pixels, 17 grey values), named in words.
+
+1797 pictures (Alpaydin and Kaynak 1998, UCI "Optical Recognition of Handwritten Digits", its test part); each is
+in one split only. Who wrote which is not told there, so that splits share writers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from zipper_lm.corpora.writing import write_corpus
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SIZES = {"test": 300, "validation": 100, "judge": 397}
+"""Pictures in each split; the other thousand are for training."""
+SEED = 0
+BRIGHTEST = 16
+
+
+def write_digit_images(folder: str | Path, *, overwrite: bool = False) -> dict[str, int]:
+    """Write rows ``{"image": file, "text": word}`` in splits train, validation, test and judge.
+
+    Args:
+        folder: to be made. overwrite: replace what is there.
+
+    Returns:
+        Rows in each split.
+
+    Raises:
+        ValueError: as `write_corpus`.
+    """
+    digits = load_digits()
+    order = np.random.default_rng(SEED).permutation(len(digits.images))
+    ends = np.cumsum(list(SIZES.values()))
+    parts = dict(zip([*SIZES, "train"], np.split(order, ends)))
+
+    def rows(chosen: np.ndarray) -> Iterator[tuple[Any, dict[str, Any]]]:
+        for i in chosen:
+            grey = np.round(digits.images[i] * (255 / BRIGHTEST)).astype(np.uint8)
+            yield Image.fromarray(grey), {"text": WORDS[digits.target[i]]}
+
+    return write_corpus(
+        folder,
+        {split: rows(chosen) for split, chosen in parts.items()},
+        "image",
+        ".png",
+        lambda path, picture: picture.save(path),
+        overwrite=overwrite,
+    )

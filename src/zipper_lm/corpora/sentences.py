@@ -1,0 +1,79 @@
+"""sentences: lines of text, read by many synthetic voices (espeak-ng); speakers of one split are in no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zipper_lm.corpora.writing import write_corpus
+from zipper_lm.data.audio import write_audio
+from zipper_lm.data.voices import VARIANTS, Voice, synthesise, voices
+from zipper_lm.evaluation.word_error_rate import normalise
+
+SPEAKERS = {"train": 0.55, "validation": 0.1, "test": 0.1, "judge": 0.25}
+"""Share of the voice variants that each split has for itself."""
+VOICES = 100
+SEED = 0
+
+
+def write_sentences(
+    folder: str | Path,
+    source: str | Path,
+    *,
+    train: int = 10_000,
+    longest: int = 200,
+    overwrite: bool = False,
+) -> dict[str, int]:
+    """Write rows ``{"speech": file, "text": sentence, "speaker": voice}`` in splits train, validation, test and judge.
+
+    Args:
+        folder: to be made.
+        source: folder with ``train.txt``, ``validation.txt`` and ``test.txt``, a sentence a line. A fifth of the lines
+            of ``train.txt`` are the judge's, and nobody else's.
+        train: most sentences for training; for the judge, a quarter of it.
+        longest: most characters of a sentence; longer lines are left out.
+        overwrite: replace what is there.
+
+    Returns:
+        Rows in each split.
+
+    Raises:
+        ValueError: if a file is missing or holds no such line; and as `write_corpus`.
+        ImportError: without `espeakng-loader` (the extra ``zipper-lm[demo]``).
+    """
+    lines = {name: _lines(Path(source) / f"{name}.txt", longest) for name in ("train", "validation", "test")}
+    fifth = max(1, len(lines["train"]) // 5)
+    lines |= {"judge": lines["train"][:fifth][: max(1, train // 4)], "train": lines["train"][fifth:][:train]}
+    if empty := [name for name, found in lines.items() if not found]:
+        raise ValueError(f"{source}: no sentences of at most {longest} characters for {empty}")
+    return write_corpus(folder, _read_aloud(lines), "speech", ".flac", write_audio, overwrite=overwrite)
+
+
+def _lines(file: Path, longest: int) -> list[str]:
+    if not file.is_file():
+        raise ValueError(f"{file.parent}: no {file.name} there")
+    texts = (normalise(line) for line in file.read_text(encoding="utf-8").splitlines())
+    return [t for t in texts if t and len(t) <= longest and t.isascii() and not any(c.isdigit() for c in t)]
+
+
+def _read_aloud(lines: Mapping[str, list[str]]) -> dict[str, Iterator[tuple[Any, dict[str, Any]]]]:
+    """By split, sounds with the other fields of their rows."""
+    order = np.random.default_rng(SEED).permutation(len(VARIANTS))
+    ends = np.cumsum([round(share * len(VARIANTS)) for share in list(SPEAKERS.values())[:-1]])
+    owned = dict(zip(SPEAKERS, np.split(order, ends)))
+    return {
+        name: _spoken(texts, voices(VOICES, SEED, tuple(VARIANTS[i] for i in owned[name])))
+        for name, texts in lines.items()
+    }
+
+
+def _spoken(texts: list[str], speakers: list[Voice]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    who = [speakers[i % len(speakers)] for i in range(len(texts))]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:  # espeak-ng keeps one state a process
+        for wave, text, voice in zip(pool.map(synthesise, texts, who, range(len(texts)), chunksize=16), texts, who):
+            yield wave, {"text": text, "speaker": voice.name}

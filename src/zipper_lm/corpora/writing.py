@@ -1,0 +1,50 @@
+"""The form that the corpora here are written in: one JSONL file a split, and a folder of its sounds or pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from zipper_lm.files import new_folder
+
+
+def write_corpus(
+    folder: str | Path,
+    splits: Mapping[str, Iterable[tuple[Any, dict[str, Any]]]],
+    modality: str,
+    suffix: str,
+    writer: Any,
+    *,
+    overwrite: bool = False,
+) -> dict[str, int]:
+    """Write ``SPLIT.jsonl``, whose rows name a file in ``SPLIT/``; the folder appears whole or not at all.
+
+    Args:
+        folder: to be made. splits: name to pairs of a value and the other fields of its row.
+        modality: field that names the file. suffix: of the files. writer: called with (path, value).
+        overwrite: replace what is at `folder`.
+
+    Returns:
+        Rows in each split.
+
+    Raises:
+        ValueError: if `folder` exists and `overwrite` is false, or it cannot be written.
+    """
+    counts = {}
+    with new_folder(folder, overwrite) as new, ExitStack() as open_files:
+        for split, rows in splits.items():
+            (new / split).mkdir()
+            lines = open_files.enter_context((new / f"{split}.jsonl").open("w", encoding="utf-8"))
+            counts[split] = 0
+            for value, fields in track(rows, split, console=Console(stderr=True), transient=True):
+                name = f"{split}/{counts[split]:05d}{suffix}"
+                writer(new / name, value)
+                lines.write(json.dumps({modality: name, **fields}) + "\n")
+                counts[split] += 1
+    return counts

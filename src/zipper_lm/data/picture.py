@@ -1,0 +1,77 @@
+"""Read a picture: anything a user hands over -> `PIL.Image.Image`, or a `ValueError` that says why."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from zipper_lm.data.table import IMAGE_SUFFIXES
+
+
+def read_picture(source: Any) -> Image.Image:
+    """Read one picture, in its own size and mode.
+
+    Args:
+        source: a path (`str` or `Path`), the `bytes` of a picture file, a `PIL.Image.Image`, a dict as in Hugging Face
+            datasets (``{"bytes", "path"}``), or an array: uint8 in [0, 255] or floats in [0, 1], ``[height, width]``
+            (grey) or ``[height, width, 3]``.
+
+    Raises:
+        ValueError: if the file is missing, cut off or no picture; if an array has another shape, dtype or range, or
+            holds NaN; if the source is of none of the types above.
+    """
+    if isinstance(source, Mapping) and "bytes" in source:
+        source = source["path"] if source["bytes"] is None else source["bytes"]
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, bytes):
+        return _opened(io.BytesIO(source), f"{len(source)} bytes")
+    if isinstance(source, str | Path):
+        if not Path(source).is_file():
+            raise ValueError(f"picture: no file {str(source)!r}")
+        return _opened(Path(source), str(source))
+    raise ValueError(f"picture: cannot read a {type(source).__name__}; give a path, bytes, a PIL image or an array")
+
+
+def is_picture(value: Any) -> bool:
+    """Whether a value can only be a picture: an image, an array of two dimensions or more, or a picture file's name."""
+    if isinstance(value, Mapping) and "bytes" in value:
+        value = value["path"] if value["bytes"] is None else value["bytes"]
+    if isinstance(value, bytes):
+        try:
+            Image.open(io.BytesIO(value))
+        except (UnidentifiedImageError, OSError):
+            return False
+        return True
+    if isinstance(value, str | Path):
+        return Path(value).suffix.lower() in IMAGE_SUFFIXES
+    return isinstance(value, Image.Image) or (isinstance(value, np.ndarray) and value.ndim >= 2)
+
+
+def _opened(file: Any, name: str) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            image.load()  # a file that is cut off shows it here
+            return image.copy()
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"picture {name}: not readable ({error})") from error
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    grey, colour = array.ndim == 2, array.ndim == 3 and array.shape[-1] == 3
+    if not (grey or colour) or 0 in array.shape:
+        raise ValueError(f"picture: an array must be [height, width] or [height, width, 3], got {array.shape}")
+    if array.dtype != np.uint8:
+        if not np.issubdtype(array.dtype, np.floating):
+            raise ValueError(f"picture: an array must be uint8 or of floats, got {array.dtype}")
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise ValueError("picture: an array of floats must lie in [0, 1]")
+        array = np.round(array * 255).astype(np.uint8)
+    return Image.fromarray(array)

@@ -1,0 +1,111 @@
+"""A small independent classifier that judges generated pictures: which of its captions fits.
+
+A support vector machine on the pixels (scikit-learn). It is fitted anew from its stored pictures whenever it is loaded,
+which takes a second, so that no pickle is ever written or read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from sklearn.svm import SVC
+
+from zipper_lm.data.picture import read_picture
+from zipper_lm.evaluation.word_error_rate import normalise
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "pictures.safetensors"
+KIND = "picture-classifier"
+MOST_PIXELS = 4096
+
+
+class PictureClassifier:
+    """Picture -> one of the captions that it was fitted on. Make one with `fit` or `from_pretrained`.
+
+    Args:
+        pictures: uint8 ``[pictures, height, width]``, grey.
+        labels: index into `captions` of each, int64 ``[pictures]``.
+        captions: what there is to choose from, at least two.
+    """
+
+    def __init__(self, pictures: np.ndarray, labels: np.ndarray, captions: Sequence[str]) -> None:
+        self.pictures, self.labels, self.captions = pictures, labels, list(captions)
+        self.machine = SVC(gamma="scale", C=10.0).fit(self._features(pictures), labels)
+
+    @classmethod
+    def fit(cls, pictures: Sequence[Any], captions: Sequence[str]) -> PictureClassifier:
+        """Fit on pictures (whatever `read_picture` reads) of one size, and their captions.
+
+        Raises:
+            ValueError: if a picture cannot be read, they differ in size or are too large (more than 4096 pixels), a
+                caption is empty, or fewer than two captions differ.
+        """
+        if len(pictures) != len(captions):
+            raise ValueError(f"pictures and captions must be as many, got {len(pictures)} and {len(captions)}")
+        clean = [normalise(c) for c in captions]
+        if "" in clean:
+            raise ValueError(f"captions[{clean.index('')}] holds no words: {captions[clean.index('')]!r}")
+        names = sorted(set(clean))
+        if len(names) < 2:
+            raise ValueError(f"captions: at least two must differ, got {names}")
+        read = [read_picture(p).convert("L") for p in pictures]
+        if len(sizes := {p.size for p in read}) > 1:
+            raise ValueError(f"pictures: all must have one size, got {sorted(sizes)[:5]}")
+        if (pixels := read[0].size[0] * read[0].size[1]) > MOST_PIXELS:
+            raise ValueError(f"pictures: {pixels} pixels are more than this judge takes ({MOST_PIXELS})")
+        labels = np.array([names.index(c) for c in clean])
+        return cls(np.stack([np.asarray(p) for p in read]), labels, names)
+
+    def transcribe(self, pictures: Sequence[Any]) -> list[str]:
+        """The caption that fits best, of each picture (resized if it has another size); none for `None`.
+
+        Raises:
+            ValueError: if a picture cannot be read.
+        """
+        _, height, width = self.pictures.shape
+        there = [i for i, p in enumerate(pictures) if p is not None]
+        named = [""] * len(pictures)
+        if there:
+            grey = [read_picture(pictures[i]).convert("L") for i in there]
+            fitting = [
+                p if p.size == (width, height) else p.resize((width, height), Image.Resampling.BOX) for p in grey
+            ]
+            found = self.machine.predict(self._features(np.stack([np.asarray(p) for p in fitting])))
+            for i, label in zip(there, found):
+                named[i] = self.captions[int(label)]
+        return named
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write `config.json` and `pictures.safetensors` into the folder `path`."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"pictures": self.pictures, "labels": self.labels}, folder / WEIGHTS_FILE)
+        text = json.dumps({"kind": KIND, "captions": self.captions}, indent=2, ensure_ascii=False)
+        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> PictureClassifier:
+        """Read what `save_pretrained` wrote, and fit.
+
+        Raises:
+            ValueError: if a file is missing or of another kind.
+        """
+        config, weights = Path(path) / CONFIG_FILE, Path(path) / WEIGHTS_FILE
+        for needed in (config, weights):
+            if not needed.is_file():
+                raise ValueError(f"picture classifier: no {needed.name} in {path}")
+        fields = json.loads(config.read_text(encoding="utf-8"))
+        if fields.get("kind") != KIND:
+            raise ValueError(f"{config}: kind is {fields.get('kind')!r}, not {KIND!r}")
+        tensors = load_file(weights)
+        return cls(tensors["pictures"], tensors["labels"], fields["captions"])
+
+    @staticmethod
+    def _features(pictures: np.ndarray) -> np.ndarray:
+        return pictures.reshape(len(pictures), -1).astype(np.float32) / 255

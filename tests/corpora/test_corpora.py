@@ -1,0 +1,88 @@
+"""The corpora: splits that share nothing they should not, captions that are true, the same files every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zipper_lm.corpora import sentences, sounds
+from zipper_lm.corpora.digit_images import WORDS, write_digit_images
+from zipper_lm.data.picture import read_picture
+from zipper_lm.data.readers import list_splits, read_rows
+
+
+def test_digit_images_are_all_there_once(tmp_path: Path) -> None:
+    counts = write_digit_images(tmp_path / "digits")
+    assert counts == {"test": 300, "validation": 100, "judge": 397, "train": 1000}
+    assert sorted(list_splits(tmp_path / "digits")) == ["judge", "test", "train", "validation"]
+    seen = []
+    for split in counts:
+        rows = read_rows(str(tmp_path / "digits"), split=split)
+        assert {r["text"] for r in rows} == set(WORDS)
+        assert "speech" not in rows[0]
+        seen += [np.asarray(read_picture(r["image"])).tobytes() for r in rows]
+    assert len(set(seen)) == 1797
+    with pytest.raises(ValueError, match="exists"):
+        write_digit_images(tmp_path / "digits")
+
+
+def test_sounds_say_what_is_heard() -> None:
+    """Loudness, pitch and order can be measured in the wave; two clips are never the same; a seed gives the same."""
+    rng = np.random.default_rng(0)
+    for source in sounds.SOURCES:
+        low = sounds.note(source, 150.0, np.random.default_rng(1))
+        high = sounds.note(source, 600.0, np.random.default_rng(1))
+        assert np.isfinite(low).all()
+        assert 8000 <= len(low) <= 12800
+        assert centroid(high) > centroid(low), source
+    clips = [sounds.clip(rng) for _ in range(60)]
+    again = np.random.default_rng(0)
+    assert all((wave == sounds.clip(again)[0]).all() for wave, _ in clips)
+    for wave, caption in clips:
+        assert wave.dtype == np.float32
+        assert np.abs(wave).max() <= 1
+        names = caption.split(" then ")
+        assert 1 <= len(names) <= 3
+        assert (np.abs(wave).max() > 0.2) == any(n.startswith("loud") for n in names)
+        if len({n.split()[0] for n in names}) == 2:  # the loudest place is in a loud note
+            place = np.abs(wave).argmax() / len(wave)
+            assert names[min(int(place * len(names)), len(names) - 1)].startswith("loud") or len(names) == 3
+    with pytest.raises(ValueError, match="kazoo"):
+        sounds.note("kazoo", 100.0, rng)
+
+
+def centroid(wave: np.ndarray) -> float:
+    power = np.abs(np.fft.rfft(wave)) ** 2
+    return float((power * np.fft.rfftfreq(len(wave))).sum() / power.sum())
+
+
+def test_sounds_are_written_with_all_their_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sounds, "SIZES", {"train": 3, "validation": 2, "test": 2, "judge": 2})
+    assert sounds.write_sounds(tmp_path / "a") == sounds.SIZES
+    sounds.write_sounds(tmp_path / "b")
+    row = read_rows(str(tmp_path / "a"), split="judge")[1]
+    assert Path(row["sound"]).is_file()
+    assert Path(row["sound"]).read_bytes() == (tmp_path / "b" / "judge" / "00001.flac").read_bytes()
+
+
+def test_sentences_keep_speakers_and_lines_apart(tmp_path: Path) -> None:
+    for split, lines in {
+        "train": ["one fine day.", "Two dogs bark!", "see 3 cats", "red boats sail", "nine men ate", "a" * 300] * 2,
+        "validation": ["the sun is up"],
+        "test": ["rain fell all night"],
+    }.items():
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    counts = sentences.write_sentences(tmp_path / "out", tmp_path, train=4, longest=40)
+    assert counts == {"validation": 1, "test": 1, "judge": 1, "train": 4}
+    who = {
+        s: {r["speaker"].split("+")[1].split()[0] for r in read_rows(str(tmp_path / "out"), split=s)} for s in counts
+    }
+    assert sum(map(len, who.values())) == len(set().union(*who.values()))
+    texts = [r["text"] for r in read_rows(str(tmp_path / "out"), split="train")]
+    assert all(not any(c.isdigit() for c in t) for t in texts)
+    with pytest.raises(ValueError, match=r"no train\.txt"):
+        sentences.write_sentences(tmp_path / "more", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"at most 5 characters"):
+        sentences.write_sentences(tmp_path / "more", tmp_path, longest=5)

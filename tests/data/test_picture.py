@@ -1,0 +1,70 @@
+"""Pictures: everything that people hand over is read, or refused by name."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zipper_lm.data.picture import is_picture, read_picture
+
+GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+
+
+def as_bytes(picture: Image.Image, form: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, form)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("how", ["array", "floats", "pil", "bytes", "path", "dataset"])
+def test_the_same_pixels_from_every_kind_of_source(how: str, tmp_path: Path) -> None:
+    picture = Image.fromarray(GREY)
+    (tmp_path / "a.png").write_bytes(as_bytes(picture))
+    sources: dict[str, Any] = {
+        "array": GREY,
+        "floats": GREY / 255,
+        "pil": picture,
+        "bytes": as_bytes(picture),
+        "path": tmp_path / "a.png",
+        "dataset": {"bytes": as_bytes(picture), "path": None},
+    }
+    assert is_picture(sources[how])
+    assert (np.asarray(read_picture(sources[how])) == GREY).all()
+
+
+def test_colour_stays_colour() -> None:
+    colour = np.zeros((2, 2, 3), dtype=np.uint8)
+    colour[..., 1] = 200
+    assert read_picture(colour).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("none.png", "no file 'none.png'"),
+        (b"no picture", "10 bytes: not readable"),
+        (
+            as_bytes(Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40), np.uint8)))[:300],
+            "not readable",
+        ),
+        (np.zeros((2, 2, 4), np.uint8), r"got \(2, 2, 4\)"),
+        (np.zeros((0, 2), np.uint8), r"got \(0, 2\)"),
+        (np.zeros((2, 2), np.int64), "got int64"),
+        (np.full((2, 2), 1.5), r"must lie in \[0, 1\]"),
+        (np.full((2, 2), np.nan), r"must lie in \[0, 1\]"),
+        (3, "cannot read a int"),
+    ],
+)
+def test_what_is_no_picture_is_refused(source: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        read_picture(source)
+
+
+@pytest.mark.parametrize("value", [np.zeros(5), "a.wav", b"RIFF", {"bytes": b"RIFF", "path": None}, "text", None])
+def test_sounds_and_texts_are_no_pictures(value: Any) -> None:
+    assert not is_picture(value)
