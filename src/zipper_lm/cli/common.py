@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -58,11 +59,18 @@ def console() -> Console:
     """For people, on standard error: standard output is for results."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(stderr=True, quiet=not _first())
+
+
+def _first() -> bool:
+    """Whether this is the only process, or the first of those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def emit(result: Any) -> None:
-    """One line of JSON on standard output."""
+    """One line of JSON on standard output, from the first process if there are several."""
+    if not _first():
+        return
     sys.stdout.write(json.dumps(result, default=float) + "\n")
     sys.stdout.flush()
 

@@ -37,6 +37,7 @@ from zipper_lm.files import new_file
 from zipper_lm.loading import load
 from zipper_lm.recipe import recipe_hash, to_mapping
 from zipper_lm.training.fuse import fuse, generation_settings, make_towers
+from zipper_lm.training.processes import several
 from zipper_lm.training.recipes import FuseRecipe
 from zipper_lm.training.trainer import latest_checkpoint
 from zipper_lm.training.working import working_folder
@@ -63,6 +64,8 @@ def run_experiment(
         ValueError: before any work, if a recipe cannot work or a record was made by other settings.
         Interrupted: after Ctrl-C; run it again to go on.
     """
+    if several():
+        raise ValueError("an experiment runs in one process; start several experiments on different devices instead")
     console = console or Console(stderr=True)
     results, work = Path(results), Path(work)
     _check(experiment, results)

@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
+from zipper_lm.training.processes import any_of
+
 
 class Interrupted(KeyboardInterrupt):
     """Training was stopped by the user after a checkpoint was written."""
@@ -55,7 +57,8 @@ class StopOnInterrupt(TrainerCallback):
             self._old = signal.signal(signal.SIGINT, self._told)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop, if told to."""
+        """Save and stop, if told to, in all processes after the same step."""
+        self.stopped = any_of(self.stopped)
         if self.stopped and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False

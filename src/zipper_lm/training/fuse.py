@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from zipper_lm.training.arguments import training_arguments
 from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt
 from zipper_lm.training.data import encode_rows, measure_stretch, training_rows, validation_rows
 from zipper_lm.training.pretrain import check_length, pretrain
+from zipper_lm.training.processes import is_main, made_by_main, wait
 from zipper_lm.training.recipes import FuseRecipe, PretrainRecipe, TowerRecipe
 from zipper_lm.training.trainer import ZipperTrainer, describe_parameters, latest_checkpoint, randomness_kept
 from zipper_lm.training.working import begin, check_working, keep_logs, working_folder
@@ -58,7 +60,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         ValueError: for anything in the recipe that cannot work, before training starts.
         Interrupted: after Ctrl-C; a checkpoint has been written.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, quiet=not is_main())
     started = time.time()
     working, plain = working_folder(recipe.output), to_mapping(recipe)
     tasks = check_recipe(recipe)
@@ -85,11 +87,13 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     _check_lengths(model, [*rows, *validation])
     scorer = _Scorer(recipe, model, validation) if validation else None
     if scorer is not None:
-        scorer.judges = {m: judge or _fitted_judge(recipe, m, console) for m in scorer.judged}
+        fitted = {m: partial(_fitted_judge, recipe, m, console) for m in scorer.judged}
+        scorer.judges = {m: judge or made_by_main(fit) for m, fit in fitted.items()}
     if scorer is not None and not scorer.tasks:
         arguments.metric_for_best_model = "eval_loss"
-    if checkpoint is None:
+    if checkpoint is None and is_main():
         begin(working, plain)
+    wait()
     stop = StopOnInterrupt()
     patience = recipe.training.patience
     trainer = ZipperTrainer(
@@ -131,12 +135,14 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         "perplexity_after": unimodal_perplexity(model, validation),
         "history": trainer.state.log_history,
     }
-    with new_folder(recipe.output, recipe.overwrite) as folder:
-        model.save_pretrained(folder)
-        _write_json(folder / "run.json", record)
-        _write_json(folder / "generation.json", recipe.generation)
-        keep_logs(working, folder / "logs")
-    shutil.rmtree(working, ignore_errors=True)
+    if is_main():
+        with new_folder(recipe.output, recipe.overwrite) as folder:
+            model.save_pretrained(folder)
+            _write_json(folder / "run.json", record)
+            _write_json(folder / "generation.json", recipe.generation)
+            keep_logs(working, folder / "logs")
+        shutil.rmtree(working, ignore_errors=True)
+    wait()
     return record
 
 

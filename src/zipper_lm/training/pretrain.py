@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from zipper_lm.recipe import to_mapping
 from zipper_lm.training.arguments import training_arguments
 from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt, tell_tidily
 from zipper_lm.training.data import column, encode_column, training_rows, validation_rows
+from zipper_lm.training.processes import is_main, made_by_main, wait
 from zipper_lm.training.recipes import CodecRecipe, PretrainRecipe
 from zipper_lm.training.working import begin, check_working, keep_logs, working_folder
 
@@ -122,7 +124,7 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
     set_seed(recipe.seed)
     held_out = validation_rows(recipe.data)
     values = column(training_rows(recipe.data, recipe.seed), recipe.modality)
-    codec = make_codec(recipe.codec, values, recipe.seed)
+    codec = made_by_main(partial(make_codec, recipe.codec, values, recipe.seed))
     backbone = make_backbone(recipe.backbone, codec)
     streams = Streams(encode_column(codec, values), codec, recipe.context, recipe.seed)
     held_streams = None
@@ -130,8 +132,9 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
         held_streams = Streams(encode_column(codec, column(held_out, recipe.modality)), codec, 1, recipe.seed)
     check_length(backbone, [len(s) for part in (streams, held_streams) if part for s in part.streams], recipe.modality)
     del values, held_out  # raw sound is large
-    if checkpoint is None:
+    if checkpoint is None and is_main():
         begin(working, plain)
+    wait()
     stop = StopOnInterrupt()
     trainer = Trainer(
         model=backbone,
@@ -151,12 +154,14 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
     metrics = {"train_loss": float(result.training_loss)}
     if held_streams is not None:
         metrics["perplexity"] = math.exp(trainer.evaluate()["eval_loss"])
-    with new_folder(recipe.output, overwrite) as folder:
-        backbone.config.use_cache = True  # Trainer turned it off
-        backbone.save_pretrained(folder)
-        codec.save_pretrained(folder)
-        keep_logs(working, folder / "logs")
-    shutil.rmtree(working, ignore_errors=True)
+    if is_main():
+        with new_folder(recipe.output, overwrite) as folder:
+            backbone.config.use_cache = True  # Trainer turned it off
+            backbone.save_pretrained(folder)
+            codec.save_pretrained(folder)
+            keep_logs(working, folder / "logs")
+        shutil.rmtree(working, ignore_errors=True)
+    wait()
     return metrics
 
 

@@ -25,6 +25,7 @@ from zipper_lm.collation import Batch, Specials, collate
 from zipper_lm.document import Document, Segment
 from zipper_lm.generation import Writer
 from zipper_lm.training.callbacks import tell_tidily
+from zipper_lm.training.processes import from_main
 
 LAST_WRITTEN = "trainer_state.json"
 """What Trainer writes last; a checkpoint without it was cut off."""
@@ -263,7 +264,7 @@ class ZipperTrainer(Trainer):
         model.eval()
         with torch.no_grad(), randomness_kept():
             torch.manual_seed(self.args.seed)
-            metrics = {f"{metric_key_prefix}_{k}": v for k, v in self.score(model).items()}
+            metrics = from_main({f"{metric_key_prefix}_{k}": v for k, v in self.score(model).items()})
         model.train()
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

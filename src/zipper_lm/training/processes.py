@@ -1,0 +1,66 @@
+"""Several processes, one a device, as `accelerate launch` and `torchrun` start them: who writes, and who waits.
+
+Every process reads the data and trains; what is fitted, scored or written by one alone is here. In a single process
+nothing here does anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+T = TypeVar("T")
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes."""
+    return PartialState().is_main_process
+
+
+def several() -> bool:
+    """Whether there is more than one process."""
+    return PartialState().num_processes > 1
+
+
+def wait() -> None:
+    """Go on when all processes are here."""
+    PartialState().wait_for_everyone()
+
+
+def from_main(value: T) -> T:
+    """The main process's value, in every process; anything that can be pickled."""
+    if not several():
+        return value
+    box = [value]
+    broadcast_object_list(box)
+    return box[0]
+
+
+def made_by_main(make: Callable[[], T]) -> T:
+    """What the main process makes, in every process; an error there is raised in every process too."""
+    if not several():
+        return make()
+    made: T | None = None
+    problem: ValueError | None = None
+    if is_main():
+        try:
+            made = make()
+        except ValueError as error:
+            problem = error
+    made, problem = from_main((made, problem))
+    if problem is not None:
+        raise problem
+    return made  # type: ignore[return-value]
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it is true in any process."""
+    if not several():
+        return flag
+    told = torch.tensor(float(flag), device=PartialState().device)
+    torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
+    return bool(told)
