@@ -27,15 +27,15 @@ def test_a_stream_by_hand() -> None:
     assert text["input_ids"].tolist() == [[0, 5, 1, 2], [0, 6, 7, 1]]
     assert text["labels"].tolist() == [[IGNORED, 5, 1, IGNORED], [IGNORED] * 4]
     assert text["handover"].tolist() == [[IGNORED, IGNORED, 0, IGNORED], [IGNORED, IGNORED, IGNORED, done]]
-    assert text["zipped"].tolist() == speech["zipped"].tolist() == [True, False]
-    assert all(v.dtype == torch.long for k, v in text.items() if k != "zipped")
+    assert text["involved"].tolist() == speech["involved"].tolist() == [[True, True], [False, True]]
+    assert all(v.dtype == torch.long for k, v in text.items() if k != "involved")
 
 
 def test_sides_differ_only_in_padding() -> None:
     left, right = (collate(DOCUMENTS, SPECIALS, side=side) for side in ("left", "right"))
     for name in right:
         for key in right[name]:
-            if key == "zipped":
+            if key == "involved":
                 continue
             for row in range(2):
                 there = [b[name]["segments"][row] >= 0 for b in (left, right)]

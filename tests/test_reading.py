@@ -19,7 +19,7 @@ def test_reading_in_parts_is_reading_at_once() -> None:
     whole = read(model, collate([doc(*document)], model.specials)).logits
     state, parts = State(), {"text": [], "speech": [], "image": []}
     for number, (name, ids) in enumerate(document):
-        batch = collate([doc((name, ids))], model.specials, zipped=[True])
+        batch = collate([doc((name, ids))], model.specials, involved=[{"text", "speech", "image"}])
         batch[name]["segments"] += number
         parts[name].append(read(model, batch, state).logits[name])
     for name, logits in whole.items():

@@ -127,14 +127,14 @@ def naive_greedy(
 ) -> list[list[tuple[str, list[int]]]]:
     """Greedy decoding without any cache: the growing documents go through the whole model for every token."""
     grown = [Document([Segment(s.modality, ids=list(s.ids or [])) for s in d]) for d in documents]
-    zipped = [len({*d.modalities, *schedule}) > 1 for d in grown]
+    involved = [{*d.modalities, *schedule} for d in grown]
     for name in schedule:
         special = model.specials[name]
         for d in grown:
             d.segments.append(Segment(name, ids=[]))
         done = [False] * len(grown)
         for _ in range(limit):
-            batch = collate(grown, model.specials, side=side, zipped=zipped, open_last=True)  # type: ignore[arg-type]
+            batch = collate(grown, model.specials, side=side, involved=involved, open_last=True)  # type: ignore[arg-type]
             logits = model(batch).logits[name].log_softmax(-1)
             if guidance != 1.0:
                 bare = bare_logits(model, name, batch[name]).log_softmax(-1)

@@ -6,7 +6,7 @@ what is visible across towers: a token sees the tokens of other towers' segments
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ ABSENT = -1
 """Segment number of padding: invisible to everyone."""
 
 TowerBatch = dict[str, Tensor]
-"""One tower's side of a batch. All ``[batch, time]`` int64, but `zipped`, bool ``[batch]``:
+"""One tower's side of a batch. All ``[batch, time]`` int64, but `involved`, bool ``[batch, towers]``:
 
 - ``input_ids``, ``attention_mask``: as in transformers.
 - ``segments``: number of the token's segment in its document, `ABSENT` for padding.
@@ -29,7 +29,7 @@ TowerBatch = dict[str, Tensor]
 - ``labels``: the token itself (or the segment's own label for it) where it is a target, else `IGNORED`.
 - ``handover``: at each segment's EOS the index of the modality that speaks next, the number of towers for "done";
   else `IGNORED`.
-- ``zipped``: whether the row's document involves another tower at all; where it does not, the tower is left alone.
+- ``involved``: which towers take part in the row's document at all; a tower that does so alone is left alone.
 """
 
 Batch = dict[str, TowerBatch]
@@ -60,7 +60,7 @@ def collate(
     specials: Mapping[str, Specials],
     *,
     side: Literal["left", "right"] = "right",
-    zipped: Sequence[bool] | None = None,
+    involved: Sequence[Collection[str]] | None = None,
     towers: Sequence[str] | None = None,
     open_last: bool = False,
 ) -> Batch:
@@ -70,7 +70,7 @@ def collate(
         documents: every segment with ids.
         specials: each tower's special ids; its order is the order of `handover` indices.
         side: where padding goes.
-        zipped: per document, whether several towers take part; `None` means: if it has segments of several.
+        involved: per document, the towers that take part; `None` means: those it has segments of.
         towers: the towers to make a stream for; `None` means all that some document involves.
         open_last: the last segment of each document is still being written: no EOS.
 
@@ -81,11 +81,16 @@ def collate(
         raise ValueError("collate: no documents")
     check_modalities(documents, list(specials))
     names = list(specials)
-    if zipped is None:
-        zipped = [len(set(d.modalities)) > 1 for d in documents]
-    involved = [n for n in names if any(n in d.modalities for d in documents)] if towers is None else list(towers)
-    flags = torch.tensor(list(zipped), dtype=torch.bool)
-    return {n: {**_stream(documents, n, specials, names, side, open_last), "zipped": flags} for n in involved}
+    if involved is None:
+        involved = [d.modalities for d in documents]
+    chosen = [n for n in names if any(n in d.modalities for d in documents)] if towers is None else list(towers)
+    flags = involvement(involved, names)
+    return {n: {**_stream(documents, n, specials, names, side, open_last), "involved": flags} for n in chosen}
+
+
+def involvement(involved: Sequence[Collection[str]], names: Sequence[str]) -> Tensor:
+    """Which of the towers `names` take part in each row, bool ``[batch, towers]``."""
+    return torch.tensor([[name in row for name in names] for row in involved], dtype=torch.bool)
 
 
 def _stream(
@@ -96,7 +101,7 @@ def _stream(
     side: str,
     open_last: bool,
 ) -> TowerBatch:
-    """One tower's side of the batch, without `zipped`."""
+    """One tower's side of the batch, without `involved`."""
     rows: list[dict[str, list[int]]] = []
     for document in documents:
         row: dict[str, list[int]] = {k: [] for k in ("input_ids", "segments", "positions", "labels", "handover")}

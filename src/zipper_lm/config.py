@@ -126,11 +126,11 @@ def expand(specs: Sequence[ZipSpec], depths: dict[str, int]) -> list[ZipSpec]:
         for reader, source in permutations(names, 2):
             if spec.reader in ("*", reader) and spec.source in ("*", source):
                 zips[reader, source] = replace(spec, reader=reader, source=source).resolve(depths)
-    _check_order(list(zips.values()), depths)
+    check_order(list(zips.values()), depths)
     return list(zips.values())
 
 
-def _check_order(zips: Sequence[ZipSpec], depths: dict[str, int]) -> None:
+def check_order(zips: Sequence[ZipSpec], depths: dict[str, int]) -> None:
     """Play the towers' layers in lockstep on paper: a tower may leave layer l only when its sources are there."""
     reached = dict.fromkeys(depths, 0)  # index of the layer a tower stands at, having computed it
     moved = True
@@ -240,7 +240,10 @@ class ZipperConfig(PreTrainedConfig):
         towers: name to the fields of a `TowerSpec`.
         zips: fields of resolved `ZipSpec`s.
         loss_weights: weight of each modality's loss; missing ones count 1.
-        handover_weight: weight of the loss that learns which modality speaks next (`schedule="auto"`).
+        handover_weight: weight of the loss that learns which modality speaks next (`schedule="auto"`); 0 where nobody
+            has learned it.
+        groups: where zips were trained apart (`zipper_lm.combining`): for each training, its towers and the form of
+            their input projections. Empty: all were trained together, in the towers' own form.
     """
 
     model_type = "zipper"
@@ -251,6 +254,7 @@ class ZipperConfig(PreTrainedConfig):
         zips: list[Any] | None = None,
         loss_weights: dict[str, float] | None = None,
         handover_weight: float = 0.1,
+        groups: Sequence[dict[str, InputProjectionForm]] = (),
         **kwargs: Any,
     ) -> None:
         # Sorted, as in the JSON file: the order of towers is the order of the handover's classes.
@@ -259,6 +263,10 @@ class ZipperConfig(PreTrainedConfig):
         self.zips = [asdict(z) if isinstance(z, ZipSpec) else dict(z) for z in zips or []]
         self.loss_weights = dict(loss_weights or {})
         self.handover_weight = handover_weight
+        self.groups = [dict(group) for group in groups]
+        for group in self.groups:
+            if unknown := sorted(set(group) - set(self.towers)):
+                raise ValueError(f"config: a group names towers {unknown}; the towers are {list(self.towers)}")
         for name, weight in self.loss_weights.items():
             if name not in self.towers or weight < 0:
                 raise ValueError(f"loss_weights[{name!r}]={weight}: needs a tower of {list(self.towers)} and >= 0")
@@ -281,7 +289,12 @@ class ZipperConfig(PreTrainedConfig):
         towers = {n: {k: v for k, v in asdict(s).items() if k not in free} for n, s in self.tower_specs.items()}
         hashes = {n: s.config_hash for n, s in self.tower_specs.items()}
         zips = [{k: v for k, v in asdict(z).items() if k not in ("dropout", "attention")} for z in self.zip_specs]
-        return _hash([towers, hashes, zips])
+        return _hash([towers, hashes, zips, *([self.groups] if self.groups else [])])
+
+    @property
+    def projection_groups(self) -> list[dict[str, InputProjectionForm]]:
+        """Form of each tower's input projection, for each training that the zips come from."""
+        return self.groups or [{name: spec.input_projection for name, spec in self.tower_specs.items()}]
 
     def backbone_config(self, name: str) -> PreTrainedConfig:
         """The config of one tower's backbone, as its own class (remote-code families excepted: see `checkpoint`)."""

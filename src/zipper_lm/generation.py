@@ -81,6 +81,8 @@ def checked_schedule(model: Writer, schedule: Schedule, settings: Settings) -> l
     if unknown := sorted(set(settings) - set(model.names)):
         raise ValueError(f"settings name {unknown}, but the towers are {model.names}")
     if schedule == "auto":
+        if getattr(model.config, "handover_weight", None) == 0:
+            raise ValueError('schedule="auto": this model never learned who speaks next (handover_weight 0); name it')
         return None
     if isinstance(schedule, str) or not schedule:
         raise ValueError(f'schedule must be "auto" or a non-empty list of modalities, got {schedule!r}')
@@ -135,7 +137,7 @@ def _follow(
 ) -> list[Document]:
     """Write the segments of a fixed schedule."""
     later = {e.modality if isinstance(e, Segment) else e for e in entries}
-    request = Request(model, documents, [len(later.union(d.modalities)) > 1 for d in documents])
+    request = Request(model, documents, [later.union(d.modalities) for d in documents])
     stopped = Stop()
     for entry in entries:
         if isinstance(entry, Segment):
@@ -158,7 +160,7 @@ def _auto(
     """Write until the model says "done". Rows that choose different speakers part ways."""
     finished: dict[int, Document] = {}
     stopped = Stop()
-    todo = [(list(range(len(documents))), Request(model, documents, [True] * len(documents)), 0)]
+    todo = [(list(range(len(documents))), Request(model, documents, [set(model.names)] * len(documents)), 0)]
     while todo:
         rows, request, count = todo.pop()
         choices = request.next_speakers() if count < max_segments and not stopped.now else [None] * len(rows)
@@ -169,7 +171,7 @@ def _auto(
                 continue
             part = request
             if len(chosen) < len(rows):
-                part = Request(model, [request.documents[i] for i in chosen], [True] * len(chosen))
+                part = Request(model, [request.documents[i] for i in chosen], [set(model.names)] * len(chosen))
             part.append(speaker, speak(part, speaker, settings.get(speaker), on_token, stopped))
             todo.append(([rows[i] for i in chosen], part, count + 1))
     return [finished[i] for i in range(len(documents))]

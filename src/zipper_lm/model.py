@@ -84,13 +84,17 @@ class ZipperModel(PreTrainedModel):
         self.towers = nn.ModuleDict()
         self.input_projections = nn.ModuleDict()
         self.handover = nn.ModuleDict()
+        self.projection_keys: dict[str, list[tuple[str, list[int]]]] = {name: [] for name in specs}
         for name, spec in specs.items():
             tower = Tower(backbones[name], name, spec.layers)
             set_training(tower, spec)
             self.towers[name] = tower
             _check_specials(tower, spec)
-            if spec.input_projection != "none":
-                self.input_projections[name] = InputProjection(tower.hidden_size, spec.input_projection)
+            for group in config.projection_groups:
+                if (form := group.get(name, "none")) != "none":
+                    key = f"{name}@{len(self.projection_keys[name])}" if self.projection_keys[name] else name
+                    self.input_projections[key] = InputProjection(tower.hidden_size, form)
+                    self.projection_keys[name].append((key, [list(specs).index(member) for member in group]))
             head = nn.Linear(tower.hidden_size, len(specs) + 1)
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
@@ -157,16 +161,24 @@ class ZipperModel(PreTrainedModel):
                     values[f"{reader}<-{source}.{k}.ff"] = float(torch.tanh(layer.feed_forward_gate.weight.detach()))
         return values
 
-    def project_input(self, name: str, hidden_states: Tensor, zipped: Tensor) -> Tensor:
+    def project_input(self, name: str, hidden_states: Tensor, involved: Tensor) -> Tensor:
         """A tower's input projection, for the rows that involve several towers.
 
+        Where zips were trained apart (`combine`), each training has a projection of its own, for rows that involve
+        several of its towers; where several apply, what each adds is added.
+
         Args:
-            hidden_states: ``[batch, time, hidden]`` before the first layer. zipped: bool ``[batch]``.
+            hidden_states: ``[batch, time, hidden]`` before the first layer. involved: bool ``[batch, towers]``.
         """
-        if name not in self.input_projections:
-            return hidden_states
-        rows = zipped.to(hidden_states.device)[:, None, None]
-        return torch.where(rows, self.input_projections[name](hidden_states), hidden_states)
+        involved, result, before = involved.to(hidden_states.device), hidden_states, None
+        for key, members in self.projection_keys[name]:
+            rows = (involved[:, members].sum(1) > 1)[:, None, None]
+            projected = self.input_projections[key](hidden_states)
+            if before is not None:
+                projected = torch.where(before, result + (projected - hidden_states), projected)
+            result = torch.where(rows, projected, result)
+            before = rows if before is None else before | rows
+        return result
 
     def handover_logits(self, name: str, finals: Tensor, stream: Mapping[str, Tensor]) -> Tensor:
         """Who speaks next, ``[batch, towers + 1]``, as said at the last EOS of `name` in each row.

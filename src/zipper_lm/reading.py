@@ -97,7 +97,7 @@ class _Pass:
         return torch.cat(parts, 1)
 
     def enter(self, name: str, hidden_states: Tensor) -> Tensor:
-        return self.model.project_input(name, hidden_states, self.batch[name]["zipped"])
+        return self.model.project_input(name, hidden_states, self.batch[name]["involved"])
 
     def new_memory(self, reader: str, source: str, k: int) -> Memory:
         """The memory that this pass's tokens of `source` offer to zip layer k; made once."""

@@ -28,10 +28,15 @@ def goes_on(cache: Any) -> bool:
 
 
 class Request:
-    """Documents that are being written together, and what the towers know of them."""
+    """Documents that are being written together, and what the towers know of them.
 
-    def __init__(self, model: ZipperModel, documents: list[Document], zipped: list[bool]) -> None:
-        self.model, self.documents, self.zipped = model, documents, zipped
+    Args:
+        model: the model. documents: what is there so far; segments are added. involved: the towers that take part, or
+            will, in each.
+    """
+
+    def __init__(self, model: ZipperModel, documents: list[Document], involved: list[set[str]]) -> None:
+        self.model, self.documents, self.involved = model, documents, involved
         self.state = State()
         self.pending = [n for n in model.names if any(n in d.modalities for d in documents)]
 
@@ -58,7 +63,7 @@ class Request:
         self.pending = []
 
     def _collate(self, documents: list[Document], towers: list[str]) -> Any:
-        return collate(documents, self.model.specials, side="left", zipped=self.zipped, towers=towers)
+        return collate(documents, self.model.specials, side="left", involved=self.involved, towers=towers)
 
     def append(self, modality: str, rows: Sequence[Sequence[int]], value: Any = None) -> None:
         """Finish a segment in every row."""

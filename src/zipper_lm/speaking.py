@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from transformers.generation import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
-from zipper_lm.collation import collate
+from zipper_lm.collation import collate, involvement
 from zipper_lm.document import Document, Segment
 from zipper_lm.ending import StopThreshold
 from zipper_lm.guidance import Guidance
@@ -45,7 +45,7 @@ class _Speaker:
     def __init__(self, request: Request, name: str, past: int) -> None:
         self.model, self.name, state = request.model, name, request.state
         self.device = self.model.tower(name).device
-        self.zipped = torch.tensor(request.zipped)
+        self.involved = involvement(request.involved, self.model.names)
         none = torch.zeros(len(request.documents), 0, dtype=torch.long, device=self.device)
         self.segments = state.segments.get(name, none)
         self.positions = state.positions.get(name, none)
@@ -78,7 +78,7 @@ class _Speaker:
         self.views = {}
         for source, source_segments in self.sources.items():
             self.views[source] = View.of(visible(segments, source_segments).repeat(1, repeats, 1))
-        return self.model.project_input(self.name, hidden_states, self.zipped.repeat_interleave(repeats))
+        return self.model.project_input(self.name, hidden_states, self.involved.repeat_interleave(repeats, 0))
 
     def after(self, depth: int, hidden_states: Tensor) -> Tensor:
         zips = self.zips.get(depth)

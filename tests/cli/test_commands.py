@@ -24,7 +24,7 @@ from zipper_lm.training.fuse import build_model
 
 COMMANDS = (
     *("demo", "pretrain", "fuse", "generate", "evaluate", "verify", "inspect"),
-    *("corpus", "experiment", "report"),
+    *("combine", "corpus", "experiment", "report"),
 )
 
 

@@ -41,7 +41,7 @@ def test_cached_continuation(towers: int) -> None:
     state, caches, logits = State(), {}, {}
     for number in range(2 * towers):
         name = names[number % towers]
-        batch = collate([doc((name, d[number].ids)) for d in documents], model.specials, zipped=[True] * 3)
+        batch = collate([doc((name, d[number].ids)) for d in documents], model.specials, involved=[set(names)] * 3)
         batch[name]["segments"] += number
         got = read(model, batch, state).logits[name]
         ids, past = batch[name]["input_ids"], caches.get(name)

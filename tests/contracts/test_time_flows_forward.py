@@ -56,6 +56,5 @@ def test_influence_forwards() -> None:
 def test_a_segment_does_not_see_itself_from_outside() -> None:
     """The last segment of a document is seen by nobody else: towers that only come earlier stay as without it."""
     model = MODELS[2]
-    batch = collate([doc(("text", [5, 6, 7]), ("speech", [4, 9]))], model.specials, zipped=[False])
-    batch["text"]["zipped"][:] = False
+    batch = collate([doc(("text", [5, 6, 7]), ("speech", [4, 9]))], model.specials, involved=[{"text"}])
     assert torch.equal(model(batch).logits["text"], bare_logits(model, "text", batch["text"]))

@@ -72,3 +72,13 @@ def test_perplexity_is_the_plain_backbones(model: ZipperModel) -> None:
     assert perplexity(model, "text", [row, row, [9]], batch_size=2) == pytest.approx(
         perplexity(model, "text", [row, row, [9]], batch_size=3), rel=1e-5
     )
+
+
+def test_a_trained_tower_without_a_source_is_said_to_have_none(tmp_path: Path) -> None:
+    """A tower given as an object and trained has no source; its empty name was looked for on the disk, and verifying
+    the others ended in an AttributeError of transformers."""
+    towers = {name: tiny_backbone("llama", 31, 2) for name in ("text", "speech")}
+    ZipperModel.fuse(towers, train={"speech": "full"}).save_pretrained(tmp_path)
+    speech, text = verify(ZipperModel.from_pretrained(tmp_path), tmp_path)
+    assert (speech.name, speech.source, speech.tensors, speech.identical) == ("speech", "", 0, False)
+    assert (text.name, text.identical) == ("text", True)

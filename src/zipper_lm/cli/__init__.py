@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from zipper_lm import __version__
+from zipper_lm.cli.combine import combine
 from zipper_lm.cli.common import debugging, guarded
 from zipper_lm.cli.corpus import corpus
 from zipper_lm.cli.demo import demo
@@ -49,6 +50,7 @@ app.command(cls=InOrder)(guarded(generate))
 app.command()(guarded(evaluate))
 app.command()(guarded(verify))
 app.command()(guarded(inspect))
+app.command()(guarded(combine))
 app.command()(guarded(corpus))
 app.command()(guarded(experiment))
 app.command()(guarded(report))

@@ -77,8 +77,10 @@ def describe(model: ZipperModel) -> dict[str, Any]:
 
 def _new(model: ZipperModel, name: str) -> list[Any]:
     """Parameters made for one tower: the zips through which it reads, its input projection, its handover."""
-    parts = (model.zips, model.input_projections, model.handover)
-    return [p for part in parts if name in part for p in part[name].parameters()]
+    keys = [key for key, _ in model.projection_keys[name]]
+    parts = [model.zips[name]] if name in model.zips else []
+    parts += [*(model.input_projections[key] for key in keys), model.handover[name]]
+    return [p for part in parts for p in part.parameters()]
 
 
 def _gates(model: ZipperModel, reader: str, source: str) -> dict[str, list[float]]:

@@ -67,7 +67,7 @@ def token_cost(model: ZipperModel, name: str) -> TokenCost:
         if reader == name
     }
     projections: Any = model.input_projections
-    projection = _matrices(projections[name]) if name in projections else 0
+    projection = sum(_matrices(projections[key]) for key, _ in model.projection_keys[name])
     return TokenCost(backbone_matrices(tower), 2 * _attention_width(tower) * tower.depth, projection, zips)
 
 

@@ -27,7 +27,8 @@ class TowerReport:
 
     Attributes:
         name: the tower. train: how it was trained. source: where the source was loaded from.
-        tensors: tensors compared. equal: how many are bit-identical. largest: largest difference anywhere.
+        tensors: tensors compared; none if there is no source, as of a tower that was given as an object and trained.
+        equal: how many are bit-identical. largest: largest difference anywhere.
         logits_equal: whether logits on sample input are bit-identical to the source's (with LoRA: without adapters).
     """
 
@@ -61,7 +62,10 @@ def verify(model: ZipperModel, folder: str | Path | None = None, **hub: Any) -> 
     reports = []
     for name, spec in model.config.tower_specs.items():
         tower = model.tower(name)
-        if folder is not None and (Path(folder) / spec.source).is_dir():
+        if spec.train == "full" and not spec.source:
+            reports.append(TowerReport(name, spec.train, "", 0, 0, 0.0, False))
+            continue
+        if folder is not None and spec.source and (Path(folder) / spec.source).is_dir():
             spec.source = str(Path(folder) / spec.source)
         source = load_backbone(spec, dtype=tower.backbone.dtype, **hub)
         theirs = source.state_dict()

@@ -99,6 +99,8 @@ def _section(results: Results) -> str:
         if differences := _differences(results, task):
             lines += ["", differences]
         lines.append("")
+    if experiment.paper:
+        lines += ["In the paper (arXiv 2405.18669):\n", *(f"- {found}" for found in experiment.paper), ""]
     if kept := _preservation(results):
         lines += [f"### {results.name}: what was kept\n", kept, ""]
     return "\n".join(lines)

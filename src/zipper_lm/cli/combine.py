@@ -1,0 +1,42 @@
+"""`zipper combine`."""
+
+from __future__ import annotations
+
+import json as json_lib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zipper_lm.cli.common import Json, Overwrite, console, emit, quiet, settings_of
+
+
+def combine(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL MODEL...", help="Folders or Hub ids, two or more.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="For the model with all their towers.")],
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Make one model of several whose zips were trained apart over the same frozen tower. Nothing is trained.
+
+    Example: [bold]zipper combine text-speech text-image --output text-speech-image[/bold]
+    """
+    from zipper_lm.files import check_output
+
+    check_output(output, overwrite)
+    if len(models) < 2:
+        raise ValueError(f"combine: at least two models are needed, got {models}")
+    quiet()
+    from zipper_lm.combining import combine as run
+    from zipper_lm.files import new_folder
+    from zipper_lm.model import ZipperModel
+
+    combined = run([ZipperModel.from_pretrained(source) for source in models])
+    settings = {name: values for source in reversed(models) for name, values in settings_of(source, []).items()}
+    with new_folder(output, overwrite) as folder:
+        combined.save_pretrained(folder)
+        (folder / "generation.json").write_text(json_lib.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    pairs = [f"{reader}<-{source}" for reader, source in combined.layer_pairs]
+    console().print(f"{output}: towers {', '.join(combined.names)}; zips {', '.join(pairs)}")
+    if json:
+        emit({"output": str(output), "towers": combined.names, "zips": pairs})
