@@ -29,7 +29,7 @@ def evaluate(
     ] = None,
     judge: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Judge of sounds or pictures; default: fitted on real ones, cached."),
+        typer.Option(metavar="DIR", help="A judge, or other data to fit one on; default: DATA."),
     ] = None,
     changes: Annotated[
         list[str] | None,
@@ -115,16 +115,17 @@ def _bars() -> Progress:
 
 
 def _judge(folder: str | None, data: str, modality: str, bars: Progress) -> Judge:
+    from zipper_lm.evaluation.judge import CONFIG_FILE
     from zipper_lm.evaluation.judging import judge_for, load_judge
 
-    if folder is not None:
+    if folder is not None and (Path(folder) / CONFIG_FILE).is_file():
         return load_judge(folder)
     bar = bars.add_task("fitting a judge (once; cached)", total=None)
 
     def told(step: int, steps: int, _: float) -> None:
         bars.update(bar, completed=step, total=steps)
 
-    judge = judge_for(data, modality=modality, progress=told)
+    judge = judge_for(folder or data, modality=modality, progress=told)
     bars.remove_task(bar)
     return judge
 
