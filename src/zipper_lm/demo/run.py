@@ -107,10 +107,11 @@ def demo(
     parameters = describe_parameters(model)
     console.print(parameters)
     corpus = sizes.corpus()
-    spoken = {name: _speak(model, name, getattr(corpus, name), console) for name in ("train", "validation", "test")}
+    names = ["train", "test", *(["validation"] if sizes.fusion.evaluate_every else [])]
+    spoken = {name: _speak(model, name, getattr(corpus, name), console) for name in names}
     measure_stretch(model, spoken["train"].rows)
     prepared = time.time()
-    history = _train(model, sizes, spoken["train"], spoken["validation"], console)
+    history = _train(model, sizes, spoken["train"], spoken.get("validation"), console)
     trained = time.time()
     scores = _score(model, sizes, spoken["test"], judge, console)
     reports = verify(model)
@@ -186,7 +187,7 @@ def _speak(model: ZipperModel, name: str, utterances: list[Utterance], console: 
 
 
 def _train(
-    model: ZipperModel, sizes: DemoSizes, train: Spoken, validation: Spoken, console: Console
+    model: ZipperModel, sizes: DemoSizes, train: Spoken, validation: Spoken | None, console: Console
 ) -> list[dict[str, Any]]:
     """Train zips and speech tower; returns the Trainer's log."""
     mixture = TaskMixture(
@@ -194,6 +195,7 @@ def _train(
     )
 
     def score(trained: ZipperModel) -> dict[str, float]:
+        assert validation is not None
         return {"wer": score_task(trained, validation.rows, "asr", settings=sizes.generation).wer}
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -67,9 +67,7 @@ class DemoSizes:
     zips: ZipSpec = field(default_factory=lambda: ZipSpec(layers=4))
     tasks: Mapping[str, float] = field(default_factory=lambda: {"speech->text": 1.0, "text->speech": 1.26})
     fusion: TrainingRecipe = field(
-        default_factory=lambda: TrainingRecipe(
-            steps=1600, batch_size=16, learning_rate=1e-3, tower_learning_rate=5e-4, evaluate_every=1600
-        )
+        default_factory=lambda: TrainingRecipe(steps=1700, batch_size=16, learning_rate=1e-3, tower_learning_rate=5e-4)
     )
     generation: Mapping[str, Mapping[str, Any]] = field(
         default_factory=lambda: {
