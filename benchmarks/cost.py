@@ -137,8 +137,8 @@ def speak(model: Writer, task: str, batch: int, length: int, tokens: int) -> Non
         model.generate(given, [target], settings=settings)
 
 
-def measure(models: dict[str, Writer], batch: int, length: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Medians, by model and what is measured, in seconds."""
+def measure(models: dict[str, Writer], batch: int, length: int, repeats: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds in every turn, by model and what is measured."""
     trainees = {name: Trainee(model, batch, length) for name, model in models.items()}
     works: dict[str, Callable[[str], Any]] = {"training step": lambda n: trainees[n].step()}
     for task in ("asr", "tts"):
@@ -151,12 +151,16 @@ def measure(models: dict[str, Writer], batch: int, length: int, repeats: int) ->
                 spent = seconds(lambda work=work, name=name: work(name))
                 if turn:  # the first turn warms up
                     taken[name][what].append(spent)
-    found = {n: {w: statistics.median(v) for w, v in of.items()} for n, of in taken.items()}
-    for of in found.values():
+    for of in taken.values():
         for task in ("asr", "tts"):
-            whole = of.pop(f"{task}: {GENERATED} tokens")
-            of[f"{task}: each further token"] = (whole - of[f"{task}: first token"]) / (GENERATED - 1)
-    return found
+            pairs = zip(of.pop(f"{task}: {GENERATED} tokens"), of[f"{task}: first token"])
+            of[f"{task}: each further token"] = [(whole - first) / (GENERATED - 1) for whole, first in pairs]
+    return taken
+
+
+def ratio(theirs: list[float], ours: list[float]) -> float:
+    """The median of the turns' ratios."""
+    return round(statistics.median(a / b for a, b in zip(theirs, ours)), 3)
 
 
 def kept_memory(model: Writer, batch: int, length: int) -> float:
@@ -195,9 +199,11 @@ def main() -> None:
         memory = {name: round(kept_memory(model, batch, length), 2) for name, model in models.items()}
         row: dict[str, Any] = {"batch": batch, "units": length, "ratio_to_zipper": {}, "kept_for_backward_mib": memory}
         for name in MODELS[1:]:
-            row["ratio_to_zipper"][name] = {w: round(t / times["zipper"][w], 3) for w, t in times[name].items()}
+            row["ratio_to_zipper"][name] = {w: ratio(t, times["zipper"][w]) for w, t in times[name].items()}
         if gpu:
-            row["milliseconds"] = {n: {w: round(1e3 * t, 3) for w, t in of.items()} for n, of in times.items()}
+            row["milliseconds"] = {
+                n: {w: round(1e3 * statistics.median(t), 3) for w, t in of.items()} for n, of in times.items()
+            }
         rows.append(row)
         print(f"batch {batch}, {length} units: done", file=sys.stderr)
     record = {

@@ -73,9 +73,46 @@ def test_a_chain_goes_through_all_three(models: tuple[ZipperModel, ZipperModel])
     given = [doc(("speech", [5, 6, 7])), doc(("speech", [12]))]
     found = ids_of(both.generate(given, ["text", "image"], settings=limit))
     assert found == naive_greedy(both, given, ["text", "image"], 5)
+    said = both.generate(given, ["text"], settings=limit)
+    drawn = both.generate([doc(("text", d[1].ids or [])) for d in said], ["image"], settings=limit)
+    in_two_calls = [[*first, second[1]] for first, second in zip(ids_of(said), ids_of(drawn))]
+    assert found == in_two_calls, "each pair does in a chain what it does alone"
+    with pytest.raises(ValueError, match=r"'image' reads none of \['speech'\]: there is no zip"):
+        both.generate(given, ["image"], settings=limit)
+    streamed = list(both.stream(given[0], ["text", "image"], settings=limit))
+    assert [(t.modality, t.segment) for t in streamed] == [
+        *(("text", 1) for _ in found[0][1][1]),
+        *(("image", 2) for _ in found[0][2][1]),
+    ]
     memory = both(collate([doc(("speech", [5]), ("text", [8]), ("image", [9, 9]))], both.specials)).logits["image"]
     other = both(collate([doc(("speech", [40]), ("text", [8]), ("image", [9, 9]))], both.specials)).logits["image"]
-    assert not torch.equal(memory, other)
+    assert torch.equal(memory, other), "an image reads the text as its own training did, whatever was heard"
+    together = [doc(("speech", [5]), ("image", [9, 6]), ("text", [8, 4])), doc(("image", [7]), ("text", [3]))]
+    joint = both(collate(together, both.specials)).logits["text"][0]
+    other_speech = doc(("speech", [9]), ("image", [9, 6]), ("text", [8, 4]))
+    other_image = doc(("speech", [5]), ("image", [9, 7]), ("text", [8, 4]))
+    for changed in (other_speech, other_image):
+        assert not torch.equal(both(collate([changed], both.specials)).logits["text"][0], joint)
+    assert ids_of(both.generate(together, ["text"], settings=limit)) == naive_greedy(both, together, ["text"], 5)
+
+
+@torch.no_grad()
+def test_adapters_come_along(models: tuple[ZipperModel, ZipperModel], tmp_path: Path) -> None:
+    """A new model makes new adapters in a LoRA tower: combining used to put fresh ones in place of the trained ones."""
+    text = tiny_backbone("llama", 31, 4)
+    torch.manual_seed(0)
+    towers = {"text": text, "speech": tiny_backbone("llama", 53, 3, 1)}
+    speech = ZipperModel.fuse(towers, zips=ZipSpec(layers=2), train={"speech": "lora"}).eval()
+    open_gates(speech, 0.7)
+    for name, parameter in speech.tower("speech").backbone.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    before = speech(collate(SPOKEN, speech.specials)).logits
+    both = combine([speech, models[1]])
+    after = both(collate(SPOKEN, both.specials)).logits
+    assert all(torch.equal(before[n], after[n]) for n in before)
+    assert all(torch.equal(before[n], g) for n, g in speech(collate(SPOKEN, speech.specials)).logits.items())
+    assert both.tower("speech").adapter_names == speech.tower("speech").adapter_names
 
 
 def test_saved_loaded_combined_again_and_verified(models: tuple[ZipperModel, ZipperModel], tmp_path: Path) -> None:
@@ -97,7 +134,9 @@ def test_saved_loaded_combined_again_and_verified(models: tuple[ZipperModel, Zip
 
 def test_a_combination_can_be_trained_on(models: tuple[ZipperModel, ZipperModel]) -> None:
     both = combine(models).train()
-    target = Document([Segment("speech", ids=[5, 6]), Segment("text", ids=[7]), Segment("image", ids=[9], target=True)])
+    target = Document(
+        [Segment("speech", ids=[5, 6]), Segment("text", ids=[7], target=True), Segment("image", ids=[9], target=True)]
+    )
     loss = both(collate([target], both.specials)).loss
     assert loss is not None
     loss.backward()
@@ -150,5 +189,8 @@ def test_the_command(models: tuple[ZipperModel, ZipperModel], tmp_path: Path) ->
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2
     assert "exists" in result.stderr
+    result = CliRunner().invoke(app, [*words[:3], "--output", str(tmp_path / "a"), "--overwrite"])
+    assert result.exit_code == 2
+    assert "would replace model" in " ".join(result.stderr.split())
     result = CliRunner().invoke(app, ["inspect", str(tmp_path / "c")])
     assert result.exit_code == 0, result.output

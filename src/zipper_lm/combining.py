@@ -2,7 +2,7 @@
 
 What makes it possible: a frozen tower is the same in both, so zips that read it or that it reads through fit in either.
 On documents of one model's own towers the combination computes what that model computes, bit for bit. A document may
-also chain them: speech -> text -> image, where nobody ever saw speech with an image.
+also chain them (speech -> text -> image): each segment is computed with the towers it was trained with (`grouping.py`).
 """
 
 from __future__ import annotations
@@ -76,13 +76,22 @@ def combine(models: Sequence[ZipperModel]) -> ZipperModel:
         handover_weight=0.0,
         groups=groups,
     )
+    adapters = {name: _adapters(owner[name], name) for name in towers}
     combined = ZipperModel(config, {name: model.tower(name).backbone for name, model in owner.items()})
+    for name, tensors in adapters.items():  # a new model makes new adapters in a tower that wants them
+        combined.tower(name).backbone.load_state_dict(tensors, strict=False)
     _take_over(combined, models)
     if all(model.processor is not None for model in models):
         from zipper_lm.processor import ZipperProcessor
 
         combined.processor = ZipperProcessor(_codecs(models), combined.specials)
+    combined.to(models[0].device)  # type: ignore[arg-type]
     return combined.eval()
+
+
+def _adapters(model: ZipperModel, name: str) -> dict[str, torch.Tensor]:
+    tower = model.tower(name)
+    return {k: v.clone() for k, v in tower.backbone.state_dict().items() if k in tower.adapter_names}
 
 
 def _check_shared(name: str, ours: TowerSpec, theirs: TowerSpec, number: int) -> None:

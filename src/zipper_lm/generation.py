@@ -17,6 +17,7 @@ import torch
 from transformers import GenerationConfig
 
 from zipper_lm.document import Document, Segment, check_modalities
+from zipper_lm.grouping import company
 from zipper_lm.request import Request
 from zipper_lm.speaking import Stop, StreamedToken, generation_config, speak
 
@@ -136,6 +137,8 @@ def _follow(
     on_token: Callable[[StreamedToken], bool] | None,
 ) -> list[Document]:
     """Write the segments of a fixed schedule."""
+    if model.config.groups:
+        return _follow_apart(model, documents, entries, settings, on_token)
     later = {e.modality if isinstance(e, Segment) else e for e in entries}
     request = Request(model, documents, [later.union(d.modalities) for d in documents])
     stopped = Stop()
@@ -148,6 +151,44 @@ def _follow(
         if stopped.now:
             break
     return request.documents
+
+
+def _follow_apart(
+    model: ZipperModel,
+    documents: list[Document],
+    entries: list[str | Segment],
+    settings: Settings,
+    on_token: Callable[[StreamedToken], bool] | None,
+) -> list[Document]:
+    """As `_follow`, where zips were trained apart: each segment is written with its own company (see `grouping.py`).
+
+    What came before is read anew for every segment, as another company reads it otherwise.
+    """
+    later = {e.modality if isinstance(e, Segment) else e for e in entries}
+    whole = [later.union(d.modalities) for d in documents]
+    stopped = Stop()
+    for entry in entries:
+        if isinstance(entry, Segment):
+            for document in documents:
+                document.segments.append(replace(entry))
+            continue
+        for earlier in (set(d.modalities) - {entry} for d in documents):
+            if earlier and not any((entry, source) in model.layer_pairs for source in earlier):
+                raise ValueError(
+                    f"{entry!r} reads none of {sorted(earlier)}: there is no zip; let another write between"
+                )
+        companies = [company(model, entry, d.modalities, all_) for d, all_ in zip(documents, whole)]
+        number = len(documents[0])
+        tell = None if on_token is None else lambda t, at=number: on_token(replace(t, segment=at))
+        for towers in [set(c) for c in dict.fromkeys(frozenset(c) for c in companies)]:
+            rows = [i for i, c in enumerate(companies) if c == towers]
+            parts = [Document(s for s in documents[i] if s.modality in towers) for i in rows]
+            request = Request(model, parts, [whole[i] & towers for i in rows])
+            for i, ids in zip(rows, speak(request, entry, settings.get(entry), tell, stopped)):
+                documents[i].segments.append(Segment(entry, ids=list(ids)))
+        if stopped.now:
+            break
+    return documents
 
 
 def _auto(

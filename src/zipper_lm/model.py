@@ -30,6 +30,7 @@ from zipper_lm.backbones import build_backbone, set_training
 from zipper_lm.collation import IGNORED, Batch, Specials, collate
 from zipper_lm.config import TowerSpec, ZipperConfig, ZipSpec
 from zipper_lm.document import Document, Segment
+from zipper_lm.grouping import read_apart
 from zipper_lm.reading import read
 from zipper_lm.tower import Tower
 from zipper_lm.zips import InputProjection, ZipLayer
@@ -267,7 +268,7 @@ class ZipperModel(PreTrainedModel):
             raise ValueError("batch: no tower has any token")
         for name, stream in batch.items():
             self.check_ids(name, int(stream["input_ids"].min()), int(stream["input_ids"].max()))
-        reading = read(self, batch)
+        reading = read_apart(self, batch) if self.config.groups else read(self, batch)
         losses: dict[str, Tensor] = {}
         for name, stream in batch.items():
             logits = reading.logits[name]

@@ -38,6 +38,7 @@ def test_sounds_say_what_is_heard() -> None:
         assert 8000 <= len(low) <= 12800
         assert centroid(high) > centroid(low), source
     clips = [sounds.clip(rng) for _ in range(60)]
+    assert len({wave.tobytes() for wave, _ in clips}) == 60
     again = np.random.default_rng(0)
     assert all((wave == sounds.clip(again)[0]).all() for wave, _ in clips)
     for wave, caption in clips:
@@ -69,17 +70,28 @@ def test_sounds_are_written_with_all_their_splits(tmp_path: Path, monkeypatch: p
 
 def test_sentences_keep_speakers_and_lines_apart(tmp_path: Path) -> None:
     for split, lines in {
-        "train": ["one fine day.", "Two dogs bark!", "see 3 cats", "red boats sail", "nine men ate", "a" * 300] * 2,
+        "train": [
+            "one fine day.",
+            "Two dogs bark!",
+            "see 3 cats",
+            "red boats sail",
+            "nine men ate",
+            "the sun is up",
+            "a" * 300,
+        ]
+        * 2,
         "validation": ["the sun is up"],
         "test": ["rain fell all night"],
     }.items():
         (tmp_path / f"{split}.txt").write_text("\n".join(lines) + "\n")
     counts = sentences.write_sentences(tmp_path / "out", tmp_path, train=4, longest=40)
-    assert counts == {"validation": 1, "test": 1, "judge": 1, "train": 4}
+    assert counts == {"validation": 1, "test": 1, "judge": 1, "train": 3}
     who = {
         s: {r["speaker"].split("+")[1].split()[0] for r in read_rows(str(tmp_path / "out"), split=s)} for s in counts
     }
     assert sum(map(len, who.values())) == len(set().union(*who.values()))
+    lines = [r["text"] for split in counts for r in read_rows(str(tmp_path / "out"), split=split)]
+    assert len(set(lines)) == len(lines), "no sentence is in two splits, though one was in two files, and each twice"
     texts = [r["text"] for r in read_rows(str(tmp_path / "out"), split="train")]
     assert all(not any(c.isdigit() for c in t) for t in texts)
     with pytest.raises(ValueError, match=r"no train\.txt"):

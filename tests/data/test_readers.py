@@ -333,3 +333,11 @@ def test_hub_failure_is_a_value_error(monkeypatch):
     monkeypatch.setattr(datasets, "get_dataset_split_names", offline)
     with pytest.raises(ValueError, match=r"no file or folder 'someone/data' here, and not from the Hub: no network"):
         read_rows("someone/data")
+
+
+def test_a_picture_beside_speech_takes_nothing_from_it() -> None:
+    """A column named ``image`` used to make a sound's ``file_name`` invisible."""
+    rows = read_rows([{"file_name": "a.wav", "image": "a.png", "text": "one"}])
+    assert (rows.columns["speech"], rows[0]["image"]) == ("file_name", "a.png")
+    rows = read_rows([{"file_name": "a.png", "image": "a.png", "text": "one"}])
+    assert "speech" not in rows.columns

@@ -72,3 +72,13 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
         PixelCodec.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"no codec\.json"):
         PixelCodec.from_pretrained(tmp_path / "none")
+
+
+def test_transparent_is_white_and_sixteen_bits_keep_their_shades() -> None:
+    """Black on transparency used to become all black, and 16-bit grey to be cut off at 255."""
+    drawing = Image.new("RGBA", (2, 2), (0, 0, 0, 0))
+    drawing.putpixel((0, 0), (0, 0, 0, 255))
+    codec = PixelCodec(PixelCodecConfig(height=2, width=2, levels=2))
+    assert codec.encode([drawing]) == [[0, 1, 1, 1]]
+    wide = Image.fromarray(np.array([[0, 65535], [32896, 257]], np.uint16))
+    assert PixelCodec(PixelCodecConfig(height=2, width=2, levels=256)).encode([wide]) == [[0, 255, 128, 1]]

@@ -26,12 +26,16 @@ def combine(
     check_output(output, overwrite)
     if len(models) < 2:
         raise ValueError(f"combine: at least two models are needed, got {models}")
+    for source in models:
+        _spare(output, source, f"model {source!r}")
     quiet()
     from zipper_lm.combining import combine as run
     from zipper_lm.files import new_folder
     from zipper_lm.model import ZipperModel
 
     combined = run([ZipperModel.from_pretrained(source) for source in models])
+    for name, spec in combined.config.tower_specs.items():
+        _spare(output, spec.source, f"tower {name!r}, which is at {spec.source!r}")
     settings = {name: values for source in reversed(models) for name, values in settings_of(source, []).items()}
     with new_folder(output, overwrite) as folder:
         combined.save_pretrained(folder)
@@ -40,3 +44,10 @@ def combine(
     console().print(f"{output}: towers {', '.join(combined.names)}; zips {', '.join(pairs)}")
     if json:
         emit({"output": str(output), "towers": combined.names, "zips": pairs})
+
+
+def _spare(output: Path, source: str, what: str) -> None:
+    """Raise `ValueError` if writing `output` would replace a folder that the model needs."""
+    here, goal = Path(source).resolve(), output.resolve()
+    if source and here.exists() and (goal == here or goal in here.parents):
+        raise ValueError(f"--output {str(output)!r} would replace {what}")

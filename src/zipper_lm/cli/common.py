@@ -64,7 +64,7 @@ def console() -> Console:
 
 def _first() -> bool:
     """Whether this is the only process, or the first of those that a launcher started."""
-    return os.environ.get("RANK", "0") == "0"
+    return "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def emit(result: Any) -> None:

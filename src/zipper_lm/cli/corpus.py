@@ -16,8 +16,8 @@ def corpus(
     source: Annotated[
         Path | None, typer.Option(metavar="DIR", help="sentences: folder of train.txt, validation.txt and test.txt.")
     ] = None,
-    train: Annotated[int, typer.Option(help="sentences: most of them for training.", min=1)] = 10_000,
-    longest: Annotated[int, typer.Option(help="sentences: most characters of one.", min=1)] = 200,
+    train: Annotated[int | None, typer.Option(help="sentences: most for training (10 000).", min=1)] = None,
+    longest: Annotated[int | None, typer.Option(help="sentences: most characters of one (200).", min=1)] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -27,6 +27,8 @@ def corpus(
     """
     if (name == "sentences") != (source is not None):
         raise ValueError(f"--source: needed for sentences, and for nothing else; got {source} for {name}")
+    if name != "sentences" and (train, longest) != (None, None):
+        raise ValueError(f"--train and --longest are for sentences only, not for {name}")
     if name == "digit-images":
         from zipper_lm.corpora.digit_images import write_digit_images
 
@@ -39,7 +41,7 @@ def corpus(
         from zipper_lm.corpora.sentences import write_sentences
 
         assert source is not None
-        counts = write_sentences(folder, source, train=train, longest=longest, overwrite=overwrite)
+        counts = write_sentences(folder, source, train=train or 10_000, longest=longest or 200, overwrite=overwrite)
     console().print(f"{folder}: " + ", ".join(f"{split} {count}" for split, count in counts.items()))
     if json:
         emit({"folder": str(folder), "rows": counts})

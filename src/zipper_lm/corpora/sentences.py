@@ -47,6 +47,8 @@ def write_sentences(
         ImportError: without `espeakng-loader` (the extra ``zipper-lm[demo]``).
     """
     lines = {name: _lines(Path(source) / f"{name}.txt", longest) for name in ("train", "validation", "test")}
+    held_out = {*lines["validation"], *lines["test"]}
+    lines["train"] = [line for line in lines["train"] if line not in held_out]
     fifth = max(1, len(lines["train"]) // 5)
     lines |= {"judge": lines["train"][:fifth][: max(1, train // 4)], "train": lines["train"][fifth:][:train]}
     if empty := [name for name, found in lines.items() if not found]:
@@ -58,7 +60,8 @@ def _lines(file: Path, longest: int) -> list[str]:
     if not file.is_file():
         raise ValueError(f"{file.parent}: no {file.name} there")
     texts = (normalise(line) for line in file.read_text(encoding="utf-8").splitlines())
-    return [t for t in texts if t and len(t) <= longest and t.isascii() and not any(c.isdigit() for c in t)]
+    kept = (t for t in texts if t and len(t) <= longest and t.isascii() and not any(c.isdigit() for c in t))
+    return list(dict.fromkeys(kept))  # each once, so that no other split can have it too
 
 
 def _read_aloud(lines: Mapping[str, list[str]]) -> dict[str, Iterator[tuple[Any, dict[str, Any]]]]:

@@ -40,6 +40,17 @@ def read_picture(source: Any) -> Image.Image:
     raise ValueError(f"picture: cannot read a {type(source).__name__}; give a path, bytes, a PIL image or an array")
 
 
+def grey(picture: Image.Image) -> Image.Image:
+    """A picture in mode ``"L"``: transparent becomes white, 16 bits become 8, colours their luma (ITU-R 601-2)."""
+    if picture.mode.startswith("I;16") or picture.mode == "I":
+        wide = np.asarray(picture, dtype=np.float64)
+        return Image.fromarray(np.clip(np.round(wide / 257), 0, 255).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        opaque = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque)
+    return picture.convert("L")
+
+
 def is_picture(value: Any) -> bool:
     """Whether a value can only be a picture: an image, an array of two dimensions or more, or a picture file's name."""
     if isinstance(value, Mapping) and "bytes" in value:

@@ -14,12 +14,12 @@ from typing import Any, overload
 from zipper_lm.data.folders import folder_splits
 from zipper_lm.data.jsonl import jsonl_loader
 from zipper_lm.data.objects import hub_splits, object_splits
+from zipper_lm.data.picture import is_picture
 from zipper_lm.data.table import WHOLE, Loader, Table, check_file, resolve, usual_name
 from zipper_lm.document import Document
 
 DEFAULT_COLUMNS: dict[str, tuple[str, ...]] = {
     "speech": ("speech", "audio", "file_name"),
-    "image": ("image",),
     "text": ("text", "transcription", "transcript", "sentence", "caption"),
 }
 """Where a modality is looked for, in this order, unless `columns` says."""
@@ -168,11 +168,18 @@ def _choose_columns(table: Table, columns: Mapping[str, str], source: Any) -> di
             )
     chosen = dict(columns)
     for modality, candidates in DEFAULT_COLUMNS.items():
-        taken = {*chosen.values(), *(("file_name",) if "image" in names else ())}  # pictures have file names too
-        found = next((c for c in candidates if c in names and c not in taken), None)
+        pictures = ("file_name",) if _names_pictures(table) else ()  # they have file names too
+        found = next((c for c in candidates if c in names and c not in (*chosen.values(), *pictures)), None)
         if modality not in chosen and found:
             chosen[modality] = found
     return chosen
+
+
+def _names_pictures(table: Table) -> bool:
+    """Whether the column ``file_name`` of the first row names a picture."""
+    first = next((row for row in table.rows if not isinstance(row, Document)), None)
+    name = first.get("file_name") if isinstance(first, Mapping) else None
+    return isinstance(name, str) and is_picture(name)
 
 
 def _column_names(table: Table) -> list[str] | None:

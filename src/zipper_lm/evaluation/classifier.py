@@ -7,6 +7,7 @@ which takes a second, so that no pickle is ever written or read.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from sklearn.svm import SVC
 
-from zipper_lm.data.picture import read_picture
+from zipper_lm.data.picture import grey, read_picture
 from zipper_lm.evaluation.word_error_rate import normalise
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "pictures.safetensors"
 KIND = "picture-classifier"
 MOST_PIXELS = 4096
+FEWEST = 2
 
 
 class PictureClassifier:
@@ -40,11 +42,13 @@ class PictureClassifier:
 
     @classmethod
     def fit(cls, pictures: Sequence[Any], captions: Sequence[str]) -> PictureClassifier:
-        """Fit on pictures (whatever `read_picture` reads) of one size, and their captions.
+        """Fit on pictures (whatever `read_picture` reads) and their captions.
+
+        They are seen in grey, in the commonest of their sizes, or smaller if that has more than 4096 pixels.
 
         Raises:
-            ValueError: if a picture cannot be read, they differ in size or are too large (more than 4096 pixels), a
-                caption is empty, or fewer than two captions differ.
+            ValueError: if a picture cannot be read, a caption is empty, fewer than two captions differ, or so many that
+                there are fewer than two pictures of each on average.
         """
         if len(pictures) != len(captions):
             raise ValueError(f"pictures and captions must be as many, got {len(pictures)} and {len(captions)}")
@@ -54,13 +58,17 @@ class PictureClassifier:
         names = sorted(set(clean))
         if len(names) < 2:
             raise ValueError(f"captions: at least two must differ, got {names}")
-        read = [read_picture(p).convert("L") for p in pictures]
-        if len(sizes := {p.size for p in read}) > 1:
-            raise ValueError(f"pictures: all must have one size, got {sorted(sizes)[:5]}")
-        if (pixels := read[0].size[0] * read[0].size[1]) > MOST_PIXELS:
-            raise ValueError(f"pictures: {pixels} pixels are more than this judge takes ({MOST_PIXELS})")
+        if len(names) > len(clean) / FEWEST:
+            raise ValueError(
+                f"captions: {len(names)} different ones of {len(clean)} pictures are too many for a classifier; "
+                f"it needs {FEWEST} pictures of each on average"
+            )
+        read = [grey(read_picture(p)) for p in pictures]
+        width, height = Counter(p.size for p in read).most_common(1)[0][0]
+        shrink = min(1.0, (MOST_PIXELS / (width * height)) ** 0.5)
+        size = (max(1, int(width * shrink)), max(1, int(height * shrink)))
         labels = np.array([names.index(c) for c in clean])
-        return cls(np.stack([np.asarray(p) for p in read]), labels, names)
+        return cls(np.stack([_fitted(p, size) for p in read]), labels, names)
 
     def transcribe(self, pictures: Sequence[Any]) -> list[str]:
         """The caption that fits best, of each picture (resized if it has another size); none for `None`.
@@ -72,11 +80,8 @@ class PictureClassifier:
         there = [i for i, p in enumerate(pictures) if p is not None]
         named = [""] * len(pictures)
         if there:
-            grey = [read_picture(pictures[i]).convert("L") for i in there]
-            fitting = [
-                p if p.size == (width, height) else p.resize((width, height), Image.Resampling.BOX) for p in grey
-            ]
-            found = self.machine.predict(self._features(np.stack([np.asarray(p) for p in fitting])))
+            seen = [_fitted(grey(read_picture(pictures[i])), (width, height)) for i in there]
+            found = self.machine.predict(self._features(np.stack(seen)))
             for i, label in zip(there, found):
                 named[i] = self.captions[int(label)]
         return named
@@ -109,3 +114,8 @@ class PictureClassifier:
     @staticmethod
     def _features(pictures: np.ndarray) -> np.ndarray:
         return pictures.reshape(len(pictures), -1).astype(np.float32) / 255
+
+
+def _fitted(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """uint8 ``[height, width]`` of a grey picture, brought to ``size`` (width, height)."""
+    return np.asarray(picture if picture.size == size else picture.resize(size, Image.Resampling.BOX))

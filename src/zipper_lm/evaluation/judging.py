@@ -48,6 +48,11 @@ def can_be_judged(codec: Codec) -> bool:
     return codec.rate is not None or isinstance(codec, PixelCodec)
 
 
+def suits(judge: Judge, codec: Codec) -> bool:
+    """Whether a judge can say what a codec decodes to."""
+    return isinstance(judge, PictureClassifier) == isinstance(codec, PixelCodec)
+
+
 def judge_for(
     source: str,
     columns: Mapping[str, str] | None = None,
@@ -98,11 +103,15 @@ def load_judge(path: str | Path) -> Judge:
 
 
 def _fingerprint(rows: Sequence[Mapping[str, Any]], modality: str) -> str:
-    """Of what is said in which file; a path counts by its last two parts, so that a moved folder is the same."""
+    """Of what is said in which file; a sound's path counts by its last two parts, so that a moved folder is the same;
+    pictures are small and count by what they show."""
     digest = hashlib.sha256(str(STEPS).encode())
     for row in rows:
         value = row[modality]
-        name = "/".join(Path(value).parts[-2:]) if isinstance(value, (str, Path)) else _digest(value)
+        if isinstance(value, (str, Path)) and not is_picture(value):
+            name = "/".join(Path(value).parts[-2:])
+        else:
+            name = _digest(value)
         digest.update(json.dumps([name, row["text"]]).encode())
     return digest.hexdigest()[:16]
 

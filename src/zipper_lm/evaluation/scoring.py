@@ -12,7 +12,7 @@ from zipper_lm.data.audio import read_audio
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.document import Document
 from zipper_lm.evaluation.judge import Recogniser
-from zipper_lm.evaluation.judging import Judge
+from zipper_lm.evaluation.judging import Judge, suits
 from zipper_lm.evaluation.word_error_rate import bootstrap_interval, normalise, word_error_rate
 
 if TYPE_CHECKING:
@@ -96,6 +96,10 @@ def score_task(
             raise ValueError(f"task {template!r}: row {number} has no {missing}; it has {sorted(row)}")
     if model.processor is None or ends_in not in model.processor.codecs:
         raise ValueError(f"task {template!r}: the model has no codec for {ends_in!r}, so what it writes stays ids")
+    if judge is not None and ends_in != "text" and not suits(judge, model.processor.codecs[ends_in]):
+        raise ValueError(
+            f"task {template!r}: a {type(judge).__name__} cannot judge what the codec of {ends_in!r} makes"
+        )
     order = sorted(range(len(rows)), key=lambda i: len(_text(rows[i])))  # like lengths are written together
     values: list[Any] = [None] * len(rows)
     for start in range(0, len(order), batch_size):

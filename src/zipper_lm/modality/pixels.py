@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from zipper_lm.data.picture import read_picture
+from zipper_lm.data.picture import grey, read_picture
 from zipper_lm.modality.codec import CODEC_FILE
 from zipper_lm.modality.folder import files_into
 
@@ -39,7 +39,7 @@ class PixelCodecConfig:
 class PixelCodec:
     """Grey pictures <-> ids: the level of each pixel, from the top left, row by row.
 
-    Pictures of another size are resized, of another mode turned to grey (ITU-R 601-2 luma, as Pillow does).
+    Pictures of another size are resized, of another mode turned to grey (see `zipper_lm.data.picture.grey`).
 
     Args:
         config: sizes.
@@ -83,7 +83,7 @@ class PixelCodec:
         """
         rows = []
         for value in values:
-            picture = read_picture(value).convert("L")
+            picture = grey(read_picture(value))
             if picture.size != (self.config.width, self.config.height):
                 picture = picture.resize((self.config.width, self.config.height), Image.Resampling.BOX)
             levels = np.round(np.asarray(picture, dtype=np.float32) / 255 * (self.config.levels - 1))
@@ -103,8 +103,8 @@ class PixelCodec:
             if len(given) and not (given.min() >= 0 and given.max() < self.config.levels):
                 raise ValueError(f"pixel ids, row {number}: an id is not in [0, {self.config.levels})")
             levels[: len(given)] = given
-            grey = np.round(levels * 255 / (self.config.levels - 1)).astype(np.uint8)
-            pictures.append(Image.fromarray(grey.reshape(self.config.height, self.config.width)))
+            shades = np.round(levels * 255 / (self.config.levels - 1)).astype(np.uint8)
+            pictures.append(Image.fromarray(shades.reshape(self.config.height, self.config.width)))
         return pictures
 
     def save_pretrained(self, path: str | Path) -> None:

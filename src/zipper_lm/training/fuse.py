@@ -22,7 +22,7 @@ from zipper_lm.data.readers import read_rows
 from zipper_lm.data.tasks import Task, TaskMixture, build_document, parse_task
 from zipper_lm.document import Document
 from zipper_lm.evaluation.attention import observe
-from zipper_lm.evaluation.judging import Judge, can_be_judged, judge_for, load_judge
+from zipper_lm.evaluation.judging import Judge, can_be_judged, judge_for, load_judge, suits
 from zipper_lm.evaluation.preservation import perplexity
 from zipper_lm.evaluation.scoring import score_task
 from zipper_lm.files import check_output, new_folder
@@ -60,7 +60,6 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         ValueError: for anything in the recipe that cannot work, before training starts.
         Interrupted: after Ctrl-C; a checkpoint has been written.
     """
-    console = console or Console(stderr=True, quiet=not is_main())
     started = time.time()
     working, plain = working_folder(recipe.output), to_mapping(recipe)
     tasks = check_recipe(recipe)
@@ -68,6 +67,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     halted = [n for n in making if latest_checkpoint(working_folder(recipe.towers[n].source))] if resume else []
     checkpoint = check_working(working, plain, resume=resume and not halted, overwrite=recipe.overwrite)
     arguments = training_arguments(recipe.training, working, recipe.seed, **_evaluation_arguments(recipe))
+    console = console or Console(stderr=True, quiet=not is_main())  # after the arguments, which say how to connect
     judge = load_judge(recipe.judge) if recipe.judge is not None else None
     read_rows(recipe.data.source, recipe.data.columns, recipe.data.train, recipe.data.limit)
     held_out = validation_rows(recipe.data)
@@ -87,8 +87,12 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     _check_lengths(model, [*rows, *validation])
     scorer = _Scorer(recipe, model, validation) if validation else None
     if scorer is not None:
-        fitted = {m: partial(_fitted_judge, recipe, m, console) for m in scorer.judged}
-        scorer.judges = {m: judge or made_by_main(fit) for m, fit in fitted.items()}
+        for modality in scorer.judged:
+            try:
+                scorer.judges[modality] = _judge_of(recipe, modality, model, judge, console)
+            except ValueError as error:
+                console.print(f"[yellow]no judge of {modality}, so it is not scored:[/yellow] {error}")
+                scorer.leave_out(modality)
     if scorer is not None and not scorer.tasks:
         arguments.metric_for_best_model = "eval_loss"
     if checkpoint is None and is_main():
@@ -289,6 +293,13 @@ def _evaluation_arguments(recipe: FuseRecipe) -> dict[str, Any]:
     }
 
 
+def _judge_of(recipe: FuseRecipe, modality: str, model: Writer, given: Judge | None, console: Console) -> Judge:
+    assert model.processor is not None
+    if given is not None and suits(given, model.processor.codecs[modality]):
+        return given
+    return made_by_main(partial(_fitted_judge, recipe, modality, console))
+
+
 def _fitted_judge(recipe: FuseRecipe, modality: str, console: Console) -> Judge:
     console.print(f"fitting a judge of {modality} on the originals (once; cached)")
     with randomness_kept():
@@ -311,6 +322,10 @@ class _Scorer:
         self.judged = sorted({ends[t] for t in self.tasks} - {"text"})
         self.judges: dict[str, Judge] = {}
         self.ends = ends
+
+    def leave_out(self, modality: str) -> None:
+        """Score no task that ends in it."""
+        self.tasks = [t for t in self.tasks if self.ends[t] != modality]
 
     def __call__(self, model: Writer) -> dict[str, float]:
         if not self.tasks:

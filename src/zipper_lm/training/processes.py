@@ -1,7 +1,7 @@
 """Several processes, one a device, as `accelerate launch` and `torchrun` start them: who writes, and who waits.
 
-Every process reads the data and trains; what is fitted, scored or written by one alone is here. In a single process
-nothing here does anything.
+Every process reads the data, trains, and scores (all go by the main one's scores); codecs and judges are fitted, and
+files written, by the main process alone. In a single process nothing here does anything.
 """
 
 from __future__ import annotations
