@@ -130,12 +130,36 @@ def sounds() -> str:
     return "\n".join(["| Sound | Text given | What the judge heard |", "|---|---|---|", *rows])
 
 
+def combination() -> str:
+    """What two models do together that were trained apart."""
+    found = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in (RUNS / "combination").glob("*-*.json")}
+
+    def right(name: str) -> tuple[str, str, str]:
+        score = found[name]
+        low, high = (100 - x for x in reversed(score["wer_95"]))
+        return f"{score['exact']:.1f}", f"{low:.1f} to {high:.1f}", str(score["utterances"])
+
+    rows = [
+        ("say a digit, get a picture of it: speech -> text -> image", "speech-text-image"),
+        ("show a digit, hear it: image -> text -> speech", "image-text-speech"),
+        ("speech -> text alone", "speech-text"),
+        ("image -> text alone", "image-text"),
+        ("text -> image alone", "text-image"),
+    ]
+    lines = ["| | right, % | of | 100 - WER, 95 % interval |", "|---|---|---|---|"]
+    for what, name in rows:
+        exact, interval, count = right(name)
+        lines.append(f"| {what} | {exact} | {count} | {interval} |")
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "digits": digits,
     "digits-in-full": digits_in_full,
     "without-theo": without_theo,
     "sounds": sounds,
+    "combination": combination,
 }
 
 

@@ -52,6 +52,7 @@ class Experiment:
         seeds: of the runs that are reported.
         trial_seed: of the trials; not among `seeds`.
         tasks: what is scored on the test split.
+        notes: what a reader of the figures must know, a sentence each, for the report.
         paper: what the paper found for this question (arXiv 2405.18669), a sentence each, for the report.
     """
 
@@ -64,6 +65,7 @@ class Experiment:
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     trial_seed: int = 0
     tasks: list[str] = field(default_factory=lambda: ["asr", "tts"])
+    notes: list[str] = field(default_factory=list)
     paper: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -94,6 +94,8 @@ def _section(results: Results) -> str:
         f"{done} of {wanted} runs, seeds {', '.join(map(str, experiment.seeds))}; {results.trials} trials before them, "
         "chosen on validation. WER in per cent on the test split: mean over seeds, least and most in brackets.\n",
     ]
+    if experiment.notes:
+        lines += [*(f"- {note}" for note in experiment.notes), ""]
     for task in experiment.tasks:
         lines += [f"### {results.name}: {task}\n", _table(results, task)]
         if differences := _differences(results, task):
