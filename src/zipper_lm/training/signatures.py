@@ -77,8 +77,7 @@ def too_little_data(train: Mapping[str, float], held_out: Mapping[str, float]) -
         Signature(
             "too little aligned data",
             f"{name}: loss {held_out[name]:.2f} on held-out documents against {train[name]:.2f} in training. Add "
-            "aligned pairs, train fewer steps (training.patience), freeze more towers, use fewer zip layers, or raise "
-            "training.corrupt.",
+            "aligned pairs, raise training.corrupt (0.2), or train fewer steps (training.patience).",
         )
         for name in held_out
         if name in train and held_out[name] - train[name] > GAP
