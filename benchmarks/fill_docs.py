@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "docs" / "runs"
 SOUNDS = ROOT / "docs" / "sounds"
-PAGES = ("README.md", "docs/spoken-digits.md")
+PAGES = ("README.md", "docs/spoken-digits.md", "docs/cost.md")
 BLOCK = re.compile(r"<!-- results:([\w-]+) -->\n.*?<!-- end of results -->", re.DOTALL)
 
 
@@ -153,6 +153,29 @@ def combination() -> str:
     return "\n".join(lines)
 
 
+def cost() -> str:
+    """What the baselines cost, as a multiple of Zipper."""
+    record = read("cost-cpu.json")
+    others = list(record["rows"][0]["ratio_to_zipper"])
+    size = ", ".join(f"{name} {count / 1e6:.1f} million" for name, count in record["parameters"].items())
+    lines = [
+        f"{record['device']}; median of {record['repeats']} turns. Parameters: {size}.",
+        "",
+        f"| batch | units of speech | what | {' | '.join(others)} |",
+        "|---|---|---|" + "---|" * len(others),
+    ]
+    for row in record["rows"]:
+        where = f"| {row['batch']} | {row['units']} |"
+        for what in row["ratio_to_zipper"][others[0]]:
+            lines.append(
+                f"{where} {what} | " + " | ".join(f"{row['ratio_to_zipper'][o][what]:.2f}" for o in others) + " |"
+            )
+        kept = row["kept_for_backward_mib"]
+        ratios = " | ".join(f"{kept[o] / kept['zipper']:.2f}" for o in others)
+        lines.append(f"{where} memory kept for the backward pass | {ratios} |")
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "digits": digits,
@@ -160,6 +183,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "without-theo": without_theo,
     "sounds": sounds,
     "combination": combination,
+    "cost": cost,
 }
 
 
