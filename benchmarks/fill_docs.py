@@ -167,9 +167,8 @@ def cost() -> str:
     for row in record["rows"]:
         where = f"| {row['batch']} | {row['units']} |"
         for what in row["ratio_to_zipper"][others[0]]:
-            lines.append(
-                f"{where} {what} | " + " | ".join(f"{row['ratio_to_zipper'][o][what]:.2f}" for o in others) + " |"
-            )
+            ratios = " | ".join(f"{row['ratio_to_zipper'][o][what]:.2f}" for o in others)
+            lines.append(f"{where} {what} | {ratios} |")
         kept = row["kept_for_backward_mib"]
         ratios = " | ".join(f"{kept[o] / kept['zipper']:.2f}" for o in others)
         lines.append(f"{where} memory kept for the backward pass | {ratios} |")
