@@ -30,7 +30,7 @@ from transformers.utils import logging
 from zipper_lm import Document, Segment, ZipperModel
 from zipper_lm.baselines.single_decoder import expand
 from zipper_lm.collation import Batch, collate
-from zipper_lm.config import TowerSpec, ZipSpec
+from zipper_lm.config import ZipSpec
 from zipper_lm.generation import Writer
 from zipper_lm.modality.text import TextCodec
 from zipper_lm.training.trainer import parameter_groups
@@ -63,13 +63,9 @@ def make(name: str) -> Writer:
     """One of `MODELS`."""
     torch.manual_seed(0)
     if name == "zipper":
-        towers = {
-            "text": TowerSpec(source="", train="frozen"),
-            "speech": TowerSpec(source="", train="full"),
-        }
         backbones = {"text": backbone(LETTERS, 128, 4), "speech": backbone(UNITS, 192, 6)}
         model: Writer = ZipperModel.fuse(
-            backbones, zips=ZipSpec(layers=4, positions="sinusoid"), train={n: t.train for n, t in towers.items()}
+            backbones, zips=ZipSpec(layers=4, positions="sinusoid"), train={"speech": "full"}
         )
     else:
         letters = TextCodec.train(["abcdefghijklmnopqrstuvwxyz"], vocab_size=LETTERS)

@@ -89,6 +89,8 @@ def test_from_file_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     tried = {name: json.loads(file.read_text())["validation_score"] for name, file in files.items()}
     assert tried[record["run"]["trial"]] == min(tried.values())
     assert {"asr", "tts"} == set(record["scores"])
+    assert record["recipe"]["output"] == "", "a record names no place of the machine that made it"
+    assert str(tmp_path / "work") not in json.dumps(record)
     assert len(record["scores"]["asr"]["references"]) == 4
     assert "oracle_wer" in record["scores"]["tts"]
     assert record["frozen_unchanged"] == {"text": True}

@@ -155,7 +155,7 @@ def _perform(experiment: Experiment, run: Run, results: Path, work: Path, consol
     record: dict[str, Any] = {
         "run": asdict(run),
         "run_hash": run_hash(experiment, run),
-        "recipe": trained["recipe"],
+        "recipe": to_mapping(recipe_of(experiment, run, "")),  # as hashed: without the places of this machine
         "validation_score": min((e.get("eval_wer", e.get("eval_loss")) for e in validation), default=None),
         "validation": validation,
         **{k: trained[k] for k in ("steps", "best_step", "frozen_unchanged", "signatures", "train_loss")},
