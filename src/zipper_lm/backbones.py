@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download, try_to_load_from_cache
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -21,11 +19,10 @@ from transformers import (
 )
 
 from zipper_lm.config import TowerSpec, ZipperConfig, config_hash, plain
+from zipper_lm.hub import reaching
 from zipper_lm.tower import Tower
 
 logger = logging.getLogger(__name__)
-CONFIG_FILE = "config.json"
-HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download")
 
 
 def dtype_name(dtype: Any) -> str:
@@ -52,12 +49,12 @@ def load_backbone(spec: TowerSpec, *, dtype: Any = None, **hub: Any) -> PreTrain
         ValueError: if it is not there, cannot be reached, or has no known class.
     """
     common = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code, **hub}
-    try:
+    with reaching("tower", spec.source, spec.revision):
         config = AutoConfig.from_pretrained(spec.source, **common)
-        kwargs = {**common, **({"dtype": dtype} if dtype is not None else {})}
-        return _class_of(config, spec).from_pretrained(spec.source, config=config, **kwargs).eval()
-    except OSError as error:
-        raise ValueError(f"tower {spec.source!r}: cannot be loaded: {error}") from error
+    kwargs = {**common, **({"dtype": dtype} if dtype is not None else {})}
+    owner = _class_of(config, spec)
+    with reaching("tower", spec.source, spec.revision):
+        return owner.from_pretrained(spec.source, config=config, **kwargs).eval()
 
 
 def build_backbone(config: ZipperConfig, name: str, **hub: Any) -> PreTrainedModel:
@@ -123,16 +120,6 @@ def without_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return kept
 
 
-def revision_of(spec: TowerSpec, **hub: Any) -> str | None:
-    """The commit a Hub id was loaded at, read off the cache; a local folder has none."""
-    if Path(spec.source).is_dir():
-        return None
-    path = try_to_load_from_cache(
-        spec.source, CONFIG_FILE, revision=spec.revision or "main", cache_dir=hub.get("cache_dir")
-    )
-    return Path(path).parent.name if isinstance(path, str) else spec.revision
-
-
 def recorded_dtype(spec: TowerSpec) -> Any:
     return getattr(torch, (spec.backbone or {}).get("dtype") or "float32", None)
 
@@ -149,18 +136,3 @@ def check_same_backbone(name: str, spec: TowerSpec, backbone: PreTrainedModel) -
         logger.warning("tower %r: in another dtype than recorded, so its weights are not compared", name)
     elif spec.weights_hash and weights_hash(backbone) != spec.weights_hash:
         raise ValueError(f"tower {name!r}: same config but other weights than {spec.source!r} when the zips were made")
-
-
-def local_folder(source: str | Path, revision: str | None = None, **hub: Any) -> Path:
-    """A checkpoint's folder on disk; a Hub id is fetched (or found in the cache) first.
-
-    Raises:
-        ValueError: if it is neither a folder nor reachable.
-    """
-    if Path(source).is_dir():
-        return Path(source)
-    known = {k: v for k, v in hub.items() if k in HUB_ARGUMENTS}
-    try:
-        return Path(snapshot_download(str(source), revision=revision, **known))
-    except Exception as error:
-        raise ValueError(f"{source}: no such folder, and the Hub gave: {error}") from error

@@ -24,17 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from zipper_lm.backbones import (
-    CONFIG_FILE,
-    HUB_ARGUMENTS,
-    build_backbone,
-    check_same_backbone,
-    load_backbone,
-    local_folder,
-    recorded_dtype,
-    without_aliases,
-)
+from zipper_lm.backbones import build_backbone, check_same_backbone, load_backbone, recorded_dtype, without_aliases
 from zipper_lm.config import ZipperConfig
+from zipper_lm.hub import CONFIG_FILE, HUB_ARGUMENTS, local_folder
 from zipper_lm.modality.codec import Codec
 
 if TYPE_CHECKING:
@@ -261,7 +253,7 @@ def load(
     if (folder / "processor_config.json").is_file():
         from zipper_lm.processor import ZipperProcessor
 
-        model.processor = ZipperProcessor.from_pretrained(folder, codecs=codecs)
+        model.processor = ZipperProcessor.from_pretrained(folder, codecs=codecs, **hub)
     return model.eval()
 
 

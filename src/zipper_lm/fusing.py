@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from zipper_lm.backbones import HUB_ARGUMENTS, dtype_name, load_backbone, local_folder, revision_of, weights_hash
+from zipper_lm.backbones import dtype_name, load_backbone, weights_hash
 from zipper_lm.config import TowerSpec, ZipperConfig, ZipSpec, expand, plain
+from zipper_lm.hub import HUB_ARGUMENTS, commit_of, local_folder
 from zipper_lm.modality.codec import CODEC_FILE, Codec, load_codec
 from zipper_lm.tower import Tower
 
@@ -112,14 +113,14 @@ def codec_of(spec: TowerSpec, given: Codec | str | Path | None, **hub: Any) -> C
     from zipper_lm.modality.text import TextCodec
 
     if isinstance(given, (str, Path)):
-        return load_codec(given)
+        return load_codec(given, **hub)
     if given is not None:
         return given
     if not spec.source:
         return None
     at = {"revision": spec.revision, **hub}
     if _has(spec.source, CODEC_FILE, **at):
-        return load_codec(local_folder(spec.source, **at))
+        return load_codec(local_folder(spec.source, **at), **hub)
     if not any(_has(spec.source, file, **at) for file in TOKENIZER_FILES):
         return None  # transformers would make an empty tokenizer up
     try:
@@ -151,7 +152,7 @@ def _describe(name: str, spec: TowerSpec, backbone: PreTrainedModel, codec: Code
     return replace(
         spec,
         source=str(Path(spec.source).resolve()) if spec.source and Path(spec.source).is_dir() else spec.source,
-        revision=revision_of(spec, **hub) if spec.source else None,
+        revision=commit_of(spec.source, spec.revision, hub.get("cache_dir")) if spec.source else None,
         architecture=type(backbone).__name__,
         backbone=plain({**config.to_dict(), "dtype": dtype_name(backbone.dtype)}),
         bos_token_id=bos,

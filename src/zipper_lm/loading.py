@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from zipper_lm.backbones import local_folder
 from zipper_lm.baselines.single_decoder import SingleDecoder, is_single_decoder
+from zipper_lm.hub import local_folder
 from zipper_lm.model import ZipperModel
 
 if TYPE_CHECKING:

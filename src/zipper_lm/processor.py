@@ -113,15 +113,15 @@ class ZipperProcessor(PushToHubMixin):
         Raises:
             ValueError: if there is no processor there, or a codec of unknown kind.
         """
-        from zipper_lm.backbones import local_folder
+        from zipper_lm.hub import HUB_ARGUMENTS, local_folder
 
         folder = local_folder(pretrained_model_name_or_path, **kwargs)
         file = folder / PROCESSOR_FILE
         if not file.is_file():
             raise ValueError(f"no {PROCESSOR_FILE} in {pretrained_model_name_or_path}")
         description = json.loads(file.read_text(encoding="utf-8"))
-        given = dict(codecs or {})
-        stored = {n: load_codec(folder / "codecs" / n) for n in description["codecs"] if n not in given}
+        given, hub = dict(codecs or {}), {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
+        stored = {n: load_codec(folder / "codecs" / n, **hub) for n in description["codecs"] if n not in given}
         return cls(stored | given, {name: Specials(*ids) for name, ids in description["specials"].items()})
 
 

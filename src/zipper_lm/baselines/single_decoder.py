@@ -19,21 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from zipper_lm.backbones import (
-    CONFIG_FILE,
-    HUB_ARGUMENTS,
-    add_adapters,
-    from_config,
-    load_backbone,
-    local_folder,
-    without_aliases,
-)
+from zipper_lm.backbones import add_adapters, from_config, load_backbone, without_aliases
 from zipper_lm.baselines import writing
 from zipper_lm.baselines.vocabulary import Modality, join
 from zipper_lm.checkpoint import WEIGHTS_FILE, copy_tensors, write_checkpoint
 from zipper_lm.collation import IGNORED, Batch, Specials, collate
 from zipper_lm.config import TowerSpec, backbone_config, config_hash, plain
 from zipper_lm.document import Document, Segment
+from zipper_lm.hub import CONFIG_FILE, HUB_ARGUMENTS, local_folder
 from zipper_lm.model import ZipperOutput
 
 if TYPE_CHECKING:
@@ -249,7 +242,7 @@ class SingleDecoder(PreTrainedModel):
         model = cls(SingleDecoderConfig.from_pretrained(folder))
         model.load_own(folder / WEIGHTS_FILE)
         if (folder / "processor_config.json").is_file():
-            model.processor = ZipperProcessor.from_pretrained(folder)
+            model.processor = ZipperProcessor.from_pretrained(folder, **hub)
         return model.eval()
 
 

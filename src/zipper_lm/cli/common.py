@@ -115,7 +115,7 @@ def settings_of(model: str, changes: Sequence[str]) -> dict[str, dict[str, Any]]
     Raises:
         ValueError: for another form, or a name that is no generation setting.
     """
-    from zipper_lm.backbones import local_folder
+    from zipper_lm.hub import local_folder
     from zipper_lm.speaking import known_settings
     from zipper_lm.training.fuse import generation_settings
 

@@ -19,9 +19,9 @@ def verify(model: Model, json: Json = False) -> None:
 
     Example: [bold]zipper verify outputs/spoken-digits/model[/bold]
     """
-    from zipper_lm.backbones import local_folder
     from zipper_lm.evaluation.preservation import changed_sources
     from zipper_lm.evaluation.preservation import verify as run
+    from zipper_lm.hub import local_folder
 
     quiet()
     try:

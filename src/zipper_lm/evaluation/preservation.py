@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from zipper_lm.backbones import CONFIG_FILE, check_same_backbone, load_backbone, local_folder
+from zipper_lm.backbones import check_same_backbone, load_backbone
 from zipper_lm.config import ZipperConfig
+from zipper_lm.hub import CONFIG_FILE, local_folder
 from zipper_lm.tower import Tower
 
 if TYPE_CHECKING:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -58,27 +60,74 @@ class Codec(Protocol):
         """Read what `save_pretrained` wrote."""
 
 
-def load_codec(path: str | Path) -> Codec:
+CODECS = {
+    "text": "zipper_lm.modality.text:TextCodec",
+    "speech": "zipper_lm.modality.speech:SpeechCodec",
+    "pixels": "zipper_lm.modality.pixels:PixelCodec",
+}
+"""This package's own codecs: kind to class. Beside the protocol each has a class method for recipes, ``make(values, *,
+source, revision, seed, **options)``: values to fit on (may be empty), a folder or Hub id, what else the kind takes."""
+
+
+def load_codec(path: str | Path, **hub: Any) -> Codec:
     """Load any codec from its folder: one of this package, or one that an installed package names as an entry point.
+
+    Args:
+        path: the folder. hub: `cache_dir`, `token`, `local_files_only`, for a codec whose model is on the Hub.
 
     Raises:
         ValueError: if the folder has no `codec.json`, or its `kind` is unknown.
     """
-    from zipper_lm.modality.pixels import PixelCodec
-    from zipper_lm.modality.speech import SpeechCodec
-    from zipper_lm.modality.text import TextCodec
-
-    ours: dict[str, type[Codec]] = {c.kind: c for c in (TextCodec, SpeechCodec, PixelCodec)}
     file = Path(path) / CODEC_FILE
     if not file.is_file():
         raise ValueError(f"codec: no {CODEC_FILE} in {path}")
     kind = json.loads(file.read_text(encoding="utf-8")).get("kind")
-    if kind in ours:
-        return ours[kind].from_pretrained(path)
+    if kind in CODECS:
+        owner = own_codec(kind)
+        wants_hub = "hub" in inspect.signature(owner.from_pretrained).parameters
+        return owner.from_pretrained(path, **(hub if wants_hub else {}))
     others = entry_points(group=ENTRY_POINTS)
     if kind in others.names:
         return others[kind].load().from_pretrained(path)
     raise ValueError(
-        f"codec: {file} has kind {kind!r}; known kinds are {sorted({*ours, *others.names})}; "
+        f"codec: {file} has kind {kind!r}; known kinds are {sorted({*CODECS, *others.names})}; "
         "if its class is at hand, pass codecs={name: codec}"
     )
+
+
+def own_codec(kind: str) -> Any:
+    """One of this package's codec classes; its module is imported only now."""
+    module, _, name = CODECS[kind].partition(":")
+    return getattr(import_module(module), name)
+
+
+def make_codec(
+    kind: str,
+    values: Sequence[Any] = (),
+    *,
+    source: str | None = None,
+    revision: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Codec:
+    """A codec as a recipe describes it: one that was saved, one around a pre-trained model, or one fitted on values.
+
+    Args:
+        kind: of `CODECS`; not needed where `source` holds a `codec.json`.
+        values: raw values to fit on, where the kind is fitted and no `source` is given.
+        source: folder of a saved codec, or folder or Hub id of the model or tokenizer inside it.
+        revision: on the Hub. seed: of the fit. options: what the kind takes (docs/codecs.md).
+
+    Raises:
+        ValueError: on an unknown kind or option, a source that cannot be loaded, or too little data.
+    """
+    if source is not None and (Path(source) / CODEC_FILE).is_file():
+        if options:
+            raise ValueError(f"codec.options {sorted(options)} have no effect: {source} holds a codec that is made")
+        return load_codec(source)
+    if kind not in CODECS:
+        raise ValueError(f"codec.kind {kind!r} is unknown; it is one of {sorted(CODECS)}")
+    try:
+        return own_codec(kind).make(values, source=source, revision=revision, seed=seed, **options)
+    except TypeError as error:
+        raise ValueError(f"codec.options: {error}") from error

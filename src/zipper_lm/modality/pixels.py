@@ -50,6 +50,19 @@ class PixelCodec:
     def __init__(self, config: PixelCodecConfig | None = None) -> None:
         self.config = config or PixelCodecConfig()
 
+    @classmethod
+    def make(
+        cls,
+        values: Sequence[Any] = (),
+        *,
+        source: str | None = None,
+        revision: str | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> PixelCodec:
+        """As a recipe asks for it: nothing is fitted, `options` are those of `PixelCodecConfig`."""
+        return cls(PixelCodecConfig(**options))
+
     @property
     def vocab_size(self) -> int:
         """Levels and the three special ids."""

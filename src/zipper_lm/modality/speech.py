@@ -255,6 +255,25 @@ class SpeechCodec:
         return cls(config, tensors["centroids"], tensors["scale"], tensors["mels"], unquantiser)
 
     @classmethod
+    def make(
+        cls,
+        values: Iterable[Any] = (),
+        *,
+        source: str | None = None,
+        revision: str | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> SpeechCodec:
+        """As a recipe asks for it: fitted on the `values`.
+
+        Raises:
+            ValueError: as `fit`, or if a `source` is given that holds no codec.
+        """
+        if source is not None:
+            raise ValueError(f"codec.source: no {CODEC_FILE} in {source}")
+        return cls.fit(values, seed=seed, **options)
+
+    @classmethod
     def fit(
         cls,
         waves: Iterable[Any],

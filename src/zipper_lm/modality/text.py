@@ -39,6 +39,25 @@ class TextCodec:
         self._vocab_size = max(tokenizer.get_vocab().values()) + 1  # len() is less where ids have gaps
         self._known: set[str] = set()  # characters seen to survive, so that each is checked once
 
+    @classmethod
+    def make(
+        cls,
+        values: Sequence[str] = (),
+        *,
+        source: str | None = None,
+        revision: str | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> TextCodec:
+        """As a recipe asks for it: the tokenizer at `source` (folder or Hub id), or a small one of the `values`.
+
+        Raises:
+            ValueError: as `from_pretrained` or `train`.
+        """
+        if source is not None:
+            return cls.from_pretrained(source, revision=revision, **options)
+        return cls.train(values, **options)
+
     @property
     def vocab_size(self) -> int:
         """Largest id of the tokenizer, plus one."""

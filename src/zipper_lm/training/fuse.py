@@ -245,7 +245,7 @@ def build_model(recipe: FuseRecipe) -> Writer:
         )
         for name, tower in recipe.towers.items()
     }
-    codecs = {name: tower.codec for name, tower in recipe.towers.items() if tower.codec is not None}
+    codecs = {name: tower.codec.make() for name, tower in recipe.towers.items() if tower.codec is not None}
     if recipe.architecture == "zipper":
         return ZipperModel.fuse(towers, codecs=codecs, zips=recipe.zips, loss_weights=recipe.loss_weights)
     base, spec = next(iter(towers.items()))

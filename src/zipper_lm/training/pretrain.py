@@ -15,16 +15,13 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, 
 
 from zipper_lm.collation import IGNORED
 from zipper_lm.files import check_output, new_folder
-from zipper_lm.modality.codec import Codec, load_codec
-from zipper_lm.modality.pixels import PixelCodec, PixelCodecConfig
-from zipper_lm.modality.speech import SpeechCodec
-from zipper_lm.modality.text import TextCodec
+from zipper_lm.modality.codec import Codec
 from zipper_lm.recipe import to_mapping
 from zipper_lm.training.arguments import training_arguments
 from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt, tell_tidily
 from zipper_lm.training.data import column, encode_column, training_rows, validation_rows
 from zipper_lm.training.processes import is_main, made_by_main, wait
-from zipper_lm.training.recipes import CodecRecipe, PretrainRecipe
+from zipper_lm.training.recipes import PretrainRecipe
 from zipper_lm.training.working import begin, check_working, keep_logs, working_folder
 
 
@@ -64,24 +61,6 @@ class PadStreams:
         return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, IGNORED)}
 
 
-def make_codec(recipe: CodecRecipe, values: Sequence[Any], seed: int) -> Codec:
-    """Take a fitted codec, or fit one on raw values.
-
-    Raises:
-        ValueError: on an unknown option, or too little data.
-    """
-    if recipe.source is not None:
-        return load_codec(recipe.source)
-    try:
-        if recipe.kind == "text":
-            return TextCodec.train(values, **recipe.options)
-        if recipe.kind == "pixels":
-            return PixelCodec(PixelCodecConfig(**recipe.options))
-        return SpeechCodec.fit(values, seed=seed, **recipe.options)
-    except TypeError as error:
-        raise ValueError(f"codec.options: {error}") from error
-
-
 def make_backbone(fields: dict[str, Any], codec: Codec) -> PreTrainedModel:
     """A random decoder of any family for a codec's vocabulary.
 
@@ -116,7 +95,7 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
         Interrupted: after Ctrl-C; a checkpoint has been written.
     """
     check_output(recipe.output, overwrite)
-    if recipe.codec.source is None and recipe.modality in ("text", "speech") and recipe.codec.kind != recipe.modality:
+    if recipe.codec.source is None and (recipe.modality, recipe.codec.kind) in (("text", "speech"), ("speech", "text")):
         raise ValueError(f"codec.kind is {recipe.codec.kind!r}, but modality is {recipe.modality!r}")
     working, plain = working_folder(recipe.output), to_mapping(recipe)
     checkpoint = check_working(working, plain, resume=resume, overwrite=overwrite)
@@ -124,7 +103,7 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
     set_seed(recipe.seed)
     held_out = validation_rows(recipe.data)
     values = column(training_rows(recipe.data, recipe.seed), recipe.modality)
-    codec = made_by_main(partial(make_codec, recipe.codec, values, recipe.seed))
+    codec = made_by_main(partial(recipe.codec.make, values, recipe.seed))
     backbone = make_backbone(recipe.backbone, codec)
     streams = Streams(encode_column(codec, values), codec, recipe.context, recipe.seed)
     held_streams = None

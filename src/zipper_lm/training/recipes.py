@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from zipper_lm.config import InputProjectionForm, Training, ZipSpec
+from zipper_lm.modality.codec import CODECS, Codec, make_codec
 
 
 def _at_least(where: str, value: float, least: float) -> None:
@@ -127,19 +129,44 @@ def _check_pretraining(training: TrainingRecipe) -> None:
 
 @dataclass(kw_only=True)
 class CodecRecipe:
-    """A codec to fit on the user's data, or to take from a folder.
+    """A codec to fit on the user's data, to build around a pre-trained model, or to take from a folder
+    (docs/codecs.md). A plain string is its source.
 
     Args:
-        kind: ``"text"`` (a small BPE tokenizer), ``"speech"`` (k-means units of cepstra, of any sound) or ``"pixels"``
-            (of small grey pictures).
-        source: folder of a fitted codec; nothing is fitted then.
-        options: arguments of `TextCodec.train` (vocab_size, lower), `SpeechCodec.fit` (units, frames_per_token, ...) or
-            `PixelCodecConfig` (height, width, levels).
+        kind: of `zipper_lm.modality.codec.CODECS`, such as ``"text"`` (a tokenizer), ``"speech"`` (k-means units of
+            cepstra, of any sound) or ``"pixels"`` (of small grey pictures).
+        source: folder of a codec that is made (nothing is fitted then), or folder or Hub id of what the kind is built
+            around.
+        revision: on the Hub.
+        options: what the kind takes.
     """
 
-    kind: Literal["text", "speech", "pixels"] = "text"
+    kind: str = "text"
     source: str | None = None
+    revision: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_string(cls, text: str) -> dict[str, Any]:
+        """``towers.speech.codec=PATH`` on the command line."""
+        return {"source": text}
+
+    def __post_init__(self) -> None:
+        if self.kind not in CODECS:
+            raise ValueError(f"codec.kind must be one of {sorted(CODECS)}, got {self.kind!r}")
+        if taken := sorted(set(self.options) & {"values", "source", "revision", "seed"}):
+            raise ValueError(f"codec.options: {taken} are no options")
+
+    def make(self, values: Sequence[Any] = (), seed: int = 0) -> Codec:
+        """The codec.
+
+        Args:
+            values: raw values to fit on. seed: of the fit.
+
+        Raises:
+            ValueError: as `zipper_lm.modality.codec.make_codec`.
+        """
+        return make_codec(self.kind, values, source=self.source, revision=self.revision, seed=seed, **self.options)
 
 
 @dataclass(kw_only=True)
@@ -190,7 +217,7 @@ class TowerRecipe:
 
     Args:
         source: Hub id or folder. revision: on the Hub.
-        codec: folder of a codec, if it is not beside the tower.
+        codec: the codec, if it is not beside the tower.
         train: ``"frozen"``, ``"full"`` or ``"lora"``. lora: arguments of `peft.LoraConfig`.
         input_projection: ``"residual"``, ``"paper"`` or ``"none"``.
         layers: dotted name of the layer list, where it is not found.
@@ -200,7 +227,7 @@ class TowerRecipe:
 
     source: str
     revision: str | None = None
-    codec: str | None = None
+    codec: CodecRecipe | None = None
     train: Training = "frozen"
     lora: dict[str, Any] | None = None
     input_projection: InputProjectionForm = "residual"
