@@ -63,6 +63,8 @@ class Codec(Protocol):
 CODECS = {
     "text": "zipper_lm.modality.text:TextCodec",
     "speech": "zipper_lm.modality.speech:SpeechCodec",
+    "hubert-units": "zipper_lm.modality.hubert_units:HubertUnits",
+    "neural-audio": "zipper_lm.modality.neural_audio:NeuralAudioCodec",
     "pixels": "zipper_lm.modality.pixels:PixelCodec",
 }
 """This package's own codecs: kind to class. Beside the protocol each has a class method for recipes, ``make(values, *,
@@ -93,6 +95,21 @@ def load_codec(path: str | Path, **hub: Any) -> Codec:
         f"codec: {file} has kind {kind!r}; known kinds are {sorted({*CODECS, *others.names})}; "
         "if its class is at hand, pass codecs={name: codec}"
     )
+
+
+def read_codec_file(path: str | Path, kind: str) -> dict[str, Any]:
+    """What the `codec.json` in the folder `path` says beside its kind.
+
+    Raises:
+        ValueError: if there is none, or it is of another kind.
+    """
+    file = Path(path) / CODEC_FILE
+    if not file.is_file():
+        raise ValueError(f"{kind} codec: no {CODEC_FILE} in {path}")
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    if fields.pop("kind", None) != kind:
+        raise ValueError(f"{file}: kind is not {kind!r}")
+    return dict(fields)
 
 
 def own_codec(kind: str) -> Any:
