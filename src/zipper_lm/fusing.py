@@ -15,7 +15,7 @@ from zipper_lm.backbones import dtype_name, load_backbone, weights_hash
 from zipper_lm.config import TowerSpec, ZipperConfig, ZipSpec, expand, plain
 from zipper_lm.hub import HUB_ARGUMENTS, commit_of, local_folder
 from zipper_lm.modality.codec import CODEC_FILE, Codec, load_codec
-from zipper_lm.tower import Tower
+from zipper_lm.tower import Tower, embedding_of
 
 if TYPE_CHECKING:
     from zipper_lm.model import ZipperModel
@@ -145,8 +145,7 @@ def _describe(name: str, spec: TowerSpec, backbone: PreTrainedModel, codec: Code
     if special["eos"] is None:
         raise ValueError(f"tower {name!r}: neither its codec nor its config says which id ends a segment (eos)")
     bos, eos, pad = (int(special["eos"] if v is None else v) for v in special.values())
-    embedding: Any = backbone.get_input_embeddings()
-    size = int(embedding.weight.shape[0])
+    size = int(embedding_of(backbone).shape[0])
     if codec is not None and codec.vocab_size > size:
         raise ValueError(f"tower {name!r}: the codec has {codec.vocab_size} ids, the backbone's vocabulary only {size}")
     return replace(

@@ -19,7 +19,7 @@ from zipper_lm.document import Document
 from zipper_lm.evaluation.classifier import KIND, PictureClassifier
 from zipper_lm.evaluation.judge import CONFIG_FILE, Recogniser
 from zipper_lm.files import new_folder
-from zipper_lm.modality.codec import Codec
+from zipper_lm.modality.codec import Codec, can_decode
 from zipper_lm.modality.pixels import PixelCodec
 
 STEPS = 2500
@@ -45,7 +45,7 @@ def cache_folder() -> Path:
 
 def can_be_judged(codec: Codec) -> bool:
     """Whether there is a judge for what a codec decodes to: sounds (what has a rate in time) and small pictures."""
-    return codec.rate is not None or isinstance(codec, PixelCodec)
+    return (codec.rate is not None or isinstance(codec, PixelCodec)) and can_decode(codec)
 
 
 def suits(judge: Judge, codec: Codec) -> bool:
