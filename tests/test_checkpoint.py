@@ -24,8 +24,3 @@ def test_an_argument_without_effect_is_named(tmp_path: Path, caplog: pytest.LogC
     assert "['device_map'] have no effect" in caplog.text
 
 
-def test_adapters_over_a_tower_without_source(tmp_path: Path) -> None:
-    model = tiny_model(train={"text": "lora"})
-    with pytest.raises(ValueError, match="'text' has adapters"):
-        model.save_pretrained(tmp_path / "model")
-    assert not (tmp_path / "model").exists()
