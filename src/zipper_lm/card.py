@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ PICTURE_FILE = "architecture.png"
 RUN_FILE = "run.json"
 GENERATION_FILE = "generation.json"
 UNKNOWN = "unknown"
+EXAMPLE_TEXT = "one two"
 _SEAL = re.compile(r"\n<!-- written by zipper-lm, sha256 ([0-9a-f]{64}) -->\n\Z")
 _PIPELINES = {
     "speech->text": "automatic-speech-recognition",
@@ -302,11 +304,13 @@ def _example_task(model: Writer, records: _Records) -> Task:
 
 
 def _example_segment(model: Writer, modality: str) -> str:
-    """Code for something to give: a text, a sound file, or ids where the codec does not say what it reads."""
+    """Code for something to give: a text that its tokenizer knows, a sound file, or else ids."""
     codec = model.processor.codecs.get(modality) if model.processor is not None else None
     if codec is not None and codec.kind == "text":
-        return f'("{modality}", "one two three")'
-    if codec is not None and codec.rate is not None:
+        with suppress(ValueError):  # a small tokenizer may lack a letter
+            codec.encode([EXAMPLE_TEXT])
+            return f'("{modality}", "{EXAMPLE_TEXT}")'
+    elif codec is not None and codec.rate is not None:
         return f'("{modality}", "input.wav")'
     content = next(i for i in range(4) if i not in model.specials[modality])
     return f'Segment("{modality}", ids=[{content}])'
