@@ -33,7 +33,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 @pytest.fixture
 def hub_cache(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Writes commits of a model, the first of them ``main``, as the Hub's cache keeps them; returns how to load them."""
+    """Writes commits of a model, the first of them ``main``, as the Hub's cache keeps them; gives how to load."""
 
     def keep(repo_id: str, commits: dict[str, PreTrainedModel], card: str | None = None) -> dict[str, Any]:
         root = tmp_path / "cache" / f"models--{repo_id.replace('/', '--')}"
