@@ -120,6 +120,15 @@ def test_records_of_other_weights_do_not_count(tmp_path: Path) -> None:
     assert "12.5" not in body(tmp_path / "m")
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", '{"wer": 1}', "[]"])
+def test_files_of_another_origin_do_not_keep_a_model_from_being_saved(content: str, tmp_path: Path) -> None:
+    for name in ("run.json", "results.json", "generation.json"):
+        (tmp_path / name).write_text(content)
+    tiny_model().save_pretrained(tmp_path)
+    assert "No evaluation of these weights is recorded" in body(tmp_path)
+    assert (tmp_path / "results.json").read_text() == content
+
+
 def test_an_edited_card_stays(tmp_path: Path) -> None:
     model = tiny_model()
     model.save_pretrained(tmp_path)

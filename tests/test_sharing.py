@@ -166,6 +166,13 @@ def test_code_that_nobody_else_has(sources: dict[str, Path], hub: Hub) -> None:
     assert not hub.calls
 
 
+def test_a_record_that_cannot_be_read(tmp_path: Path, hub: Hub) -> None:
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json beside the model is not readable"):
+        push(tiny_model(), "me/shared", kept=tmp_path, token="t")
+    assert not hub.calls
+
+
 def test_staging_leaves_nothing_behind() -> None:
     with staged(tiny_model(), "me/shared") as folder:
         assert (folder / "model.safetensors").is_file()

@@ -104,7 +104,9 @@ class _Records:
         run = _read_mapping(kept / RUN_FILE)
         weights = weights_digest(folder) if run or (kept / RESULTS_FILE).is_file() else None
         self.run = run if run.get("weights") == weights else {}
-        self.results = [entry for entry in read_results(kept) if entry.get("weights") == weights]
+        self.results: list[dict[str, Any]] = []
+        with suppress(ValueError):  # as in `_read_mapping`
+            self.results = [entry for entry in read_results(kept) if entry.get("weights") == weights]
         self.generation = _read_mapping(kept / GENERATION_FILE)
 
     @property
@@ -120,11 +122,11 @@ class _Records:
 
 
 def _read_mapping(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{file}: not readable as JSON: {error}") from error
-    return found if isinstance(found, dict) else {}
+    """Nothing from what cannot be read: a file of another origin is no reason not to save a model."""
+    with suppress(OSError, ValueError):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 # What the model is made of

@@ -148,9 +148,13 @@ def _without_places(file: Path) -> None:
             return "" if key == "source" and file.name == CONFIG_FILE else public_name(value)
         return value
 
-    if file.is_file():
-        content = cleaned(json.loads(file.read_text(encoding="utf-8")))
-        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if not file.is_file():
+        return
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file.name} beside the model is not readable as JSON: {error}") from error
+    file.write_text(json.dumps(cleaned(content), indent=2) + "\n", encoding="utf-8")
 
 
 def upload(
