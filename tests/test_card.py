@@ -192,6 +192,16 @@ def test_towers_by_id_and_commit(tmp_path: Path, hub_cache) -> None:
     assert str(tmp_path) not in text
 
 
+def test_codecs_around_models_name_them(tmp_path: Path) -> None:
+    model = with_codecs(2)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "codecs" / "speech" / "codec.json"
+    models = {"model": {"source": "org/units", "revision": "c" * 40}, "vocoder": {"source": "model", "revision": None}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | models))
+    refresh_card(tmp_path, model)
+    assert f"`org/units` at `{'c' * 40}` and one kept beside it |" in body(tmp_path)
+
+
 def test_the_picture_shows_the_zips(tmp_path: Path) -> None:
     pictures = {}
     for name, layers in (("few", 1), ("many", 3), ("again", 3)):

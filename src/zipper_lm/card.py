@@ -26,6 +26,8 @@ from zipper_lm.data.tasks import Task, parse_task
 from zipper_lm.evaluation.results import RESULTS_FILE, read_results, weights_digest
 from zipper_lm.files import new_file
 from zipper_lm.hub import public_name
+from zipper_lm.modality.codec import CODEC_FILE
+from zipper_lm.modality.pretrained import MODEL_FOLDER
 
 if TYPE_CHECKING:
     from zipper_lm.generation import Writer
@@ -360,15 +362,18 @@ def _codecs(model: Writer, folder: Path) -> str:
         if (codec := codecs.get(name)) is None:
             rows.append((f"`{name}`", "none: takes and gives ids", "", "", ""))
             continue
-        described = _read_mapping(folder / "codecs" / name / "codec.json")
-        around = next((v for v in described.values() if isinstance(v, dict) and "source" in v), None)
-        inside = "-"
-        if around is not None:
-            at = f" at `{around['revision']}`" if around.get("revision") else ""
-            inside = f"`{public_name(str(around['source']))}`{at}"
+        described = _read_mapping(folder / "codecs" / name / CODEC_FILE)
+        around = [_model_inside(v) for v in described.values() if isinstance(v, dict) and "source" in v]
         rate = "-" if codec.rate is None else f"{codec.rate:g}"
-        rows.append((f"`{name}`", codec.kind, f"{codec.vocab_size:,}", rate, inside))
-    return _table(("Modality", "Codec", "Ids", "Tokens per second", "Around the model"), rows)
+        rows.append((f"`{name}`", codec.kind, f"{codec.vocab_size:,}", rate, _and(around) or "-"))
+    return _table(("Modality", "Codec", "Ids", "Tokens per second", "Around"), rows)
+
+
+def _model_inside(at: Mapping[str, Any]) -> str:
+    """A `zipper_lm.modality.pretrained.ModelSource` of a codec's `codec.json`, in words."""
+    if at["source"] == MODEL_FOLDER:
+        return "one kept beside it"
+    return f"`{public_name(str(at['source']))}`" + (f" at `{at['revision']}`" if at.get("revision") else "")
 
 
 def _training(records: _Records) -> str:
