@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .tower import Listener, Tower, cache_argument, counts_from_zero, listening
+from .tower import Listener, Tower, cache_argument, counts_from_zero, listening, write_plainly
 
 BATCH = 2
 PROMPT = 6

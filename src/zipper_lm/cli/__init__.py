@@ -21,6 +21,7 @@ from zipper_lm.cli.fuse import fuse
 from zipper_lm.cli.generate import InOrder, generate
 from zipper_lm.cli.inspect import inspect
 from zipper_lm.cli.pretrain import pretrain
+from zipper_lm.cli.push import push
 from zipper_lm.cli.report import report
 from zipper_lm.cli.verify import verify
 
@@ -51,6 +52,7 @@ app.command()(guarded(evaluate))
 app.command()(guarded(verify))
 app.command()(guarded(inspect))
 app.command()(guarded(combine))
+app.command()(guarded(push))
 app.command()(guarded(corpus))
 app.command()(guarded(experiment))
 app.command()(guarded(report))

@@ -16,6 +16,7 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from zipper_lm.backbones import weights_hash
 from zipper_lm.baselines.single_decoder import SingleDecoder, expand, is_single_decoder
+from zipper_lm.card import GENERATION_FILE, RUN_FILE, refresh_card
 from zipper_lm.collation import Batch, collate
 from zipper_lm.config import TowerSpec
 from zipper_lm.data.readers import read_rows
@@ -24,10 +25,12 @@ from zipper_lm.document import Document
 from zipper_lm.evaluation.attention import observe
 from zipper_lm.evaluation.judging import Judge, can_be_judged, judge_for, load_judge, suits
 from zipper_lm.evaluation.preservation import perplexity
+from zipper_lm.evaluation.results import weights_digest
 from zipper_lm.evaluation.scoring import score_task
 from zipper_lm.files import check_output, new_folder
 from zipper_lm.fusing import codec_of
 from zipper_lm.generation import Writer
+from zipper_lm.hub import place_of
 from zipper_lm.model import ZipperModel
 from zipper_lm.recipe import recipe_hash, to_mapping
 from zipper_lm.speaking import known_settings
@@ -124,6 +127,13 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     record = {
         "recipe": plain,
         "recipe_hash": recipe_hash(plain),
+        "data": {
+            "source": place_of(recipe.data.source),
+            "rows": {
+                recipe.data.train: len(rows),
+                **({recipe.data.validation: len(validation)} if recipe.data.validation else {}),
+            },
+        },
         "seconds": round(time.time() - started, 1),
         "train_loss": result.training_loss,
         "steps": trainer.state.global_step,
@@ -141,9 +151,11 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     }
     if is_main():
         with new_folder(recipe.output, recipe.overwrite) as folder:
-            model.save_pretrained(folder)
-            _write_json(folder / "run.json", record)
-            _write_json(folder / "generation.json", recipe.generation)
+            model.save_pretrained(folder, card=False)
+            record["weights"] = weights_digest(folder)
+            _write_json(folder / RUN_FILE, record)
+            _write_json(folder / GENERATION_FILE, recipe.generation)
+            refresh_card(folder, model, name=Path(recipe.output).name)
             keep_logs(working, folder / "logs")
         shutil.rmtree(working, ignore_errors=True)
     wait()
@@ -399,5 +411,5 @@ def _activity(model: ZipperModel, batches: Sequence[Batch]) -> tuple[dict[str, f
 
 def generation_settings(folder: str | Path) -> Mapping[str, Any]:
     """The generation settings kept with a model, per modality; empty if there are none."""
-    file = Path(folder) / "generation.json"
+    file = Path(folder) / GENERATION_FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
