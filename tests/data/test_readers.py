@@ -316,23 +316,31 @@ def test_hub_ids_go_through_datasets(monkeypatch, dataset):
         asked.append((args, settings))
         return dataset
 
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config: ["train", "dev"])
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config, revision: ["train", "dev"])
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert len(read_rows("someone/some-data:clean", split="validation", limit=2)) == 2
-    assert asked == [(("someone/some-data", "clean"), {"split": "dev"})]
+    assert len(read_rows("someone/some-data:clean", split="validation", limit=2, revision="v1")) == 2
+    assert asked == [(("someone/some-data", "clean"), {"split": "dev", "revision": "v1", "streaming": False})]
     with pytest.raises(ValueError, match=r"no split 'test' in someone/some-data; it has \['dev', 'train'\]"):
         read_rows("someone/some-data", split="test")
 
 
-def test_hub_failure_is_a_value_error(monkeypatch):
-    import datasets
-
-    def offline(*_):
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr(datasets, "get_dataset_split_names", offline)
-    with pytest.raises(ValueError, match=r"no file or folder 'someone/data' here, and not from the Hub: no network"):
+def test_hub_failure_says_why(monkeypatch):
+    """Offline mode is on in the tests, and nothing is cached: what `datasets` itself raises then."""
+    with pytest.raises(ValueError, match=r"data 'someone/data': .*offline mode is on .* the cache does not have it"):
         read_rows("someone/data")
+
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
+    class RevisionNotFoundError(Exception):
+        pass
+
+    def no_revision(*_, **__):
+        raise DatasetNotFoundError("Revision 'v9' doesn't exist") from RevisionNotFoundError()
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", no_revision)
+    with pytest.raises(ValueError, match="data 'someone/data': the Hub has no revision 'v9' of it"):
+        read_rows("someone/data", revision="v9")
 
 
 def test_a_picture_beside_speech_takes_nothing_from_it() -> None:
