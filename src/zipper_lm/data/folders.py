@@ -47,15 +47,14 @@ def folder_splits(folder: Path) -> dict[str, Loader]:
 
 def _class_splits(folder: Path) -> dict[str, Loader]:
     """Files in sub-folders named after what they show: ``train/cat/1.png``, or ``cat/1.png`` without splits."""
-    inside = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
-    splits = {entry.name: entry for entry in inside if usual_name(entry.name, "")}
-    if not splits:
-        splits = {usual_name(folder.resolve().name, "train"): folder}
+    splits = {entry.name: entry for entry in sorted(folder.iterdir()) if usual_name(entry.name, "")}
+    splits = splits or {usual_name(folder.resolve().name, "train"): folder}
     return {name: _class_loader(files) for name, top in splits.items() if (files := _class_files(top))}
 
 
 def _class_files(top: Path) -> list[Path]:
-    return [file for file in sorted(top.glob("*/*")) if is_media(file.name) and not file.name.startswith(".")]
+    files = sorted(top.glob("*/*"))
+    return [f for f in files if is_media(f.name) and not f.name.startswith(".") and not f.parent.name.startswith(".")]
 
 
 def _class_loader(files: Sequence[Path]) -> Loader:

@@ -57,7 +57,8 @@ def _in_range(name: str) -> list[str]:
         return [name]
     first, last = found.groups()
     numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-    return [name for n in numbers for name in _in_range(name[: found.start()] + n + name[found.end() :])]
+    before, after = name[: found.start()], name[found.end() :]
+    return [whole for n in numbers for whole in _in_range(before + n + after)]
 
 
 def tar_splits(shards: Sequence[Path]) -> dict[str, Loader]:

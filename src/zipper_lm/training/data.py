@@ -131,12 +131,16 @@ class Item(NamedTuple):
     row: Any
 
 
-def items(rows: Iterable[Any], broken: Broken, start: int = 0) -> Iterator[Item]:
-    """Rows with their places, from row `start` on; those that cannot even be read go to `broken`."""
+def items(rows: Iterable[Any], broken: Broken, numbers: Iterable[int] | None = None) -> Iterator[Item]:
+    """Rows with their places; those that cannot even be read go to `broken`.
+
+    Args:
+        rows: from `training_rows`. broken: what it is. numbers: of a sequence's rows, only these.
+    """
     if not isinstance(rows, Sequence):
-        yield from (Item(f"row {n}", row) for n, row in enumerate(islice(rows, start, None), start))
+        yield from (Item(f"row {n}", row) for n, row in enumerate(rows))
         return
-    for number in range(start, len(rows)):
+    for number in range(len(rows)) if numbers is None else numbers:
         where = where_of(rows, number)
         try:
             row = rows[number]
