@@ -18,7 +18,7 @@ from zipper_lm.modality.codec import load_codec
 from zipper_lm.modality.text import TextCodec
 from zipper_lm.training import prepare as prepare_module
 from zipper_lm.training.callbacks import Interrupted
-from zipper_lm.training.data import encode_rows, training_rows
+from zipper_lm.training.data import encode_rows, token_counts, training_rows
 from zipper_lm.training.fuse import build_model, fuse
 from zipper_lm.training.prepare import prepare
 
@@ -47,6 +47,7 @@ def test_what_was_prepared_is_what_training_would_encode(prepared: Path) -> None
     assert list(rows) == list(fresh)
     assert rows[3:5][1] == fresh[4]
     assert rows[-1] == fresh[-1]
+    assert list(token_counts(rows[2:9])) == list(token_counts(list(rows)[2:9]))
     told = described(prepared)
     assert [s["rows"] for s in told["splits"]["train"]["shards"]] == [5, 5, 2]
     assert told["splits"]["train"]["tokens"]["speech"] == sum(len(row["speech"].ids) for row in fresh)
@@ -171,8 +172,8 @@ def test_a_run_that_was_cut_off_goes_on(prepared: Path, tmp_path: Path, monkeypa
         prepare(recipe, tmp_path / "ids", shard_rows=5)
     with pytest.raises(ValueError, match=r"cannot resume: \['shard_rows'\] changed"):
         prepare(recipe, tmp_path / "ids", shard_rows=6, resume=True)
+    limited = tiny_recipe(tmp_path / "m", data={"source": str(workshop() / "data"), "limit": 3})
     with pytest.raises(ValueError, match=r"cannot resume: \['data', 'rows'\] changed"):
-        limited = tiny_recipe(tmp_path / "m", data={"source": str(workshop() / "data"), "limit": 3})
         prepare(limited, tmp_path / "ids", shard_rows=5, resume=True)
     # The second shard has its note but is cut off: it is written anew, the first is not.
     (tmp_path / "ids.preparing" / "train" / "00001.arrow").write_bytes(b"ARROW1")
@@ -220,7 +221,7 @@ def test_broken_items_are_left_out_listed_and_limited(tmp_path: Path) -> None:
     ):
         prepare(recipe, tmp_path / "less", shard_rows=3)
     recipe.data.broken_limit = 0
-    with pytest.raises(ValueError, match="file '6.wav' does not exist"):
+    with pytest.raises(ValueError, match=r"file '6\.wav' does not exist"):
         prepare(recipe, tmp_path / "none", shard_rows=3)
     assert not (tmp_path / "less").exists()
 
@@ -279,6 +280,14 @@ def test_whole_documents(tmp_path: Path) -> None:
         file.write('{"text": "one", "speech": "%s"}\n' % (workshop() / "data" / "train" / "0.wav"))
     with pytest.raises(ValueError, match=r"data\.jsonl:3: a split holds either rows or whole documents, not both"):
         prepare(recipe, tmp_path / "mixed")
+
+
+def test_no_judge_is_fitted_on_a_stream(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would be fetched as a whole for that."""
+    data = {"source": str(workshop() / "data"), "streaming": True}
+    record = fuse(tiny_recipe(tmp_path / "m", data=data, judge=None))
+    assert "a stream is not fetched as a whole to fit one on" in " ".join(capsys.readouterr().err.split())
+    assert any("eval_wer/speech->text" in entry for entry in record["history"])
 
 
 def test_from_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import pyarrow as pa
 
 from zipper_lm.data.readers import PREPARED_FILE
@@ -101,6 +102,12 @@ class PreparedRows(Sequence[Any]):
         ids = {m: self._table[f"{m}_ids"][number].values.to_numpy().tolist() for m in self._modalities}
         text = self._table["text"][number].as_py() if "text" in ids else None
         return {m: Segment(m, text if m == "text" else None, row) for m, row in ids.items()}
+
+    def lengths(self) -> dict[str, np.ndarray]:
+        """Tokens of every row by modality, int32 [rows], without reading the ids; empty for whole documents."""
+        if "segments" in self._table.column_names:
+            return {}
+        return {m: self._table[f"{m}_length"].to_numpy()[np.asarray(self._numbers)] for m in self._modalities}
 
     def select(self, numbers: Sequence[int]) -> PreparedRows:
         """The rows of these numbers, in this order."""

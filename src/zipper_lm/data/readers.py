@@ -216,13 +216,13 @@ def _open(
     return rows
 
 
-def list_splits(source: Any) -> list[str]:
-    """Names of the splits of a source, as `read_rows` takes it; empty if the source is taken whole.
+def list_splits(source: Any, revision: str | None = None) -> list[str]:
+    """Names of the splits of a source, as `read_rows` takes both; empty if the source is taken whole.
 
     Raises:
         ValueError: if there is no such source.
     """
-    return [name for name in _splits(source) if name]
+    return [name for name in _splits(source, revision) if name]
 
 
 def _splits(source: Any, revision: str | None = None, streaming: bool = False) -> dict[str, Loader]:

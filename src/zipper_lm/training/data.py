@@ -294,7 +294,9 @@ def encode_column(codec: Codec, values: Sequence[Any], broken: Broken | None = N
 def measure_stretch(model: ZipperModel, rows: Sequence[Any]) -> None:
     """Set `ZipSpec.stretch` of every zip that has none: tokens of its reader per token of its source, over all coded
     rows and documents that hold both. Without such rows it stays as it is."""
-    lengths = [_lengths(row) for row in rows]
+    lengths = [
+        {m: tokens + parts for m, (tokens, parts) in counts.items()} for counts in token_counts(rows)
+    ]  # with BOS
     for spec in model.config.zip_specs:
         both = [n for n in lengths if spec.reader in n and spec.source in n]
         if spec.stretch is None and both:
@@ -302,12 +304,21 @@ def measure_stretch(model: ZipperModel, rows: Sequence[Any]) -> None:
             model.set_stretch(spec.reader, spec.source, round(ratio, 4))
 
 
-def _lengths(row: Any) -> dict[str, int]:
-    """Tokens of each modality in a row or document, BOS counted."""
-    lengths: dict[str, int] = {}
-    for segment in row if isinstance(row, Document) else row.values():
-        lengths[segment.modality] = lengths.get(segment.modality, 0) + len(segment.ids or []) + 1
-    return lengths
+def token_counts(rows: Sequence[Any]) -> Iterator[dict[str, tuple[int, int]]]:
+    """Of each encoded row or document, by modality: tokens without BOS and EOS, and segments."""
+    if isinstance(rows, Joined):
+        for part in rows.parts:
+            yield from token_counts(part)
+    elif isinstance(rows, PreparedRows) and (lengths := rows.lengths()):
+        for each in zip(*lengths.values()):
+            yield {m: (int(tokens), 1) for m, tokens in zip(lengths, each)}
+    else:
+        for row in rows:
+            counts: dict[str, tuple[int, int]] = {}
+            for segment in row if isinstance(row, Document) else row.values():
+                tokens, segments = counts.get(segment.modality, (0, 0))
+                counts[segment.modality] = tokens + len(segment.ids or []), segments + 1
+            yield counts
 
 
 def _told(steps: Iterable[T], what: str, total: int | None) -> Iterable[T]:

@@ -31,7 +31,7 @@ from zipper_lm.files import check_output, new_folder
 from zipper_lm.fusing import codec_of
 from zipper_lm.generation import Writer
 from zipper_lm.model import ZipperModel
-from zipper_lm.recipe import recipe_hash, to_mapping
+from zipper_lm.recipe import build, recipe_hash, to_mapping
 from zipper_lm.speaking import known_settings
 from zipper_lm.training import signatures
 from zipper_lm.training.arguments import training_arguments
@@ -41,12 +41,13 @@ from zipper_lm.training.data import (
     encoded_modalities,
     measure_stretch,
     open_split,
+    token_counts,
     training_rows,
     validation_rows,
 )
 from zipper_lm.training.pretrain import check_length, pretrain
 from zipper_lm.training.processes import is_main, made_by_main, wait
-from zipper_lm.training.recipes import FuseRecipe, PretrainRecipe, TowerRecipe
+from zipper_lm.training.recipes import DataRecipe, FuseRecipe, PretrainRecipe, TowerRecipe
 from zipper_lm.training.trainer import ZipperTrainer, describe_parameters, latest_checkpoint, randomness_kept
 from zipper_lm.training.working import begin, check_working, keep_logs, working_folder
 
@@ -101,7 +102,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     mixture = TaskMixture(
         rows, recipe.tasks, seed=recipe.seed, interleave=recipe.training.interleave, towers=model.names
     )
-    _check_lengths(model, chain(rows, validation))
+    _check_lengths(model, chain(token_counts(rows), token_counts(validation)))
     scorer = _Scorer(recipe, model, validation) if validation else None
     if scorer is not None:
         for modality in scorer.judged:
@@ -229,13 +230,13 @@ def _encoded(model: Writer, rows: Iterable[Any], named: set[str], broken: Broken
     return encode_rows(model.processor, rows, encoded_modalities(rows, named, model.names), broken)
 
 
-def _check_lengths(model: Writer, rows: Iterable[Any]) -> None:
+def _check_lengths(model: Writer, rows: Iterable[Mapping[str, tuple[int, int]]]) -> None:
     """That every stream fits its decoder: a tower reads its own segments, a single decoder all of them."""
     lengths: dict[str, list[int]] = {name: [] for name in model.names}
-    for row in rows:
-        segments = row.segments if isinstance(row, Document) else list(row.values())
+    for counts in rows:
         for name, each in lengths.items():
-            each.append(sum(len(s.ids or []) + 2 for s in segments if s.modality == name))
+            tokens, segments = counts.get(name, (0, 0))
+            each.append(tokens + 2 * segments)
     if isinstance(model, SingleDecoder):
         check_length(model.backbone, [sum(row) for row in zip(*lengths.values())], "the single decoder")
         return
@@ -318,11 +319,13 @@ def _judge_of(recipe: FuseRecipe, modality: str, model: Writer, given: Judge | N
 
 def _fitted_judge(recipe: FuseRecipe, modality: str, console: Console) -> Judge:
     console.print(f"fitting a judge of {modality} on the originals (once; cached)")
-    source = recipe.data.source
-    if is_prepared(source):  # it holds ids, a judge hears the originals
-        source = open_prepared(source).description["data"]["source"]
+    data = recipe.data
+    if is_prepared(data.source):  # it holds ids, a judge hears the originals
+        data = build(DataRecipe, open_prepared(data.source).description["data"])
+    if data.streaming:
+        raise ValueError("a stream is not fetched as a whole to fit one on; name one (judge)")
     with randomness_kept():
-        return judge_for(source, recipe.data.columns, split=recipe.data.train, modality=modality)
+        return judge_for(data.source, data.columns, split=data.train, modality=modality, revision=data.revision)
 
 
 class _Scorer:

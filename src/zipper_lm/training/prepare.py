@@ -136,6 +136,7 @@ def prepare(
         summaries[CLIPS]["made_with"] = {**asdict(data.clips), "seed": recipe.seed}
     description = {key: value for key, value in settings.items() if key not in ("rows", "shard_rows")}
     description |= {"zipper_lm": __version__, "splits": summaries, "broken": len(broken.items)}
+    description["data"] = to_mapping(data)
     with new_folder(output, overwrite) as folder:
         for name in splits:
             (folder / name).mkdir()
