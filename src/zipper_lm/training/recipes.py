@@ -79,6 +79,8 @@ class DataRecipe:
         _at_least("data.validation_limit", self.validation_limit, 1)
         if not 0.0 < self.fraction <= 1.0:
             raise ValueError(f"data.fraction must be in (0, 1], got {self.fraction}")
+        if self.streaming and self.clips is not None:
+            raise ValueError("data.clips cannot follow a stream, which may not end; leave out clips or streaming")
 
 
 @dataclass(kw_only=True)
