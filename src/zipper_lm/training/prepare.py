@@ -17,7 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +121,7 @@ def prepare(
     broken = Broken(data.broken_limit)
     job = _Job(recipe, modalities, {n: r for n, r in splits.items() if isinstance(r, Rows)}, working)
     try:
-        with _progress(console) as bars:
-            notes = {name: _prepare_split(job, name, rows, shard_rows, processes, broken, bars)
-                     for name, rows in splits.items()}  # fmt: skip
+        notes = _encode(job, splits, shard_rows, processes, broken, console)
     except KeyboardInterrupt as error:
         raise Interrupted(f"{working} keeps the whole shards; go on with resume (--resume)") from error
     except BrokenProcessPool as error:
@@ -275,16 +273,19 @@ def _write(shard: _Shard) -> dict[str, Any]:
     return _encoder.write(shard)
 
 
-def _prepare_split(
-    job: _Job, split: str, rows: Any, shard_rows: int, processes: int, broken: Broken, bars: Progress
-) -> list[dict[str, Any]]:
-    """The notes of all shards of a split, in order."""
-    total = len(rows) if isinstance(rows, Sequence) else None
-    bar, started, done, notes = bars.add_task(split, total=total, speed=""), time.monotonic(), 0, []
-    shards = _shards(split, rows, shard_rows)
-    with closing(_written(job, shards, processes)) as written:
+def _encode(
+    job: _Job, splits: Mapping[str, Any], shard_rows: int, processes: int, broken: Broken, console: Console | None
+) -> dict[str, list[dict[str, Any]]]:
+    """The notes of all shards of every split, in order."""
+    notes: dict[str, list[dict[str, Any]]] = {name: [] for name in splits}
+    lengths = [len(rows) if isinstance(rows, Sequence) else None for rows in splits.values()]
+    total = None if None in lengths else sum(n for n in lengths if n)
+    shards = chain.from_iterable(_shards(name, rows, shard_rows) for name, rows in splits.items())
+    started, done = time.monotonic(), 0
+    with _progress(console) as bars, closing(_written(job, shards, processes)) as written:
+        bar = bars.add_task("encoding", total=total, speed="")
         for note in written:
-            notes.append(note)
+            notes[Path(note["file"]).parts[0]].append(note)
             broken.extend(note["broken"])
             done += note["rows"] + len(note["broken"])
             bars.update(bar, completed=done, speed=f"{done / (time.monotonic() - started):.1f} rows/s")
