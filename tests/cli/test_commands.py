@@ -25,7 +25,7 @@ from zipper_lm.data.audio import read_audio
 from zipper_lm.training.fuse import build_model
 
 COMMANDS = (
-    *("demo", "pretrain", "fuse", "generate", "evaluate", "verify", "inspect"),
+    *("demo", "pretrain", "prepare", "fuse", "generate", "evaluate", "verify", "inspect"),
     *("combine", "push", "corpus", "experiment", "report"),
 )
 
@@ -86,6 +86,19 @@ def test_the_traceback_only_if_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(zipper(*words).exception, ValueError)
     monkeypatch.setenv("ZIPPER_DEBUG", "1")
     assert isinstance(zipper("fuse", "nowhere.yaml").exception, ValueError)
+
+
+def test_prepare_then_fuse(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain_recipe(tmp_path / "m")))
+    told = answered("prepare", tmp_path / "recipe.yaml", "--output", tmp_path / "ids")
+    assert told["rows"] == {"train": 12, "validation": 4}
+    assert (told["broken"], told["output"]) == (0, str(tmp_path / "ids"))
+    assert "exists" in refused("prepare", tmp_path / "recipe.yaml", "--output", tmp_path / "ids")
+    assert "prepared already" in refused(
+        *("prepare", tmp_path / "recipe.yaml", f"data={tmp_path / 'ids'}", "--output", tmp_path / "again")
+    )
+    assert answered("fuse", tmp_path / "recipe.yaml", f"data={tmp_path / 'ids'}")["steps"] == 2
+    assert "holds prepared ids" in refused("evaluate", tmp_path / "m", tmp_path / "ids")
 
 
 def test_fuse_then_verify(tmp_path: Path) -> None:
