@@ -23,7 +23,7 @@ class Letters:
 
 def test_a_codec_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / CODEC_FILE).write_text(json.dumps({"kind": "letters"}))
-    with pytest.raises(ValueError, match=r"kind 'letters'; known kinds are \['pixels', 'speech', 'text'\]"):
+    with pytest.raises(ValueError, match=r"kind 'letters'; known kinds are .*'speech'.*'text'"):
         load_codec(tmp_path)
 
     def named(group: str) -> EntryPoints:

@@ -64,6 +64,9 @@ CODECS = {
     "text": "zipper_lm.modality.text:TextCodec",
     "speech": "zipper_lm.modality.speech:SpeechCodec",
     "pixels": "zipper_lm.modality.pixels:PixelCodec",
+    "color-clusters": "zipper_lm.modality.color_clusters:ColorClusters",
+    "vq-image": "zipper_lm.modality.vq_image:VqImageCodec",
+    "sequence": "zipper_lm.modality.sequence:SequenceCodec",
 }
 """This package's own codecs: kind to class. Beside the protocol each has a class method for recipes, ``make(values, *,
 source, revision, seed, **options)``: values to fit on (may be empty), a folder or Hub id, what else the kind takes."""
@@ -93,6 +96,21 @@ def load_codec(path: str | Path, **hub: Any) -> Codec:
         f"codec: {file} has kind {kind!r}; known kinds are {sorted({*CODECS, *others.names})}; "
         "if its class is at hand, pass codecs={name: codec}"
     )
+
+
+def read_codec_file(path: str | Path, kind: str) -> dict[str, Any]:
+    """What the `codec.json` in the folder `path` says beside its kind.
+
+    Raises:
+        ValueError: if there is none, or it is of another kind.
+    """
+    file = Path(path) / CODEC_FILE
+    if not file.is_file():
+        raise ValueError(f"{kind} codec: no {CODEC_FILE} in {path}")
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    if fields.pop("kind", None) != kind:
+        raise ValueError(f"{file}: kind is not {kind!r}")
+    return dict(fields)
 
 
 def own_codec(kind: str) -> Any:

@@ -14,8 +14,8 @@ from pathlib import Path
 def files_into(path: str | Path, last: str) -> Iterator[Path]:
     """Give a temporary folder; when the block ends without error, move its files into the folder `path`.
 
-    Files that `path` already holds under other names stay. `last` is moved after the others, so a reader that
-    starts from it never sees it without the rest.
+    Files and folders that `path` already holds under other names stay. `last` is moved after the others, so a reader
+    that starts from it never sees it without the rest.
 
     Raises:
         ValueError: if `path` is a file or cannot be made.
@@ -31,6 +31,9 @@ def files_into(path: str | Path, last: str) -> Iterator[Path]:
     try:
         yield temporary
         for file in sorted(temporary.iterdir(), key=lambda f: (f.name == last, f.name)):
-            os.replace(file, path / file.name)
+            goal = path / file.name
+            if goal.is_dir():  # a folder cannot be replaced by renaming: the old one steps aside
+                os.replace(goal, temporary / f".{file.name}.old")
+            os.replace(file, goal)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

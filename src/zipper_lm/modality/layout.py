@@ -62,6 +62,10 @@ class IdLayout:
         assert self.pad is not None
         return self.bos, self.eos, self.pad
 
+    def settings(self) -> dict[str, int]:
+        """What makes this layout again, beside the number of units: offset, bos, eos and pad."""
+        return {name: getattr(self, name) for name in ("offset", *SPECIALS)}
+
     def to_ids(self, units: Iterable[int]) -> list[int]:
         """Units, each in ``[0, units)``, to ids."""
         return [self.offset + int(u) for u in units]
@@ -78,3 +82,29 @@ class IdLayout:
                 last = self.offset + self.units - 1
                 raise ValueError(f"{what}: id {unit + self.offset} is no unit's: those are {self.offset} to {last}")
         return units
+
+
+class LaidOut:
+    """The ids of a codec that has a `layout` (see `zipper_lm.modality.codec.Codec`)."""
+
+    layout: IdLayout
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return self.layout.vocab_size
+
+    @property
+    def bos_id(self) -> int:
+        """Id that opens every segment."""
+        return self.layout.specials[0]
+
+    @property
+    def eos_id(self) -> int:
+        """Id that ends every segment."""
+        return self.layout.specials[1]
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills batches."""
+        return self.layout.specials[2]
