@@ -12,6 +12,8 @@ from PIL import Image
 from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTImageProcessor
 
 from zipper_lm import ZipperModel
+from zipper_lm.evaluation.classifier import PictureClassifier
+from zipper_lm.evaluation.judging import can_be_judged, suits
 from zipper_lm.modality.codec import Codec, load_codec, make_codec
 from zipper_lm.modality.color_clusters import ColorClusters, PictureSize
 
@@ -145,3 +147,11 @@ def test_saved_and_loaded(imagegpt: str, tmp_path: Path) -> None:
     (tmp_path / "colors.safetensors").unlink()
     with pytest.raises(ValueError, match=r"no colors\.safetensors"):
         load_codec(tmp_path)
+
+
+def test_its_pictures_are_judged_as_pictures() -> None:
+    squares = [np.full((2, 2), level, np.uint8) for level in (0, 255)] * 2
+    judge = PictureClassifier.fit(squares, ["dark", "light"] * 2)
+    assert can_be_judged(primary())
+    assert suits(judge, primary())
+    assert judge.transcribe(primary().decode([[4] * 4, [3] * 4])) == ["dark", "light"]

@@ -11,7 +11,7 @@ from zipper_lm.cli.common import Json, Overwrite, console, emit
 
 
 def corpus(
-    name: Annotated[Literal["digit-images", "sounds", "sentences"], typer.Argument(help="Which one.")],
+    name: Annotated[Literal["digit-images", "sounds", "genes", "sentences"], typer.Argument(help="Which one.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="To be made.")],
     source: Annotated[
         Path | None, typer.Option(metavar="DIR", help="sentences: folder of train.txt, validation.txt and test.txt.")
@@ -21,7 +21,8 @@ def corpus(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Make an aligned data set for experiments on the spot: handwritten digits, instrument notes, or read sentences.
+    """Make an aligned data set for experiments on the spot: handwritten digits, instrument notes, genes, or read
+    sentences.
 
     Example: [bold]zipper corpus digit-images data/digit-images[/bold]
     """
@@ -37,6 +38,10 @@ def corpus(
         from zipper_lm.corpora.sounds import write_sounds
 
         counts = write_sounds(folder, overwrite=overwrite)
+    elif name == "genes":
+        from zipper_lm.corpora.genes import write_genes
+
+        counts = write_genes(folder, overwrite=overwrite)
     else:
         from zipper_lm.corpora.sentences import write_sentences
 

@@ -71,6 +71,9 @@ CODECS = {
 """This package's own codecs: kind to class. Beside the protocol each has a class method for recipes, ``make(values, *,
 source, revision, seed, **options)``: values to fit on (may be empty), a folder or Hub id, what else the kind takes."""
 
+PICTURE_KINDS = frozenset(("pixels", "color-clusters", "vq-image"))
+"""Kinds of codecs that decode to pictures."""
+
 
 def load_codec(path: str | Path, **hub: Any) -> Codec:
     """Load any codec from its folder: one of this package, or one that an installed package names as an entry point.
