@@ -100,19 +100,20 @@ def score_task(
         raise ValueError(f"task {template!r}: the model has no codec for {ends_in!r}, so what it writes stays ids")
     codec = model.processor.codecs[ends_in]
     by_token = counts_tokens(ends_in, codec)
-    judged = ends_in != "text" and not by_token
-    if judged and judge is None:
+    if by_token or ends_in == "text":
+        judge = None
+    elif judge is None:
         raise ValueError(f"task {template!r} ends in {ends_in}: a judge must say what it is")
+    elif not suits(judge, codec):
+        raise ValueError(
+            f"task {template!r}: a {type(judge).__name__} cannot judge what the codec of {ends_in!r} makes"
+        )
     if not rows:
         raise ValueError(f"task {template!r}: no rows to score")
     compared = ends_in if by_token else "text"
     for number, row in enumerate(rows):
         if missing := [m for m in (*parsed.given, compared) if row.get(m) is None]:
             raise ValueError(f"task {template!r}: row {number} has no {missing}; it has {sorted(row)}")
-    if judged and judge is not None and not suits(judge, codec):
-        raise ValueError(
-            f"task {template!r}: a {type(judge).__name__} cannot judge what the codec of {ends_in!r} makes"
-        )
     references = [_spelled(_ids(row[compared], codec)) if by_token else _text(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(references[i]))  # like lengths are written together
     written: list[Segment] = [Segment(ends_in, ids=[])] * len(rows)
@@ -128,7 +129,7 @@ def score_task(
     if by_token:
         heard = [_spelled(segment.ids or []) for segment in written]
     else:
-        heard = transcribe(judge, values) if judged and judge is not None else values
+        heard = values if judge is None else transcribe(judge, values)
     rates = word_error_rate(references, heard)
     cer = rates.wer if by_token else rates.cer
     return Score(template, rates.wer, cer, bootstrap_interval(references, heard), references, heard, values)
