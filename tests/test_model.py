@@ -217,5 +217,5 @@ def test_specials_out_of_range() -> None:
 
 
 def test_a_folder_that_is_none() -> None:
-    with pytest.raises(ValueError, match="tower 'no/such': cannot be loaded"):
+    with pytest.raises(ValueError, match="tower 'no/such': no such folder here"):
         ZipperModel.fuse({"text": TowerSpec(source="no/such"), "speech": tiny_backbone("gpt2", 53)})

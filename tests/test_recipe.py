@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -291,3 +292,30 @@ def test_hash_sees_values_and_not_the_order_of_keys():
     assert recipe_hash({"a": "é"}) == "b3a092a6af48807fa9482b2ee140105575daa26d5b24b3c0e60a7e2dee6683b1"
     with pytest.raises(ValueError, match="JSON"):
         recipe_hash({"a": float("nan")})
+
+
+def test_a_new_field_with_a_default_changes_no_hash() -> None:
+    """Records of experiments were "made by other settings" as soon as a recipe learned a new one."""
+
+    @dataclasses.dataclass
+    class Inner:
+        size: int = 1
+
+    @dataclasses.dataclass
+    class Old:
+        name: str
+        inner: Inner = dataclasses.field(default_factory=Inner)
+        parts: dict[str, Inner] = dataclasses.field(default_factory=dict)
+
+    @dataclasses.dataclass
+    class New(Old):
+        added: float = 0.5
+
+    for inner, parts in ((Inner(), {}), (Inner(size=2), {"a": Inner(), "b": Inner(size=3)})):
+        old, new = (
+            to_mapping(Old("x", inner, parts), defaults=False),
+            to_mapping(New("x", inner, parts), defaults=False),
+        )
+        assert recipe_hash(old) == recipe_hash(new)
+    assert old == {"name": "x", "inner": {"size": 2}, "parts": {"a": {}, "b": {"size": 3}}}
+    assert to_mapping(New("x", added=0.6), defaults=False) == {"name": "x", "added": 0.6}

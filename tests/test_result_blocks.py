@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
 import pytest
 
+from zipper_lm.experiments.plan import points_of, read_experiment, run_hash, runs_of, trials_of
 from zipper_lm.experiments.report import write_report
 
 ROOT = Path(__file__).parent.parent
@@ -36,3 +38,22 @@ def test_the_results_page_is_what_the_records_say(tmp_path):
     command = "zipper report " + " ".join(f"results/{f.name}" for f in folders) + " --output docs/results.md"
     assert (tmp_path / "results.md").read_text(encoding="utf-8") == page, f"run: {command}"
     assert {p.name for p in tmp_path.glob("*.png")} == {p.name for p in (ROOT / "docs").glob("results-*.png")}
+
+
+@pytest.mark.parametrize("folder", sorted(p for p in (ROOT / "results").iterdir()), ids=lambda p: p.name)
+def test_every_record_is_of_its_experiment_as_it_stands(folder):
+    """An experiment file that was changed after its runs would claim what was not run."""
+    experiment = read_experiment(ROOT / "experiments" / f"{folder.name}.yaml")
+    known = {}
+    for point in points_of(experiment):
+        for arm in experiment.arms.values():
+            assert set(arm.trials) == set(next(iter(experiment.arms.values())).trials), "as many trials for each arm"
+        for name in experiment.arms:
+            runs = [*trials_of(experiment, name, point)]
+            for trial in experiment.arms[name].trials or [""]:
+                runs += runs_of(experiment, name, point, trial)
+            known |= {run_hash(experiment, run): run.name for run in runs}
+    records = list(folder.glob("*--*.json"))
+    assert records
+    for file in records:
+        assert known[json.loads(file.read_text(encoding="utf-8"))["run_hash"]] == file.stem

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -18,7 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from zipper_lm.config import TowerSpec, ZipperConfig, config_hash, plain
+from zipper_lm.config import TowerSpec, ZipperConfig, backbone_config, config_hash, plain
 from zipper_lm.hub import reaching
 from zipper_lm.tower import Tower
 
@@ -38,7 +40,7 @@ def _class_of(config: PreTrainedConfig, spec: TowerSpec) -> Any:
             return found
     raise ValueError(
         f"tower {spec.source!r}: {type(config).__name__} has no causal-LM class in transformers and its config names "
-        "no other; a model with code of its own needs trust_remote_code=True"
+        "no other; name one as architecture, or, for a model with code of its own, set trust_remote_code=True"
     )
 
 
@@ -46,15 +48,67 @@ def load_backbone(spec: TowerSpec, *, dtype: Any = None, **hub: Any) -> PreTrain
     """Load one backbone from a path or the Hub, in evaluation mode.
 
     Raises:
-        ValueError: if it is not there, cannot be reached, or has no known class.
+        ValueError: if it is not there, cannot be reached, has no known class, or the checkpoint lacks some of its
+            tensors.
     """
     common = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code, **hub}
-    with reaching("tower", spec.source, spec.revision):
-        config = AutoConfig.from_pretrained(spec.source, **common)
+    config = source_config(spec, **hub)
     kwargs = {**common, **({"dtype": dtype} if dtype is not None else {})}
+    if spec.prefix is not None:
+        kwargs["key_mapping"] = {f"^{re.escape(spec.prefix)}": ""}
+    if spec.quantization is not None:
+        kwargs["quantization_config"] = quantization_config(spec.quantization)
     owner = _class_of(config, spec)
     with reaching("tower", spec.source, spec.revision):
-        return owner.from_pretrained(spec.source, config=config, **kwargs).eval()
+        model, found = owner.from_pretrained(spec.source, config=config, output_loading_info=True, **kwargs)
+    lacking = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
+    if lacking:
+        raise ValueError(
+            f"tower {spec.source!r}: the checkpoint lacks {len(lacking)} tensors of {type(model).__name__}, such as "
+            f"{lacking[:3]}; it has {sorted(found['unexpected_keys'])[:3] or 'nothing else'} besides. A backbone "
+            "inside a larger model needs prefix (and config_key)"
+        )
+    return model.eval()
+
+
+def source_config(spec: TowerSpec, **hub: Any) -> PreTrainedConfig:
+    """The config of a backbone where it comes from, with the spec's own fields set.
+
+    Raises:
+        ValueError: if it cannot be read, has nothing at `spec.config_key`, or refuses a field.
+    """
+    at = {"revision": spec.revision, **hub}
+    with reaching("tower", spec.source, spec.revision):
+        if spec.config_key is None:
+            config = AutoConfig.from_pretrained(spec.source, trust_remote_code=spec.trust_remote_code, **at)
+        else:
+            whole, _ = PreTrainedConfig.get_config_dict(spec.source, **at)
+    if spec.config_key is not None:
+        parts = {k: v for k, v in whole.items() if isinstance(v, dict)}
+        if spec.config_key not in parts:
+            raise ValueError(
+                f"tower {spec.source!r}: its config has no part {spec.config_key!r}; it has {sorted(parts)}"
+            )
+        config = backbone_config(f"tower {spec.source!r}", parts[spec.config_key])
+    if unknown := sorted(k for k in spec.config or {} if not hasattr(config, k)):
+        raise ValueError(f"tower {spec.source!r}: config names {unknown}, which {type(config).__name__} does not have")
+    for name, value in (spec.config or {}).items():
+        setattr(config, name, value)
+    return config
+
+
+def quantization_config(fields: Mapping[str, Any]) -> Any:
+    """transformers' own quantization config of a ``quant_method``.
+
+    Raises:
+        ValueError: for an unknown method or field, or if its package is not installed.
+    """
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    try:
+        return AutoQuantizationConfig.from_dict(dict(fields))
+    except (TypeError, ValueError, ImportError) as error:
+        raise ValueError(f"tower.quantization {dict(fields)}: {error}") from error
 
 
 def build_backbone(config: ZipperConfig, name: str, **hub: Any) -> PreTrainedModel:
@@ -104,8 +158,18 @@ def weights_hash(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in without_aliases(module.state_dict()).items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        for part in stored(tensor.detach()):
+            digest.update(part.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def stored(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that a tensor is made of: itself, or the codes and scales of a quantized one."""
+    if is_traceable_wrapper_subclass(tensor):
+        for attribute in tensor.__tensor_flatten__()[0]:
+            yield from stored(getattr(tensor, attribute))
+    else:
+        yield tensor
 
 
 def without_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

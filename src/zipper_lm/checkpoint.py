@@ -78,15 +78,19 @@ def save(
     specs = model.config.tower_specs
     bundled = [n for n, s in specs.items() if s.train != "full" and (bundle_towers or s.source in ("", _bundle(n)))]
     for name in bundled:
-        if specs[name].train == "lora":
-            raise ValueError(f"tower {name!r} has adapters: its backbone cannot be bundled; give it a source")
+        if specs[name].train == "lora" or specs[name].quantization is not None:
+            what = "has adapters" if specs[name].train == "lora" else "is quantized"
+            raise ValueError(f"tower {name!r} {what}: its backbone cannot be bundled; give it a source")
 
     def fill(folder: Path) -> None:
         config = ZipperConfig.from_dict(model.config.to_dict())
         config.architectures = [type(model).__name__]
         for name in bundled:
-            model.tower(name).backbone.save_pretrained(folder / _bundle(name))
-            config.towers[name] = asdict(replace(specs[name], source=_bundle(name), revision=None))
+            # With a prefix transformers would write the names back as they were in the larger model.
+            alike = specs[name].prefix is None
+            model.tower(name).backbone.save_pretrained(folder / _bundle(name), save_original_format=alike)
+            alone = replace(specs[name], source=_bundle(name), revision=None, prefix=None, config_key=None, config=None)
+            config.towers[name] = asdict(alone)
         config.save_pretrained(folder)
         if model.processor is not None:
             model.processor.save_pretrained(folder)

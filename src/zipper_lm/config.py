@@ -167,6 +167,12 @@ class TowerSpec:
         layers: dotted name of the layer list where it is not found by itself.
         weights_hash: fingerprint of the source's tensors (see `zipper_lm.backbones.weights_hash`).
         trust_remote_code: whether the backbone's own code from the Hub may run.
+        prefix: what stands before the names of the backbone's tensors in its checkpoint, such as ``"lm."``, where it is
+            part of a larger model.
+        config_key: where in the checkpoint's ``config.json`` the backbone's own config is, such as ``"base_config"``.
+        config: fields of the backbone's config to set otherwise than the checkpoint does.
+        quantization: ``quant_method`` (``"bitsandbytes"``, ``"torchao"``, ...) and the further arguments of
+            transformers' quantization config of that name; for frozen towers and LoRA.
     """
 
     source: str
@@ -182,10 +188,18 @@ class TowerSpec:
     layers: str | None = None
     weights_hash: str | None = None
     trust_remote_code: bool = False
+    prefix: str | None = None
+    config_key: str | None = None
+    config: dict[str, Any] | None = None
+    quantization: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _one_of("tower.train", self.train, Training)
         _one_of("tower.input_projection", self.input_projection, InputProjectionForm)
+        if self.quantization is not None and self.train == "full":
+            raise ValueError(
+                'tower.train="full" and tower.quantization: quantized weights cannot be trained; use "lora"'
+            )
 
     @property
     def config_hash(self) -> str:
@@ -285,7 +299,7 @@ class ZipperConfig(PreTrainedConfig):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides what the weights mean: not where towers come from, nor losses and dropout."""
-        free = ("source", "revision", "backbone", "trust_remote_code")
+        free = ("source", "revision", "backbone", "trust_remote_code", "prefix", "config_key", "config", "quantization")
         towers = {n: {k: v for k, v in asdict(s).items() if k not in free} for n, s in self.tower_specs.items()}
         hashes = {n: s.config_hash for n, s in self.tower_specs.items()}
         zips = [{k: v for k, v in asdict(z).items() if k not in ("dropout", "attention")} for z in self.zip_specs]

@@ -34,8 +34,12 @@ def reaching(what: str, source: str | Path, revision: str | None = None) -> Iter
 def _reason(error: BaseException, source: str | Path, revision: str | None) -> str:
     kinds = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if "trust_remote_code" in str(error):
+        return "it has code of its own, which runs only with trust_remote_code"
     if Path(source).is_dir():
         return f"cannot be loaded from that folder: {first}"
+    if Path(source).is_absolute() or str(source).count("/") > 1 or str(source).startswith("."):
+        return "no such folder"
     if "RevisionNotFoundError" in kinds:
         return f"the Hub has no revision {revision!r} of it"
     if "GatedRepoError" in kinds:

@@ -27,7 +27,7 @@ from transformers.utils import ModelOutput
 
 from zipper_lm import checkpoint, fusing, generation
 from zipper_lm.backbones import build_backbone, set_training
-from zipper_lm.collation import IGNORED, Batch, Specials, collate
+from zipper_lm.collation import IGNORED, Batch, Specials, TowerBatch, collate
 from zipper_lm.config import TowerSpec, ZipperConfig, ZipSpec
 from zipper_lm.document import Document, Segment
 from zipper_lm.grouping import read_apart
@@ -245,7 +245,7 @@ class ZipperModel(PreTrainedModel):
         documents = [Document([Segment(name, ids=list(row), target=True)]) for row in rows]
         stream, tower = collate(documents, self.specials)[name], self.tower(name)
         logits, _ = tower(stream["input_ids"].to(tower.device), stream["attention_mask"])
-        labels = stream["labels"][:, 1:].to(logits.device)
+        labels = _targets(stream, logits)
         loss = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="sum")
         return float(loss), int((labels != IGNORED).sum())
 
@@ -272,7 +272,7 @@ class ZipperModel(PreTrainedModel):
         losses: dict[str, Tensor] = {}
         for name, stream in batch.items():
             logits = reading.logits[name]
-            labels = stream["labels"][:, 1:].to(logits.device)
+            labels = _targets(stream, logits)
             if (labels != IGNORED).any():
                 losses[name] = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), labels, ignore_index=IGNORED)
         device = next(iter(reading.logits.values())).device
@@ -343,6 +343,13 @@ class ZipperModel(PreTrainedModel):
     def stream(self, document: Document, schedule: Any, **kwargs: Any) -> Iterator[generation.StreamedToken]:
         """As `generate` for one document, token by token; see `zipper_lm.generation.stream`."""
         return generation.stream(self, document, schedule, **kwargs)
+
+
+def _targets(stream: TowerBatch, logits: Tensor) -> Tensor:
+    """What each position shall say next, int64 ``[batch, time - 1]``. An id that the tower can read but not write, as
+    ImageGPT's one special id is, is no target."""
+    labels = stream["labels"][:, 1:].to(logits.device)
+    return labels.masked_fill(labels >= logits.shape[-1], IGNORED)
 
 
 def _check_specials(tower: Tower, spec: TowerSpec) -> None:

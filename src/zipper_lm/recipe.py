@@ -72,15 +72,19 @@ def build(schema: type[T], mapping: Mapping[str, Any], where: str = "recipe") ->
     return _build(schema, mapping, "", _Source(where))
 
 
-def to_mapping(recipe: Any) -> dict[str, Any]:
+def to_mapping(recipe: Any, *, defaults: bool = True) -> dict[str, Any]:
     """A dataclass as plain values (dict, list, str, int, float, bool, None), fit for YAML and JSON.
+
+    Args:
+        recipe: the dataclass. defaults: whether fields that have their default are there. Without them the result, and
+            its hash, stays the same when a field is added to the dataclass.
 
     Raises:
         ValueError: if a field holds anything else.
     """
     if not dataclasses.is_dataclass(recipe) or isinstance(recipe, type):
         raise ValueError(f"to_mapping: expected a dataclass instance, got {recipe!r}")
-    return _plain(recipe, type(recipe).__name__)
+    return _plain(recipe, type(recipe).__name__, defaults)
 
 
 def recipe_hash(mapping: Mapping[str, Any]) -> str:
@@ -419,15 +423,23 @@ def _join(prefix: str, key: str) -> str:
     return f"{prefix}.{key}" if prefix else key
 
 
-def _plain(value: Any, key: str) -> Any:
+def _plain(value: Any, key: str, defaults: bool = True) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name), f"{key}.{f.name}") for f in _fields(type(value))}
+        fields = {f.name: getattr(value, f.name) for f in _fields(type(value)) if defaults or not _is_default(value, f)}
+        return {name: _plain(v, f"{key}.{name}", defaults) for name, v in fields.items()}
     if isinstance(value, Mapping):
-        return {str(k): _plain(v, f"{key}.{k}") for k, v in value.items()}
+        return {str(k): _plain(v, f"{key}.{k}", defaults) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v, f"{key}[{i}]") for i, v in enumerate(value)]
+        return [_plain(v, f"{key}[{i}]", defaults) for i, v in enumerate(value)]
     if isinstance(value, Path):
         return str(value)
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise ValueError(f"to_mapping: {key} holds {_short(value)}, which is no plain value")
+
+
+def _is_default(owner: Any, field: dataclasses.Field[Any]) -> bool:
+    value = getattr(owner, field.name)
+    if field.default_factory is not dataclasses.MISSING:
+        return bool(value == field.default_factory())
+    return bool(value == field.default)  # MISSING equals nothing else

@@ -191,6 +191,11 @@ def speak(
         kwargs["streamer"] = _TokenStreamer(tell)
     processors: list[LogitsProcessor] = []
     if (threshold := getattr(given, STOP_THRESHOLD, None)) is not None:  # before guidance: it asks the tower itself
+        if special.eos >= tower.head_size:
+            raise ValueError(
+                f"settings for {name!r}: {STOP_THRESHOLD} needs the probability of EOS (id {special.eos}); the tower "
+                f"writes ids 0 to {tower.head_size - 1} only: its segments end after max_new_tokens"
+            )
         processors.append(StopThreshold(threshold, special.eos))
     if (scale := given.guidance_scale) not in (None, 1):
         if given.num_beams not in (None, 1) or given.get_generation_mode() is GenerationMode.ASSISTED_GENERATION:
@@ -198,7 +203,7 @@ def speak(
         given.guidance_scale = None  # transformers' own would run the zipped tower twice
         processors.append(Guidance(tower, scale, mask))
     given.bos_token_id, given.eos_token_id, given.pad_token_id = special
-    unwritten = {special.bos, special.pad} - {special.eos}
+    unwritten = {i for i in (special.bos, special.pad) if i != special.eos and i < tower.head_size}
     given.disable_compile = True  # a compiled forward cannot ask a context variable who listens
     given.suppress_tokens = sorted(unwritten.union(given.suppress_tokens or ()))
     speaker = _Speaker(request, name, past)

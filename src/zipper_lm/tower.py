@@ -163,6 +163,7 @@ class Tower(nn.Module):
     Attributes:
         hidden_size: width of what passes between layers for one token (of all streams where a family has several).
         depth: number of layer calls in one forward.
+        head_size: number of ids that it can write; a few families can read one more than they write.
 
     Raises:
         ValueError: if the layer list is not found, or what passes between layers is neither ``[batch, time,
@@ -187,7 +188,7 @@ class Tower(nn.Module):
         self._takes = set(inspect.signature(backbone.forward).parameters)
         self.cache_name = cache_argument(backbone)
         self._counts_from_zero = counts_from_zero(backbone)
-        self.depth, self.hidden_size = self._probe()
+        self.depth, self.hidden_size, self.head_size = self._probe()
 
     @property
     def layers(self) -> LayerList:
@@ -252,12 +253,12 @@ class Tower(nn.Module):
                 )
         return output.logits, getattr(output, self.cache_name, None) if self.cache_name else None
 
-    def _probe(self) -> tuple[int, int]:
-        """Count the layer calls and learn the hidden size from one small forward."""
+    def _probe(self) -> tuple[int, int, int]:
+        """Count the layer calls, and learn the sizes of hidden states and logits, from one small forward."""
         probe, sizes = _Probe(), tuple(PROBE)
         hooks = [layer.register_forward_hook(probe) for layer in self.layers]
         try:
-            _small_forward(self.backbone)
+            logits = _small_forward(self.backbone)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -270,7 +271,7 @@ class Tower(nn.Module):
                 f"({sizes[0]}, {sizes[1]}, hidden)"
             )
         self.layers.axes = (shape.index(sizes[0]), shape.index(sizes[1]))
-        return len(probe.shapes), math.prod(shape) // math.prod(sizes)
+        return len(probe.shapes), math.prod(shape) // math.prod(sizes), logits.shape[-1]
 
 
 def cache_argument(backbone: nn.Module) -> str | None:

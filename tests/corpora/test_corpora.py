@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from zipper_lm.corpora import genes, sentences, sounds
-from zipper_lm.corpora.digit_images import WORDS, write_digit_images
+from zipper_lm.corpora.digit_images import WORDS, digit_splits, write_digit_images
+from zipper_lm.corpora.spoken_digit_images import write_spoken_digit_images
 from zipper_lm.data.picture import read_picture
 from zipper_lm.data.readers import list_splits, read_rows
 
@@ -122,3 +125,37 @@ def test_genes_are_coding_sequences_of_their_proteins(tmp_path: Path) -> None:
         assert (tmp_path / "a" / f"{split}.jsonl").read_bytes() == (tmp_path / "b" / f"{split}.jsonl").read_bytes()
     with pytest.raises(ValueError, match="exists"):
         genes.write_genes(tmp_path / "a")
+
+
+def test_spoken_digit_images_put_the_same_digit_side_by_side(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        (tmp_path / "clips" / split).mkdir(parents=True)
+        lines = ["file_name,transcription"]
+        for number, word in enumerate(WORDS[:3] * 2):
+            wave = np.full(800, number / 10 + 0.1, dtype=np.float32)
+            soundfile.write(tmp_path / "clips" / split / f"{number}.wav", wave, 8000)
+            lines.append(f"{number}.wav,{word}")
+        (tmp_path / "clips" / split / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    counts = write_spoken_digit_images(tmp_path / "made", tmp_path / "clips")
+    assert counts == {"train": 6, "validation": 6, "test": 6, "judge": 6}
+    shutil.rmtree(tmp_path / "clips")  # nothing points back there
+    pictures = {split: dict.fromkeys(WORDS, frozenset[bytes]()) for split in counts}
+    for split, rows in digit_splits().items():
+        for picture, word in rows:
+            pictures[split][word] |= {picture.tobytes()}
+    for split in counts:
+        for number, row in enumerate(read_rows(str(tmp_path / "made"), split=split)):
+            assert row["text"] == WORDS[number % 3]
+            assert soundfile.read(row["speech"])[0][0] == pytest.approx(number / 10 + 0.1, abs=1e-3)
+            assert read_picture(row["image"]).tobytes() in pictures[split][row["text"]]
+
+
+def test_a_recording_of_something_else_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    soundfile.write(tmp_path / "train" / "a.wav", np.zeros(80), 8000)
+    for split in ("train", "validation", "test"):
+        (tmp_path / split).mkdir(exist_ok=True)
+        soundfile.write(tmp_path / split / "a.wav", np.zeros(80), 8000)
+        (tmp_path / split / "metadata.csv").write_text("file_name,transcription\na.wav,eleven", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"row 0 of train says 'eleven'"):
+        write_spoken_digit_images(tmp_path / "made", tmp_path)

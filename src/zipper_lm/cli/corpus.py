@@ -11,10 +11,17 @@ from zipper_lm.cli.common import Json, Overwrite, console, emit
 
 
 def corpus(
-    name: Annotated[Literal["digit-images", "sounds", "genes", "sentences"], typer.Argument(help="Which one.")],
+    name: Annotated[
+        Literal["digit-images", "sounds", "genes", "sentences", "spoken-digit-images"],
+        typer.Argument(help="Which one."),
+    ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="To be made.")],
     source: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="sentences: folder of train.txt, validation.txt and test.txt.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="sentences: folder of train.txt, validation.txt and test.txt; spoken-digit-images: recordings.",
+        ),
     ] = None,
     train: Annotated[int | None, typer.Option(help="sentences: most for training (10 000).", min=1)] = None,
     longest: Annotated[int | None, typer.Option(help="sentences: most characters of one (200).", min=1)] = None,
@@ -26,8 +33,9 @@ def corpus(
 
     Example: [bold]zipper corpus digit-images data/digit-images[/bold]
     """
-    if (name == "sentences") != (source is not None):
-        raise ValueError(f"--source: needed for sentences, and for nothing else; got {source} for {name}")
+    if (name in ("sentences", "spoken-digit-images")) != (source is not None):
+        needs = "sentences and spoken-digit-images"
+        raise ValueError(f"--source: needed for {needs}, and for nothing else; got {source} for {name}")
     if name != "sentences" and (train, longest) != (None, None):
         raise ValueError(f"--train and --longest are for sentences only, not for {name}")
     if name == "digit-images":
@@ -42,6 +50,11 @@ def corpus(
         from zipper_lm.corpora.genes import write_genes
 
         counts = write_genes(folder, overwrite=overwrite)
+    elif name == "spoken-digit-images":
+        from zipper_lm.corpora.spoken_digit_images import write_spoken_digit_images
+
+        assert source is not None
+        counts = write_spoken_digit_images(folder, source, overwrite=overwrite)
     else:
         from zipper_lm.corpora.sentences import write_sentences
 

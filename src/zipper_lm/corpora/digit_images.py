@@ -6,9 +6,7 @@ in one split only. Who wrote which is not told there, so that splits share write
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -35,21 +33,24 @@ def write_digit_images(folder: str | Path, *, overwrite: bool = False) -> dict[s
     Raises:
         ValueError: as `write_corpus`.
     """
-    digits = load_digits()
-    order = np.random.default_rng(SEED).permutation(len(digits.images))
-    ends = np.cumsum(list(SIZES.values()))
-    parts = dict(zip([*SIZES, "train"], np.split(order, ends)))
-
-    def rows(chosen: np.ndarray) -> Iterator[tuple[Any, dict[str, Any]]]:
-        for i in chosen:
-            grey = np.round(digits.images[i] * (255 / BRIGHTEST)).astype(np.uint8)
-            yield Image.fromarray(grey), {"text": WORDS[digits.target[i]]}
-
     return write_corpus(
         folder,
-        {split: rows(chosen) for split, chosen in parts.items()},
+        {split: ((picture, {"text": word}) for picture, word in rows) for split, rows in digit_splits().items()},
         "image",
         ".png",
         lambda path, picture: picture.save(path),
         overwrite=overwrite,
     )
+
+
+def digit_splits() -> dict[str, list[tuple[Image.Image, str]]]:
+    """Grey pictures of 8 x 8 pixels with their digits' names, by split."""
+    digits = load_digits()
+    order = np.random.default_rng(SEED).permutation(len(digits.images))
+    parts = dict(zip([*SIZES, "train"], np.split(order, np.cumsum(list(SIZES.values())))))
+
+    def named(i: int) -> tuple[Image.Image, str]:
+        grey = np.round(digits.images[i] * (255 / BRIGHTEST)).astype(np.uint8)
+        return Image.fromarray(grey), WORDS[digits.target[i]]
+
+    return {split: [named(i) for i in chosen] for split, chosen in parts.items()}

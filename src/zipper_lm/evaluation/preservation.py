@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from zipper_lm.backbones import check_same_backbone, load_backbone
+from zipper_lm.backbones import check_same_backbone, load_backbone, stored
 from zipper_lm.config import ZipperConfig
 from zipper_lm.hub import CONFIG_FILE, local_folder
 from zipper_lm.tower import Tower
@@ -81,7 +81,7 @@ def verify(model: ZipperModel, folder: str | Path | None = None, **hub: Any) -> 
                 train=spec.train,
                 source=spec.source,
                 tensors=len(theirs),
-                equal=sum(torch.equal(ours[k].cpu(), theirs[k].cpu()) for k in theirs),
+                equal=sum(_equal(ours[k], theirs[k]) for k in theirs),
                 largest=max(differences.values(), default=0.0),
                 logits_equal=_same_logits(tower, source),
             )
@@ -116,10 +116,16 @@ def _base_tensors(tower: Tower) -> dict[str, Tensor]:
     return {k.replace(".base_layer.", "."): v for k, v in state.items() if k not in tower.adapter_names}
 
 
+def _equal(ours: Tensor, theirs: Tensor) -> bool:
+    return all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(stored(ours), stored(theirs), strict=True))
+
+
 def _difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest one, over codes and scales of a quantized tensor."""
     if ours.shape != theirs.shape:
         return math.inf
-    return float((ours.cpu().double() - theirs.cpu().double()).abs().max()) if ours.numel() else 0.0
+    pairs = [(a.cpu().double(), b.cpu().double()) for a, b in zip(stored(ours), stored(theirs), strict=True)]
+    return max((float((a - b).abs().max()) for a, b in pairs if a.numel()), default=0.0)
 
 
 @torch.no_grad()

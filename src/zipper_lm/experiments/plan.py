@@ -200,14 +200,15 @@ def whole(recipe: FuseRecipe) -> FuseRecipe:
 
 def before_place(experiment: Experiment, before: Run, work: str | Path) -> str:
     """Where the model that an arm starts from is, or will be."""
-    return str(Path(work) / "before" / _short_hash(to_mapping(recipe_of(experiment, before, ""))))
+    return str(Path(work) / "before" / _short_hash(to_mapping(recipe_of(experiment, before, ""), defaults=False)))
 
 
 def _tower_place(name: str, recipe: FuseRecipe, work: str | Path) -> str:
     tower = recipe.towers[name]
     if tower.pretrain is None:
         return tower.source
-    made_of = {"modality": name, "pretrain": to_mapping(tower.pretrain), "data": to_mapping(whole(recipe).data)}
+    data = to_mapping(whole(recipe).data, defaults=False)
+    made_of = {"modality": name, "pretrain": to_mapping(tower.pretrain, defaults=False), "data": data}
     return str(Path(work) / "towers" / f"{name}-{_short_hash(made_of)}")
 
 
@@ -216,6 +217,9 @@ def _short_hash(plain: Any) -> str:
 
 
 def run_hash(experiment: Experiment, run: Run) -> str:
-    """SHA-256 of all that decides what a run gives: its recipe without its output, and what is scored."""
-    recipe = to_mapping(recipe_of(experiment, run, ""))
+    """SHA-256 of all that decides what a run gives: its recipe without its output, and what is scored.
+
+    Settings left at their default do not count, so that a record stays valid when recipes learn a new one.
+    """
+    recipe = to_mapping(recipe_of(experiment, run, ""), defaults=False)
     return recipe_hash({"recipe": recipe, "tasks": experiment.tasks if run.reported else []})

@@ -63,6 +63,8 @@ class Codec(Protocol):
 CODECS = {
     "text": "zipper_lm.modality.text:TextCodec",
     "speech": "zipper_lm.modality.speech:SpeechCodec",
+    "hubert-units": "zipper_lm.modality.hubert_units:HubertUnits",
+    "neural-audio": "zipper_lm.modality.neural_audio:NeuralAudioCodec",
     "pixels": "zipper_lm.modality.pixels:PixelCodec",
     "color-clusters": "zipper_lm.modality.color_clusters:ColorClusters",
     "vq-image": "zipper_lm.modality.vq_image:VqImageCodec",

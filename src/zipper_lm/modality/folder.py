@@ -14,8 +14,8 @@ from pathlib import Path
 def files_into(path: str | Path, last: str) -> Iterator[Path]:
     """Give a temporary folder; when the block ends without error, move its files into the folder `path`.
 
-    Files and folders that `path` already holds under other names stay. `last` is moved after the others, so a reader
-    that starts from it never sees it without the rest.
+    What `path` already holds under other names stays. `last` is moved after the others, so a reader that starts from it
+    never sees it without the rest.
 
     Raises:
         ValueError: if `path` is a file or cannot be made.

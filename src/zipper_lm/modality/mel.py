@@ -67,6 +67,14 @@ def mel_to_wave(mel: torch.Tensor, iterations: int = 32, seed: int = 0) -> torch
     return _istft(guess)
 
 
+def mel_to_sound(mel: torch.Tensor) -> np.ndarray:
+    """What `mel_to_wave` gives, quieter where it would leave [-1, 1]: float32 [N * HOP]; no frames are no sound."""
+    if not len(mel):
+        return np.zeros(0, dtype=np.float32)
+    wave = mel_to_wave(mel)
+    return (wave / wave.abs().max().clamp_min(1.0)).numpy()
+
+
 def mel_to_magnitude(mel: torch.Tensor, steps: int = 20) -> torch.Tensor:
     """Non-negative spectral magnitudes [F, N] whose mel bands come near `mel` [N, M].
 

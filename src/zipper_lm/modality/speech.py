@@ -21,16 +21,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from scipy.fft import dct
-from sklearn.cluster import MiniBatchKMeans
 from torch import nn
 
 from zipper_lm.data.audio import SAMPLING_RATE, read_audio
 from zipper_lm.modality.codec import CODEC_FILE
 from zipper_lm.modality.folder import files_into
-from zipper_lm.modality.mel import BANDS, FLOOR, HOP, log_mel, mel_to_wave, normalise_loudness
+from zipper_lm.modality.kmeans import fit_centroids, means, nearest
+from zipper_lm.modality.mel import BANDS, FLOOR, HOP, log_mel, mel_to_sound, normalise_loudness
 
 WEIGHTS_FILE = "codec.safetensors"
-_BATCH, _ROUNDS = 4096, 120  # of k-means; a fixed effort, so that hours of sound cost little more than minutes
 _LEAST_SPREAD = 1e-2  # of a cepstral coefficient in log-mel units: a constant one tells nothing apart
 _CENTER, _SCALE = FLOOR / 2, -FLOOR / 2  # the network sees and writes log-mel values near [-1, 1]
 
@@ -186,7 +185,7 @@ class SpeechCodec:
         """
         frames = (_log_mel_frames(v, self.config) for v in values)
         scale = self.scale.repeat(self.config.frames_kept)
-        return [_nearest(_cepstra(f, self.config) * scale, self.centroids).tolist() for f in frames]
+        return [nearest(_cepstra(f, self.config) * scale, self.centroids).tolist() for f in frames]
 
     @torch.inference_mode()
     def decode(self, ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -196,7 +195,7 @@ class SpeechCodec:
             ValueError: if an id is not in ``[0, units)``, special ids included.
         """
         rows = [self._checked(number, row) for number, row in enumerate(ids)]
-        return [self._sound(row) for row in rows]
+        return [mel_to_sound(self.decode_mel(row)) for row in rows]
 
     def decode_mel(self, ids: Sequence[int]) -> torch.Tensor:
         """Log-mel spectrogram, float32 [len(ids) * frames_per_token, 80], that `decode` turns to sound."""
@@ -330,18 +329,9 @@ class SpeechCodec:
         spread = vectors.reshape(-1, config.cepstra).std(0)
         scale = spread.clamp_min(_LEAST_SPREAD) ** -whitening
         vectors = vectors * scale.repeat(config.frames_kept)
-        batch = min(_BATCH, total)
-        kmeans = MiniBatchKMeans(
-            units,
-            batch_size=batch,
-            max_iter=math.ceil(_ROUNDS * batch / total),
-            n_init=1,
-            init_size=4 * units,
-            random_state=seed,
-        ).fit(vectors.numpy())
-        centroids = torch.from_numpy(kmeans.cluster_centers_.astype(np.float32)).half().float()
-        ids = _nearest(vectors, centroids)
-        codec = cls(config, centroids, scale, _means(torch.cat([_stacked(f, config) for f in frames]), ids, units))
+        centroids = fit_centroids(vectors, units, seed).half().float()
+        ids = nearest(vectors, centroids)
+        codec = cls(config, centroids, scale, means(torch.cat([_stacked(f, config) for f in frames]), ids, units))
         if config.width:
             network = _train(config, codec.mels, ids, torch.cat(frames), refine_steps, seed, progress)
             codec.unquantiser = _rounded(network)
@@ -353,12 +343,6 @@ class SpeechCodec:
             if not 0 <= i < self.config.units:
                 raise ValueError(f"speech ids, row {number}: id {i} is not in [0, {self.config.units})")
         return row
-
-    def _sound(self, row: list[int]) -> np.ndarray:
-        if not row:
-            return np.zeros(0, dtype=np.float32)
-        wave = mel_to_wave(self.decode_mel(row))
-        return (wave / wave.abs().max().clamp_min(1.0)).numpy()
 
 
 def _shapes(config: SpeechCodecConfig) -> dict[str, tuple[int, ...]]:
@@ -388,18 +372,6 @@ def _cepstra(frames: torch.Tensor, config: SpeechCodecConfig) -> torch.Tensor:
     1980), one a token: [tokens, frames_kept * cepstra]."""
     coefficients = torch.from_numpy(dct(frames.numpy(), norm="ortho", axis=1)[:, : config.cepstra])
     return _stacked(coefficients, config)
-
-
-def _nearest(vectors: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    """Index of the nearest centroid, long [tokens], of vectors [tokens, dimension]."""
-    return torch.cat([torch.cdist(part, centroids).argmin(1) for part in vectors.split(_BATCH)])
-
-
-def _means(vectors: torch.Tensor, ids: torch.Tensor, units: int) -> torch.Tensor:
-    """Mean of the vectors [tokens, dimension] of each unit, [units, dimension]; of all, where a unit has none."""
-    count = torch.bincount(ids, minlength=units)[:, None]
-    total = torch.zeros(units, vectors.shape[1]).index_add_(0, ids, vectors)
-    return torch.where(count > 0, total / count.clamp_min(1), vectors.mean(0))
 
 
 def _frames(vectors: torch.Tensor, config: SpeechCodecConfig) -> torch.Tensor:

@@ -242,6 +242,11 @@ def build_model(recipe: FuseRecipe) -> Writer:
             input_projection=tower.input_projection,
             layers=tower.layers,
             trust_remote_code=tower.trust_remote_code,
+            architecture=tower.architecture,
+            prefix=tower.prefix,
+            config_key=tower.config_key,
+            config=tower.config,
+            quantization=tower.quantization,
         )
         for name, tower in recipe.towers.items()
     }

@@ -222,6 +222,11 @@ class TowerRecipe:
         input_projection: ``"residual"``, ``"paper"`` or ``"none"``.
         layers: dotted name of the layer list, where it is not found.
         trust_remote_code: let code from the Hub run.
+        architecture: class of the tower in transformers, where the checkpoint does not say.
+        prefix: what stands before the names of the tower's tensors in a checkpoint of a larger model, such as ``lm.``.
+        config_key: where in the checkpoint's ``config.json`` the tower's own config is.
+        config: fields of the tower's config to set otherwise than the checkpoint does.
+        quantization: ``quant_method`` and arguments of transformers' quantization config (frozen towers, LoRA).
         pretrain: make the tower first, unless `source` is there already.
     """
 
@@ -233,6 +238,11 @@ class TowerRecipe:
     input_projection: InputProjectionForm = "residual"
     layers: str | None = None
     trust_remote_code: bool = False
+    architecture: str = ""
+    prefix: str | None = None
+    config_key: str | None = None
+    config: dict[str, Any] | None = None
+    quantization: dict[str, Any] | None = None
     pretrain: PretrainHere | None = None
 
     @classmethod
