@@ -8,6 +8,7 @@ from tiny import tiny_backbone, tiny_model
 
 from zipper_lm import Document, Segment, ZipperModel, ZipperProcessor
 from zipper_lm.collation import Specials
+from zipper_lm.modality.codec import make_codec
 
 
 class Letters:
@@ -61,6 +62,12 @@ def test_what_cannot_be_encoded(document: Document, message: str) -> None:
     processor = ZipperProcessor({"text": Letters()}, SPECIALS)
     with pytest.raises(ValueError, match=message):
         processor.encode([Document([("text", "abc")]), document])
+
+
+def test_decode_leaves_out_what_lies_between_special_ids_and_units() -> None:
+    """A published tower with ids that the codec has no use for may write them all the same."""
+    processor = ZipperProcessor({"protein": make_codec("sequence", alphabet="LAGV", offset=4, bos=0, pad=1, eos=9)})
+    assert processor.decode("protein", [[4, 3, 2, 7, 8, 0, 9, 30]]) == ["LV"]
 
 
 def test_a_codec_needs_its_tower() -> None:

@@ -16,6 +16,7 @@ from zipper_lm.collation import Batch, Specials, collate
 from zipper_lm.config import ZipperConfig
 from zipper_lm.document import Document, Segment, check_modalities
 from zipper_lm.modality.codec import Codec, load_codec
+from zipper_lm.modality.layout import LaidOut
 
 PROCESSOR_FILE = "processor_config.json"
 
@@ -83,7 +84,9 @@ class ZipperProcessor(PushToHubMixin):
         """Content ids of one modality back to raw values. Ids outside the content are left out."""
         codec = self._codec(modality)
         special = {codec.bos_id, codec.eos_id, codec.pad_id}
-        return codec.decode([[i for i in row if i not in special and 0 <= i < codec.vocab_size] for row in ids])
+        # A tower may write ids that it has between its special ones and the codec's units.
+        known = codec.layout.content if isinstance(codec, LaidOut) else range(codec.vocab_size)
+        return codec.decode([[i for i in row if i in known and i not in special] for row in ids])
 
     def _codec(self, modality: str) -> Codec:
         if modality not in self.codecs:

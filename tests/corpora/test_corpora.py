@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from zipper_lm.corpora import sentences, sounds
+from zipper_lm.corpora import genes, sentences, sounds
 from zipper_lm.corpora.digit_images import WORDS, digit_splits, write_digit_images
 from zipper_lm.corpora.spoken_digit_images import write_spoken_digit_images
 from zipper_lm.data.picture import read_picture
@@ -101,6 +101,30 @@ def test_sentences_keep_speakers_and_lines_apart(tmp_path: Path) -> None:
         sentences.write_sentences(tmp_path / "more", tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"at most 5 characters"):
         sentences.write_sentences(tmp_path / "more", tmp_path, longest=5)
+
+
+def test_genes_are_coding_sequences_of_their_proteins(tmp_path: Path) -> None:
+    assert genes.translate("ATGTTTTCTTAATGG") == "MFS", "up to the stop codon"
+    assert genes.translate("ATGGAAAGCTGTCATCG") == "MESCH", "up to the last whole codon"
+    assert len(genes.CODE) == 64
+    assert [c for c, r in genes.CODE.items() if r == "*"] == ["TAA", "TAG", "TGA"]
+    assert genes.CODE["ATG"] == "M"
+    with pytest.raises(ValueError, match=r"it has \['U'\]"):
+        genes.translate("AUG")
+    assert genes.write_genes(tmp_path / "a") == genes.SIZES
+    genes.write_genes(tmp_path / "b")
+    rows = [row for split in genes.SIZES for row in read_rows(str(tmp_path / "a"), split=split)]
+    assert len({row["protein"] for row in rows}) == len(rows), "no protein in two splits, or twice"
+    for row in rows:
+        assert row["protein"][0] == "M"
+        assert genes.LENGTHS[0] <= len(row["protein"]) <= genes.LENGTHS[1]
+        assert len(row["dna"]) == 3 * len(row["protein"]) + 3
+        assert genes.translate(row["dna"]) == row["protein"]
+    assert {row["dna"][-3:] for row in rows} == {"TAA", "TAG", "TGA"}
+    for split in genes.SIZES:
+        assert (tmp_path / "a" / f"{split}.jsonl").read_bytes() == (tmp_path / "b" / f"{split}.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="exists"):
+        genes.write_genes(tmp_path / "a")
 
 
 def test_spoken_digit_images_put_the_same_digit_side_by_side(tmp_path: Path) -> None:

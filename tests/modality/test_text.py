@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers import decoders as tokenizer_decoders
 from transformers import PreTrainedTokenizerFast
 
-from zipper_lm.modality.codec import Codec, load_codec
+from zipper_lm.modality.codec import Codec, load_codec, make_codec
 from zipper_lm.modality.text import TextCodec
 
 TEXTS = ["the quick brown fox", "jumps over the lazy dog", "three one four", "it's a dog's life, isn't it?"]
@@ -173,3 +173,19 @@ def test_failed_saving_leaves_nothing(codec, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         codec.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tokenizer_without_eos_takes_the_token_that_the_recipe_names(tmp_path):
+    """As those of some protein and DNA models, which end a sequence by a token they do not call EOS."""
+    words = {"[CLS]": 0, "[SEP]": 1, "[PAD]": 2, "[UNK]": 3, "L": 4, "A": 5}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(tmp_path / "tokenizer")
+    source = str(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match=r"no eos_token.*options: \{eos_token:"):
+        make_codec("text", source=source)
+    codec = make_codec("text", source=source, eos_token="[SEP]", bos_token="[CLS]", pad_token="[PAD]")
+    codec.save_pretrained(tmp_path / "codec")
+    for each in (codec, load_codec(tmp_path / "codec")):
+        assert (each.bos_id, each.eos_id, each.pad_id, each.vocab_size) == (0, 1, 2, 6)
+        assert each.encode(["LAL"]) == [[4, 5, 4]]

@@ -12,7 +12,8 @@ from zipper_lm.cli.common import Json, Overwrite, console, emit
 
 def corpus(
     name: Annotated[
-        Literal["digit-images", "sounds", "sentences", "spoken-digit-images"], typer.Argument(help="Which one.")
+        Literal["digit-images", "sounds", "genes", "sentences", "spoken-digit-images"],
+        typer.Argument(help="Which one."),
     ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="To be made.")],
     source: Annotated[
@@ -27,7 +28,8 @@ def corpus(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Make an aligned data set for experiments on the spot: handwritten digits, instrument notes, or read sentences.
+    """Make an aligned data set for experiments on the spot: handwritten digits, instrument notes, genes, or read
+    sentences.
 
     Example: [bold]zipper corpus digit-images data/digit-images[/bold]
     """
@@ -44,6 +46,10 @@ def corpus(
         from zipper_lm.corpora.sounds import write_sounds
 
         counts = write_sounds(folder, overwrite=overwrite)
+    elif name == "genes":
+        from zipper_lm.corpora.genes import write_genes
+
+        counts = write_genes(folder, overwrite=overwrite)
     elif name == "spoken-digit-images":
         from zipper_lm.corpora.spoken_digit_images import write_spoken_digit_images
 

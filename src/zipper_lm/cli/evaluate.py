@@ -45,6 +45,8 @@ def evaluate(
 ) -> None:
     """Score a model by word error rate, of what it wrote, or of what an independent judge heard or saw.
 
+    A sequence of symbols, such as a protein, is compared token by token: its words are its tokens.
+
     Example: [bold]zipper evaluate outputs/spoken-digits/model my/recordings --task tts --output heard/[/bold]
     """
     started = time.time()
@@ -52,24 +54,24 @@ def evaluate(
     from zipper_lm.data.tasks import parse_task
     from zipper_lm.document import Document
     from zipper_lm.evaluation.results import read_results
-    from zipper_lm.evaluation.scoring import SHORT_NAMES, score_task, yardsticks
+    from zipper_lm.evaluation.scoring import SHORT_NAMES, counts_tokens, score_task, yardsticks
     from zipper_lm.files import check_output
     from zipper_lm.hub import place_of
 
     ends_in = parse_task(SHORT_NAMES.get(task, task)).targets[-1]
-    judged = ends_in != "text"
     if output is not None:
-        if not judged:
-            raise ValueError(f"--output: task {task!r} writes text only")
         check_output(output, overwrite)
-    if judge is not None and not judged:
-        raise ValueError(f"--judge: task {task!r} writes text only, nothing to be judged")
     if Path(model).is_dir():
         read_results(model)  # one that cannot be added to is said now
     settings = settings_of(model, changes or [])
     rows = [row for row in read_rows(data, split=split, limit=limit) if not isinstance(row, Document)]
     rows = _chosen(rows, where or [])
     loaded = load_model(model)
+    codec = loaded.processor.codecs.get(ends_in) if loaded.processor is not None else None
+    judged = ends_in != "text" and not counts_tokens(ends_in, codec)
+    for option, given in (("--output", output), ("--judge", judge)):
+        if given is not None and not judged:
+            raise ValueError(f"{option}: task {task!r} writes {ends_in} only, nothing to be judged")
     import torch
 
     torch.manual_seed(seed)

@@ -208,8 +208,9 @@ def _matched(goals: list[Goal], segments: list[Segment]) -> list[tuple[Goal, Seg
 def _check_suffix(goal: Goal, codec: Any) -> None:
     """Raise `ValueError` if the file cannot hold what the codec makes; text may go into any file."""
     from zipper_lm.cli.values import SUFFIXES
+    from zipper_lm.modality.codec import PICTURE_KINDS
 
-    made = {"speech": "sound", "pixels": "picture"}.get(getattr(codec, "kind", ""))
+    made = {"speech": "sound", **dict.fromkeys(PICTURE_KINDS, "picture")}.get(getattr(codec, "kind", ""))
     if made is None:
         return
     suffix = goal.file.suffix.lower() if goal.file is not None else ""
@@ -230,13 +231,13 @@ def _write(goal: Goal, segment: Segment, overwrite: bool, *, show: bool) -> None
     if goal.file is not None:
         with new_file(goal.file, overwrite) as file:  # it may have appeared meanwhile
             write_value(file, value)
-    elif show and isinstance(value, str):
+    elif show and kind_of(value) == "text":
         typer.echo(value)
 
 
 def _plain(segment: Segment, given: bool, files: dict[int, str]) -> dict[str, Any]:
     fields: dict[str, Any] = {"modality": segment.modality, "given": given, "tokens": len(segment.ids or [])}
-    if isinstance(segment.value, str):
+    if isinstance(segment.value, str | list):
         fields["value"] = segment.value
     if id(segment) in files:
         fields["file"] = files[id(segment)]

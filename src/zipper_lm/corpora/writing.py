@@ -1,4 +1,4 @@
-"""The form that the corpora here are written in: one JSONL file a split, and a folder of its sounds or pictures."""
+"""The form that the corpora here are written in: a JSONL file a split, and a folder of its sounds or pictures."""
 
 from __future__ import annotations
 
@@ -47,4 +47,27 @@ def write_corpus(
                 writer(new / name, value)
                 lines.write(json.dumps({modality: name, **fields}) + "\n")
                 counts[split] += 1
+    return counts
+
+
+def write_rows(
+    folder: str | Path, splits: Mapping[str, Iterable[dict[str, Any]]], *, overwrite: bool = False
+) -> dict[str, int]:
+    """Write ``SPLIT.jsonl`` of rows that need no files; the folder appears whole or not at all.
+
+    Args:
+        folder: to be made. splits: name to rows. overwrite: replace what is at `folder`.
+
+    Returns:
+        Rows in each split.
+
+    Raises:
+        ValueError: if `folder` exists and `overwrite` is false, or it cannot be written.
+    """
+    counts = {}
+    with new_folder(folder, overwrite) as new:
+        for split, rows in splits.items():
+            lines = [json.dumps(row) + "\n" for row in rows]
+            (new / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+            counts[split] = len(lines)
     return counts

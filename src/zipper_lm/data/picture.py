@@ -41,14 +41,17 @@ def read_picture(source: Any) -> Image.Image:
 
 
 def grey(picture: Image.Image) -> Image.Image:
-    """A picture in mode ``"L"``: transparent becomes white, 16 bits become 8, colours their luma (ITU-R 601-2)."""
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        wide = np.asarray(picture, dtype=np.float64)
-        return Image.fromarray(np.clip(np.round(wide / 257), 0, 255).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        opaque = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque)
-    return picture.convert("L")
+    """A picture in mode ``"L"``: as `rgb`, and colours become their luma (ITU-R 601-2)."""
+    return _plain(picture).convert("L")
+
+
+def rgb(picture: Image.Image, size: tuple[int, int], resample: Image.Resampling | int) -> Image.Image:
+    """A picture in mode ``"RGB"`` and of a size (width, height); its sides' ratio is not kept.
+
+    Transparent becomes white, 16 bits become 8, other modes (palette, CMYK, grey, ...) as Pillow converts them.
+    """
+    picture = _plain(picture).convert("RGB")
+    return picture if picture.size == size else picture.resize(size, Image.Resampling(resample))
 
 
 def is_picture(value: Any) -> bool:
@@ -73,6 +76,17 @@ def _opened(file: Any, name: str) -> Image.Image:
             return image.copy()
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"picture {name}: not readable ({error})") from error
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    """A picture without transparency (it becomes white) and of 8 bits."""
+    if picture.mode.startswith("I;16") or picture.mode == "I":
+        wide = np.asarray(picture, dtype=np.float64)
+        return Image.fromarray(np.clip(np.round(wide / 257), 0, 255).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        opaque = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque)
+    return picture
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

@@ -19,8 +19,7 @@ from zipper_lm.document import Document
 from zipper_lm.evaluation.classifier import KIND, PictureClassifier
 from zipper_lm.evaluation.judge import CONFIG_FILE, Recogniser
 from zipper_lm.files import new_folder
-from zipper_lm.modality.codec import Codec, can_decode
-from zipper_lm.modality.pixels import PixelCodec
+from zipper_lm.modality.codec import PICTURE_KINDS, Codec, can_decode
 
 STEPS = 2500
 """Optimizer steps of a recogniser; on small data more passes, on large data fewer."""
@@ -44,13 +43,13 @@ def cache_folder() -> Path:
 
 
 def can_be_judged(codec: Codec) -> bool:
-    """Whether there is a judge for what a codec decodes to: sounds (what has a rate in time) and small pictures."""
-    return (codec.rate is not None or isinstance(codec, PixelCodec)) and can_decode(codec)
+    """Whether there is a judge for what a codec decodes to: sounds (what has a rate in time) and pictures."""
+    return (codec.rate is not None or codec.kind in PICTURE_KINDS) and can_decode(codec)
 
 
 def suits(judge: Judge, codec: Codec) -> bool:
     """Whether a judge can say what a codec decodes to."""
-    return isinstance(judge, PictureClassifier) == isinstance(codec, PixelCodec)
+    return isinstance(judge, PictureClassifier) == (codec.kind in PICTURE_KINDS)
 
 
 def judge_for(

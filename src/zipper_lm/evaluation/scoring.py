@@ -1,4 +1,7 @@
-"""Scoring a model on a task by generation: word error rate of what it wrote, or of what a judge heard it say."""
+"""Scoring a model on a task by generation: word error rate of what it wrote, or of what a judge heard it say.
+
+A sequence of symbols, such as a protein, is compared with the row's own, token by token: its words are its tokens.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,13 @@ import numpy as np
 
 from zipper_lm.data.audio import read_audio
 from zipper_lm.data.tasks import parse_task
-from zipper_lm.document import Document
+from zipper_lm.document import Document, Segment
 from zipper_lm.evaluation.judge import Recogniser
 from zipper_lm.evaluation.judging import Judge, suits
 from zipper_lm.evaluation.word_error_rate import bootstrap_interval, normalise, word_error_rate
+from zipper_lm.modality.codec import Codec
+from zipper_lm.modality.sequence import SequenceCodec
+from zipper_lm.modality.text import TextCodec
 
 if TYPE_CHECKING:
     from zipper_lm.generation import Writer
@@ -27,8 +33,10 @@ class Score:
     """What one task scored.
 
     Attributes:
-        task: the template. wer, cer: per cent over all rows. interval: 95 % bootstrap interval of the WER.
-        references, hypotheses: what should have been and what was written, or heard or seen by the judge.
+        task: the template. wer, cer: per cent over all rows; both are the token error rate of a sequence of symbols.
+        interval: 95 % bootstrap interval of the WER.
+        references, hypotheses: what should have been and what was written, or heard or seen by the judge; of a sequence
+            of symbols, its ids.
         values: the raw values that were generated, such as waveforms or pictures.
     """
 
@@ -69,11 +77,12 @@ def score_task(
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
-    """Generate a task's last segment for every row and compare with the row's text.
+    """Generate a task's last segment for every row and compare with the row's text, or with its own sequence.
 
     Args:
         model: a model with a processor.
-        rows: each with the task's given modalities and ``"text"``; raw values or `Segment`s with ids.
+        rows: each with the task's given modalities and ``"text"``, or the last one if it is a sequence of symbols; raw
+            values or `Segment`s with ids.
         task: ``"asr"``, ``"tts"`` or a template such as ``"speech->text->speech"``.
         judge: says what generated sounds or pictures show; needed if the task ends in either.
         settings: generation settings per modality.
@@ -81,39 +90,55 @@ def score_task(
         progress: called with (rows done, rows in all).
 
     Raises:
-        ValueError: without rows, for a row without a modality of the task or text, or without a judge where one is
-            needed.
+        ValueError: without rows, for a row without a modality of the task or what to compare with, or without a judge
+            where one is needed.
     """
     template = SHORT_NAMES.get(task, task)
     parsed = parse_task(template, model.names)
     ends_in = parsed.targets[-1]
-    if ends_in != "text" and judge is None:
-        raise ValueError(f"task {template!r} ends in {ends_in}: a judge must say what it is")
-    if not rows:
-        raise ValueError(f"task {template!r}: no rows to score")
-    for number, row in enumerate(rows):
-        if missing := [m for m in (*parsed.given, "text") if row.get(m) is None]:
-            raise ValueError(f"task {template!r}: row {number} has no {missing}; it has {sorted(row)}")
     if model.processor is None or ends_in not in model.processor.codecs:
         raise ValueError(f"task {template!r}: the model has no codec for {ends_in!r}, so what it writes stays ids")
-    if judge is not None and ends_in != "text" and not suits(judge, model.processor.codecs[ends_in]):
+    codec = model.processor.codecs[ends_in]
+    by_token = counts_tokens(ends_in, codec)
+    if by_token or ends_in == "text":
+        judge = None
+    elif judge is None:
+        raise ValueError(f"task {template!r} ends in {ends_in}: a judge must say what it is")
+    elif not suits(judge, codec):
         raise ValueError(
             f"task {template!r}: a {type(judge).__name__} cannot judge what the codec of {ends_in!r} makes"
         )
-    order = sorted(range(len(rows)), key=lambda i: len(_text(rows[i])))  # like lengths are written together
-    values: list[Any] = [None] * len(rows)
+    if not rows:
+        raise ValueError(f"task {template!r}: no rows to score")
+    compared = ends_in if by_token else "text"
+    for number, row in enumerate(rows):
+        if missing := [m for m in (*parsed.given, compared) if row.get(m) is None]:
+            raise ValueError(f"task {template!r}: row {number} has no {missing}; it has {sorted(row)}")
+    references = [_spelled(_ids(row[compared], codec)) if by_token else _text(row) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: len(references[i]))  # like lengths are written together
+    written: list[Segment] = [Segment(ends_in, ids=[])] * len(rows)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         documents = [Document([_given(rows[i], m) for m in parsed.given]) for i in chosen]
-        written = model.generate(documents, list(parsed.targets), settings=settings)
-        for i, document in zip(chosen, written):
-            values[i] = document[-1].value
+        answers = model.generate(documents, list(parsed.targets), settings=settings)
+        for i, document in zip(chosen, answers):
+            written[i] = document[-1]
         if progress is not None:
             progress(min(start + batch_size, len(order)), len(order))
-    references = [_text(row) for row in rows]
-    heard = values if judge is None or ends_in == "text" else transcribe(judge, values)
+    values = [segment.value for segment in written]
+    if by_token:
+        heard = [_spelled(segment.ids or []) for segment in written]
+    else:
+        heard = values if judge is None else transcribe(judge, values)
     rates = word_error_rate(references, heard)
-    return Score(template, rates.wer, rates.cer, bootstrap_interval(references, heard), references, heard, values)
+    cer = rates.wer if by_token else rates.cer
+    return Score(template, rates.wer, cer, bootstrap_interval(references, heard), references, heard, values)
+
+
+def counts_tokens(modality: str, codec: Codec | None) -> bool:
+    """Whether what is written in a modality is compared with the row's own, token by token, and needs no judge:
+    sequences of symbols, and tokenizers of anything but the modality ``"text"``, which is compared by words."""
+    return isinstance(codec, SequenceCodec) or (modality != "text" and isinstance(codec, TextCodec))
 
 
 def transcribe(judge: Judge, values: Sequence[Any]) -> list[str]:
@@ -150,6 +175,20 @@ def yardsticks(
 def _given(row: Mapping[str, Any], modality: str) -> Any:
     value = row[modality]
     return value if hasattr(value, "modality") else (modality, value)
+
+
+def _ids(value: Any, codec: Codec) -> list[int]:
+    """The ids of a row's value, which may be a `Segment` that has them."""
+    if isinstance(value, Segment):
+        if value.ids is not None:
+            return value.ids
+        value = value.value
+    return codec.encode([value])[0]
+
+
+def _spelled(ids: Sequence[int]) -> str:
+    """Ids as words, so that errors in words are errors in tokens, whatever their symbols look like."""
+    return " ".join(str(i) for i in ids)
 
 
 def _text(row: Mapping[str, Any]) -> str:

@@ -66,9 +66,15 @@ CODECS = {
     "hubert-units": "zipper_lm.modality.hubert_units:HubertUnits",
     "neural-audio": "zipper_lm.modality.neural_audio:NeuralAudioCodec",
     "pixels": "zipper_lm.modality.pixels:PixelCodec",
+    "color-clusters": "zipper_lm.modality.color_clusters:ColorClusters",
+    "vq-image": "zipper_lm.modality.vq_image:VqImageCodec",
+    "sequence": "zipper_lm.modality.sequence:SequenceCodec",
 }
 """This package's own codecs: kind to class. Beside the protocol each has a class method for recipes, ``make(values, *,
 source, revision, seed, **options)``: values to fit on (may be empty), a folder or Hub id, what else the kind takes."""
+
+PICTURE_KINDS = frozenset(("pixels", "color-clusters", "vq-image"))
+"""Kinds of codecs that decode to pictures."""
 
 
 def load_codec(path: str | Path, **hub: Any) -> Codec:

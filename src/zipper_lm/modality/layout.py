@@ -62,6 +62,11 @@ class IdLayout:
         assert self.pad is not None
         return self.bos, self.eos, self.pad
 
+    @property
+    def content(self) -> range:
+        """The ids of the units."""
+        return range(self.offset, self.offset + self.units)
+
     def settings(self) -> dict[str, int]:
         """What makes this layout again, beside the number of units: offset, bos, eos and pad."""
         return {name: getattr(self, name) for name in ("offset", *SPECIALS)}

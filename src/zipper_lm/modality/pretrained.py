@@ -73,7 +73,8 @@ def keep_model(model: PreTrainedModel, at: ModelSource, folder: Path) -> ModelSo
     """
     if not Path(at.source).is_dir():
         return at
-    model.save_pretrained(folder / MODEL_FOLDER)
+    # The names of the class itself: one taken out of a larger model would get back the names it had there.
+    model.save_pretrained(folder / MODEL_FOLDER, save_original_format=False)
     return ModelSource(source=MODEL_FOLDER, weights_hash=at.weights_hash)
 
 

@@ -34,7 +34,10 @@ class TextCodec:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.eos_token_id is None:
-            raise ValueError("tokenizer has no eos_token; set one: a segment could never end")
+            raise ValueError(
+                "tokenizer has no eos_token, so a segment could never end; name one of its tokens, in a recipe by "
+                'codec: {kind: text, source: ..., options: {eos_token: "[SEP]"}}'
+            )
         self.tokenizer = tokenizer
         self._vocab_size = max(tokenizer.get_vocab().values()) + 1  # len() is less where ids have gaps
         self._known: set[str] = set()  # characters seen to survive, so that each is checked once
@@ -120,7 +123,8 @@ class TextCodec:
 
         Args:
             path: folder or Hub id.
-            kwargs: passed on to `AutoTokenizer.from_pretrained`, such as ``revision``.
+            kwargs: passed on to `AutoTokenizer.from_pretrained`, such as ``revision``, or ``eos_token``, ``bos_token``
+                and ``pad_token`` for a tokenizer that does not say which of its tokens these are.
 
         Raises:
             ValueError: if the folder holds another kind of codec, or no tokenizer.

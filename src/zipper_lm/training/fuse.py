@@ -28,7 +28,7 @@ from zipper_lm.evaluation.attention import observe
 from zipper_lm.evaluation.judging import Judge, can_be_judged, judge_for, load_judge, suits
 from zipper_lm.evaluation.preservation import perplexity
 from zipper_lm.evaluation.results import weights_digest
-from zipper_lm.evaluation.scoring import score_task
+from zipper_lm.evaluation.scoring import counts_tokens, score_task
 from zipper_lm.files import check_output, new_folder
 from zipper_lm.fusing import codec_of
 from zipper_lm.generation import Writer
@@ -352,13 +352,16 @@ class _Scorer:
     def __init__(self, recipe: FuseRecipe, model: Writer, rows: Sequence[Any]) -> None:
         assert model.processor is not None
         self.recipe, self.all_rows = recipe, rows
-        self.rows = [r for r in rows if not isinstance(r, Document) and "text" in r]
+        self.rows = [r for r in rows if not isinstance(r, Document)]
         tasks = {t: parse_task(t) for t, weight in recipe.tasks.items() if weight > 0}
         ends = {t: task.targets[-1] for t, task in tasks.items() if task.given}
         codecs = model.processor.codecs
-        scored = [t for t, end in ends.items() if end == "text" or (end in codecs and can_be_judged(codecs[end]))]
-        self.tasks = scored if self.rows else []
-        self.judged = sorted({ends[t] for t in self.tasks} - {"text"})
+        by_token = {end for end in ends.values() if counts_tokens(end, codecs.get(end))}
+        by_text = {end for end in ends.values() if end == "text" or (end in codecs and can_be_judged(codecs[end]))}
+        if not all("text" in row for row in self.rows):
+            by_text = set()
+        self.tasks = [t for t, end in ends.items() if end in by_token | by_text] if self.rows else []
+        self.judged = sorted({ends[t] for t in self.tasks} - by_token - {"text"})
         self.judges: dict[str, Judge] = {}
         self.ends = ends
 
