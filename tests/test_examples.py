@@ -50,7 +50,7 @@ def test_example_is_a_recipe_and_says_how_to_run_it(file: Path) -> None:
 @pytest.mark.parametrize(("words", "text"), blocks("yaml"))
 def test_yaml_in_the_docs_is_a_recipe(words: list[str], text: str, tmp_path: Path) -> None:
     """A block of a single tower (``yaml tower``) is read as such."""
-    if words == ["tower"]:
+    if words[:1] == ["tower"]:
         text = yaml.safe_dump({**yaml.safe_load(text), "data": "d", "tasks": {"speech->text": 1}, "output": "o"})
         words = ["fuse"]
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")

@@ -151,26 +151,45 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _differences(results: Results, task: str) -> str:
-    """The first arm against each other one, over the seeds that both have."""
+    """The first arm against each other one, at the same point and, with less data, against their last point; over the
+    seeds that both have."""
     first, *others = results.experiment.arms
-    lines = []
-    for point in points_of(results.experiment):
-        ours = {r["run"]["seed"]: r["scores"][task] for r in results.cells.get((point, first), [])}
-        for other in others:
-            theirs = {r["run"]["seed"]: r["scores"][task] for r in results.cells.get((point, other), [])}
-            if not (seeds := sorted(ours.keys() & theirs.keys())):
-                continue
-            references = ours[seeds[0]]["references"]
-            assert all(x[s]["references"] == references for x in (ours, theirs) for s in seeds), "one test split"
-            a, b = ([x[s]["hypotheses"] for s in seeds] for x in (ours, theirs))
-            difference, low, high = paired_interval(references, a, b)
-            relative = 100 * difference / max(np.mean([theirs[s]["wer"] for s in seeds]), 1e-9)
-            at = "" if point == PLAIN else f"at {point}, "
-            lines.append(
-                f"- {at}{first} minus {other}: {difference:+.1f} points (95 % paired bootstrap {low:+.1f} to "
-                f"{high:+.1f}; {relative:+.0f} % relative), {len(seeds)} seeds."
-            )
-    return "\n".join(lines)
+    points = points_of(results.experiment)
+    pairs = [(point, point) for point in points] + [(point, points[-1]) for point in points[:-1]]
+    lines = [_difference(results, task, (a, first), (b, other)) for a, b in pairs for other in others]
+    return "\n".join(line for line in lines if line)
+
+
+def _difference(results: Results, task: str, mine: tuple[str, str], other: tuple[str, str]) -> str:
+    """One cell (point, arm) minus another; empty without a common seed."""
+    ours, theirs = ({r["run"]["seed"]: r["scores"][task] for r in results.cells.get(c, [])} for c in (mine, other))
+    if not (seeds := sorted(ours.keys() & theirs.keys())):
+        return ""
+    references = ours[seeds[0]]["references"]
+    assert all(x[s]["references"] == references for x in (ours, theirs) for s in seeds), "one test split"
+    a, b = ([x[s]["hypotheses"] for s in seeds] for x in (ours, theirs))
+    difference, low, high = paired_interval(references, a, b)
+    rates = [float(np.mean([x[s]["wer"] for s in seeds])) for x in (ours, theirs)]
+    relative = f"{_relative(*rates):+.0f} % relative"
+    if all("oracle_wer" in x[s] for x in (ours, theirs) for s in seeds):
+        floors = [float(np.mean([x[s]["oracle_wer"] for s in seeds])) for x in (ours, theirs)]
+        excess = _relative(rates[0] - floors[0], rates[1] - floors[1])
+        relative += f", {excess:+.0f} % of what is above the codec alone"
+    (point, arm), (elsewhere, against) = mine, other
+    if point == PLAIN:
+        names = f"{arm} minus {against}"
+    elif point == elsewhere:
+        names = f"at {point}, {arm} minus {against}"
+    else:
+        names = f"{arm} at {point} minus {against} at {elsewhere}"
+    return (
+        f"- {names}: {difference:+.1f} points (95 % paired bootstrap {low:+.1f} to {high:+.1f}; {relative}), "
+        f"{len(seeds)} seeds."
+    )
+
+
+def _relative(ours: float, theirs: float) -> float:
+    return 100 * (ours - theirs) / max(theirs, 1e-9)
 
 
 def draw(results: Results, picture: Path) -> None:
