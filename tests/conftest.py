@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
 from tiny import tiny_backbone, tiny_model
+from tiny_hub import Hub
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from zipper_lm import ZipperModel
@@ -18,6 +23,29 @@ __all__ = ["tiny_backbone", "tiny_model"]
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A stand-in for uploads to the Hub, in a folder."""
+    return Hub(tmp_path / "hub", monkeypatch)
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Writes commits of a model, the first of them ``main``, as the Hub's cache keeps them; gives how to load."""
+
+    def keep(repo_id: str, commits: dict[str, PreTrainedModel], card: str | None = None) -> dict[str, Any]:
+        root = tmp_path / "cache" / f"models--{repo_id.replace('/', '--')}"
+        for commit, backbone in commits.items():
+            backbone.save_pretrained(root / "snapshots" / commit)
+            if card is not None:
+                (root / "snapshots" / commit / "README.md").write_text(card)
+        (root / "refs").mkdir(exist_ok=True)
+        (root / "refs" / "main").write_text(next(iter(commits)))
+        return {"cache_dir": tmp_path / "cache", "local_files_only": True}
+
+    return keep
 
 
 @pytest.fixture

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +22,8 @@ from transformers import (
 )
 
 from zipper_lm.config import TowerSpec, ZipperConfig, backbone_config, config_hash, plain
-from zipper_lm.hub import reaching
+from zipper_lm.hub import commit_of, license_of, place_of, reaching
 from zipper_lm.tower import Tower
-
-logger = logging.getLogger(__name__)
 
 
 def dtype_name(dtype: Any) -> str:
@@ -153,10 +152,37 @@ def add_adapters(backbone: PreTrainedModel, lora: Mapping[str, Any] | None) -> f
     return added
 
 
-def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of a module's tensors, as hex. A tied tensor counts once."""
+def base_tensors(tower: Tower) -> dict[str, Tensor]:
+    """A tower's tensors under their source names: PEFT wraps a linear layer as ``....base_layer``."""
+    state = tower.backbone.state_dict()
+    return {k.replace(".base_layer.", "."): v for k, v in state.items() if k not in tower.adapter_names}
+
+
+def came_from(spec: TowerSpec, backbone: PreTrainedModel, **hub: Any) -> TowerSpec:
+    """The spec with where its backbone was read, at which commit, with which weights and under which licence.
+
+    Args:
+        spec: `source` and `revision` as they were asked for. backbone: as it was read. hub: for the Hub.
+    """
+    spec = replace(spec, weights_hash=weights_hash(backbone))
+    if not spec.source:
+        return replace(spec, revision=None)
+    source = place_of(spec.source) if Path(spec.source).is_dir() else spec.source
+    commit = commit_of(spec.source, spec.revision, hub.get("cache_dir"))
+    license = license_of(spec.source, commit, **hub)
+    return replace(spec, source=source, revision=commit, license=license)
+
+
+def weights_hash(module: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of a module's tensors, as hex. A tied tensor counts once.
+
+    Args:
+        module: a backbone. dtype: to see its floating-point tensors in; `None` takes them as they are.
+    """
     digest = hashlib.sha256()
     for name, tensor in without_aliases(module.state_dict()).items():
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         for part in stored(tensor.detach()):
             digest.update(part.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -189,14 +215,24 @@ def recorded_dtype(spec: TowerSpec) -> Any:
 
 
 def check_same_backbone(name: str, spec: TowerSpec, backbone: PreTrainedModel) -> None:
-    """Raise `ValueError` by name if `backbone` is not the one the checkpoint was made with."""
+    """Raise `ValueError` by name if `backbone` is not the one the checkpoint was made with.
+
+    One in a wider dtype than the recorded one is compared after rounding, which takes nothing from weights that were
+    widened. One in a narrower dtype has lost what would be compared, so it is refused.
+    """
     theirs = plain(backbone.config.to_dict())
     # The recorded config as this version of transformers spells it: a later one may have more fields.
     ours = plain(type(backbone.config).from_dict(dict(spec.backbone or {})).to_dict())
     if config_hash(theirs) != config_hash(ours):
         changed = {k: (ours.get(k), theirs.get(k)) for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)}
         raise ValueError(f"tower {name!r}: the backbone's config differs from {spec.source!r} (was, is): {changed}")
-    if backbone.dtype != recorded_dtype(spec):
-        logger.warning("tower %r: in another dtype than recorded, so its weights are not compared", name)
-    elif spec.weights_hash and weights_hash(backbone) != spec.weights_hash:
+    if not spec.weights_hash:
+        return
+    given, recorded = backbone.dtype, recorded_dtype(spec)
+    if torch.promote_types(given, recorded) != given:
+        raise ValueError(
+            f"tower {name!r}: given in {dtype_name(given)}, too coarse to be compared with the {dtype_name(recorded)} "
+            "weights that the zips were made with; give its folder or Hub id, and dtype= for what it shall become"
+        )
+    if weights_hash(backbone, None if given == recorded else recorded) != spec.weights_hash:
         raise ValueError(f"tower {name!r}: same config but other weights than {spec.source!r} when the zips were made")

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder: `config.json`, one `model.safetensors` with the new weights (zips, projections, handover,
 adapters, and every tower that was trained), and the codecs. Frozen backbones are named by id, revision, config hash and
-weights hash, and never stored, unless asked for. No pickle anywhere.
+weights hash, and never stored, unless asked for. A model card says in words what it is. No pickle anywhere.
 """
 
 from __future__ import annotations
@@ -11,22 +11,31 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from huggingface_hub import CommitInfo, HfApi
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from zipper_lm.backbones import build_backbone, check_same_backbone, load_backbone, recorded_dtype, without_aliases
-from zipper_lm.config import ZipperConfig
-from zipper_lm.hub import CONFIG_FILE, HUB_ARGUMENTS, local_folder
+from zipper_lm import sharing
+from zipper_lm.backbones import (
+    base_tensors,
+    build_backbone,
+    check_same_backbone,
+    load_backbone,
+    recorded_dtype,
+    without_aliases,
+)
+from zipper_lm.card import refresh_card
+from zipper_lm.config import TowerSpec, ZipperConfig
+from zipper_lm.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, local_folder
 from zipper_lm.modality.codec import Codec
 
 if TYPE_CHECKING:
@@ -34,8 +43,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound="ZipperModel")
 logger = logging.getLogger(__name__)
-WEIGHTS_FILE = "model.safetensors"
-AUTO_ARGUMENTS = ("config", "trust_remote_code", "adapter_kwargs", "_from_auto", "_commit_hash")
+AUTO_ARGUMENTS = ("config", "adapter_kwargs", "_from_auto", "_commit_hash")
 
 
 def split(model: ZipperModel) -> dict[str, Tensor]:
@@ -58,7 +66,8 @@ def save(
     save_directory: str | Path,
     *,
     overwrite: bool = False,
-    bundle_towers: bool = False,
+    bundle_towers: bool | Collection[str] = False,
+    card: bool = True,
     push_to_hub: bool = False,
     **kwargs: Any,
 ) -> None:
@@ -68,37 +77,42 @@ def save(
         model: the model; its processor is written beside it if there is one.
         save_directory: a folder; made if missing. Other files in it are left alone.
         overwrite: replace a checkpoint that is there.
-        bundle_towers: also store the frozen backbones, under ``towers/``; always done for towers that have no source
-            of their own.
-        push_to_hub: upload the checkpoint afterwards (`repo_id` and other arguments of `push` in kwargs).
+        bundle_towers: also store the frozen backbones, all or those named, under ``towers/``; always done for towers
+            that have no source of their own.
+        card: write a model card and its picture too. A card that somebody edited is left alone.
+        push_to_hub: upload the checkpoint afterwards (`repo_id` and other arguments of `sharing.push` in kwargs).
 
     Raises:
         ValueError: if a checkpoint is there already, or the folder cannot be written.
     """
     specs = model.config.tower_specs
-    bundled = [n for n, s in specs.items() if s.train != "full" and (bundle_towers or s.source in ("", _bundle(n)))]
+    chosen = (specs if bundle_towers else ()) if isinstance(bundle_towers, bool) else bundle_towers
+    bundled = [n for n, s in specs.items() if s.train != "full" and (n in chosen or s.source in ("", _bundle(n)))]
     for name in bundled:
-        if specs[name].train == "lora" or specs[name].quantization is not None:
-            what = "has adapters" if specs[name].train == "lora" else "is quantized"
-            raise ValueError(f"tower {name!r} {what}: its backbone cannot be bundled; give it a source")
+        if specs[name].quantization is not None:
+            raise ValueError(f"tower {name!r} is quantized: its backbone cannot be bundled; give it a source")
 
     def fill(folder: Path) -> None:
         config = ZipperConfig.from_dict(model.config.to_dict())
         config.architectures = [type(model).__name__]
         for name in bundled:
             # With a prefix transformers would write the names back as they were in the larger model.
-            alike = specs[name].prefix is None
-            model.tower(name).backbone.save_pretrained(folder / _bundle(name), save_original_format=alike)
+            alike, tower = specs[name].prefix is None, model.tower(name)
+            tower.backbone.save_pretrained(
+                folder / _bundle(name), state_dict=base_tensors(tower), save_original_format=alike
+            )
             alone = replace(specs[name], source=_bundle(name), revision=None, prefix=None, config_key=None, config=None)
             config.towers[name] = asdict(alone)
         config.save_pretrained(folder)
         if model.processor is not None:
             model.processor.save_pretrained(folder)
+        if card:
+            refresh_card(folder, model, kept=Path(save_directory))
 
     folder = Path(save_directory)
     write_checkpoint(folder, split(model), model.config.fingerprint, fill, overwrite)
     if push_to_hub:
-        push(model, kwargs.pop("repo_id", folder.name), **kwargs)
+        sharing.push(model, kwargs.pop("repo_id", folder.name), **kwargs)
 
 
 def write_checkpoint(
@@ -171,38 +185,6 @@ def _move_in(new: Path, folder: Path, old: Path) -> None:
         raise
 
 
-def push(
-    model: ZipperModel,
-    repo_id: str,
-    *,
-    commit_message: str = "Upload ZipperModel",
-    commit_description: str | None = None,
-    private: bool | None = None,
-    token: bool | str | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    bundle_towers: bool = False,
-) -> CommitInfo:
-    """Upload a checkpoint to the Hub. Frozen towers that live in a local folder go with it, others stay named by id.
-
-    Raises:
-        ValueError: as `save`.
-    """
-    with tempfile.TemporaryDirectory() as temporary:
-        local = [n for n, s in model.config.tower_specs.items() if s.source and Path(s.source).is_absolute()]
-        save(model, temporary, bundle_towers=bundle_towers or bool(local))
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=temporary,
-            commit_message=commit_message,
-            commit_description=commit_description,
-            revision=revision,
-            create_pr=create_pr,
-        )
-
-
 def load(
     cls: type[M],
     source: str | Path,
@@ -211,6 +193,7 @@ def load(
     codecs: Mapping[str, Codec] | None = None,
     revision: str | None = None,
     dtype: Any = None,
+    trust_remote_code: bool = False,
     **kwargs: Any,
 ) -> M:
     """Load a checkpoint and the backbones it names.
@@ -221,11 +204,14 @@ def load(
         codecs: by tower, to take in place of the stored ones, such as those of a class that only you have.
         revision: of the checkpoint itself.
         dtype: of the backbones.
+        trust_remote_code: let a checkpoint of the Hub run the code of towers that have code of their own. One in a
+            folder may do so unasked: whoever fused it allowed it then.
         kwargs: `cache_dir`, `token`, `local_files_only`.
 
     Raises:
-        ValueError: if a backbone differs in config or weights from the one the zips were trained on, or tensors are
-            missing, unknown or of the wrong shape.
+        ValueError: if a backbone cannot be had at the recorded revision, or differs in config or weights from the one
+            the zips were trained on, if one with code of its own is not trusted, or tensors are missing, unknown or of
+            the wrong shape.
     """
     hub = {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
     if ignored := sorted(set(kwargs) - set(hub) - set(AUTO_ARGUMENTS)):
@@ -239,16 +225,23 @@ def load(
     backbones: dict[str, PreTrainedModel] = {}
     for name, spec in config.tower_specs.items():
         given = (towers or {}).get(name)
+        if spec.trust_remote_code and not (trust_remote_code or Path(source).is_dir()):
+            raise ValueError(
+                f"tower {name!r} of {source} runs code of its own, from {spec.source!r}: read it, then pass "
+                "trust_remote_code=True, or load a local copy of the model"
+            )
         if spec.train == "full" and given is None:
-            backbones[name] = build_backbone(config, name, **hub)
+            backbones[name] = _fetched(name, spec, partial(build_backbone, config, name, **hub))
             continue
+        if spec.train == "full" and isinstance(given, PreTrainedModel):
+            raise ValueError(f"towers= gives a model for {name!r}, which was trained: its weights would be overwritten")
         if given is None and spec.source == _bundle(name):
             given = folder / spec.source
         if isinstance(given, PreTrainedModel):
             backbones[name] = given
         else:
             at = spec if given is None else replace(spec, source=str(given), revision=None)
-            backbones[name] = load_backbone(at, dtype=recorded_dtype(spec), **hub)
+            backbones[name] = _fetched(name, spec, partial(load_backbone, at, dtype=recorded_dtype(spec), **hub))
         check_same_backbone(name, spec, backbones[name])
         if dtype not in (None, "auto", backbones[name].dtype) and not isinstance(given, PreTrainedModel):
             backbones[name] = load_backbone(at, dtype=dtype, **hub)  # `.to(dtype)` would round its float32 buffers too
@@ -259,6 +252,16 @@ def load(
 
         model.processor = ZipperProcessor.from_pretrained(folder, codecs=codecs, **hub)
     return model.eval()
+
+
+def _fetched(name: str, spec: TowerSpec, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """A tower's backbone, or an error that names the tower and says how to go on."""
+    try:
+        return load()
+    except ValueError as error:
+        raise ValueError(
+            f"tower {name!r}: {error}; if the same backbone is elsewhere, pass towers={{{name!r}: PATH}}"
+        ) from error
 
 
 def load_own(model: ZipperModel, file: Path) -> None:

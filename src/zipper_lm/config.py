@@ -173,6 +173,7 @@ class TowerSpec:
         config: fields of the backbone's config to set otherwise than the checkpoint does.
         quantization: ``quant_method`` (``"bitsandbytes"``, ``"torchao"``, ...) and the further arguments of
             transformers' quantization config of that name; for frozen towers and LoRA.
+        license: what the model card beside the source stated, such as ``"apache-2.0"``; `None` is unknown.
     """
 
     source: str
@@ -192,6 +193,7 @@ class TowerSpec:
     config_key: str | None = None
     config: dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
+    license: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("tower.train", self.train, Training)
@@ -299,7 +301,10 @@ class ZipperConfig(PreTrainedConfig):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides what the weights mean: not where towers come from, nor losses and dropout."""
-        free = ("source", "revision", "backbone", "trust_remote_code", "prefix", "config_key", "config", "quantization")
+        free = (
+            *("source", "revision", "backbone", "trust_remote_code", "license"),
+            *("prefix", "config_key", "config", "quantization"),
+        )
         towers = {n: {k: v for k, v in asdict(s).items() if k not in free} for n, s in self.tower_specs.items()}
         hashes = {n: s.config_hash for n, s in self.tower_specs.items()}
         zips = [{k: v for k, v in asdict(z).items() if k not in ("dropout", "attention")} for z in self.zip_specs]

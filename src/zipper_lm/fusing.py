@@ -11,11 +11,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from zipper_lm.backbones import dtype_name, load_backbone, weights_hash
+from zipper_lm.backbones import came_from, dtype_name, load_backbone
 from zipper_lm.config import TowerSpec, ZipperConfig, ZipSpec, expand, plain
-from zipper_lm.hub import HUB_ARGUMENTS, commit_of, local_folder
+from zipper_lm.hub import HUB_ARGUMENTS, local_folder
 from zipper_lm.modality.codec import CODEC_FILE, Codec, load_codec
-from zipper_lm.tower import Tower
+from zipper_lm.tower import Tower, embedding_of
 
 if TYPE_CHECKING:
     from zipper_lm.model import ZipperModel
@@ -145,18 +145,14 @@ def _describe(name: str, spec: TowerSpec, backbone: PreTrainedModel, codec: Code
     if special["eos"] is None:
         raise ValueError(f"tower {name!r}: neither its codec nor its config says which id ends a segment (eos)")
     bos, eos, pad = (int(special["eos"] if v is None else v) for v in special.values())
-    embedding: Any = backbone.get_input_embeddings()
-    size = int(embedding.weight.shape[0])
+    size = int(embedding_of(backbone).shape[0])
     if codec is not None and codec.vocab_size > size:
         raise ValueError(f"tower {name!r}: the codec has {codec.vocab_size} ids, the backbone's vocabulary only {size}")
     return replace(
-        spec,
-        source=str(Path(spec.source).resolve()) if spec.source and Path(spec.source).is_dir() else spec.source,
-        revision=commit_of(spec.source, spec.revision, hub.get("cache_dir")) if spec.source else None,
+        came_from(spec, backbone, **hub),
         architecture=type(backbone).__name__,
         backbone=plain({**config.to_dict(), "dtype": dtype_name(backbone.dtype)}),
         bos_token_id=bos,
         eos_token_id=eos,
         pad_token_id=pad,
-        weights_hash=weights_hash(backbone),
     )

@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 
 from zipper_lm.document import Document, Segment, check_modalities
 from zipper_lm.grouping import company
+from zipper_lm.modality.codec import can_decode
 from zipper_lm.request import Request
 from zipper_lm.speaking import Stop, StreamedToken, generation_config, speak
 
@@ -124,7 +125,7 @@ def decode_written(model: Writer, given: Sequence[Document], written: Sequence[D
     assert model.processor is not None
     for name, codec in model.processor.codecs.items():
         new = [s for d, old in zip(written, given) for s in d.segments[len(old) :] if s.modality == name]
-        if new and codec is not None:
+        if new and can_decode(codec):  # else the ids are what there is
             for segment, value in zip(new, model.processor.decode(name, [s.ids or [] for s in new])):
                 segment.value = value if segment.value is None else segment.value
 

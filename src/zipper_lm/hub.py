@@ -8,9 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download, try_to_load_from_cache
+import yaml
+from huggingface_hub import ModelCard, snapshot_download, try_to_load_from_cache
+from huggingface_hub.constants import REPOCARD_NAME
+from transformers.utils import cached_file
 
 CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download")
 """What every loader here passes on to the Hub."""
 
@@ -33,6 +37,7 @@ def reaching(what: str, source: str | Path, revision: str | None = None) -> Iter
 
 def _reason(error: BaseException, source: str | Path, revision: str | None) -> str:
     kinds = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
+    at = f" at revision {revision!r}" if revision else ""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if "trust_remote_code" in str(error):
         return "it has code of its own, which runs only with trust_remote_code"
@@ -49,9 +54,9 @@ def _reason(error: BaseException, source: str | Path, revision: str | None) -> s
     if "RepositoryNotFoundError" in kinds:
         return "no such folder here, and no such id on the Hub (or a private one: log in with hf auth login)"
     if "OfflineModeIsEnabled" in kinds or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
-        return "no such folder here, offline mode is on (HF_HUB_OFFLINE) and the cache does not have it"
+        return f"no such folder here, offline mode is on (HF_HUB_OFFLINE) and the cache does not have it{at}"
     if kinds & {"ConnectError", "ConnectTimeout", "ConnectionError", "ReadTimeout", "LocalEntryNotFoundError"}:
-        return "no such folder here, the Hub cannot be reached, and the cache does not have it"
+        return f"no such folder here, the Hub cannot be reached, and the cache does not have it{at}"
     return f"cannot be loaded: {first}"
 
 
@@ -81,3 +86,33 @@ def commit_of(source: str | Path, revision: str | None = None, cache_dir: str | 
         return None
     path = try_to_load_from_cache(str(source), CONFIG_FILE, revision=revision or "main", cache_dir=cache_dir)
     return Path(path).parent.name if isinstance(path, str) else revision
+
+
+def license_of(source: str | Path, revision: str | None = None, **hub: Any) -> str | None:
+    """The licence that the model card beside a model's weights states, as the Hub names it, such as ``"apache-2.0"``.
+
+    Args:
+        source: folder or Hub id. revision: on the Hub. hub: see `HUB_ARGUMENTS`.
+
+    Returns:
+        The licence; `None` if there is no card, it cannot be reached or read, or it does not say.
+    """
+    quietly = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    try:
+        file = cached_file(str(source), REPOCARD_NAME, revision=revision, **quietly, **hub)
+        data = ModelCard.load(file, ignore_metadata_errors=True).data if file else {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return None  # what a card says is good to know, and no reason to stop
+    named = data.get("license_name") if data.get("license") in (None, "other") else data.get("license")
+    return ", ".join(named) if isinstance(named, list) else named or data.get("license")
+
+
+def place_of(source: str | Path) -> str:
+    """What a record says of a folder or file: its absolute path. A Hub id stays what it is."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else str(source)
+
+
+def public_name(place: str) -> str:
+    """What others may read of a `place_of`: the last part of a path of this machine, or the Hub id."""
+    return Path(place).name if Path(place).is_absolute() else place

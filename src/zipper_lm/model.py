@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
-from zipper_lm import checkpoint, fusing, generation
+from zipper_lm import checkpoint, fusing, generation, sharing
 from zipper_lm.backbones import build_backbone, set_training
 from zipper_lm.collation import IGNORED, Batch, Specials, TowerBatch, collate
 from zipper_lm.config import TowerSpec, ZipperConfig, ZipSpec
@@ -322,12 +322,12 @@ class ZipperModel(PreTrainedModel):
         checkpoint.load_own(self, file)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write config, new weights and codecs; see `zipper_lm.checkpoint.save`."""
+        """Write config, new weights, codecs and model card; see `zipper_lm.checkpoint.save`."""
         checkpoint.save(self, save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Upload a checkpoint; see `zipper_lm.checkpoint.push`."""
-        return checkpoint.push(self, repo_id, **kwargs)
+        """Upload a checkpoint; see `zipper_lm.sharing.push`."""
+        return sharing.push(self, repo_id, **kwargs)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

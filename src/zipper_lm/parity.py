@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .tower import Listener, Tower, cache_argument, counts_from_zero, listening
+from .tower import Listener, Tower, cache_argument, counts_from_zero, listening, write_plainly
 
 BATCH = 2
 PROMPT = 6
@@ -103,6 +103,7 @@ def check_parity(backbone: PreTrainedModel, *, layers: str | None = None, seed: 
     bare: Call
     logits = ids = torch.empty(0)
     with _check(found, "bare model runs"):
+        write_plainly(backbone)  # a `generate()` of its own, for several codebooks, is not what a tower writes with
         bare, ids = _bare_call(backbone), _random_ids(backbone, seed)
         logits = _seeded(lambda: bare(ids)[0])
         _require(logits.shape[:2] == ids.shape, f"logits {list(logits.shape)} for ids {list(ids.shape)}")

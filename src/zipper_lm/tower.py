@@ -17,11 +17,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MethodType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
 PROBE = (3, 5)  # batch and time of a forward that learns shapes: sizes that are unlike a number of streams
 CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
@@ -184,6 +185,7 @@ class Tower(nn.Module):
             setattr(parent, attribute, LayerList(found))
             backbone.register_forward_pre_hook(_CountAnew(getattr(parent, attribute)))
         self.layers_path = path
+        write_plainly(backbone)
         self.adapter_names: frozenset[str] = frozenset()
         self._takes = set(inspect.signature(backbone.forward).parameters)
         self.cache_name = cache_argument(backbone)
@@ -198,12 +200,12 @@ class Tower(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where this tower's inputs must be."""
-        return _embedding(self.backbone).device
+        return embedding_of(self.backbone).device
 
     @property
     def vocab_size(self) -> int:
         """Number of ids that the input embedding holds."""
-        return int(_embedding(self.backbone).shape[0])
+        return int(embedding_of(self.backbone).shape[0])
 
     def forward(
         self,
@@ -274,6 +276,24 @@ class Tower(nn.Module):
         return len(probe.shapes), math.prod(shape) // math.prod(sizes), logits.shape[-1]
 
 
+def write_plainly(backbone: PreTrainedModel) -> None:
+    """MusicGen's own `generate()` weaves several codebooks into each other (and drops padding ids, wherever they are).
+    With one codebook there is nothing to weave, and transformers' common `generate()` is right.
+
+    Raises:
+        ValueError: if it has several codebooks.
+    """
+    if not hasattr(backbone, "build_delay_pattern_mask"):
+        return
+    if (several := getattr(backbone.config, "num_codebooks", 1)) > 1:
+        raise ValueError(
+            f"{type(backbone).__name__} reads {several} codebooks at once, a tower one id at a time; "
+            "set num_codebooks to 1 in its config"
+        )
+    for name in ("generate", "prepare_inputs_for_generation"):
+        setattr(backbone, name, MethodType(getattr(GenerationMixin, name), backbone))
+
+
 def cache_argument(backbone: nn.Module) -> str | None:
     """Name under which a backbone takes, and its output returns, what it remembers; `None` if it remembers nothing."""
     takes = inspect.signature(backbone.forward).parameters
@@ -285,7 +305,7 @@ def counts_from_zero(backbone: nn.Module) -> bool:
     id, so positions counted from a mask would be wrong; they are left to the family."""
     if "position_ids" not in inspect.signature(backbone.forward).parameters:
         return False
-    positions = torch.arange(PROBE[1], device=_embedding(backbone).device).expand(*PROBE)
+    positions = torch.arange(PROBE[1], device=embedding_of(backbone).device).expand(*PROBE)
     try:
         return torch.equal(_small_forward(backbone), _small_forward(backbone, position_ids=positions))
     except (IndexError, RuntimeError):  # positions of another shape (one for each of several axes), or out of range
@@ -295,7 +315,7 @@ def counts_from_zero(backbone: nn.Module) -> bool:
 @torch.no_grad()
 def _small_forward(backbone: nn.Module, **kwargs: Any) -> Tensor:
     """Logits of a few tokens, in eval mode and without leaving a trace in the random state."""
-    device = _embedding(backbone).device
+    device = embedding_of(backbone).device
     padding = getattr(getattr(backbone, "config", None), "pad_token_id", None)
     training = backbone.training
     backbone.eval()
@@ -310,8 +330,8 @@ def _small_forward(backbone: nn.Module, **kwargs: Any) -> Tensor:
         backbone.train(training)
 
 
-def _embedding(backbone: nn.Module) -> Tensor:
-    """``[vocab, d]``; the first of them where a family keeps a list."""
+def embedding_of(backbone: nn.Module) -> Tensor:
+    """A backbone's input embedding, ``[vocab, d]``; the first of them where a family keeps a list."""
     return next(backbone.get_input_embeddings().parameters())  # type: ignore[operator]
 
 

@@ -130,7 +130,8 @@ def test_a_saved_one_is_the_same_and_goes_on_training(train, kind, tmp_path):
                 parameter.add_(0.01 * torch.randn_like(parameter))
     model.processor = None  # this codec has no files
     model.save_pretrained(tmp_path / "m")
-    assert {p.name for p in (tmp_path / "m").iterdir()} == {"config.json", "model.safetensors"}
+    files = {"config.json", "model.safetensors", "README.md", "architecture.png"}
+    assert {p.name for p in (tmp_path / "m").iterdir()} == files
     again = SingleDecoder.from_pretrained(tmp_path / "m")
     batch = collate(DOCUMENTS, model.specials)
     assert torch.equal(model(batch).loss, again(batch).loss)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import pytest
 import soundfile
 import yaml
 from tiny import tiny_backbone
+from tiny_hub import Hub
 from tiny_recipes import plain_recipe, tiny_recipe, workshop
 from typer.testing import CliRunner, Result
 
@@ -23,8 +25,8 @@ from zipper_lm.data.audio import read_audio
 from zipper_lm.training.fuse import build_model
 
 COMMANDS = (
-    *("demo", "pretrain", "fuse", "generate", "evaluate", "verify", "inspect"),
-    *("combine", "corpus", "experiment", "report"),
+    *("demo", "pretrain", "prepare", "fuse", "generate", "evaluate", "verify", "inspect"),
+    *("combine", "push", "corpus", "experiment", "report"),
 )
 
 
@@ -84,6 +86,19 @@ def test_the_traceback_only_if_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(zipper(*words).exception, ValueError)
     monkeypatch.setenv("ZIPPER_DEBUG", "1")
     assert isinstance(zipper("fuse", "nowhere.yaml").exception, ValueError)
+
+
+def test_prepare_then_fuse(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain_recipe(tmp_path / "m")))
+    told = answered("prepare", tmp_path / "recipe.yaml", "--output", tmp_path / "ids")
+    assert told["rows"] == {"train": 12, "validation": 4}
+    assert (told["broken"], told["output"]) == (0, str(tmp_path / "ids"))
+    assert "exists" in refused("prepare", tmp_path / "recipe.yaml", "--output", tmp_path / "ids")
+    assert "prepared already" in refused(
+        *("prepare", tmp_path / "recipe.yaml", f"data={tmp_path / 'ids'}", "--output", tmp_path / "again")
+    )
+    assert answered("fuse", tmp_path / "recipe.yaml", f"data={tmp_path / 'ids'}")["steps"] == 2
+    assert "holds prepared ids" in refused("evaluate", tmp_path / "m", tmp_path / "ids")
 
 
 def test_fuse_then_verify(tmp_path: Path) -> None:
@@ -195,6 +210,69 @@ def test_evaluate_reading(model: Path) -> None:
     assert {"wer", "cer", "wer_95", "seconds"} <= set(result)
     assert "WER" in zipper("evaluate", model, workshop() / "data", "--limit", 1).stdout
     assert answered("evaluate", model, workshop() / "data", "--where", "speaker=odd")["utterances"] == 2
+
+
+def test_evaluate_keeps_its_results_beside_the_model(model: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(model, mine, ignore=shutil.ignore_patterns("results.json"))  # other tests evaluate it too
+    data = workshop() / "data"
+    for words in (("--limit", 1), (), ("--task", "tts", "--judge", workshop() / "judge"), ()):
+        answered("evaluate", mine, data, *words)
+    kept = json.loads((mine / "results.json").read_text())
+    assert [(e["task"], e["utterances"], e["data"]) for e in kept] == [
+        ("asr", 1, str(data)),
+        ("tts", 4, str(data)),
+        ("asr", 4, str(data)),
+    ]
+    card = (mine / "README.md").read_text()
+    assert card.count("`data`, split `test`") == 3
+    assert "by an independent judge (originals: WER" in card
+    (mine / "README.md").write_text("my own words")
+    answered("evaluate", mine, data, "--limit", 2)
+    assert (mine / "README.md").read_text() == "my own words"
+    (mine / "results.json").write_text("{")
+    assert "results.json" in refused("evaluate", mine, data)
+
+
+def test_push(model: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "t")
+    result = answered("push", model, "me/spoken", "--private", "--revision", "v1")
+    shared = hub.root / "me/spoken"
+    assert result["files"] == {p.relative_to(shared).as_posix(): p.stat().st_size for p in files(shared)}
+    assert {"README.md", "architecture.png", "generation.json", "towers/text/model.safetensors"} <= set(result["files"])
+    assert result["towers"]["text"].startswith("bundled")
+    assert result["url"].startswith("https://huggingface.co/me/spoken/commit/")
+    assert hub.calls["create_repo"]["private"]
+    assert hub.calls["upload_folder"]["revision"] == "v1"
+    assert answered("generate", shared, "--input", "text:one", "--output", "text")["document"]
+    assert answered("verify", shared)["identical"]
+    shown = zipper("push", model, "me/spoken", "--create-pr").stderr
+    assert "model.safetensors" in shown
+    assert "tower text: bundled" in shown
+    assert hub.calls["upload_folder"]["create_pr"]
+
+
+def test_what_push_refuses(model: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zipper_lm.sharing.get_token", lambda: None)
+    assert "no token here" in refused("push", model, "me/spoken")
+    monkeypatch.setattr("zipper_lm.sharing.get_token", lambda: "t")
+    assert "'spoken' has no owner" in refused("push", model, "spoken")
+    assert "alphanumeric" in refused("push", model, "me/spoken digits")
+    assert "nowhere" in refused("push", tmp_path / "nowhere", "me/spoken")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(model, damaged)
+    config = json.loads((damaged / "config.json").read_text())
+    config["zips"][0]["positions"] = "none"
+    (damaged / "config.json").write_text(json.dumps(config))
+    assert "config.json was changed" in refused("push", damaged, "me/spoken")
+    (damaged / "model.safetensors").unlink()
+    assert "cannot be read" in refused("push", damaged, "me/spoken")
+    assert not hub.calls
+    assert not hub.root.exists()
+
+
+def files(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if p.is_file()]
 
 
 def test_evaluate_speaking(model: Path, tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import doc, open_gates, tiny_backbone, tiny_model
+from tiny_hub import Hub
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from zipper_lm import TowerSpec, ZipperConfig, ZipperModel, ZipperProcessor, ZipSpec, checkpoint
 from zipper_lm.collation import collate
 
+FILES = {"config.json", "model.safetensors", "processor_config.json", "README.md", "architecture.png"}
 DOCUMENTS = [doc(("speech", [5, 6, 7, 8]), ("text", [4, 9, 3])), doc(("text", [4, 9]), ("speech", [9, 8, 7]))]
 
 
@@ -67,7 +69,7 @@ def test_files_tensors_and_round_trip(
 ) -> None:
     model = fused(sources, train=choice)
     model.save_pretrained(tmp_path / "model")
-    assert files_in(tmp_path / "model") == {"config.json", "model.safetensors", "processor_config.json"}
+    assert files_in(tmp_path / "model") == FILES
     tensors = load_file(tmp_path / "model" / "model.safetensors")
     zips = 2 * 2 * (4 + 2 + 4 + 2 + 1)  # 2 directions, 2 layers: projection, norm, q k v o, position scales, gate
     assert len(tensors) == zips + 2 * 6 + 2 * 4 + 1 + more  # input projections, handover heads, handover_start
@@ -107,7 +109,7 @@ def test_what_the_config_records(saved: Path, sources: dict[str, Path]) -> None:
 
 def test_saving_is_deterministic(sources: dict[str, Path], tmp_path: Path) -> None:
     for name in ("a", "b"):
-        fused(sources).save_pretrained(tmp_path / name)
+        fused(sources).save_pretrained(tmp_path / name / "model")
     for file in files_in(tmp_path / "a"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
@@ -263,8 +265,9 @@ def test_a_full_disk(
 
     def failing_replace(source: object, target: object, real=os.replace) -> None:  # type: ignore[no-untyped-def]
         renames.append(target)
-        # Of three files the config comes last; each old one steps aside first.
-        if len(renames) > (0 if where == "first rename" else 4 if existing else 2):
+        # The card's two files are renamed as they are written. Of five the config comes last; each old one steps
+        # aside first.
+        if len(renames) > 2 + (0 if where == "first rename" else 8 if existing else 4):
             raise full
         real(source, target)  # type: ignore[arg-type]
 
@@ -299,34 +302,19 @@ def test_an_unwritable_output(sources: dict[str, Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
-def test_push_to_hub(sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    from huggingface_hub import HfApi
-
-    calls: dict[str, dict] = {}
-
-    def create_repo(self: HfApi, repo_id: str, **kwargs: object) -> object:
-        calls["create"] = {"repo_id": repo_id, "token": self.token, **kwargs}
-        return type("Url", (), {"repo_id": f"me/{repo_id}"})
-
-    def upload_folder(self: HfApi, *, folder_path: str, **kwargs: object) -> str:
-        calls["upload"] = {"files": files_in(Path(folder_path)), **kwargs}
-        shutil.copytree(folder_path, tmp_path / "hub")
-        return "committed"
-
-    monkeypatch.setattr(HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+def test_push_to_hub(sources: dict[str, Path], tmp_path: Path, hub: Hub, way: str) -> None:
     model = fused(sources)
     if way == "push_to_hub":
-        assert model.push_to_hub("zipped", private=True, token="t", commit_message="first") == "committed"
+        commit = model.push_to_hub("zipped", private=True, token="t", commit_message="first")
+        assert commit.oid == "0" * 40
     else:
         model.save_pretrained(tmp_path / "zipped", push_to_hub=True, private=True, token="t", commit_message="first")
-    assert calls["create"] == {"repo_id": "zipped", "token": "t", "private": True, "exist_ok": True}
-    assert calls["upload"]["repo_id"] == "me/zipped"
-    assert calls["upload"]["commit_message"] == "first"
+    assert hub.calls["create_repo"] == {"repo_id": "me/zipped", "token": "t", "private": True, "exist_ok": True}
+    assert hub.calls["upload_folder"]["commit_message"] == "first"
     # Towers that live in a folder of this machine go along: nobody else has that folder.
     bundles = {f"towers/{n}/{f}" for n in sources for f in files_in(sources[n])}
-    assert calls["upload"]["files"] == {"config.json", "model.safetensors", "processor_config.json", *bundles}
-    assert torch.equal(logits_of(ZipperModel.from_pretrained(tmp_path / "hub")), logits_of(model))
+    assert files_in(hub.root / "me/zipped") == {*FILES, *bundles}
+    assert torch.equal(logits_of(ZipperModel.from_pretrained(hub.root / "me/zipped")), logits_of(model))
 
 
 def test_hub_id_from_the_cache(sources: dict[str, Path], tmp_path: Path) -> None:

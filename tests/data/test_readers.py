@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from zipper_lm.data.readers import list_splits, read_rows
+from zipper_lm.data.readers import Stream, list_splits, read_rows, stream_rows
 from zipper_lm.document import Document
 
 
@@ -316,23 +316,31 @@ def test_hub_ids_go_through_datasets(monkeypatch, dataset):
         asked.append((args, settings))
         return dataset
 
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config: ["train", "dev"])
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config, revision: ["train", "dev"])
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert len(read_rows("someone/some-data:clean", split="validation", limit=2)) == 2
-    assert asked == [(("someone/some-data", "clean"), {"split": "dev"})]
+    assert len(read_rows("someone/some-data:clean", split="validation", limit=2, revision="v1")) == 2
+    assert asked == [(("someone/some-data", "clean"), {"split": "dev", "revision": "v1", "streaming": False})]
     with pytest.raises(ValueError, match=r"no split 'test' in someone/some-data; it has \['dev', 'train'\]"):
         read_rows("someone/some-data", split="test")
 
 
-def test_hub_failure_is_a_value_error(monkeypatch):
-    import datasets
-
-    def offline(*_):
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr(datasets, "get_dataset_split_names", offline)
-    with pytest.raises(ValueError, match=r"no file or folder 'someone/data' here, and not from the Hub: no network"):
+def test_hub_failure_says_why(monkeypatch):
+    """Offline mode is on in the tests, and nothing is cached: what `datasets` itself raises then."""
+    with pytest.raises(ValueError, match=r"data 'someone/data': .*offline mode is on .* the cache does not have it"):
         read_rows("someone/data")
+
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
+    class RevisionNotFoundError(Exception):
+        pass
+
+    def no_revision(*_, **__):
+        raise DatasetNotFoundError("Revision 'v9' doesn't exist") from RevisionNotFoundError()
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", no_revision)
+    with pytest.raises(ValueError, match="data 'someone/data': the Hub has no revision 'v9' of it"):
+        read_rows("someone/data", revision="v9")
 
 
 def test_a_picture_beside_speech_takes_nothing_from_it() -> None:
@@ -341,3 +349,106 @@ def test_a_picture_beside_speech_takes_nothing_from_it() -> None:
     assert (rows.columns["speech"], rows[0]["image"]) == ("file_name", "a.png")
     rows = read_rows([{"file_name": "a.png", "image": "a.png", "text": "one"}])
     assert "speech" not in rows.columns
+
+
+def test_files_in_folders_named_after_what_they_show(tmp_path):
+    for name in ("train/cat/1.png", "train/dog/2.png", "test/cat/3.png", "test/cat/notes.txt", "test/.x/4.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert list_splits(tmp_path) == ["test", "train"]
+    row = read_rows(tmp_path)[1]
+    assert (row["text"], row["image"]) == ("dog", str(tmp_path / "train" / "dog" / "2.png"))
+    assert read_rows(tmp_path, split="test").column("text") == ["cat"]
+    sound(tmp_path / "flat" / "bell" / "a.wav")
+    assert read_rows(tmp_path / "flat")[0]["speech"] == str(tmp_path / "flat" / "bell" / "a.wav")
+
+
+@pytest.mark.parametrize(
+    ("fields", "speech", "text"),
+    [
+        ({"file": "x", "audio": b"s", "text": "A WORD", "speaker_id": 1, "id": "1-2"}, b"s", "A WORD"),  # LibriSpeech
+        ({"audio": b"s", "text_normalized": "a", "text_original": "b", "path": "x"}, b"s", "a"),  # LibriTTS
+        ({"client_id": "x", "path": "x.mp3", "audio": b"s", "sentence": "a", "up_votes": 2}, b"s", "a"),  # Common Voice
+        ({"audio": b"s", "transcript": "a", "original_path": "x"}, b"s", "a"),  # Multilingual LibriSpeech
+    ],
+)
+def test_columns_of_known_data_sets(fields, speech, text):
+    row = read_rows([fields])[0]
+    assert (row["speech"], row["text"]) == (speech, text)
+
+
+def test_captions(tmp_path):
+    """Pictures of a data set stay undecoded until a codec reads them, and a class is its name."""
+    import datasets
+    from PIL import Image
+
+    from zipper_lm.modality.pixels import PixelCodec, PixelCodecConfig
+
+    Image.fromarray(np.array([[0, 255]], np.uint8)).save(tmp_path / "a.png")
+    features = datasets.Features(
+        {"image": datasets.Image(), "caption": datasets.Value("string"), "label": datasets.ClassLabel(names=["x", "y"])}
+    )
+    made = datasets.Dataset.from_dict(
+        {"image": [(tmp_path / "a.png").read_bytes()] * 2, "caption": ["b", "c"], "label": [1, -1]}, features
+    )
+    row = read_rows(made)[0]
+    assert (row["text"], row["label"]) == ("b", "y")
+    assert PixelCodec(PixelCodecConfig(height=1, width=2, levels=2)).encode([row["image"]]) == [[0, 1]]
+    assert read_rows(made, {"text": "label"}).column("text") == ["y", None]
+
+
+def test_a_stream_is_read_row_by_row_and_again(dataset):
+    import datasets
+
+    read = []
+
+    def rows():
+        for n in range(5):
+            read.append(n)
+            yield {"audio": b"s", "sentence": str(n), "speaker": "ann" if n % 2 else "bob"}
+
+    stream = stream_rows(datasets.IterableDataset.from_generator(rows))
+    assert isinstance(stream, Stream)
+    read.clear()
+    first = iter(stream)
+    assert next(first) == {"speech": b"s", "text": "0", "speaker": "bob"}
+    assert read == [0]
+    assert [row["text"] for row in stream] == list("01234")
+    assert [row["text"] for row in stream.without({"speaker": ["bob"]})] == ["1", "3"]
+    limited = stream_rows(datasets.IterableDataset.from_generator(rows), limit=2)
+    assert [row["text"] for row in limited] == ["0", "1"]
+    undecoded = stream_rows(dataset.to_iterable_dataset())
+    assert [row["speech"][-5:] for row in undecoded] == ["0.wav", "1.wav", "2.wav"]
+    with pytest.raises(ValueError, match=r"has no column 'words'.*'audio', 'n', 'sentence'"):
+        stream_rows(dataset.to_iterable_dataset(), {"text": "words"})
+    assert len(stream_rows(dataset)) == 3  # what is here already is no stream
+
+
+def test_a_stream_that_breaks_off_names_the_data_set(monkeypatch):
+    import datasets
+
+    def rows():
+        yield {"text": "a"}
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, **__: ["train"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.IterableDataset.from_generator(rows))
+    with pytest.raises(ValueError, match="data 'someone/data'"):
+        list(stream_rows("someone/data"))
+
+
+def test_unchecked_rows_fail_when_they_are_read(tmp_path):
+    metadata(tmp_path, ["one", "two"])
+    (tmp_path / "1.wav").unlink()
+    with pytest.raises(ValueError, match="does not exist"):
+        read_rows(tmp_path)
+    rows = read_rows(tmp_path, check=False)
+    assert len(rows) == 2
+    assert rows.where(1) == f"{tmp_path / 'metadata.csv'}:3"
+
+
+def test_without_leaves_what_has_no_such_column(tmp_path, dataset):
+    rows = read_rows([{"text": "a", "n": 1}, {"text": "b", "n": 2}, {"text": "c"}])
+    assert rows.without({"n": ["2"]}).column("text") == ["a", "c"]
+    assert rows.without({"speaker": ["x"]}).select([2, 0]).column("text") == ["c", "a"]
+    assert read_rows(dataset).without({"n": ["2"], "speaker": ["x"]}).column("text") == ["a", "c"]

@@ -1,11 +1,16 @@
 """What training measures on its encoded rows."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 from tiny import tiny_model
 
 from zipper_lm import Document, Segment, ZipSpec
-from zipper_lm.training.data import measure_stretch, training_rows, validation_rows
-from zipper_lm.training.recipes import DataRecipe
+from zipper_lm.modality.text import TextCodec
+from zipper_lm.processor import ZipperProcessor
+from zipper_lm.training.data import CHUNK, Joined, encode_rows, measure_stretch, training_rows, validation_rows
+from zipper_lm.training.recipes import ClipsRecipe, DataRecipe
 
 
 def test_stretch_is_measured_on_rows_and_documents() -> None:
@@ -32,6 +37,52 @@ def test_what_is_excluded_is_not_validated_on_either() -> None:
     data.exclude["speaker"].append("ann")
     with pytest.raises(ValueError, match=r"'validation' after data\.exclude"):
         validation_rows(data)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"streaming": True, "fraction": 0.5}, r"data\.fraction=0\.5 cannot be drawn from a stream"),
+        ({"streaming": True, "clips": ClipsRecipe(source="c")}, r"data\.clips cannot follow a stream"),
+        ({"broken_limit": -1}, r"data\.broken_limit must be at least 0, got -1"),
+    ],
+)
+def test_fields_that_do_not_go_together(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DataRecipe(source="x", **fields)
+
+
+def test_rows_stay_unread_until_they_are_encoded() -> None:
+    """All rows of a data set were held at once, with the bytes of every sound, until the last was encoded."""
+    alive: list[int] = []
+
+    class Sound(str):
+        def __del__(self) -> None:
+            alive.remove(id(self))
+
+    class Rows:
+        """As many sounds as are asked for."""
+
+        def __iter__(self) -> Iterator[dict[str, Any]]:
+            for _ in range(5 * CHUNK):
+                sound = Sound("one")
+                alive.append(id(sound))
+                most.append(len(alive))
+                yield {"text": "one", "label": sound}
+
+    most: list[int] = []
+    codec = TextCodec.train(["one"])
+    encoded = encode_rows(ZipperProcessor({"text": codec}), Rows(), ["text"])
+    assert len(encoded) == 5 * CHUNK
+    assert max(most) <= 2 * CHUNK
+
+
+def test_joined_rows() -> None:
+    joined = Joined(["a", "b"], [], ["c"])
+    assert [*joined] == ["a", "b", "c"]
+    assert (joined[-1], joined[1:], len(joined)) == ("c", ["b", "c"], 3)
+    with pytest.raises(IndexError):
+        joined[3]
 
 
 def test_a_stretch_that_was_given_stays() -> None:

@@ -244,7 +244,7 @@ def test_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "m").exists()
 
 
-@pytest.mark.parametrize(("file", "text", "message"), [(b"RIFF", "one", "row 1.*speech"), (None, "ω", "row 1.*ω")])
+@pytest.mark.parametrize(("file", "text", "message"), [(b"RIFF", "one", "csv:3: .*speech"), (None, "ω", "csv:3: .*ω")])
 def test_bad_rows_are_named(file: bytes | None, text: str, message: str, tmp_path: Path) -> None:
     good = (workshop() / "data" / "train" / "0.wav").read_bytes()
     (tmp_path / "0.wav").write_bytes(good)

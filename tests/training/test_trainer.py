@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_model
 
 from zipper_lm import Document, Segment
 from zipper_lm.collation import IGNORED, Specials, collate
 from zipper_lm.training.callbacks import log_line
-from zipper_lm.training.trainer import CorruptedDocuments, LikeLengths, latest_checkpoint, randomness_kept
+from zipper_lm.training.trainer import (
+    CorruptedDocuments,
+    LikeLengths,
+    ZipperTrainer,
+    latest_checkpoint,
+    randomness_kept,
+)
 from zipper_lm.training.working import begin, check_working
 
 SPECIALS = {"text": Specials(0, 1, 2), "speech": Specials(0, 1, 2)}
@@ -125,3 +133,10 @@ def test_log_lines_are_short() -> None:
     line = log_line({"loss": 1.23456, "loss_text": 2.0, "gate/a<-b.0": 0.1, "grad_norm": 3.0, "epoch": 1})
     assert line == "loss 1.235, loss text 2"
     assert log_line({"eval_wer/speech->text": 12.5}) == "wer/speech->text 12.5"
+
+
+def test_a_checkpoint_in_training_has_no_card(tmp_path: Path) -> None:
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(unwrap_model=lambda model: model), model=tiny_model())
+    ZipperTrainer._save(trainer, str(tmp_path / "checkpoint"))  # type: ignore[arg-type]
+    assert (tmp_path / "checkpoint" / "model.safetensors").is_file()
+    assert not list((tmp_path / "checkpoint").glob("*.md"))

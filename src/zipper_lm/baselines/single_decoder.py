@@ -19,14 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from zipper_lm.backbones import add_adapters, from_config, load_backbone, without_aliases
+from zipper_lm import sharing
+from zipper_lm.backbones import add_adapters, came_from, dtype_name, from_config, load_backbone, without_aliases
 from zipper_lm.baselines import writing
 from zipper_lm.baselines.vocabulary import Modality, join
-from zipper_lm.checkpoint import WEIGHTS_FILE, copy_tensors, write_checkpoint
+from zipper_lm.card import refresh_card
+from zipper_lm.checkpoint import copy_tensors, write_checkpoint
 from zipper_lm.collation import IGNORED, Batch, Specials, collate
 from zipper_lm.config import TowerSpec, backbone_config, config_hash, plain
 from zipper_lm.document import Document, Segment
-from zipper_lm.hub import CONFIG_FILE, HUB_ARGUMENTS, local_folder
+from zipper_lm.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, local_folder
 from zipper_lm.model import ZipperOutput
 
 if TYPE_CHECKING:
@@ -211,8 +213,13 @@ class SingleDecoder(PreTrainedModel):
         """Copy a checkpoint's tensors into the model, after checking that they are exactly the ones it needs."""
         copy_tensors(self.own_tensors(), self.config.fingerprint, file)
 
-    def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False) -> None:  # type: ignore[override]
-        """Write config, weights and codecs, whole or not at all.
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, *, overwrite: bool = False, card: bool = True
+    ) -> None:
+        """Write config, weights, codecs and model card, whole or not at all.
+
+        Args:
+            save_directory, overwrite, card: see `zipper_lm.checkpoint.save`.
 
         Raises:
             ValueError: if a checkpoint is there already, or the folder cannot be written.
@@ -223,8 +230,14 @@ class SingleDecoder(PreTrainedModel):
             self.config.save_pretrained(folder)
             if self.processor is not None:
                 self.processor.save_pretrained(folder)
+            if card:
+                refresh_card(folder, self, kept=Path(save_directory))
 
         write_checkpoint(Path(save_directory), self.own_tensors(), self.config.fingerprint, fill, overwrite)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Upload a checkpoint; see `zipper_lm.sharing.push`."""
+        return sharing.push(self, repo_id, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *_: Any, **kwargs: Any) -> SingleDecoder:  # type: ignore[override]
@@ -301,11 +314,12 @@ def expand(
         if name != base:
             modalities.append(Modality(name, offset, codec.vocab_size, codec.bos_id, codec.eos_id, codec.pad_id))
             offset += codec.vocab_size
+    spec = came_from(spec, backbone, **hub)
     backbone.resize_token_embeddings(offset)
     spec = replace(
         spec,
         architecture=type(backbone).__name__,
-        backbone=plain({**backbone.config.to_dict(), "dtype": str(backbone.dtype).removeprefix("torch.")}),
+        backbone=plain({**backbone.config.to_dict(), "dtype": dtype_name(backbone.dtype)}),
         train=train,  # type: ignore[arg-type]
         lora=dict(lora) if lora is not None else None,
     )

@@ -20,7 +20,9 @@ from zipper_lm.cli.experiment import experiment
 from zipper_lm.cli.fuse import fuse
 from zipper_lm.cli.generate import InOrder, generate
 from zipper_lm.cli.inspect import inspect
+from zipper_lm.cli.prepare import prepare
 from zipper_lm.cli.pretrain import pretrain
+from zipper_lm.cli.push import push
 from zipper_lm.cli.report import report
 from zipper_lm.cli.verify import verify
 
@@ -45,12 +47,14 @@ app = typer.Typer(
 
 app.command()(guarded(demo))
 app.command()(guarded(pretrain))
+app.command()(guarded(prepare))
 app.command()(guarded(fuse))
 app.command(cls=InOrder)(guarded(generate))
 app.command()(guarded(evaluate))
 app.command()(guarded(verify))
 app.command()(guarded(inspect))
 app.command()(guarded(combine))
+app.command()(guarded(push))
 app.command()(guarded(corpus))
 app.command()(guarded(experiment))
 app.command()(guarded(report))

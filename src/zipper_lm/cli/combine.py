@@ -29,6 +29,7 @@ def combine(
     for source in models:
         _spare(output, source, f"model {source!r}")
     quiet()
+    from zipper_lm.card import refresh_card
     from zipper_lm.combining import combine as run
     from zipper_lm.files import new_folder
     from zipper_lm.model import ZipperModel
@@ -38,8 +39,9 @@ def combine(
         _spare(output, spec.source, f"tower {name!r}, which is at {spec.source!r}")
     settings = {name: values for source in reversed(models) for name, values in settings_of(source, []).items()}
     with new_folder(output, overwrite) as folder:
-        combined.save_pretrained(folder)
+        combined.save_pretrained(folder, card=False)
         (folder / "generation.json").write_text(json_lib.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        refresh_card(folder, combined, name=output.name)
     pairs = [f"{reader}<-{source}" for reader, source in combined.layer_pairs]
     console().print(f"{output}: towers {', '.join(combined.names)}; zips {', '.join(pairs)}")
     if json:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from zipper_lm.evaluation.judging import Judge
     from zipper_lm.evaluation.scoring import Score
+    from zipper_lm.generation import Writer
 
 
 def evaluate(
@@ -52,12 +53,16 @@ def evaluate(
     from zipper_lm.data.readers import read_rows
     from zipper_lm.data.tasks import parse_task
     from zipper_lm.document import Document
+    from zipper_lm.evaluation.results import read_results
     from zipper_lm.evaluation.scoring import SHORT_NAMES, counts_tokens, score_task, yardsticks
     from zipper_lm.files import check_output
+    from zipper_lm.hub import place_of
 
     ends_in = parse_task(SHORT_NAMES.get(task, task)).targets[-1]
     if output is not None:
         check_output(output, overwrite)
+    if Path(model).is_dir():
+        read_results(model)  # one that cannot be added to is said now
     settings = settings_of(model, changes or [])
     rows = [row for row in read_rows(data, split=split, limit=limit) if not isinstance(row, Document)]
     rows = _chosen(rows, where or [])
@@ -81,6 +86,11 @@ def evaluate(
             result["where"] = where
         if listener is not None:
             result |= yardsticks(loaded, rows, listener, ends_in)
+    asked = {"data": place_of(data), "limit": limit, "set": changes, "seed": seed or None}
+    if judged:
+        asked["judge"] = place_of(judge or data)
+    if Path(model).is_dir():
+        _keep(Path(model), loaded, result | {k: v for k, v in asked.items() if v})
     if output is not None:
         write_values(output, score, overwrite)
         result["output"] = str(output)
@@ -93,6 +103,18 @@ def evaluate(
         for name in ("judge_wer_on_originals", "oracle_wer"):
             if name in result:
                 typer.echo(f"{name.replace('_', ' ')}: {result[name]} %")
+
+
+def _keep(folder: Path, model: Writer, result: dict[str, Any]) -> None:
+    """Add a result to those kept beside the model, and to its card."""
+    from zipper_lm.card import refresh_card
+    from zipper_lm.evaluation.results import add_result, weights_digest
+
+    try:
+        add_result(folder, result | {"weights": weights_digest(folder)})
+        refresh_card(folder, model)
+    except (OSError, ValueError) as error:  # the figures are there: they shall be seen
+        console().print(f"[yellow]not kept beside the model:[/yellow] {error}")
 
 
 def _chosen(rows: list[Any], conditions: list[str]) -> list[Any]:

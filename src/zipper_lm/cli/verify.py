@@ -49,7 +49,7 @@ def told(report: TowerReport) -> str:
     """One tower in words."""
     source = f"{report.name} ({report.source})"
     if report.train == "full" and not report.source:
-        return f"{report.name}: trained; given as an object when it was fused, so there is no source to compare with"
+        return f"{report.name}: trained; where it came from is not recorded, so there is no source to compare with"
     if report.train == "full":
         return (
             f"{source}: trained; {report.tensors - report.equal} of {report.tensors} tensors differ from the source, "

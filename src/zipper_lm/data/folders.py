@@ -1,4 +1,4 @@
-"""Local folders: `audiofolder` and `imagefolder` with their metadata, JSONL files by split, `save_to_disk`.
+"""Local folders: `audiofolder` and `imagefolder`, with metadata or by class, JSONL files, tars, `save_to_disk`.
 
 Folders in the form of the `audiofolder` loader (https://huggingface.co/docs/datasets/audio_dataset) are read
 directly, not through `datasets`, whose loader needs torchcodec even to keep audio undecoded, copies the data
@@ -8,13 +8,14 @@ into a cache, and guesses types (a transcription "007" would become the number 7
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 from zipper_lm.data.jsonl import json_lines, jsonl_loader
 from zipper_lm.data.objects import disk_splits
-from zipper_lm.data.table import IMAGE_SUFFIXES, Loader, Row, Table, usual_name
+from zipper_lm.data.table import IMAGE_SUFFIXES, Loader, Row, Table, is_media, usual_name
+from zipper_lm.data.tars import tar_loader, tar_splits
 
 _METADATA = ("metadata.csv", "metadata.jsonl")
 
@@ -25,18 +26,47 @@ def folder_splits(folder: Path) -> dict[str, Loader]:
         return disk_splits(folder)
     if metadata := _metadata_of(folder):
         return _metadata_splits(metadata)
+    if shards := sorted(folder.glob("*.tar")):
+        return tar_splits(shards)
     found: dict[str, Loader] = {}
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and (metadata := _metadata_of(entry)):
             found[entry.name] = _metadata_loader(metadata, "")
+        elif entry.is_dir() and (shards := sorted(entry.glob("*.tar"))):
+            found[entry.name] = tar_loader(shards)
         elif entry.suffix == ".jsonl" and usual_name(entry.stem, ""):
             found[entry.stem] = jsonl_loader(entry)
+    found = found or _class_splits(folder)
     if not found:
         raise ValueError(
             f"data: {folder} has no metadata.csv or metadata.jsonl (nor have its sub-folders), no JSONL file named "
-            "after a split, and was not written by datasets' save_to_disk"
+            "after a split, no tar, no sub-folders of sounds or pictures, and was not written by datasets' save_to_disk"
         )
     return found
+
+
+def _class_splits(folder: Path) -> dict[str, Loader]:
+    """Files in sub-folders named after what they show: ``train/cat/1.png``, or ``cat/1.png`` without splits."""
+    splits = {entry.name: entry for entry in sorted(folder.iterdir()) if usual_name(entry.name, "")}
+    splits = splits or {usual_name(folder.resolve().name, "train"): folder}
+    return {name: _class_loader(files) for name, top in splits.items() if (files := _class_files(top))}
+
+
+def _class_files(top: Path) -> list[Path]:
+    files = sorted(top.glob("*/*"))
+    return [f for f in files if is_media(f.name) and not f.name.startswith(".") and not f.parent.name.startswith(".")]
+
+
+def _class_loader(files: Sequence[Path]) -> Loader:
+    def load(limit: int | None) -> Table:
+        rows = [{_kind_of(f): str(f), "text": f.parent.name, "file_name": str(f)} for f in files[:limit]]
+        return Table(rows, [str(f) for f in files[:limit]])
+
+    return load
+
+
+def _kind_of(file: Path) -> str:
+    return "image" if file.suffix.lower() in IMAGE_SUFFIXES else "audio"
 
 
 def _metadata_of(folder: Path) -> Path | None:
@@ -70,12 +100,9 @@ def _read_metadata(metadata: Path, top: str, limit: int | None) -> Table:
         path = metadata.parent / name
         if not path.is_file():
             missing.append(f"{where}: file {name!r} does not exist")
-        kind = "image" if path.suffix.lower() in IMAGE_SUFFIXES else "audio"
         wheres.append(where)
-        rows.append({kind: str(path)} | row | {"file_name": str(path)})
-    if missing:
-        raise ValueError(f"data: {missing[0]}" + (f" (so do {len(missing) - 1} more)" if missing[1:] else ""))
-    return Table(rows, wheres)
+        rows.append({_kind_of(path): str(path)} | row | {"file_name": str(path)})
+    return Table(rows, wheres, problems=missing)
 
 
 def _file_name(where: str, row: Row) -> str:

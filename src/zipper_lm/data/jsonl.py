@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from zipper_lm.data.table import Loader, Row, Table, check_file, resolve
+from zipper_lm.data.table import Loader, Row, Table, missing_file, resolve
 from zipper_lm.document import Document, Segment
 
 
@@ -37,11 +37,19 @@ def json_lines(file: Path) -> Iterator[tuple[str, Row]]:
 
 def read_jsonl(file: Path, limit: int | None) -> Table:
     """The first `limit` lines of a file, as rows and documents."""
-    wheres, rows = [], []
+    wheres: list[str] = []
+    rows: list[Row | Document] = []
+    problems: list[str] = []
     for where, row in islice(json_lines(file), limit):
         wheres.append(where)
-        rows.append(_read_document(row, file.parent, where) if "segments" in row else row)
-    return Table(rows, wheres, folder=file.parent)
+        if "segments" not in row:
+            rows.append(row)
+            continue
+        rows.append(document := _read_document(row, file.parent, where))
+        for number, segment in enumerate(document):
+            if segment.modality != "text":
+                problems += missing_file(segment.value, f"{where}: segment {number}")
+    return Table(rows, wheres, folder=file.parent, problems=problems)
 
 
 def _read_document(raw: Row, folder: Path, where: str) -> Document:
@@ -69,7 +77,6 @@ def _read_segment(raw: Any, folder: Path, where: str) -> Segment:
         raise ValueError(f"data: {where}: ids must be a list of whole numbers from 0")
     if modality != "text":
         value = resolve(value, folder)
-        check_file(value, where)
     try:
         return Segment(modality, value=value, ids=ids, target=bool(target))  # type: ignore[arg-type]
     except ValueError as error:

@@ -1,13 +1,13 @@
 """Aligned data from folders, JSONL files and Hugging Face `datasets`, as one lazy sequence of rows.
 
 Nothing here decodes sound or pictures: a row holds a path or the file's bytes, and the codec reads it later. How each
-kind of source is read: `folders.py`, `jsonl.py`, `objects.py`.
+kind of source is read: `folders.py`, `jsonl.py`, `tars.py`, `objects.py`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,14 +15,18 @@ from zipper_lm.data.folders import folder_splits
 from zipper_lm.data.jsonl import jsonl_loader
 from zipper_lm.data.objects import hub_splits, object_splits
 from zipper_lm.data.picture import is_picture
-from zipper_lm.data.table import WHOLE, Loader, Table, check_file, resolve, usual_name
+from zipper_lm.data.table import WHOLE, Loader, Table, missing_file, resolve, usual_name
+from zipper_lm.data.tars import find_shards, is_tar, tar_splits
 from zipper_lm.document import Document
 
 DEFAULT_COLUMNS: dict[str, tuple[str, ...]] = {
-    "speech": ("speech", "audio", "file_name"),
-    "text": ("text", "transcription", "transcript", "sentence", "caption"),
+    "speech": ("speech", "audio", "file_name", "flac", "wav", "mp3", "ogg", "opus"),
+    "text": ("text", "text_normalized", "transcription", "transcript", "sentence", "caption", "txt"),
+    "image": ("jpg", "jpeg", "png", "webp"),
 }
 """Where a modality is looked for, in this order, unless `columns` says."""
+PREPARED_FILE = "prepared.json"
+"""What `zipper prepare` writes last (`zipper_lm.data.prepared`)."""
 _HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w.-]+)(?::(?P<config>[\w.-]+))?")
 
 
@@ -33,7 +37,7 @@ class Rows(Sequence[Any]):  # of `Row | Document`; which of them, the caller kno
     that is a whole document is a `Document`.
     """
 
-    def __init__(self, table: Table, columns: Mapping[str, str], indices: range) -> None:
+    def __init__(self, table: Table, columns: Mapping[str, str], indices: Sequence[int]) -> None:
         self._table = table
         self._indices = indices
         self.columns = dict(columns)
@@ -51,32 +55,86 @@ class Rows(Sequence[Any]):  # of `Row | Document`; which of them, the caller kno
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return Rows(self._table, self.columns, self._indices[index])
-        raw = self._table.rows[self._indices[index]]
-        if isinstance(raw, Document):
-            return raw
-        taken = {*self.columns.values(), *self.columns}
-        row = {modality: self._value(c, raw[c]) for modality, c in self.columns.items()}
-        return row | {c: self._value(c, v) for c, v in raw.items() if c not in taken}
+        return _as_row(self._table, self.columns, self._rows[self._indices[index]])
+
+    def select(self, numbers: Sequence[int]) -> Rows:
+        """The rows of these numbers, in this order."""
+        return Rows(self._table, self.columns, [self._indices[n] for n in numbers])
+
+    def without(self, exclude: Mapping[str, Sequence[str]]) -> Rows:
+        """All rows but those with one of the values in a column; whole documents stay."""
+        known = self._table.columns
+        there = {c: v for c, v in exclude.items() if known is None or self.columns.get(c, c) in known}
+        values = {c: self.column(c) for c in there}
+        return self.select([n for n in range(len(self)) if all(str(values[c][n]) not in v for c, v in there.items())])
+
+    def where(self, number: int) -> str:
+        """Where a row is written, for messages."""
+        index = self._indices[number]
+        return self._table.where[index] if self._table.where else f"row {index}"
 
     def column(self, name: str) -> list[Any]:
         """All values of one modality or column, without touching the others; `None` for whole documents."""
         column = self.columns.get(name, name)
-        if self._table.is_dataset:
-            values = self._table.rows.select_columns([column])[self._indices][column]  # type: ignore[attr-defined]
-            return [self._value(column, value) for value in values]
-        rows = (self._table.rows[i] for i in self._indices)
-        return [None if isinstance(row, Document) else self._value(column, row.get(column)) for row in rows]
+        if hasattr(self._rows, "select_columns"):  # a datasets.Dataset
+            values = self._rows.select_columns([column])[self._indices][column]
+            return [_value(self._table, self.columns, column, value) for value in values]
+        rows = (self._rows[i] for i in self._indices)
+        return [
+            None if isinstance(r, Document) else _value(self._table, self.columns, column, r.get(column)) for r in rows
+        ]
 
-    def _value(self, column: str, value: Any) -> Any:
-        if isinstance(value, dict) and {"bytes", "path"} == value.keys():  # an undecoded Audio or Image feature
-            return value["path"] if value["bytes"] is None else value["bytes"]
-        if self._table.folder and column not in (self.columns.get("text"), *DEFAULT_COLUMNS["text"]):
-            return resolve(value, self._table.folder)
-        return value
+    @property
+    def _rows(self) -> Any:  # a sequence, or a datasets.Dataset, which is none by name
+        return self._table.rows
+
+
+class Stream(Iterable[Any]):
+    """Rows without a length, read anew, one after the other, each time; nothing of them is kept."""
+
+    def __init__(self, table: Table, columns: Mapping[str, str], exclude: Mapping[str, Sequence[str]]) -> None:
+        self._table = table
+        self.columns = dict(columns)
+        """Modality name to the column its values come from."""
+        self._exclude = exclude
+
+    def __iter__(self) -> Iterator[Any]:
+        for raw in self._table.rows:
+            row = _as_row(self._table, self.columns, raw)
+            if all(str(row.get(c)) not in values for c, values in self._exclude.items()):
+                yield row
+
+    def without(self, exclude: Mapping[str, Sequence[str]]) -> Stream:
+        """All rows but those with one of the values in a column."""
+        return Stream(self._table, self.columns, exclude)
+
+
+def _as_row(table: Table, columns: Mapping[str, str], raw: Any) -> Any:
+    if isinstance(raw, Document):
+        return raw
+    taken = {*columns.values(), *columns}
+    row = {modality: _value(table, columns, c, raw.get(c)) for modality, c in columns.items()}
+    return row | {c: _value(table, columns, c, v) for c, v in raw.items() if c not in taken}
+
+
+def _value(table: Table, columns: Mapping[str, str], column: str, value: Any) -> Any:
+    if isinstance(value, dict) and {"bytes", "path"} == value.keys():  # an undecoded Audio or Image feature
+        return value["path"] if value["bytes"] is None else value["bytes"]
+    if column in table.labels and isinstance(value, int):
+        return table.labels[column][value] if value >= 0 else None  # -1 is no class at all
+    if table.folder and column not in (columns.get("text"), *DEFAULT_COLUMNS["text"]):
+        return resolve(value, table.folder)
+    return value
 
 
 def read_rows(
-    source: Any, columns: Mapping[str, str] | None = None, split: str = "train", limit: int | None = None
+    source: Any,
+    columns: Mapping[str, str] | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    *,
+    revision: str | None = None,
+    check: bool = True,
 ) -> Rows:
     """Open a data set.
 
@@ -86,7 +144,10 @@ def read_rows(
             - a folder with ``metadata.csv`` or ``metadata.jsonl``, whose column ``file_name`` names a sound or
               a picture (`audiofolder`, `imagefolder`): in one sub-folder per split, in the folder itself with
               files in sub-folders named after splits, or flat. The path is in column ``audio`` (``image`` for
-              pictures) and in ``file_name``;
+              pictures) and in ``file_name``. Without metadata, files in sub-folders named after what they show,
+              which is their text: ``train/cat/1.png`` or ``cat/1.png``;
+            - WebDataset tars (`zipper_lm.data.tars`): one, a pattern such as ``shards-{0000..0007}.tar`` or
+              ``train-*.tar``, or a folder of them, or one such folder per split;
             - a JSONL file of rows or of whole documents, ``{"segments": [{"modality": "speech",
               "value": "a.wav"}, {"modality": "text", "value": "one", "target": true}]}``, or a folder with one
               such file per split. A string with the suffix of a sound or picture file, except in text, is a
@@ -98,47 +159,90 @@ def read_rows(
         split: ``"validation"`` also finds ``"valid"``, ``"val"`` and ``"dev"``, and so on. A flat folder or a
             single file is the split that its name says, else ``"train"``.
         limit: read only the first rows.
+        revision: of a Hub id: commit, tag or branch.
+        check: whether a row without a value, or whose file does not exist, is an error at once; otherwise it is one
+            when its value is read.
 
     Raises:
-        ValueError: for a missing source, split (naming those there) or column (naming those there), a file
+        ValueError: for a missing source, revision, split (naming those there) or column (naming those there), a file
             that the metadata names and that does not exist, a malformed line (as ``file:line``), a document
-            with unknown keys, no segments or no target, and for a data set without rows.
+            with unknown keys, no segments or no target, a tar that is cut off, and for a data set without rows.
     """
+    rows = _open(source, columns or {}, split, limit, revision, check)
+    assert isinstance(rows, Rows)
+    return rows
+
+
+def stream_rows(
+    source: Any,
+    columns: Mapping[str, str] | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    *,
+    revision: str | None = None,
+    check: bool = True,
+) -> Rows | Stream:
+    """As `read_rows`, but a data set on the Hub is not fetched as a whole: its rows come over the network one after the
+    other, up to `limit` or to its end. All else is read row by row anyway.
+
+    Raises:
+        ValueError: as `read_rows`.
+    """
+    return _open(source, columns or {}, split, limit, revision, check, streaming=True)
+
+
+def _open(
+    source: Any,
+    columns: Mapping[str, str],
+    split: str,
+    limit: int | None,
+    revision: str | None,
+    check: bool,
+    streaming: bool = False,
+) -> Rows | Stream:
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ValueError(f"data: limit must be a whole number of at least 1, got {limit!r}")
-    splits = _splits(source)
+    splits = _splits(source, revision, streaming)
     name = _pick(splits, split, source)
     table = splits[name](limit)
-    if not len(table.rows):
+    if next(iter(table.rows), None) is None:
         raise ValueError(f"data: {_called(source)} has no rows in split {name!r}" if name else "data: no rows")
-    chosen = _choose_columns(table, columns or {}, source)
+    chosen = _choose_columns(table, columns, source)
+    if not isinstance(table.rows, Sized):
+        return Stream(table, chosen, {})
     rows = Rows(table, chosen, range(len(table.rows)))
-    if not table.is_dataset:
+    if check:
         _check_rows(rows, table)
     return rows
 
 
-def list_splits(source: Any) -> list[str]:
-    """Names of the splits of a source, as `read_rows` takes it; empty if the source is taken whole.
+def list_splits(source: Any, revision: str | None = None) -> list[str]:
+    """Names of the splits of a source, as `read_rows` takes both; empty if the source is taken whole.
 
     Raises:
         ValueError: if there is no such source.
     """
-    return [name for name in _splits(source) if name]
+    return [name for name in _splits(source, revision) if name]
 
 
-def _splits(source: Any) -> dict[str, Loader]:
+def _splits(source: Any, revision: str | None = None, streaming: bool = False) -> dict[str, Loader]:
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
+        if is_tar(path):
+            return tar_splits(find_shards(path))
         if path.is_file():
             return {usual_name(path.stem, "train"): jsonl_loader(path)}
+        if (path / PREPARED_FILE).is_file():
+            raise ValueError(
+                f"data: {source} holds prepared ids only (`zipper prepare`), to train on; give the raw data"
+            )
         if path.is_dir():
             return folder_splits(path)
         match = _HUB_ID.fullmatch(str(source))
         if match and not path.parent.exists():
-            return hub_splits(match["id"], match["config"])
+            return hub_splits(match["id"], match["config"], revision, streaming)
         raise ValueError(f"data: no file or folder {str(source)!r}")
-    return object_splits(source)
+    return object_splits(source, streaming)
 
 
 def _pick(splits: Mapping[str, Loader], split: str, source: Any) -> str:
@@ -183,15 +287,16 @@ def _names_pictures(table: Table) -> bool:
 
 
 def _column_names(table: Table) -> list[str] | None:
-    if table.is_dataset:
-        return list(table.rows.column_names)  # type: ignore[attr-defined]
+    if table.columns is not None:
+        return list(table.columns)
     first = next((row for row in table.rows if not isinstance(row, Document)), None)
     return None if first is None else list(first)
 
 
 def _check_rows(rows: Rows, table: Table) -> None:
     """Each row has a value in each chosen column, and the files that it names exist."""
-    for number, raw in enumerate(table.rows):
+    problems = list(table.problems)
+    for number, raw in enumerate(table.rows if table.columns is None else ()):
         if isinstance(raw, Document):
             continue
         for modality, column in rows.columns.items():
@@ -201,4 +306,6 @@ def _check_rows(rows: Rows, table: Table) -> None:
                     f"the columns are {sorted(raw)}"
                 )
             if table.folder and modality != "text":
-                check_file(resolve(raw[column], table.folder), table.where[number])
+                problems += missing_file(resolve(raw[column], table.folder), table.where[number])
+    if problems:
+        raise ValueError(f"data: {problems[0]}" + (f" (so do {len(problems) - 1} more)" if problems[1:] else ""))

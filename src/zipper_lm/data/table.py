@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,24 @@ _MEDIA_SUFFIXES = IMAGE_SUFFIXES | _SOUND_SUFFIXES
 
 @dataclass(frozen=True)
 class Table:
-    """Rows before columns are chosen. `where` says for messages where row i is written."""
+    """Rows before columns are chosen.
 
-    rows: Sequence[Any]
+    Args:
+        rows: dicts and documents; a stream is an iterable without a length.
+        where: for messages, where row i is written.
+        folder: what relative paths in the rows start from.
+        columns: their names, where the source knows them without reading a row; its rows are then not looked at before
+            they are used.
+        labels: names of the classes that a column of class numbers counts.
+        problems: what is wrong with single rows, such as files that do not exist.
+    """
+
+    rows: Sequence[Any] | Iterable[Any]
     where: Sequence[str] = ()
     folder: Path | None = None
-    """What relative paths in the rows start from."""
-    is_dataset: bool = False
+    columns: Sequence[str] | None = None
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    problems: Sequence[str] = ()
 
 
 Loader = Callable[[int | None], Table]
@@ -53,7 +64,6 @@ def resolve(value: Any, folder: Path) -> Any:
     return str(folder / value) if is_media(value) else value
 
 
-def check_file(value: Any, where: str) -> None:
-    """Raise `ValueError` if a value names a sound or picture file that is not there."""
-    if is_media(value) and not Path(value).is_file():
-        raise ValueError(f"data: {where}: file {value!r} does not exist")
+def missing_file(value: Any, where: str) -> list[str]:
+    """A message, if a value names a sound or picture file that is not there."""
+    return [f"{where}: file {value!r} does not exist"] if is_media(value) and not Path(value).is_file() else []

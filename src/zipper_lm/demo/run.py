@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
 
+from zipper_lm.card import refresh_card
 from zipper_lm.collation import collate
 from zipper_lm.config import TowerSpec
 from zipper_lm.data.tasks import TaskMixture, build_document
@@ -128,8 +129,9 @@ def demo(
     results = _results(sizes, scores, reports, parameters, parts) | seconds
     examples = _examples(model, sizes, spoken["test"], scores)
     with new_folder(output, overwrite) as folder:
-        model.save_pretrained(folder / "model", bundle_towers=True)
+        model.save_pretrained(folder / "model", bundle_towers=True, card=False)
         _write_json(folder / "model" / "generation.json", {k: dict(v) for k, v in sizes.generation.items()})
+        refresh_card(folder / "model", model)
         for example in examples:
             for name, wave in example.sounds.items():
                 _write_wave(folder / "audio" / f"{example.number:02d}-{name}.wav", wave)

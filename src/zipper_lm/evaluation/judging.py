@@ -19,7 +19,7 @@ from zipper_lm.document import Document
 from zipper_lm.evaluation.classifier import KIND, PictureClassifier
 from zipper_lm.evaluation.judge import CONFIG_FILE, Recogniser
 from zipper_lm.files import new_folder
-from zipper_lm.modality.codec import PICTURE_KINDS, Codec
+from zipper_lm.modality.codec import PICTURE_KINDS, Codec, can_decode
 
 STEPS = 2500
 """Optimizer steps of a recogniser; on small data more passes, on large data fewer."""
@@ -44,7 +44,7 @@ def cache_folder() -> Path:
 
 def can_be_judged(codec: Codec) -> bool:
     """Whether there is a judge for what a codec decodes to: sounds (what has a rate in time) and pictures."""
-    return codec.rate is not None or codec.kind in PICTURE_KINDS
+    return (codec.rate is not None or codec.kind in PICTURE_KINDS) and can_decode(codec)
 
 
 def suits(judge: Judge, codec: Codec) -> bool:
@@ -58,12 +58,13 @@ def judge_for(
     *,
     split: str = "train",
     modality: str = "speech",
+    revision: str | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Judge:
     """A judge fitted on the real sounds or pictures of a data set, independent of any model.
 
     Args:
-        source, columns: as in `read_rows`.
+        source, columns, revision: as in `read_rows`.
         split: used if there is no split ``judge``.
         modality: what it is to judge; pictures are told from sounds by what they are.
         progress: called with (step, steps, loss) while fitting; not called if the judge is cached, or takes no time.
@@ -71,8 +72,8 @@ def judge_for(
     Raises:
         ValueError: as `read_rows`, or without aligned values and text.
     """
-    split = JUDGE_SPLIT if JUDGE_SPLIT in list_splits(source) else split
-    rows = [row for row in read_rows(source, columns, split) if not isinstance(row, Document)]
+    split = JUDGE_SPLIT if JUDGE_SPLIT in list_splits(source, revision) else split
+    rows = [row for row in read_rows(source, columns, split, revision=revision) if not isinstance(row, Document)]
     if not rows or not {modality, "text"} <= set(rows[0]):
         raise ValueError(f"judge: {source} has no rows with {modality} and text in split {split!r} to fit one on")
     folder = cache_folder() / "judges" / _fingerprint(rows, modality)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from zipper_lm.backbones import check_same_backbone, load_backbone, stored
+from zipper_lm.backbones import base_tensors, check_same_backbone, load_backbone, recorded_dtype, stored
 from zipper_lm.config import ZipperConfig
 from zipper_lm.hub import CONFIG_FILE, local_folder
 from zipper_lm.tower import Tower
@@ -70,7 +70,7 @@ def verify(model: ZipperModel, folder: str | Path | None = None, **hub: Any) -> 
             spec.source = str(Path(folder) / spec.source)
         source = load_backbone(spec, dtype=tower.backbone.dtype, **hub)
         theirs = source.state_dict()
-        ours = _base_tensors(tower)
+        ours = base_tensors(tower)
         if theirs.keys() != ours.keys():
             odd = sorted(theirs.keys() ^ ours.keys())[:5]
             raise ValueError(f"tower {name!r}: tensors differ from {spec.source}: {odd}")
@@ -104,16 +104,10 @@ def changed_sources(folder: str | Path, **hub: Any) -> dict[str, str]:
             continue
         at = replace(spec, source=str(folder / spec.source)) if (folder / spec.source).is_dir() else spec
         try:
-            check_same_backbone(name, spec, load_backbone(at, **hub))
+            check_same_backbone(name, spec, load_backbone(at, dtype=recorded_dtype(spec), **hub))
         except ValueError as error:
             changed[name] = str(error)
     return changed
-
-
-def _base_tensors(tower: Tower) -> dict[str, Tensor]:
-    """A tower's tensors under their source names: PEFT wraps a linear layer as ``....base_layer``."""
-    state = tower.backbone.state_dict()
-    return {k.replace(".base_layer.", "."): v for k, v in state.items() if k not in tower.adapter_names}
 
 
 def _equal(ours: Tensor, theirs: Tensor) -> bool:

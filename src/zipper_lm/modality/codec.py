@@ -118,6 +118,15 @@ def read_codec_file(path: str | Path, kind: str) -> dict[str, Any]:
     return dict(fields)
 
 
+def can_decode(codec: Codec) -> bool:
+    """Whether a codec has a way back to raw values; one of published units may have none."""
+    try:
+        codec.decode([])
+    except ValueError:
+        return False
+    return True
+
+
 def own_codec(kind: str) -> Any:
     """One of this package's codec classes; its module is imported only now."""
     module, _, name = CODECS[kind].partition(":")

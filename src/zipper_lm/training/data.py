@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from zipper_lm.data.readers import read_rows
+from zipper_lm.data.audio import read_audio
+from zipper_lm.data.broken import Broken
+from zipper_lm.data.picture import is_picture, read_picture
+from zipper_lm.data.prepared import TRAIN, VALIDATION, PreparedRows, is_prepared, open_prepared
+from zipper_lm.data.readers import Rows, Stream, read_rows, stream_rows
 from zipper_lm.data.recombine import recombine
 from zipper_lm.document import Document
 from zipper_lm.modality.codec import Codec
@@ -19,128 +24,278 @@ from zipper_lm.training.recipes import DataRecipe
 if TYPE_CHECKING:
     from zipper_lm.model import ZipperModel
 
+T = TypeVar("T")
 CHUNK = 64
 
 
-def training_rows(data: DataRecipe, seed: int = 0) -> list[Any]:
+class Joined(Sequence[Any]):
+    """Sequences of rows, one after the other; rows are read when they are asked for."""
+
+    def __init__(self, *parts: Sequence[Any]) -> None:
+        self.parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[n] for n in range(len(self))[index]]
+        part, number = self.find(range(len(self))[index])
+        return part[number]
+
+    def find(self, number: int) -> tuple[Sequence[Any], int]:
+        """The part that a row is in, and its number there."""
+        part = int(np.searchsorted(self._ends, number, side="right"))
+        return self.parts[part], number - (int(self._ends[part - 1]) if part else 0)
+
+
+Opened = Rows | Stream | PreparedRows
+"""A split that is open: rows are read when they are asked for; those that were prepared are encoded."""
+
+
+def training_rows(data: DataRecipe, seed: int = 0, opened: Opened | None = None) -> Sequence[Any] | Stream:
     """The training split as the recipe wants it: limited, drawn from, excluded from, and with recombined clips.
 
+    Args:
+        data: the recipe. seed: of what is drawn. opened: the split from `open_split`, if that is done.
+
     Raises:
-        ValueError: as `read_rows`, or if nothing is left.
+        ValueError: as `open_split`.
     """
-    rows = [r for r in read_rows(data.source, data.columns, data.train, data.limit) if _wanted(r, data)]
+    rows = open_split(data, TRAIN) if opened is None else opened
     if data.fraction < 1.0:
+        assert not isinstance(rows, Stream)
         count = max(1, round(data.fraction * len(rows)))
-        rows = [rows[i] for i in sorted(np.random.default_rng(seed).permutation(len(rows))[:count])]
-    if not rows:
-        raise ValueError(f"data: {data.source} has no rows left in split {data.train!r} after data.exclude")
-    if data.clips is not None:
-        clips = [r for r in read_rows(data.clips.source, data.columns) if _wanted(r, data)]
-        rows += recombine(clips, data.clips.count, words=data.clips.words, seed=seed)
+        rows = rows.select(sorted(np.random.default_rng(seed).permutation(len(rows))[:count].tolist()))
+    if data.clips is None:
+        return rows
+    assert not isinstance(rows, Stream)
+    return Joined(rows, clip_rows(data, seed))
+
+
+def open_split(data: DataRecipe, split: str) -> Opened:
+    """A split as it is read, without what is excluded: of the training split no more than the recipe's limit.
+
+    Args:
+        data: the recipe. split: ``"train"`` or ``"validation"``; how the source calls it, the recipe says.
+
+    Raises:
+        ValueError: as `read_rows` and `open_prepared`, or if nothing is left.
+    """
+    name = data.train if split == TRAIN else str(data.validation)
+    limit = data.limit if split == TRAIN else None if data.exclude else data.validation_limit
+    if is_prepared(data.source):
+        rows: Any = open_prepared(data.source).rows(split)[:limit]
+    else:
+        open_rows: Callable[..., Rows | Stream] = stream_rows if data.streaming else read_rows
+        rows = open_rows(data.source, data.columns, name, limit, revision=data.revision, check=data.broken_limit == 0)
+    if not data.exclude:
+        return rows
+    rows = rows.without(data.exclude)
+    if next(iter(rows), None) is None:
+        raise ValueError(f"data: {data.source} has no rows left in split {name!r} after data.exclude")
     return rows
 
 
-def _wanted(row: Any, data: DataRecipe) -> bool:
-    return isinstance(row, Document) or all(str(row.get(c)) not in values for c, values in data.exclude.items())
+def clip_rows(data: DataRecipe, seed: int) -> Sequence[Any]:
+    """The recombined utterances that a recipe asks for.
+
+    Raises:
+        ValueError: as `read_rows` and `recombine`, or if prepared data has others or none.
+    """
+    assert data.clips is not None
+    if is_prepared(data.source):
+        return open_prepared(data.source).clips(data.clips, seed)
+    clips = read_rows(data.clips.source, data.columns).without(data.exclude)
+    return list(recombine(clips, data.clips.count, words=data.clips.words, seed=seed))
 
 
-def validation_rows(data: DataRecipe) -> list[Any]:
+def validation_rows(data: DataRecipe) -> Sequence[Any]:
     """The first rows of the validation split, without what is excluded; empty if the recipe has none.
 
     Raises:
-        ValueError: as `read_rows`, or if nothing is left.
+        ValueError: as `training_rows`.
     """
     if data.validation is None:
         return []
-    if not data.exclude:
-        return list(read_rows(data.source, data.columns, data.validation, data.validation_limit))
-    rows = [r for r in read_rows(data.source, data.columns, data.validation) if _wanted(r, data)]
-    if not rows:
-        raise ValueError(f"data: {data.source} has no rows left in split {data.validation!r} after data.exclude")
-    return rows[: data.validation_limit]
+    rows = open_split(data, VALIDATION)
+    return list(islice(rows, data.validation_limit)) if isinstance(rows, Stream) else rows[: data.validation_limit]
 
 
-def encode_rows(processor: ZipperProcessor, rows: Sequence[Any], modalities: Sequence[str]) -> list[Any]:
-    """Rows whose values are `Segment`s with ids (text keeps its value too), documents with ids.
+class Item(NamedTuple):
+    """A raw row or document, and where it is from."""
+
+    where: str
+    row: Any
+
+
+def items(rows: Iterable[Any], broken: Broken, numbers: Iterable[int] | None = None) -> Iterator[Item]:
+    """Rows with their places; those that cannot even be read go to `broken`.
+
+    Args:
+        rows: from `training_rows`. broken: what it is. numbers: of a sequence's rows, only these.
+    """
+    if not isinstance(rows, Sequence):
+        yield from (Item(f"row {n}", row) for n, row in enumerate(rows))
+        return
+    for number in range(len(rows)) if numbers is None else numbers:
+        where = where_of(rows, number)
+        try:
+            row = rows[number]
+        except ValueError as error:
+            broken.add(where, error)
+        else:
+            yield Item(where, row)
+
+
+def where_of(rows: Sequence[Any], number: int) -> str:
+    """Where a row is from."""
+    if isinstance(rows, Joined):
+        part, inside = rows.find(number)
+        return where_of(part, inside) if isinstance(part, Rows) else f"clip {inside}"
+    return rows.where(number) if isinstance(rows, Rows) else f"row {number}"
+
+
+def encoded(
+    processor: ZipperProcessor, found: Iterable[Item], modalities: Sequence[str], broken: Broken
+) -> Iterator[tuple[Item, Any]]:
+    """Each item with its row encoded: a dict of `Segment`s with ids (text keeps its value too), or a document with ids.
+
+    Args:
+        processor: the codecs. found: what to encode. modalities: of a row that is no document. broken: takes items that
+            lack a modality or that a codec cannot read.
 
     Raises:
-        ValueError: on a row without one of the modalities, or a value that its codec cannot read; the message says
-            which row.
+        ValueError: where `broken` does.
     """
-    encoded: list[Any] = []
-    for start in _told(range(0, len(rows), CHUNK), "encoding"):
-        chunk = rows[start : start + CHUNK]
-        documents = [_as_document(row, modalities, start + i) for i, row in enumerate(chunk)]
-        try:
-            coded = processor.encode(documents)
-        except ValueError:
-            coded = [_alone(processor, document, start + i) for i, document in enumerate(documents)]
-        for row, document in zip(chunk, coded):
+    for chunk in _chunks(found):
+        ready = []
+        for item in chunk:
+            try:
+                ready.append((item, _as_document(item.row, modalities)))
+            except ValueError as error:
+                broken.add(item.where, error)
+        for item, document in _coded(processor, ready, broken):
             for segment in document:
                 if not isinstance(segment.value, str) or segment.modality != "text":
                     segment.value = None
-            encoded.append(document if isinstance(row, Document) else dict(zip(modalities, document)))
-    return encoded
+            yield item, document if isinstance(item.row, Document) else dict(zip(modalities, document))
 
 
-def _as_document(row: Any, modalities: Sequence[str], number: int) -> Document:
+def _chunks(found: Iterable[T]) -> Iterator[list[T]]:
+    iterator = iter(found)
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk
+
+
+def _coded(
+    processor: ZipperProcessor, ready: Sequence[tuple[Item, Document]], broken: Broken
+) -> Iterator[tuple[Item, Document]]:
+    try:
+        coded = processor.encode([document for _, document in ready])
+    except ValueError:  # which of them it is, is found one by one
+        for item, document in ready:
+            try:
+                yield item, processor.encode([document])[0]
+            except ValueError as error:
+                broken.add(item.where, error)
+    else:
+        yield from zip((item for item, _ in ready), coded)
+
+
+def encode_rows(
+    processor: ZipperProcessor, rows: Iterable[Any], modalities: Sequence[str], broken: Broken | None = None
+) -> Sequence[Any]:
+    """Rows whose values are `Segment`s with ids (text keeps its value too), documents with ids. What is prepared is
+    encoded already; of everything else only the ids are kept.
+
+    Args:
+        processor: the codecs. rows: from `training_rows`. modalities: to encode, of rows that are no documents. broken:
+            takes what cannot be read; `None`: that is an error.
+
+    Raises:
+        ValueError: on a row without one of the modalities, or a value that its codec cannot read, if `broken` has no
+            room for it; the message says which row.
+    """
+    if isinstance(rows, PreparedRows) or (isinstance(rows, Joined) and isinstance(rows.parts[0], PreparedRows)):
+        return rows
+    broken = broken or Broken()
+    told = _told(items(rows, broken), "encoding", len(rows) if isinstance(rows, Sized) else None)
+    return [row for _, row in encoded(processor, told, modalities, broken)]
+
+
+def encoded_modalities(rows: Iterable[Any], named: set[str], towers: Sequence[str]) -> list[str]:
+    """What of each row is encoded: all modalities that tasks name, and text, which scores are compared with."""
+    first: Any = next((row for row in rows if not isinstance(row, Document)), {})
+    return sorted(named | ({"text"} & set(towers) & set(first)))
+
+
+def _as_document(row: Any, modalities: Sequence[str]) -> Document:
     if isinstance(row, Document):
         return row
     if missing := [m for m in modalities if row.get(m) is None]:
-        raise ValueError(f"data row {number}: no {missing}; it has {sorted(row)}; name columns in data.columns")
+        raise ValueError(f"no {missing}; it has {sorted(row)}; name columns in data.columns")
     return Document([(m, row[m]) for m in modalities])
 
 
-def _alone(processor: ZipperProcessor, document: Document, number: int) -> Document:
-    try:
-        return processor.encode([document])[0]
-    except ValueError as error:
-        raise ValueError(f"data row {number}: {error}") from error
-
-
-def column(rows: Sequence[Any], modality: str) -> list[Any]:
+def column(rows: Iterable[Any], modality: str, broken: Broken | None = None) -> list[Any]:
     """All raw values of one modality, from rows and from whole documents.
 
+    Args:
+        rows: from `training_rows`. modality: which. broken: takes values that cannot be read; each is tried only if
+            that has room for any, since reading all sounds takes its time.
+
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or `broken` is full.
     """
+    broken = broken or Broken()
     values: list[Any] = []
-    for row in rows:
+    first: Any = None
+    for where, row in items(rows, broken):
+        first = row if first is None else first
         if isinstance(row, Document):
-            values += [s.value for s in row if s.modality == modality and s.value is not None]
-        elif row.get(modality) is not None:
-            values.append(row[modality])
+            found = [s.value for s in row if s.modality == modality and s.value is not None]
+        else:
+            found = [row[modality]] if row.get(modality) is not None else []
+        try:
+            for value in found if broken.limit and modality != "text" else ():
+                read_picture(value) if is_picture(value) else read_audio(value)
+            values += found
+        except ValueError as error:
+            broken.add(where, error)
     if not values:
-        first = rows[0] if len(rows) else {}
-        has = first.modalities if isinstance(first, Document) else sorted(first)
+        has = first.modalities if isinstance(first, Document) else sorted(first or {})
         raise ValueError(f"data: no row has {modality!r}; they have {has}; name the column in data.columns")
     return values
 
 
-def encode_column(codec: Codec, values: Sequence[Any]) -> list[list[int]]:
+def encode_column(codec: Codec, values: Sequence[Any], broken: Broken | None = None) -> list[list[int]]:
     """One modality's values to ids, in chunks, with a progress bar.
 
     Raises:
-        ValueError: on a value that the codec cannot read; the message says which row.
+        ValueError: on a value that the codec cannot read, if `broken` has no room for it; the message says which row.
     """
+    broken = broken or Broken()
     ids: list[list[int]] = []
-    for start in _told(range(0, len(values), CHUNK), "encoding"):
-        chunk = values[start : start + CHUNK]
+    for chunk in _chunks(_told(enumerate(values), "encoding", len(values))):
         try:
-            ids += codec.encode(chunk)
+            ids += codec.encode([value for _, value in chunk])
         except ValueError:
-            for number, value in enumerate(chunk, start):
+            for number, value in chunk:
                 try:
                     ids += codec.encode([value])
                 except ValueError as error:
-                    raise ValueError(f"data row {number}: {error}") from error
+                    broken.add(f"row {number}", error)
     return ids
 
 
 def measure_stretch(model: ZipperModel, rows: Sequence[Any]) -> None:
     """Set `ZipSpec.stretch` of every zip that has none: tokens of its reader per token of its source, over all coded
     rows and documents that hold both. Without such rows it stays as it is."""
-    lengths = [_lengths(row) for row in rows]
+    lengths = [
+        {m: tokens + parts for m, (tokens, parts) in counts.items()} for counts in token_counts(rows)
+    ]  # with BOS
     for spec in model.config.zip_specs:
         both = [n for n in lengths if spec.reader in n and spec.source in n]
         if spec.stretch is None and both:
@@ -148,14 +303,23 @@ def measure_stretch(model: ZipperModel, rows: Sequence[Any]) -> None:
             model.set_stretch(spec.reader, spec.source, round(ratio, 4))
 
 
-def _lengths(row: Any) -> dict[str, int]:
-    """Tokens of each modality in a row or document, BOS counted."""
-    lengths: dict[str, int] = {}
-    for segment in row if isinstance(row, Document) else row.values():
-        lengths[segment.modality] = lengths.get(segment.modality, 0) + len(segment.ids or []) + 1
-    return lengths
+def token_counts(rows: Sequence[Any]) -> Iterator[dict[str, tuple[int, int]]]:
+    """Of each encoded row or document, by modality: tokens without BOS and EOS, and segments."""
+    if isinstance(rows, Joined):
+        for part in rows.parts:
+            yield from token_counts(part)
+    elif isinstance(rows, PreparedRows) and (lengths := rows.lengths()):
+        for each in zip(*lengths.values()):
+            yield {m: (int(tokens), 1) for m, tokens in zip(lengths, each)}
+    else:
+        for row in rows:
+            counts: dict[str, tuple[int, int]] = {}
+            for segment in row if isinstance(row, Document) else row.values():
+                tokens, segments = counts.get(segment.modality, (0, 0))
+                counts[segment.modality] = tokens + len(segment.ids or []), segments + 1
+            yield counts
 
 
-def _told(steps: Iterable[int], what: str) -> Iterable[int]:
+def _told(steps: Iterable[T], what: str, total: int | None) -> Iterable[T]:
     """With a progress bar on standard error: standard output is for results."""
-    return track(steps, description=what, transient=True, console=Console(stderr=True))
+    return track(steps, description=what, total=total, transient=True, console=Console(stderr=True))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,40 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from zipper_lm.backbones import weights_hash
 from zipper_lm.baselines.single_decoder import SingleDecoder, expand, is_single_decoder
+from zipper_lm.card import GENERATION_FILE, RUN_FILE, refresh_card
 from zipper_lm.collation import Batch, collate
 from zipper_lm.config import TowerSpec
-from zipper_lm.data.readers import read_rows
+from zipper_lm.data.broken import Broken
+from zipper_lm.data.prepared import TRAIN, is_prepared, open_prepared
 from zipper_lm.data.tasks import Task, TaskMixture, build_document, parse_task
 from zipper_lm.document import Document
 from zipper_lm.evaluation.attention import observe
 from zipper_lm.evaluation.judging import Judge, can_be_judged, judge_for, load_judge, suits
 from zipper_lm.evaluation.preservation import perplexity
+from zipper_lm.evaluation.results import weights_digest
 from zipper_lm.evaluation.scoring import counts_tokens, score_task
 from zipper_lm.files import check_output, new_folder
 from zipper_lm.fusing import codec_of
 from zipper_lm.generation import Writer
+from zipper_lm.hub import place_of
 from zipper_lm.model import ZipperModel
-from zipper_lm.recipe import recipe_hash, to_mapping
+from zipper_lm.recipe import build, recipe_hash, to_mapping
 from zipper_lm.speaking import known_settings
 from zipper_lm.training import signatures
 from zipper_lm.training.arguments import training_arguments
 from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt
-from zipper_lm.training.data import encode_rows, measure_stretch, training_rows, validation_rows
+from zipper_lm.training.data import (
+    encode_rows,
+    encoded_modalities,
+    measure_stretch,
+    open_split,
+    token_counts,
+    training_rows,
+    validation_rows,
+)
 from zipper_lm.training.pretrain import check_length, pretrain
 from zipper_lm.training.processes import is_main, made_by_main, wait
-from zipper_lm.training.recipes import FuseRecipe, PretrainRecipe, TowerRecipe
+from zipper_lm.training.recipes import DataRecipe, FuseRecipe, PretrainRecipe, TowerRecipe
 from zipper_lm.training.trainer import ZipperTrainer, describe_parameters, latest_checkpoint, randomness_kept
 from zipper_lm.training.working import begin, check_working, keep_logs, working_folder
 
@@ -69,22 +82,30 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     arguments = training_arguments(recipe.training, working, recipe.seed, **_evaluation_arguments(recipe))
     console = console or Console(stderr=True, quiet=not is_main())  # after the arguments, which say how to connect
     judge = load_judge(recipe.judge) if recipe.judge is not None else None
-    read_rows(recipe.data.source, recipe.data.columns, recipe.data.train, recipe.data.limit)
+    named = {m for task in tasks.values() for m in task.modalities}
+    prepared = open_prepared(recipe.data.source) if is_prepared(recipe.data.source) else None
+    if prepared is not None:
+        prepared.check_modalities(named)
+    opened = open_split(recipe.data, TRAIN)
     held_out = validation_rows(recipe.data)
     make_towers(recipe, console, halted)
     set_seed(recipe.seed)
     model = build_model(recipe)
     assert model.processor is not None
+    if prepared is not None:
+        prepared.check_codecs(model.processor.codecs)
     console.print(describe_parameters(model))
-    named = {m for task in tasks.values() for m in task.modalities}
-    rows = _encoded(model, training_rows(recipe.data, recipe.seed), named)
-    validation = _encoded(model, held_out, named)
+    broken = Broken(recipe.data.broken_limit)
+    rows = _encoded(model, training_rows(recipe.data, recipe.seed, opened), named, broken)
+    validation = _encoded(model, held_out, named, broken)
+    if broken.items:
+        console.print(f"[yellow]{broken.told()}[/yellow]")
     if isinstance(model, ZipperModel):
         measure_stretch(model, rows)
     mixture = TaskMixture(
         rows, recipe.tasks, seed=recipe.seed, interleave=recipe.training.interleave, towers=model.names
     )
-    _check_lengths(model, [*rows, *validation])
+    _check_lengths(model, chain(token_counts(rows), token_counts(validation)))
     scorer = _Scorer(recipe, model, validation) if validation else None
     if scorer is not None:
         for modality in scorer.judged:
@@ -124,6 +145,13 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     record = {
         "recipe": plain,
         "recipe_hash": recipe_hash(plain),
+        "data": {
+            "source": place_of(recipe.data.source),
+            "rows": {
+                recipe.data.train: len(rows),
+                **({recipe.data.validation: len(validation)} if recipe.data.validation else {}),
+            },
+        },
         "seconds": round(time.time() - started, 1),
         "train_loss": result.training_loss,
         "steps": trainer.state.global_step,
@@ -134,6 +162,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
             "all": sum(p.numel() for p in model.parameters()),
             "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
         },
+        "broken": broken.items,
         "signatures": [s.message for s in found],
         "perplexity_before": before.perplexity,
         "perplexity_after": unimodal_perplexity(model, validation),
@@ -141,9 +170,11 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     }
     if is_main():
         with new_folder(recipe.output, recipe.overwrite) as folder:
-            model.save_pretrained(folder)
-            _write_json(folder / "run.json", record)
-            _write_json(folder / "generation.json", recipe.generation)
+            model.save_pretrained(folder, card=False)
+            record["weights"] = weights_digest(folder)
+            _write_json(folder / RUN_FILE, record)
+            _write_json(folder / GENERATION_FILE, recipe.generation)
+            refresh_card(folder, model, name=Path(recipe.output).name)
             keep_logs(working, folder / "logs")
         shutil.rmtree(working, ignore_errors=True)
     wait()
@@ -206,20 +237,18 @@ def _write_json(file: Path, content: Any) -> None:
     file.write_text(json.dumps(content, indent=2, default=float) + "\n", encoding="utf-8")
 
 
-def _encoded(model: Writer, rows: Sequence[Any], named: set[str]) -> list[Any]:
-    """Rows with the ids of all modalities that tasks name, and of text, which scores are compared with."""
+def _encoded(model: Writer, rows: Iterable[Any], named: set[str], broken: Broken) -> Sequence[Any]:
     assert model.processor is not None
-    first: Any = next((r for r in rows if not isinstance(r, Document)), {})
-    return encode_rows(model.processor, rows, sorted(named | ({"text"} & set(model.names) & set(first))))
+    return encode_rows(model.processor, rows, encoded_modalities(rows, named, model.names), broken)
 
 
-def _check_lengths(model: Writer, rows: Sequence[Any]) -> None:
+def _check_lengths(model: Writer, rows: Iterable[Mapping[str, tuple[int, int]]]) -> None:
     """That every stream fits its decoder: a tower reads its own segments, a single decoder all of them."""
     lengths: dict[str, list[int]] = {name: [] for name in model.names}
-    for row in rows:
-        segments = row.segments if isinstance(row, Document) else list(row.values())
+    for counts in rows:
         for name, each in lengths.items():
-            each.append(sum(len(s.ids or []) + 2 for s in segments if s.modality == name))
+            tokens, segments = counts.get(name, (0, 0))
+            each.append(tokens + 2 * segments)
     if isinstance(model, SingleDecoder):
         check_length(model.backbone, [sum(row) for row in zip(*lengths.values())], "the single decoder")
         return
@@ -307,8 +336,13 @@ def _judge_of(recipe: FuseRecipe, modality: str, model: Writer, given: Judge | N
 
 def _fitted_judge(recipe: FuseRecipe, modality: str, console: Console) -> Judge:
     console.print(f"fitting a judge of {modality} on the originals (once; cached)")
+    data = recipe.data
+    if is_prepared(data.source):  # it holds ids, a judge hears the originals
+        data = build(DataRecipe, open_prepared(data.source).description["data"])
+    if data.streaming:
+        raise ValueError("a stream is not fetched as a whole to fit one on; name one (judge)")
     with randomness_kept():
-        return judge_for(recipe.data.source, recipe.data.columns, split=recipe.data.train, modality=modality)
+        return judge_for(data.source, data.columns, split=data.train, modality=modality, revision=data.revision)
 
 
 class _Scorer:
@@ -402,5 +436,5 @@ def _activity(model: ZipperModel, batches: Sequence[Batch]) -> tuple[dict[str, f
 
 def generation_settings(folder: str | Path) -> Mapping[str, Any]:
     """The generation settings kept with a model, per modality; empty if there are none."""
-    file = Path(folder) / "generation.json"
+    file = Path(folder) / GENERATION_FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

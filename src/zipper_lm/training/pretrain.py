@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch.utils.data import Dataset
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, Trainer, set_seed
 
 from zipper_lm.collation import IGNORED
+from zipper_lm.data.broken import Broken
+from zipper_lm.data.prepared import is_prepared
 from zipper_lm.files import check_output, new_folder
 from zipper_lm.modality.codec import Codec
 from zipper_lm.recipe import to_mapping
@@ -101,14 +104,20 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
     checkpoint = check_working(working, plain, resume=resume, overwrite=overwrite)
     arguments = training_arguments(recipe.training, working, recipe.seed)
     set_seed(recipe.seed)
+    if is_prepared(recipe.data.source):
+        raise ValueError(f"data: {recipe.data.source} holds prepared ids; `zipper pretrain` reads the raw data")
+    broken = Broken(recipe.data.broken_limit)
     held_out = validation_rows(recipe.data)
-    values = column(training_rows(recipe.data, recipe.seed), recipe.modality)
+    values = column(training_rows(recipe.data, recipe.seed), recipe.modality, broken)
     codec = made_by_main(partial(recipe.codec.make, values, recipe.seed))
     backbone = make_backbone(recipe.backbone, codec)
-    streams = Streams(encode_column(codec, values), codec, recipe.context, recipe.seed)
+    streams = Streams(encode_column(codec, values, broken), codec, recipe.context, recipe.seed)
     held_streams = None
     if held_out:
-        held_streams = Streams(encode_column(codec, column(held_out, recipe.modality)), codec, 1, recipe.seed)
+        held_values = column(held_out, recipe.modality, broken)
+        held_streams = Streams(encode_column(codec, held_values, broken), codec, 1, recipe.seed)
+    if broken.items:
+        Console(stderr=True, quiet=not is_main()).print(f"[yellow]{broken.told()}[/yellow]")
     check_length(backbone, [len(s) for part in (streams, held_streams) if part for s in part.streams], recipe.modality)
     del values, held_out  # raw sound is large
     if checkpoint is None and is_main():

@@ -38,7 +38,9 @@ class DataRecipe:
     """Where the data is (`zipper_lm.data.readers`). A plain string is the source.
 
     Args:
-        source: folder, JSONL file, or Hub id.
+        source: folder, JSONL file, WebDataset tars, Hub id, or what `zipper prepare` wrote.
+        revision: of a Hub id: commit, tag or branch.
+        streaming: a data set on the Hub is not fetched as a whole: its rows come over the network one after the other.
         columns: modality to column, where the names are not the usual ones.
         train, validation: split names; `validation` may be null.
         limit: use only the first rows of the training split.
@@ -47,9 +49,12 @@ class DataRecipe:
         exclude: column to values; rows with one of them are left out of training and validation, such as
             ``{speaker: [theo]}``.
         clips: further training utterances from single recordings.
+        broken_limit: how many items that cannot be read are left out (and listed) before that is an error.
     """
 
     source: str
+    revision: str | None = None
+    streaming: bool = False
     columns: dict[str, str] | None = None
     train: str = "train"
     validation: str | None = "validation"
@@ -58,6 +63,7 @@ class DataRecipe:
     validation_limit: int = 100
     exclude: dict[str, list[str]] = field(default_factory=dict)
     clips: ClipsRecipe | None = None
+    broken_limit: int = 0
 
     @classmethod
     def from_string(cls, text: str) -> dict[str, Any]:
@@ -65,9 +71,16 @@ class DataRecipe:
         return {"source": text}
 
     def __post_init__(self) -> None:
+        _at_least("data.broken_limit", self.broken_limit, 0)
+        if self.streaming and self.fraction < 1.0:
+            raise ValueError(
+                f"data.fraction={self.fraction} cannot be drawn from a stream: it has no length; set limit"
+            )
         _at_least("data.validation_limit", self.validation_limit, 1)
         if not 0.0 < self.fraction <= 1.0:
             raise ValueError(f"data.fraction must be in (0, 1], got {self.fraction}")
+        if self.streaming and self.clips is not None:
+            raise ValueError("data.clips cannot follow a stream, which may not end; leave out clips or streaming")
 
 
 @dataclass(kw_only=True)

@@ -20,10 +20,10 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from zipper_lm.checkpoint import WEIGHTS_FILE
 from zipper_lm.collation import Batch, Specials, collate
 from zipper_lm.document import Document, Segment
 from zipper_lm.generation import Writer
+from zipper_lm.hub import WEIGHTS_FILE
 from zipper_lm.training.callbacks import tell_tidily
 from zipper_lm.training.processes import from_main
 
@@ -276,7 +276,8 @@ class ZipperTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The checkpoint is the model's own: new weights only, no pickled arguments."""
-        self.accelerator.unwrap_model(self.model).save_pretrained(output_dir or self.args.output_dir, overwrite=True)
+        folder = output_dir or self.args.output_dir
+        self.accelerator.unwrap_model(self.model).save_pretrained(folder, overwrite=True, card=False)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.accelerator.unwrap_model(self.model).load_own(Path(resume_from_checkpoint) / WEIGHTS_FILE)

@@ -1,0 +1,234 @@
+"""What `zipper prepare` wrote: ids in Arrow files that are mapped into memory, and what they were made with.
+
+    DIR/train/00000.arrow ...       rows or whole documents with their ids
+    DIR/validation/00000.arrow ...  if the recipe has a validation split
+    DIR/clips/00000.arrow ...       if it has clips
+    DIR/prepared.json               written last: codecs by hash, shards by hash, counts
+    DIR/broken.jsonl                what was left out and why, if anything was
+
+Rows have the columns ``<modality>_ids`` (list of int32) and ``<modality>_length`` of every modality, ``text`` (if that
+is one), ``source`` (where the row is from) and ``labels`` (map of string to string: the other plain columns). Documents
+have ``segments`` (list of modality, ids, text, target) and ``source``. Arrow and not Parquet: a mapped Arrow file costs
+no memory and gives any row at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import pyarrow as pa
+
+from zipper_lm.data.readers import PREPARED_FILE
+from zipper_lm.document import Document, Segment
+from zipper_lm.modality.codec import Codec
+
+if TYPE_CHECKING:
+    from zipper_lm.training.recipes import ClipsRecipe
+
+FORMAT = 1
+TRAIN, VALIDATION, CLIPS = "train", "validation", "clips"
+_CIRCUMSTANCES = ("is_local", "local_files_only", "name_or_path", "_name_or_path", "transformers_version")
+"""Keys of transformers' files that say how something was loaded, not what it is."""
+_SEGMENTS = pa.list_(
+    pa.struct([("modality", pa.string()), ("ids", pa.list_(pa.int32())), ("text", pa.string()), ("target", pa.bool_())])
+)
+
+
+def is_prepared(source: Any) -> bool:
+    """Whether a data source is a folder of `zipper prepare`."""
+    return isinstance(source, str | Path) and (Path(source).expanduser() / PREPARED_FILE).is_file()
+
+
+def row_schema(modalities: Sequence[str]) -> pa.Schema:
+    """Columns of rows with these modalities."""
+    fields = [(f"{m}_ids", pa.list_(pa.int32())) for m in modalities]
+    fields += [(f"{m}_length", pa.int32()) for m in modalities]
+    fields += [("text", pa.string())] if "text" in modalities else []
+    return pa.schema([*fields, ("source", pa.string()), ("labels", pa.map_(pa.string(), pa.string()))])
+
+
+def document_schema() -> pa.Schema:
+    """Columns of whole documents."""
+    return pa.schema([("segments", _SEGMENTS), ("source", pa.string())])
+
+
+def pack_row(row: Mapping[str, Segment], source: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    """An encoded row in the columns of `row_schema`."""
+    packed: dict[str, Any] = {"source": source, "labels": list(labels.items())}
+    for modality, segment in row.items():
+        packed |= {f"{modality}_ids": segment.ids, f"{modality}_length": len(segment.ids or [])}
+    if "text" in row:
+        packed["text"] = row["text"].value
+    return packed
+
+
+def pack_document(document: Document, source: str) -> dict[str, Any]:
+    """An encoded document in the columns of `document_schema`."""
+    segments = [{"modality": s.modality, "ids": s.ids, "text": s.value, "target": s.target} for s in document]
+    return {"segments": segments, "source": source}
+
+
+class PreparedRows(Sequence[Any]):
+    """Encoded rows (modality to `Segment` with ids) or documents, read from mapped files when they are asked for."""
+
+    def __init__(self, table: pa.Table, modalities: Sequence[str], numbers: Sequence[int] | None = None) -> None:
+        self._table = table
+        self._modalities = modalities
+        self._numbers = range(table.num_rows) if numbers is None else numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> PreparedRows: ...
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return PreparedRows(self._table, self._modalities, self._numbers[index])
+        number = self._numbers[index]
+        if "segments" in self._table.column_names:
+            raw = self._table["segments"][number].as_py()
+            return Document([Segment(s["modality"], s["text"], s["ids"], target=s["target"]) for s in raw])
+        ids = {m: self._table[f"{m}_ids"][number].values.to_numpy().tolist() for m in self._modalities}
+        text = self._table["text"][number].as_py() if "text" in ids else None
+        return {m: Segment(m, text if m == "text" else None, row) for m, row in ids.items()}
+
+    def lengths(self) -> dict[str, np.ndarray]:
+        """Tokens of every row by modality, int32 [rows], without reading the ids; empty for whole documents."""
+        if "segments" in self._table.column_names:
+            return {}
+        return {m: self._table[f"{m}_length"].to_numpy()[np.asarray(self._numbers)] for m in self._modalities}
+
+    def select(self, numbers: Sequence[int]) -> PreparedRows:
+        """The rows of these numbers, in this order."""
+        return PreparedRows(self._table, self._modalities, [self._numbers[n] for n in numbers])
+
+    def without(self, exclude: Mapping[str, Sequence[str]]) -> PreparedRows:
+        """All rows but those with one of the values in a label or in their text; whole documents stay."""
+        if "segments" in self._table.column_names:
+            return self
+        labels = [dict(self._table["labels"][n].as_py()) for n in self._numbers]
+        if "text" in exclude and "text" in self._modalities:
+            for label, n in zip(labels, self._numbers):
+                label["text"] = self._table["text"][n].as_py()
+        return self.select(
+            [n for n, label in enumerate(labels) if all(label.get(c) not in values for c, values in exclude.items())]
+        )
+
+
+class Prepared:
+    """A folder of prepared data.
+
+    Args:
+        folder: where it is. description: what its `prepared.json` says.
+    """
+
+    def __init__(self, folder: Path, description: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.description = description
+
+    def rows(self, split: str) -> PreparedRows:
+        """A split, after its shards have been compared with their hashes.
+
+        Raises:
+            ValueError: if there is no such split (naming those there), or a shard is missing, cut off or changed.
+        """
+        splits = self.description["splits"]
+        if split not in splits:
+            raise ValueError(f"data: {self.folder} has no prepared split {split!r}; it has {sorted(splits)}")
+        tables = [self._table(shard) for shard in splits[split]["shards"]]
+        return PreparedRows(pa.concat_tables(tables), self.description["modalities"])
+
+    def clips(self, wanted: ClipsRecipe, seed: int) -> PreparedRows:
+        """The recombined clips, if they are those that a recipe wants.
+
+        Raises:
+            ValueError: if they are others, or none were prepared; and as `rows`.
+        """
+        made = self.description["splits"].get(CLIPS, {}).get("made_with")
+        asked = {**dataclasses.asdict(wanted), "seed": seed}
+        if made != asked:
+            raise ValueError(
+                f"data.clips: {self.folder} has {made or 'none'}, the recipe wants {asked}; prepare it anew"
+            )
+        return self.rows(CLIPS)
+
+    def check_modalities(self, wanted: Iterable[str]) -> None:
+        """Raise `ValueError` if a modality that is wanted was not prepared."""
+        if missing := sorted(set(wanted) - set(self.description["modalities"])):
+            raise ValueError(
+                f"data: {self.folder} was prepared with {self.description['modalities']}, without {missing}; "
+                "prepare it anew with these tasks"
+            )
+
+    def check_codecs(self, codecs: Mapping[str, Codec]) -> None:
+        """Raise `ValueError`, naming the codec, if one is not that which the ids were made with."""
+        for modality, made_with in self.description["codecs"].items():
+            codec = codecs.get(modality)
+            if codec is not None and (found := codec_hash(codec)) != made_with["sha256"]:
+                raise ValueError(
+                    f"data: {self.folder} was prepared with another codec of {modality!r}: a {made_with['kind']} codec "
+                    f"with sha256 {made_with['sha256'][:12]}, the model's is a {codec.kind} codec with {found[:12]}; "
+                    "its ids would mean something else; prepare the data anew"
+                )
+
+    def _table(self, shard: Mapping[str, Any]) -> pa.Table:
+        file = self.folder / shard["file"]
+        if not file.is_file():
+            raise ValueError(f"data: shard {file} is missing")
+        if (size := file.stat().st_size) != shard["bytes"]:
+            raise ValueError(f"data: shard {file} has {size} bytes, it was written with {shard['bytes']}: cut off?")
+        if file_hash(file) != shard["sha256"]:
+            raise ValueError(f"data: shard {file} is not what was written (its sha256 differs)")
+        return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+
+
+def open_prepared(source: str | Path) -> Prepared:
+    """The prepared data in a folder.
+
+    Raises:
+        ValueError: if there is none, or it is of another format.
+    """
+    folder = Path(source).expanduser()
+    file = folder / PREPARED_FILE
+    if not file.is_file():
+        raise ValueError(f"data: no {PREPARED_FILE} in {source}")
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"data: {file} cannot be read: {error}") from error
+    if description.get("format") != FORMAT:
+        raise ValueError(f"data: {file} is of format {description.get('format')!r}, this version reads {FORMAT}")
+    return Prepared(folder, description)
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def codec_hash(codec: Codec) -> str:
+    """SHA-256 (64 hex digits) over what a codec's `save_pretrained` writes: names and contents of its files, without
+    what only says how a tokenizer or model was loaded."""
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory() as folder:
+        codec.save_pretrained(folder)
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            content = file.read_bytes()
+            if file.suffix == ".json" and isinstance(fields := json.loads(content), dict):
+                kept = {key: value for key, value in fields.items() if key not in _CIRCUMSTANCES}
+                content = json.dumps(kept, sort_keys=True).encode()
+            for part in (file.relative_to(folder).as_posix().encode(), content):
+                digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()

@@ -1,0 +1,321 @@
+"""`zipper prepare`: the same ids once and for all, whatever was in between, and refused when they would be others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+from tiny_recipes import say, tiny_recipe, workshop
+
+from zipper_lm import Document
+from zipper_lm.data.prepared import codec_hash, open_prepared
+from zipper_lm.data.readers import read_rows
+from zipper_lm.modality.codec import load_codec
+from zipper_lm.modality.text import TextCodec
+from zipper_lm.training import prepare as prepare_module
+from zipper_lm.training.callbacks import Interrupted
+from zipper_lm.training.data import encode_rows, token_counts, training_rows
+from zipper_lm.training.fuse import build_model, fuse
+from zipper_lm.training.prepare import prepare
+
+
+def described(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "prepared.json").read_text())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepare") / "data"
+    prepare(tiny_recipe(folder), folder, shard_rows=5)
+    return folder
+
+
+def test_what_was_prepared_is_what_training_would_encode(prepared: Path) -> None:
+    recipe = tiny_recipe(prepared / "m")
+    processor = build_model(recipe).processor
+    assert processor is not None
+    fresh = encode_rows(processor, training_rows(recipe.data), ["speech", "text"])
+    rows = open_prepared(prepared).rows("train")
+    assert list(rows) == list(fresh)
+    assert rows[3:5][1] == fresh[4]
+    assert rows[-1] == fresh[-1]
+    assert list(token_counts(rows[2:9])) == list(token_counts(list(rows)[2:9]))
+    told = described(prepared)
+    assert [s["rows"] for s in told["splits"]["train"]["shards"]] == [5, 5, 2]
+    assert told["splits"]["train"]["tokens"]["speech"] == sum(len(row["speech"].ids) for row in fresh)
+    assert told["splits"]["train"]["seconds"]["speech"] == pytest.approx(
+        told["splits"]["train"]["tokens"]["speech"] / 25
+    )
+    assert told["splits"]["validation"]["rows"] == 4
+    assert not list(prepared.parent.glob("*.preparing"))
+    with pytest.raises(ValueError, match="holds prepared ids only"):
+        read_rows(prepared)
+
+
+@pytest.mark.slow  # each process imports torch and transformers anew
+def test_the_number_of_processes_changes_nothing(prepared: Path, tmp_path: Path) -> None:
+    prepare(tiny_recipe(tmp_path / "m"), tmp_path / "two", shard_rows=5, processes=2)
+    assert contents(tmp_path / "two") == contents(prepared)
+    data = {"source": broken_folder(tmp_path / "raw"), "validation": None, "broken_limit": 3}
+    for processes in (1, 2):
+        recipe = tiny_recipe(tmp_path / "m", data=data)
+        prepare(recipe, tmp_path / f"broken-{processes}", shard_rows=3, processes=processes)
+    assert contents(tmp_path / "broken-1") == contents(tmp_path / "broken-2")
+    recipe.data.broken_limit = 2
+    with pytest.raises(
+        ValueError, match=r"more broken items than data\.broken_limit=2, the first are .*csv:3: .*csv:6"
+    ):
+        prepare(recipe, tmp_path / "less", shard_rows=3, processes=2)
+
+
+def test_a_fusion_learns_the_same_from_it(prepared: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"fraction": 0.5, "exclude": {"speaker": ["odd"]}, "validation_limit": 2}
+    raw = tiny_recipe(tmp_path / "raw", data={"source": str(workshop() / "data"), **changes})
+    first = fuse(raw)
+    second = fuse(tiny_recipe(tmp_path / "ids", data={"source": str(prepared), **changes}))
+    kept = ("train_loss", "perplexity_before", "perplexity_after", "gates", "broken")
+    assert {k: first[k] for k in kept} == {k: second[k] for k in kept}
+    scores = [[e["eval_wer"] for e in record["history"] if "eval_wer" in e] for record in (first, second)]
+    assert scores[0] == scores[1] != []
+
+
+def test_without_the_originals_there_is_no_judge_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZIPPER_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(workshop() / "data", tmp_path / "raw")
+    prepare(tiny_recipe(tmp_path / "m", data=str(tmp_path / "raw")), tmp_path / "ids")
+    shutil.rmtree(tmp_path / "raw")
+    record = fuse(tiny_recipe(tmp_path / "m", data=str(tmp_path / "ids"), judge=None))
+    assert "no judge of speech, so it is not scored" in " ".join(capsys.readouterr().err.split())
+    (scores,) = [e for e in record["history"] if "eval_wer" in e]
+    assert [k for k in scores if k.startswith("eval_wer/")] == ["eval_wer/speech->text"]
+
+
+def test_another_codec_is_refused_by_name(prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(workshop() / "text", tmp_path / "text")
+    TextCodec.train(["one two six"], vocab_size=18).save_pretrained(tmp_path / "text")
+    towers = {"text": str(tmp_path / "text"), "speech": {"source": str(workshop() / "speech"), "train": "full"}}
+    with pytest.raises(ValueError, match=r"prepared with another codec of 'text': a text codec with sha256 \w{12}"):
+        fuse(tiny_recipe(tmp_path / "m", data=str(prepared), towers=towers))
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_saved_codec_is_the_same_codec(tmp_path: Path) -> None:
+    """A tokenizer's files say whether it came from a folder; the codec does not change by that."""
+    codec = TextCodec.train(["one two"], vocab_size=32)
+    codec.save_pretrained(tmp_path)
+    assert codec_hash(load_codec(tmp_path)) == codec_hash(codec)
+    assert codec_hash(TextCodec.train(["one two"], vocab_size=32, lower=False)) != codec_hash(codec)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.unlink(), r"shard .*00001\.arrow is missing"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-9]), r"shard .*00001\.arrow has \d+ bytes, .* cut off"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-9] + bytes(9)), r"00001\.arrow is not what was written"),
+    ],
+)
+def test_a_damaged_shard_is_refused_by_name(prepared: Path, tmp_path: Path, damage: Any, message: str) -> None:
+    shutil.copytree(prepared, tmp_path / "ids")
+    damage(tmp_path / "ids" / "train" / "00001.arrow")
+    with pytest.raises(ValueError, match=message):
+        fuse(tiny_recipe(tmp_path / "m", data=str(tmp_path / "ids")))
+
+
+def test_what_a_recipe_cannot_have_of_prepared_data(prepared: Path, tmp_path: Path) -> None:
+    def refused(message: str, data: dict[str, Any] | None = None, **changes: Any) -> None:
+        recipe = tiny_recipe(tmp_path / "m", data={"source": str(prepared), **(data or {})}, **changes)
+        with pytest.raises(ValueError, match=message):
+            fuse(recipe)
+
+    refused(r"data\.clips: .* has none, the recipe wants", data={"clips": {"source": "clips"}})
+    towers = {n: str(workshop() / t) for n, t in {"text": "text", "speech": "speech", "image": "text"}.items()}
+    refused(r"prepared with \['speech', 'text'\], without \['image'\]", towers=towers, tasks={"image->text": 1.0})
+    refused("no rows left in split 'train'", data={"exclude": {"speaker": ["even", "odd"]}})
+    made = {"text": {"source": str(tmp_path / "new"), "pretrain": {}}, "speech": str(workshop() / "speech")}
+    refused("reads the raw data", towers=made)
+    with pytest.raises(ValueError, match="is prepared already"):
+        prepare(tiny_recipe(tmp_path / "m", data=str(prepared)), tmp_path / "again")
+    file = shutil.copytree(prepared, tmp_path / "old") / "prepared.json"
+    file.write_text(file.read_text().replace('"format": 1', '"format": 0'))
+    with pytest.raises(ValueError, match="is of format 0, this version reads 1"):
+        open_prepared(tmp_path / "old")
+
+
+def test_a_run_that_was_cut_off_goes_on(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, written = prepare_module._Encoder.write, []
+
+    def cut(self: Any, shard: Any) -> Any:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(shard.file)
+        return write(self, shard)
+
+    recipe = tiny_recipe(tmp_path / "m")
+    with pytest.raises(ValueError, match=r"nothing to resume: there is no .*ids\.preparing"):
+        prepare(recipe, tmp_path / "ids", resume=True)
+    monkeypatch.setattr(prepare_module._Encoder, "write", cut)
+    with pytest.raises(Interrupted, match=r"go on with resume"):
+        prepare(recipe, tmp_path / "ids", shard_rows=5)
+    assert not (tmp_path / "ids").exists()
+    with pytest.raises(ValueError, match="holds an interrupted run"):
+        prepare(recipe, tmp_path / "ids", shard_rows=5)
+    with pytest.raises(ValueError, match=r"cannot resume: \['shard_rows'\] changed"):
+        prepare(recipe, tmp_path / "ids", shard_rows=6, resume=True)
+    limited = tiny_recipe(tmp_path / "m", data={"source": str(workshop() / "data"), "limit": 3})
+    with pytest.raises(ValueError, match=r"cannot resume: \['data', 'rows'\] changed"):
+        prepare(limited, tmp_path / "ids", shard_rows=5, resume=True)
+    # The second shard has its note but is cut off: it is written anew, the first is not.
+    (tmp_path / "ids.preparing" / "train" / "00001.arrow").write_bytes(b"ARROW1")
+    written.clear()
+
+    def told(self: Any, shard: Any) -> Any:
+        written.append(shard.file)
+        return write(self, shard)
+
+    monkeypatch.setattr(prepare_module._Encoder, "write", told)
+    prepare(recipe, tmp_path / "ids", shard_rows=5, resume=True)
+    assert written == ["train/00001.arrow", "train/00002.arrow", "validation/00000.arrow"]
+    assert contents(tmp_path / "ids") == contents(prepared)
+
+
+def broken_folder(folder: Path) -> str:
+    """Eight rows; one is no sound, one is missing, one says what the tokenizer lacks."""
+    folder.mkdir()
+    texts = ["one", "two", "six", "one", "ω", "two", "six", "one"]
+    for number, text in enumerate(texts):
+        soundfile.write(folder / f"{number}.wav", say("one" if text == "ω" else text), 16_000)
+    (folder / "1.wav").write_bytes(b"RIFF")
+    (folder / "6.wav").unlink()
+    (folder / "metadata.csv").write_text(
+        "file_name,transcription\n" + "".join(f"{n}.wav,{t}\n" for n, t in enumerate(texts))
+    )
+    return str(folder)
+
+
+def test_broken_items_are_left_out_listed_and_limited(tmp_path: Path) -> None:
+    data = {"source": broken_folder(tmp_path / "raw"), "validation": None}
+    recipe = tiny_recipe(tmp_path / "m", data={**data, "broken_limit": 3})
+    told = prepare(recipe, tmp_path / "ids", shard_rows=3)
+    assert told["broken"] == 3
+    listed = [json.loads(line) for line in (tmp_path / "ids" / "broken.jsonl").read_text().splitlines()]
+    assert [item["source"].rsplit("/", 1)[1] for item in listed] == [f"metadata.csv:{n}" for n in (3, 6, 8)]
+    for item, reason in zip(listed, ("not a sound file", "the tokenizer lacks", "no such audio file")):
+        assert reason in item["reason"]
+    assert [row["text"].value for row in open_prepared(tmp_path / "ids").rows("train")] == [
+        *("one", "six", "one", "two", "one")
+    ]
+    recipe.data.broken_limit = 2
+    with pytest.raises(
+        ValueError, match=r"more broken items than data\.broken_limit=2, the first are .*csv:3: .*csv:6"
+    ):
+        prepare(recipe, tmp_path / "less", shard_rows=3)
+    recipe.data.broken_limit = 0
+    with pytest.raises(ValueError, match=r"file '6\.wav' does not exist"):
+        prepare(recipe, tmp_path / "none", shard_rows=3)
+    assert not (tmp_path / "less").exists()
+
+
+def test_a_fusion_leaves_broken_items_out_and_records_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"source": broken_folder(tmp_path / "raw"), "validation": None, "broken_limit": 3}
+    record = fuse(tiny_recipe(tmp_path / "m", data=data))
+    assert len(record["broken"]) == 3
+    assert json.loads((tmp_path / "m" / "run.json").read_text())["broken"] == record["broken"]
+    assert "3 broken items left out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_clips_are_prepared_apart(tmp_path: Path) -> None:
+    clips = {"source": str(workshop() / "data"), "count": 7, "words": 2}
+    data = {"source": str(workshop() / "data"), "validation": None, "clips": clips, "fraction": 0.5}
+    recipe = tiny_recipe(tmp_path / "m", data=data)
+    prepare(recipe, tmp_path / "ids")
+    assert described(tmp_path / "ids")["splits"]["train"]["rows"] == 12  # the fraction is drawn in training
+    processor = build_model(recipe).processor
+    assert processor is not None
+    fresh = encode_rows(processor, training_rows(recipe.data), ["speech", "text"])
+    recipe.data.source = str(tmp_path / "ids")
+    rows = encode_rows(processor, training_rows(recipe.data), ["speech", "text"])
+    assert list(rows) == list(fresh)
+    assert len(rows) == 13
+    assert rows[5:7] == fresh[5:7]
+    assert recipe.data.clips is not None
+    recipe.data.clips.words = 3
+    with pytest.raises(ValueError, match=r"data\.clips: .*'words': 2.* the recipe wants .*'words': 3"):
+        training_rows(recipe.data)
+
+
+def documents(file: Path) -> Path:
+    sound = str(workshop() / "data" / "train" / "0.wav")
+    segments = [
+        {"modality": "speech", "value": sound},
+        {"modality": "text", "value": "one six", "target": True},
+        {"modality": "speech", "ids": [3, 4], "target": True},
+    ]
+    file.write_text(json.dumps({"segments": segments}) + "\n" + json.dumps({"segments": segments[:2]}) + "\n")
+    return file
+
+
+def test_whole_documents(tmp_path: Path) -> None:
+    data = {"source": str(documents(tmp_path / "data.jsonl")), "validation": None}
+    recipe = tiny_recipe(tmp_path / "m", data=data)
+    processor = build_model(recipe).processor
+    assert processor is not None
+    fresh = encode_rows(processor, training_rows(recipe.data), ["speech", "text"])
+    prepare(recipe, tmp_path / "ids")
+    rows = open_prepared(tmp_path / "ids").rows("train")
+    assert isinstance(rows[0], Document)
+    assert [d.segments for d in rows] == [d.segments for d in fresh]
+    assert len(rows.without({"speaker": ["kim"]})) == 2
+    with (tmp_path / "data.jsonl").open("a") as file:
+        file.write('{"text": "one", "speech": "%s"}\n' % (workshop() / "data" / "train" / "0.wav"))
+    with pytest.raises(ValueError, match=r"data\.jsonl:3: a split holds either rows or whole documents, not both"):
+        prepare(recipe, tmp_path / "mixed")
+
+
+def test_no_judge_is_fitted_on_a_stream(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would be fetched as a whole for that."""
+    data = {"source": str(workshop() / "data"), "streaming": True}
+    record = fuse(tiny_recipe(tmp_path / "m", data=data, judge=None))
+    assert "a stream is not fetched as a whole to fit one on" in " ".join(capsys.readouterr().err.split())
+    assert any("eval_wer/speech->text" in entry for entry in record["history"])
+
+
+def test_from_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a stream go to the processes as they come; the ids are those of the whole data set."""
+    import datasets
+
+    rows = list(read_rows(workshop() / "data"))
+    whole = datasets.Dataset.from_list([{"text": r["text"], "audio": Path(r["speech"]).read_bytes()} for r in rows])
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, **__: ["train"])
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, streaming, **__: whole.to_iterable_dataset() if streaming else whole
+    )
+    ids = []
+    for streaming in (True, False):
+        data = {"source": "someone/data", "validation": None, "streaming": streaming}
+        prepare(tiny_recipe(tmp_path / "m", data=data), tmp_path / str(streaming), shard_rows=5, processes=1)
+        ids.append(list(open_prepared(tmp_path / str(streaming)).rows("train")))
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == len(rows)
+
+
+def test_bad_settings(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path / "m")
+    with pytest.raises(ValueError, match="processes must be at least 1, got 0"):
+        prepare(recipe, tmp_path / "ids", processes=0)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match="exists"):
+        prepare(recipe, tmp_path / "there")
+    towers = {"text": {"source": str(tmp_path / "none"), "pretrain": {}}, "speech": str(workshop() / "speech")}
+    with pytest.raises(ValueError, match=r"towers\.text: .*none is not made yet"):
+        prepare(tiny_recipe(tmp_path / "m", towers=towers), tmp_path / "ids")
