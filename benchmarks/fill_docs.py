@@ -153,6 +153,30 @@ def combination() -> str:
     return "\n".join(lines)
 
 
+def three_towers() -> str:
+    """Three towers fused at once, beside two pairs that were trained apart and combined."""
+    record = read("three-towers.json")
+    seeds = record["seeds"]
+    first = next(iter(seeds.values()))
+    lines = ["| right, % | fused at once | trained apart, combined |", "|---|---|---|"]
+    for task in first["joint"]["scores"]:
+        cells = [_exact([s[way]["scores"].get(task) for s in seeds.values()]) for way in ("joint", "combined")]
+        lines.append(f"| {task.replace('->', ' -> ')} | {' | '.join(cells)} |")
+    steps = f"{first['joint']['steps']} steps at once; {' and '.join(map(str, first['combined']['steps']))} apart"
+    count = first["joint"]["scores"]["speech->text"]["utterances"]
+    told = f"{count} test rows, seeds {', '.join(seeds)}; {steps} (as many documents in each direction)."
+    return f"{told}\n\n" + "\n".join(lines)
+
+
+def _exact(scores: list[dict[str, Any] | None]) -> str:
+    """Rows without error over seeds: mean, and from least to most."""
+    rates = [score["exact"] for score in scores if score is not None]
+    if not rates:
+        return "not trained on it"
+    mean = f"{sum(rates) / len(rates):.1f}"
+    return mean if len(rates) == 1 else f"{mean} ({min(rates):.1f} to {max(rates):.1f})"
+
+
 def cost() -> str:
     """What the baselines cost, as a multiple of Zipper."""
     record = read("cost-cpu.json")
@@ -182,6 +206,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "without-theo": without_theo,
     "sounds": sounds,
     "combination": combination,
+    "three-towers": three_towers,
     "cost": cost,
 }
 
