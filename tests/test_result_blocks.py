@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from zipper_lm.experiments.plan import points_of, read_experiment, run_hash, runs_of, trials_of
+from zipper_lm.experiments.plan import points_of, read_experiment, recipe_of, run_hash, runs_of, trials_of
 from zipper_lm.experiments.report import write_report
+from zipper_lm.experiments.run import still_holds
+from zipper_lm.recipe import to_mapping
 
 ROOT = Path(__file__).parent.parent
 fill_docs = runpy.run_path(str(ROOT / "benchmarks" / "fill_docs.py"))
@@ -52,8 +54,11 @@ def test_every_record_is_of_its_experiment_as_it_stands(folder):
             runs = [*trials_of(experiment, name, point)]
             for trial in experiment.arms[name].trials or [""]:
                 runs += runs_of(experiment, name, point, trial)
-            known |= {run_hash(experiment, run): run.name for run in runs}
+            known |= {run_hash(experiment, run): run for run in runs}
     records = list(folder.glob("*--*.json"))
     assert records
     for file in records:
-        assert known[json.loads(file.read_text(encoding="utf-8"))["run_hash"]] == file.stem
+        record = json.loads(file.read_text(encoding="utf-8"))
+        run = known[record["run_hash"]]
+        assert run.name == file.stem
+        assert still_holds(record["recipe"], to_mapping(recipe_of(experiment, run, "")))

@@ -192,6 +192,16 @@ def test_records_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     changed = read_experiment(file, ["training.steps=2"])
     with pytest.raises(ValueError, match="made by other settings"):
         run_experiment(changed, tmp_path / "results", tmp_path / "work", console)
+    # A default that meant something else when the record was made shows in no hash, but in the recipe.
+    (record,) = (tmp_path / "results").glob("*--*.json")
+    made = json.loads(record.read_text())
+    made["recipe"]["training"]["clip"] = 0.5
+    record.write_text(json.dumps(made))
+    with pytest.raises(ValueError, match="made by other settings"):
+        run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", console)
+    del made["recipe"]["training"]["clip"]  # a setting that is new since then is no other setting
+    record.write_text(json.dumps(made))
+    assert run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", console) == [made]
 
 
 @pytest.mark.parametrize(

@@ -121,9 +121,18 @@ def _known(experiment: Experiment, runs: Sequence[Run], results: Path) -> dict[s
     if not file.is_file():
         return None
     record = json.loads(file.read_text(encoding="utf-8"))
-    if record["run_hash"] not in [run_hash(experiment, run) for run in runs]:
+    same = [run for run in runs if run_hash(experiment, run) == record["run_hash"]]
+    if not same or not still_holds(record["recipe"], to_mapping(recipe_of(experiment, same[0], ""))):
         raise ValueError(f"{file} was made by other settings than the experiment's; move it away to run it anew")
     return record
+
+
+def still_holds(recorded: Any, now: Any) -> bool:
+    """Whether all that a record's recipe says is so now. A setting that was new since then may be there; a default that
+    was changed since then is another setting, though no hash shows it."""
+    if isinstance(recorded, dict):
+        return isinstance(now, dict) and all(k in now and still_holds(v, now[k]) for k, v in recorded.items())
+    return bool(recorded == now)
 
 
 def _trained(recipe: FuseRecipe, console: Console) -> dict[str, Any]:
