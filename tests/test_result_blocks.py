@@ -34,7 +34,7 @@ def test_a_changed_number_is_found_and_an_unknown_block_refused():
 
 
 def test_the_results_page_is_what_the_records_say(tmp_path):
-    folders = [ROOT / "results" / name for name in ("main-cpu", "digit-images", "window")]
+    folders = [ROOT / "results" / name for name in ("main-cpu", "data-curve-cpu", "digit-images", "window")]
     write_report(folders, tmp_path / "results.md")
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     command = "zipper report " + " ".join(f"results/{f.name}" for f in folders) + " --output docs/results.md"
