@@ -15,6 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from zipper_lm.experiments.report import read_results
+from zipper_lm.experiments.report import table as report_table
+
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "docs" / "runs"
 SOUNDS = ROOT / "docs" / "sounds"
@@ -153,6 +156,16 @@ def combination() -> str:
     return "\n".join(lines)
 
 
+def comparison() -> str:
+    """Zipper against a single decoder of its size, by share of the aligned data."""
+    results = read_results(ROOT / "results" / "data-curve-cpu")
+    names = {
+        "asr": "Speech to text, test WER in per cent:",
+        "tts": "Text to speech, test WER in per cent as the judge hears it:",
+    }
+    return "\n\n".join(f"{names[task]}\n\n{report_table(results, task)}" for task in results.experiment.tasks)
+
+
 def three_towers() -> str:
     """Three towers fused at once, beside two pairs that were trained apart and combined."""
     record = read("three-towers.json")
@@ -207,6 +220,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sounds": sounds,
     "combination": combination,
     "three-towers": three_towers,
+    "comparison": comparison,
     "cost": cost,
 }
 

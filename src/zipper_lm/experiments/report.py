@@ -97,7 +97,7 @@ def _section(results: Results) -> str:
     if experiment.notes:
         lines += [*(f"- {note}" for note in experiment.notes), ""]
     for task in experiment.tasks:
-        lines += [f"### {results.name}: {task}\n", _table(results, task)]
+        lines += [f"### {results.name}: {task}\n", table(results, task)]
         if differences := _differences(results, task):
             lines += ["", differences]
         lines.append("")
@@ -128,8 +128,8 @@ def _preservation(results: Results) -> str:
     return f"{where}Perplexity per token on each modality alone, on the validation split.\n\n" + "\n".join(lines)
 
 
-def _table(results: Results, task: str) -> str:
-    """Arms by points."""
+def table(results: Results, task: str) -> str:
+    """WER of arms by points, in Markdown: mean over seeds, least and most in brackets."""
     arms = list(results.experiment.arms)
     extras = ["oracle_wer", "judge_wer_on_originals"]
     found = [e for e in extras if any(e in r["scores"][task] for cell in results.cells.values() for r in cell)]
