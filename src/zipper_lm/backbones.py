@@ -60,14 +60,19 @@ def load_backbone(spec: TowerSpec, *, dtype: Any = None, **hub: Any) -> PreTrain
     owner = _class_of(config, spec)
     with reaching("tower", spec.source, spec.revision):
         model, found = owner.from_pretrained(spec.source, config=config, output_loading_info=True, **kwargs)
-    lacking = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
-    if lacking:
+    if lacking := lacking_tensors(found):
         raise ValueError(
             f"tower {spec.source!r}: the checkpoint lacks {len(lacking)} tensors of {type(model).__name__}, such as "
             f"{lacking[:3]}; it has {sorted(found['unexpected_keys'])[:3] or 'nothing else'} besides. A backbone "
             "inside a larger model needs prefix (and config_key)"
         )
     return model.eval()
+
+
+def lacking_tensors(found: Mapping[str, Any]) -> list[str]:
+    """Names of a model's tensors that transformers drew at random, because the checkpoint lacks them or has them in
+    another shape; `found` is its loading info."""
+    return sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
 
 
 def source_config(spec: TowerSpec, **hub: Any) -> PreTrainedConfig:
@@ -200,11 +205,12 @@ def stored(tensor: Tensor) -> Iterator[Tensor]:
 
 def without_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Sorted by name; of tensors that share their memory (tied embeddings) only the first."""
-    seen: set[tuple[int, int]] = set()
+    seen: set[tuple[tuple[int, int], ...]] = set()
     kept = {}
     for name in sorted(tensors):
-        key = (tensors[name].data_ptr(), tensors[name].numel())
-        if key not in seen or tensors[name].numel() == 0:
+        # A quantized tensor's memory is that of its parts; address 0 is that of no memory, so it says nothing.
+        key = tuple((part.data_ptr(), part.numel()) for part in stored(tensors[name]))
+        if key not in seen or not all(address for address, _ in key):
             kept[name] = tensors[name]
         seen.add(key)
     return kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,12 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download")
 """What every loader here passes on to the Hub."""
+
+
+def check_hub_arguments(names: Iterable[str]) -> None:
+    """Raise `TypeError` for a name that is none of `HUB_ARGUMENTS`, as a function without it does."""
+    if unknown := sorted(set(names) - set(HUB_ARGUMENTS)):
+        raise TypeError(f"unexpected arguments {unknown}")
 
 
 @contextmanager

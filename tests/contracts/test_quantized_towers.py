@@ -14,7 +14,7 @@ import torch
 from tiny import open_gates, tiny_backbone
 
 from zipper_lm import Document, Segment, ZipperModel, ZipSpec
-from zipper_lm.backbones import weights_hash
+from zipper_lm.backbones import load_backbone, stored, weights_hash
 from zipper_lm.collation import collate
 from zipper_lm.config import TowerSpec
 from zipper_lm.evaluation.preservation import verify
@@ -75,6 +75,22 @@ def test_a_quantized_tower_is_untouched_by_training_and_found_again(
     assert all(report.identical for report in verify(again))
     with torch.no_grad():
         assert torch.equal(model(documents(model)).logits["speech"], again(documents(again)).logits["speech"])
+
+
+@pytest.mark.parametrize("quantization", WAYS)
+def test_every_quantized_matrix_is_in_the_hash(quantization: dict[str, Any], tmp_path: Path) -> None:
+    """torchao's tensors all have the address 0: of the matrices of one shape only the first was hashed, the others were
+    taken for the same memory, and a change in them went unnoticed."""
+    tiny_backbone("llama", 64).save_pretrained(tmp_path)
+    backbone = load_backbone(TowerSpec(source=str(tmp_path), quantization=quantization))
+    before = weights_hash(backbone)
+    for layer in backbone.model.layers:
+        part = next(p for p in stored(layer.self_attn.v_proj.weight.detach()) if not p.is_floating_point())
+        kept = part.clone()
+        part.view(-1)[0] ^= 1
+        assert weights_hash(backbone) != before
+        part.copy_(kept)
+    assert weights_hash(backbone) == before
 
 
 def test_quantized_weights_cannot_be_trained_in_full() -> None:

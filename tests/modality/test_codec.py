@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zipper_lm.modality import codec
-from zipper_lm.modality.codec import CODEC_FILE, ENTRY_POINTS, load_codec
+from zipper_lm.modality.codec import CODEC_FILE, ENTRY_POINTS, can_decode, load_codec
 
 
 class Letters:
@@ -32,6 +32,19 @@ def test_a_codec_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(codec, "entry_points", named)
     assert type(load_codec(tmp_path)).__name__ == "Letters"
+
+
+def test_a_codec_that_decodes_no_empty_batch_can_decode_others() -> None:
+    """It was tried out with an empty batch: another package's codec that refuses one lost its values in `generate`."""
+
+    class Rows:
+        def decode(self, ids: list[list[int]]) -> list[str]:
+            longest = max(map(len, ids))
+            return ["".join(map(str, row)).ljust(longest) for row in ids]
+
+    with pytest.raises(ValueError, match="empty"):
+        Rows().decode([])
+    assert can_decode(Rows())  # type: ignore[arg-type]
 
 
 def test_no_codec(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     HubertConfig,
     HubertModel,
@@ -29,7 +29,8 @@ from tests.modality.test_speech import voice
 from tests.modality.test_unit_vocoder import network, published
 from tests.tiny import tiny_backbone
 from zipper_lm import ZipperModel
-from zipper_lm.modality.codec import Codec, load_codec, make_codec
+from zipper_lm.modality import hubert_units, unit_vocoder
+from zipper_lm.modality.codec import Codec, can_decode, load_codec, make_codec
 from zipper_lm.modality.hubert_units import HubertUnits
 
 FAMILIES: dict[str, Any] = {
@@ -181,6 +182,7 @@ def test_sources_that_do_not_do(tmp_path: Path) -> None:
 
 def test_without_a_vocoder_there_is_no_way_back(source: Path) -> None:
     codec = made(source, codebook="km.npy")
+    assert not can_decode(codec)
     with pytest.raises(ValueError, match="no way back to sound; give the option vocoder"):
         codec.decode([[1, 2]])
 
@@ -191,6 +193,7 @@ def test_fitted_on_sound(source: Path, tmp_path: Path, deduplicate: bool) -> Non
     codec = made(source, values=waves, units=20, deduplicate=deduplicate, seed=3)
     again = made(source, values=waves, units=20, deduplicate=deduplicate, seed=3)
     ids = codec.encode([waves[0]])
+    assert can_decode(codec)
     assert again.encode([waves[0]]) == ids
     assert len(set(ids[0])) > 5
     (sound,) = codec.decode(ids)
@@ -231,6 +234,7 @@ def test_too_little_sound(source: Path) -> None:
 def test_vocoder_speaks_and_is_saved(source: Path, tmp_path: Path, deduplicate: bool) -> None:
     folder = published(network(), tmp_path / "vocoder")
     codec = made(source, codebook="km.npy", vocoder=str(folder), deduplicate=deduplicate, offset=1, pad=0)
+    assert can_decode(codec)
     (ids,) = codec.encode([voice(1)])
     (sound,) = codec.decode([ids])
     assert codec.vocoder is not None
@@ -276,6 +280,113 @@ def test_damaged_folders_are_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "codec.json").write_text(json.dumps({"kind": "hubert-units"}))
     with pytest.raises(ValueError, match="hubert-units codec"):
         load_codec(tmp_path)
+
+
+def without(folder: Path, *, part: str) -> None:
+    """Take the tensors with `part` in their names out of a checkpoint."""
+    file = folder / "model.safetensors"
+    left = {name: tensor for name, tensor in load_file(file).items() if part not in name}
+    assert left.keys() != load_file(file).keys()
+    save_file(left, file, metadata={"format": "pt"})
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(source: Path, tmp_path: Path) -> None:
+    """transformers fills in at random what a checkpoint lacks, with a note in its log: the codec gave random units."""
+    encoder().save_pretrained(tmp_path / "half")
+    without(tmp_path / "half", part="encoder.layers.1.")
+    with pytest.raises(
+        ValueError, match=r"checkpoint lacks 16 tensors of HubertModel, such as \['encoder\.layers\.1\."
+    ):
+        made(tmp_path, "half", codebook=str(source / "hubert" / "km.npy"))
+
+
+def test_a_checkpoint_may_lack_what_only_pre_training_uses(source: Path, tmp_path: Path) -> None:
+    """The vector for masked frames was drawn anew on each loading and was in the hash: the codec could neither go to
+    another process nor be loaded again, since its weights were "others"."""
+    encoder().save_pretrained(tmp_path / "plain")
+    without(tmp_path / "plain", part="masked_spec_embed")
+    codec = made(tmp_path, "plain", codebook=str(source / "hubert" / "km.npy"), normalize=True)
+    ids = made(source, codebook="km.npy").encode([voice(1)])
+    codec.save_pretrained(tmp_path / "codec")
+    for each in (codec, pickle.loads(pickle.dumps(codec)), load_codec(tmp_path / "codec")):
+        assert each.encode([voice(1)]) == ids
+
+
+def test_a_model_whose_folder_was_moved_is_saved_all_the_same(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a model is local was asked only on saving: where the folder was gone by then, or the working folder had
+    changed, the saved codec named a path of this machine and had no model."""
+    encoder().save_pretrained(tmp_path / "here")
+    monkeypatch.chdir(tmp_path)
+    codec = make_codec("hubert-units", source="here", layer=LAYER, codebook=str(source / "hubert" / "km.npy"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert pickle.loads(pickle.dumps(codec)).encode([voice(1)]) == codec.encode([voice(1)])
+    (tmp_path / "here").rename(tmp_path / "there")
+    codec.save_pretrained(tmp_path / "codec")
+    said = json.loads((tmp_path / "codec" / "codec.json").read_text())["model"]
+    assert (said["source"], sorted(said)) == ("model", ["revision", "source", "weights_hash"])
+    (tmp_path / "codec").rename(tmp_path / "given")
+    again = load_codec(tmp_path / "given")
+    (tmp_path / "given").rename(tmp_path / "gone")
+    again.save_pretrained(tmp_path / "again")
+    assert load_codec(tmp_path / "again").encode([voice(1)]) == codec.encode([voice(1)])
+
+
+def test_what_the_hub_needs_is_passed_on_and_the_token_not_kept(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only codecs that were saved took a token or a cache; those in a recipe and the vocoder's revision could not be
+    said. A token must not go where a codec is written or pickled."""
+    asked: dict[str, Any] = {}
+
+    def heard(what: str, answer: Any) -> Any:
+        def method(*args: Any, **kwargs: Any) -> Any:
+            asked[what] = {"id": args[0], **kwargs}
+            return answer()
+
+        return method
+
+    hubert, folder = source / "hubert", published(network(), tmp_path / "vocoder")
+    info: dict[str, list[str]] = {"missing_keys": [], "mismatched_keys": []}
+    monkeypatch.setattr(hubert_units, "cached_file", heard("preprocessor", lambda: None))
+    monkeypatch.setattr(hubert_units, "hf_hub_download", heard("codebook", lambda: str(hubert / "km.npy")))
+    monkeypatch.setattr(hubert_units.AutoModel, "from_pretrained", heard("model", lambda: (encoder(), info)))
+    monkeypatch.setattr(unit_vocoder, "local_folder", heard("vocoder", lambda: folder))
+    hub = {"token": "hf_secret", "cache_dir": str(tmp_path), "local_files_only": True}
+    codec = make_codec(
+        "hubert-units",
+        source="me/encoder",
+        revision="v1",
+        layer=LAYER,
+        codebook="km.npy",
+        vocoder="you/vocoder",
+        **hub,
+    )
+    assert asked.keys() == {"preprocessor", "codebook", "model", "vocoder"}
+    assert all(hub.items() <= given.items() for given in asked.values())
+    assert b"hf_secret" not in pickle.dumps(codec)
+    assert "hf_secret" not in repr(vars(codec))
+    pickle.loads(pickle.dumps(codec))
+    kept = {"cache_dir": str(tmp_path), "local_files_only": True}
+    assert kept.items() <= asked["model"].items()
+    assert "token" not in asked["model"]
+    codec.save_pretrained(tmp_path / "codec")
+    assert json.loads((tmp_path / "codec" / "codec.json").read_text())["model"]["source"] == "me/encoder"
+
+
+def test_the_vocoder_has_a_revision_of_its_own(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One from the Hub could not be pinned: the encoder's revision is that of another repository."""
+
+    def load(source: str, *, revision: str | None, **_: Any) -> None:
+        raise ValueError(f"asked for {source} at {revision}")
+
+    monkeypatch.setattr(hubert_units.UnitVocoder, "load", load)
+    with pytest.raises(ValueError, match="asked for you/vocoder at v2"):
+        made(source, codebook="km.npy", vocoder="you/vocoder", vocoder_revision="v2", revision="v1")
+    with pytest.raises(ValueError, match="vocoder_revision='v2' has no effect without a vocoder"):
+        made(source, codebook="km.npy", vocoder_revision="v2")
 
 
 def test_a_tower_with_too_few_ids_is_refused(source: Path) -> None:

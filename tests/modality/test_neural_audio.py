@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     DacConfig,
     DacModel,
@@ -33,8 +34,9 @@ from transformers import (
 
 from tests.tiny import tiny_backbone
 from zipper_lm import ZipperModel
+from zipper_lm.modality import neural_audio
 from zipper_lm.modality.codec import Codec, load_codec, make_codec
-from zipper_lm.modality.neural_audio import NeuralAudioCodec
+from zipper_lm.modality.neural_audio import NeuralAudioCodec, codes_format
 
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
 
@@ -320,6 +322,52 @@ def test_sources_that_do_not_do(tmp_path: Path) -> None:
         EncodecConfig(**{name: value}).save_pretrained(tmp_path / name)
         with pytest.raises(ValueError, match=name):
             make_codec("neural-audio", source=str(tmp_path / name))
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    """transformers fills in at random what a checkpoint lacks: the codec gave random codes."""
+    build("dac").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = {name: tensor for name, tensor in load_file(file).items() if not name.startswith("encoder.conv1")}
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"checkpoint lacks 2 tensors of DacModel, such as \['encoder\.conv1\."):
+        make_codec("neural-audio", source=str(tmp_path))
+
+
+def test_what_the_hub_needs_is_passed_on_and_the_token_not_kept(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A codec in a recipe took neither a token nor a cache. Another process gets the cache, and no token."""
+    codec = make_codec("neural-audio", source=folders["dac"], cache_dir=str(tmp_path), token="hf_secret")
+    assert isinstance(codec, NeuralAudioCodec)
+    pickled = pickle.dumps(codec)
+    assert b"hf_secret" not in pickled
+    asked: dict[str, dict[str, Any]] = {}
+
+    def heard(owner: Any) -> Any:
+        load, name = owner.from_pretrained, owner.__name__
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            asked.setdefault(name, kwargs)
+            return load(*args, **kwargs)
+
+        return method
+
+    for owner in (neural_audio.AutoConfig, neural_audio.AutoModel):
+        monkeypatch.setattr(owner, "from_pretrained", heard(owner))
+    pickle.loads(pickled)
+    assert [given.get("cache_dir") for given in asked.values()] == [str(tmp_path)] * 2
+    asked.clear()
+    make_codec("neural-audio", source=folders["dac"], local_files_only=True)
+    assert [given.get("local_files_only") for given in asked.values()] == [True] * 2
+
+
+def test_a_frame_is_as_long_as_the_encoders_strides() -> None:
+    """The configs of the published DACs at 16 and 24 kHz have the hop_length of the one at 44 kHz, 512: their rate was
+    given as 31 and 47 frames a second, where they have 50 and 75."""
+    config = DacConfig(sampling_rate=24_000, downsampling_ratios=[2, 4, 5, 8], hop_length=512)
+    assert config.hop_length == 512
+    assert codes_format(config).hop == 320
 
 
 def test_a_tower_with_too_few_ids_is_refused(folders: dict[str, str]) -> None:

@@ -40,6 +40,17 @@ def test_an_alphabet_learned_from_the_values_is_sorted() -> None:
     assert words.decode(words.encode(["e5 Nf3"])) == ["e5 Nf3"]
 
 
+def test_an_alphabet_with_white_space_is_learned_only_if_told() -> None:
+    """Strings of several-character symbols, "C4 E4", made an alphabet of their single characters, the space included,
+    without a word."""
+    with pytest.raises(ValueError, match='hold white space; give separator: " " if it stands between symbols'):
+        make_codec("sequence", ["C4 E4"])
+    with pytest.raises(ValueError, match="hold white space"):
+        make_codec("sequence", [["note on", "wait"]])
+    assert make_codec("sequence", ["C4 E4"], separator=" ").encode(["E4 C4"]) == [[1, 0]]
+    assert make_codec("sequence", ["a b"], separator="").encode(["b a"]) == [[2, 0, 1]]
+
+
 def test_the_layout_is_the_towers() -> None:
     codec = make_codec("sequence", alphabet="LAGV", offset=4, bos=0, pad=1, eos=2)
     assert codec.encode(["LV"]) == [[4, 7]]

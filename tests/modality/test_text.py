@@ -189,3 +189,21 @@ def test_a_tokenizer_without_eos_takes_the_token_that_the_recipe_names(tmp_path)
     for each in (codec, load_codec(tmp_path / "codec")):
         assert (each.bos_id, each.eos_id, each.pad_id, each.vocab_size) == (0, 1, 2, 6)
         assert each.encode(["LAL"]) == [[4, 5, 4]]
+        assert each.decode([[0, 4, 1, 2]]) == ["L"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"vocab_size": 64}, r"\['vocab_size'\] have no effect: the tokenizer of"),
+        ({"eos_tokn": "[SEP]"}, r"\['eos_tokn'\] have no effect"),
+        ({"eos_token": "</nope>"}, r"has no such tokens: \{'eos_token': '</nope>'\}"),
+    ],
+)
+def test_options_that_a_made_tokenizer_does_not_heed_are_refused(codec, tmp_path, options, says):
+    """transformers takes any argument: a size or a slip of the pen had no effect, and a token that was none of the
+    tokenizer's became a new id, beyond the tower's vocabulary."""
+    codec.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=says):
+        make_codec("text", source=str(tmp_path), **options)
+    assert make_codec("text", source=str(tmp_path), local_files_only=True).vocab_size == codec.vocab_size

@@ -159,7 +159,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(janus: Path, tmp_path: Path)
     weights = load_file(file)
     del weights["quantize.embedding.weight"]
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 weights of the VQ image model, such as 'quantize\.embedding"):
+    with pytest.raises(ValueError, match=r"lacks 1 tensors of JanusVQVAE, such as \['quantize\.embedding"):
         make_codec("vq-image", source=str(tmp_path))
 
 

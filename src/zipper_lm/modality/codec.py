@@ -10,6 +10,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from zipper_lm.hub import HUB_ARGUMENTS
+
 CODEC_FILE = "codec.json"
 ENTRY_POINTS = "zipper_lm.codecs"
 """Entry point group in which other packages name their codecs: kind = "module:Class"."""
@@ -71,7 +73,8 @@ CODECS = {
     "sequence": "zipper_lm.modality.sequence:SequenceCodec",
 }
 """This package's own codecs: kind to class. Beside the protocol each has a class method for recipes, ``make(values, *,
-source, revision, seed, **options)``: values to fit on (may be empty), a folder or Hub id, what else the kind takes."""
+source, revision, seed, **options)``: values to fit on (may be empty), a folder or Hub id, what else the kind takes; one
+that loads from the Hub also takes `zipper_lm.hub.HUB_ARGUMENTS`."""
 
 PICTURE_KINDS = frozenset(("pixels", "color-clusters", "vq-image"))
 """Kinds of codecs that decode to pictures."""
@@ -119,12 +122,8 @@ def read_codec_file(path: str | Path, kind: str) -> dict[str, Any]:
 
 
 def can_decode(codec: Codec) -> bool:
-    """Whether a codec has a way back to raw values; one of published units may have none."""
-    try:
-        codec.decode([])
-    except ValueError:
-        return False
-    return True
+    """Whether a codec has a way back to raw values. One that may have none says so by a property of this name."""
+    return bool(getattr(codec, "can_decode", True))
 
 
 def own_codec(kind: str) -> Any:
@@ -148,15 +147,16 @@ def make_codec(
         kind: of `CODECS`; not needed where `source` holds a `codec.json`.
         values: raw values to fit on, where the kind is fitted and no `source` is given.
         source: folder of a saved codec, or folder or Hub id of the model or tokenizer inside it.
-        revision: on the Hub. seed: of the fit. options: what the kind takes (docs/codecs.md).
+        revision: on the Hub. seed: of the fit. options: what the kind takes (docs/codecs.md), `cache_dir`, `token` and
+            `local_files_only` among them if it loads from the Hub.
 
     Raises:
         ValueError: on an unknown kind or option, a source that cannot be loaded, or too little data.
     """
     if source is not None and (Path(source) / CODEC_FILE).is_file():
-        if options:
-            raise ValueError(f"codec.options {sorted(options)} have no effect: {source} holds a codec that is made")
-        return load_codec(source)
+        if unused := sorted(set(options) - set(HUB_ARGUMENTS)):
+            raise ValueError(f"codec.options {unused} have no effect: {source} holds a codec that is made")
+        return load_codec(source, **options)
     if kind not in CODECS:
         raise ValueError(f"codec.kind {kind!r} is unknown; it is one of {sorted(CODECS)}")
     try:

@@ -15,7 +15,7 @@ from scipy.spatial.distance import cdist
 from sklearn.cluster import MiniBatchKMeans
 
 from zipper_lm.data.picture import read_picture, rgb
-from zipper_lm.hub import reaching
+from zipper_lm.hub import check_hub_arguments, reaching
 from zipper_lm.modality.codec import CODEC_FILE, read_codec_file
 from zipper_lm.modality.folder import files_into
 from zipper_lm.modality.layout import IdLayout, LaidOut
@@ -87,6 +87,7 @@ class ColorClusters(LaidOut):
         bos: int | None = None,
         eos: int | None = None,
         pad: int | None = None,
+        **hub: Any,
     ) -> ColorClusters:
         """As a recipe asks for it: the clusters of an ImageGPT, or clusters fitted on pictures.
 
@@ -96,10 +97,12 @@ class ColorClusters(LaidOut):
             seed: of the fit.
             height, width: of the pictures; by default those of the source, else 32. clusters: to fit (256).
             offset, bos, eos, pad: of `IdLayout`. ImageGPT has one special id, 512, for all three.
+            hub: `cache_dir`, `token`, `local_files_only`.
 
         Raises:
             ValueError: if the source cannot be loaded or has no clusters, or there are fewer colours than clusters.
         """
+        check_hub_arguments(hub)
         given = {name: value for name, value in (("height", height), ("width", width)) if value is not None}
         if source is None:
             size = PictureSize(**given)
@@ -107,7 +110,7 @@ class ColorClusters(LaidOut):
         else:
             if clusters is not None:
                 raise ValueError(f"colour clusters: clusters={clusters} has no effect, those of {source} are taken")
-            colors, read = _of_imagegpt(source, revision)
+            colors, read = _of_imagegpt(source, revision, **hub)
             size = PictureSize(**{**read, **given})
         return cls(colors, size, IdLayout(units=len(colors), offset=offset, bos=bos, eos=eos, pad=pad))
 
@@ -165,12 +168,12 @@ class ColorClusters(LaidOut):
             raise ValueError(f"{path}: {CODEC_FILE} says no colour clusters ({error})") from error
 
 
-def _of_imagegpt(source: str, revision: str | None) -> tuple[np.ndarray, dict[str, Any]]:
+def _of_imagegpt(source: str, revision: str | None, **hub: Any) -> tuple[np.ndarray, dict[str, Any]]:
     """Clusters, float32 ``[clusters, 3]``, and picture size of an image processor."""
     from transformers import ImageGPTImageProcessor
 
     with reaching("colour clusters", source, revision):
-        processor = ImageGPTImageProcessor.from_pretrained(source, revision=revision or "main")
+        processor = ImageGPTImageProcessor.from_pretrained(source, revision=revision or "main", **hub)
     if processor.clusters is None:
         raise ValueError(f"colour clusters {source!r}: its image processor has no clusters")
     if set(np.ravel([processor.image_mean, processor.image_std])) != {0.5}:

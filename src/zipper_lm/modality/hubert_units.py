@@ -25,7 +25,7 @@ from transformers import AutoModel, PreTrainedModel, Wav2Vec2FeatureExtractor
 from transformers.utils import FEATURE_EXTRACTOR_NAME, cached_file
 
 from zipper_lm.data.audio import SAMPLING_RATE, read_audio
-from zipper_lm.hub import reaching
+from zipper_lm.hub import check_hub_arguments, reaching
 from zipper_lm.modality.codec import CODEC_FILE, read_codec_file
 from zipper_lm.modality.folder import files_into
 from zipper_lm.modality.kmeans import ENOUGH, fit_centroids, means, nearest
@@ -129,6 +129,11 @@ class HubertUnits(LaidOut):
         """Units per second of sound; with `deduplicate`, the most there can be."""
         return SAMPLING_RATE / math.prod(self.model.config.conv_stride)
 
+    @property
+    def can_decode(self) -> bool:
+        """Whether it has a vocoder or sounds of its own: units of a published codebook alone cannot be spoken."""
+        return self.vocoder is not None or self.sounds is not None
+
     @torch.inference_mode()
     def encode(self, values: Sequence[Any]) -> list[list[int]]:
         """Sounds (whatever `read_audio` reads) to ids.
@@ -169,7 +174,7 @@ class HubertUnits(LaidOut):
             (folder / WEIGHTS_FILE).write_bytes(save({name: t.contiguous() for name, t in tensors.items()}))
             fields = {
                 "kind": self.kind,
-                "model": asdict(at),
+                "model": at,
                 "config": asdict(self.config),
                 "layout": self.layout.settings(),
                 "speaker": None if self.vocoder is None else self.vocoder.speaker,
@@ -192,10 +197,10 @@ class HubertUnits(LaidOut):
             config = HubertUnitsConfig(**fields["config"])
             codebook, speaker = tensors["codebook"], fields["speaker"]
             layout = IdLayout(units=len(codebook), **fields["layout"])
-            at = kept_model(fields["model"], path)
+            at = kept_model(fields["model"], path, **hub)
         vocoder = None if speaker is None else UnitVocoder.load(Path(path) / VOCODER_FOLDER, speaker=speaker)
         sounds = UnitSounds(mels=tensors["mels"], runs=tensors["runs"]) if "mels" in tensors else None
-        return cls._open(at, config, codebook, layout, vocoder, sounds, **hub)
+        return cls._open(at, config, codebook, layout, vocoder, sounds)
 
     @classmethod
     def make(
@@ -211,8 +216,13 @@ class HubertUnits(LaidOut):
         deduplicate: bool = False,
         normalize: bool | None = None,
         vocoder: str | None = None,
+        vocoder_revision: str | None = None,
         speaker: int = 0,
-        **layout: Any,
+        offset: int = 0,
+        bos: int | None = None,
+        eos: int | None = None,
+        pad: int | None = None,
+        **hub: Any,
     ) -> HubertUnits:
         """As a recipe asks for it.
 
@@ -225,29 +235,34 @@ class HubertUnits(LaidOut):
             units: number of centroids to fit (500), where no codebook is given.
             deduplicate: see `HubertUnitsConfig`.
             normalize: see there; by default as the encoder's preprocessor_config.json says, false if it has none.
-            vocoder: folder, file or Hub id; see `UnitVocoder.load`. speaker: which of its voices.
-            layout: `offset`, `bos`, `eos` and `pad` of `IdLayout`.
+            vocoder: folder, file or Hub id; see `UnitVocoder.load`. vocoder_revision: on the Hub.
+            speaker: which of its voices.
+            offset, bos, eos, pad: of `IdLayout`. hub: `cache_dir`, `token`, `local_files_only`.
 
         Raises:
             ValueError: if something cannot be loaded, does not fit, or there is too little sound.
         """
         if source is None:
             raise ValueError("codec.source: hubert-units needs the folder or Hub id of an encoder")
+        check_hub_arguments(hub)
         if codebook is not None and units is not None:
             raise ValueError(f"codec.options: units={units} has no effect: the codebook says how many there are")
         if codebook is None and vocoder is not None:
             raise ValueError("codec.options: a vocoder speaks the units of one codebook: give the option codebook too")
+        if vocoder is None and vocoder_revision is not None:
+            raise ValueError(f"codec.options: vocoder_revision={vocoder_revision!r} has no effect without a vocoder")
         if normalize is None:
-            normalize = _normalizes(source, revision)
+            normalize = _normalizes(source, revision, **hub)
         config = HubertUnitsConfig(layer=layer, normalize=normalize, deduplicate=deduplicate)
-        centroids = None if codebook is None else read_codebook(codebook, source, revision)
+        centroids = None if codebook is None else read_codebook(codebook, source, revision, **hub)
         size = len(centroids) if centroids is not None else 500 if units is None else units
         if isinstance(size, bool) or not isinstance(size, int) or size < 2:
             raise ValueError(f"hubert-units: units must be a whole number of at least 2, got {size!r}")
-        placed = IdLayout(units=size, **layout)
-        speaks = None if vocoder is None else UnitVocoder.load(vocoder, speaker=speaker)
-        model, at = open_model(AutoModel, ModelSource(source=source, revision=revision))
-        sounds = None
+        placed = IdLayout(units=size, offset=offset, bos=bos, eos=eos, pad=pad)
+        speaks = sounds = None
+        if vocoder is not None:
+            speaks = UnitVocoder.load(vocoder, revision=vocoder_revision, speaker=speaker, **hub)
+        model, at = open_model(AutoModel, ModelSource(source=source, revision=revision, hub=hub))
         if centroids is None:
             centroids, sounds = fit_units(values, model, config, size, seed)
         return cls(model, at, config, centroids, layout=placed, vocoder=speaks, sounds=sounds)
@@ -265,9 +280,8 @@ class HubertUnits(LaidOut):
         layout: IdLayout,
         vocoder: UnitVocoder | None,
         sounds: UnitSounds | None,
-        **hub: Any,
     ) -> HubertUnits:
-        model, at = open_model(AutoModel, at, **hub)
+        model, at = open_model(AutoModel, at)
         return cls(model, at, config, codebook, layout=layout, vocoder=vocoder, sounds=sounds)
 
     def _encode_one(self, value: Any) -> list[int]:
@@ -345,12 +359,13 @@ def fit_units(
     )
 
 
-def read_codebook(codebook: str, source: str, revision: str | None = None) -> Tensor:
+def read_codebook(codebook: str, source: str, revision: str | None = None, **hub: Any) -> Tensor:
     """Centroids, float32 [K, width].
 
     Args:
         codebook: path, or the name of a file inside `source`: `.npy`, `.safetensors`, or `.pt` and `.bin`, which hold
-            one matrix. Nothing is unpickled that could run code. source: folder or Hub id. revision: on the Hub.
+            one matrix. Nothing is unpickled that could run code.
+        source: folder or Hub id. revision: on the Hub. hub: `cache_dir`, `token`, `local_files_only`.
 
     Raises:
         ValueError: if it is not there, cannot be read, or does not hold exactly one matrix.
@@ -360,7 +375,7 @@ def read_codebook(codebook: str, source: str, revision: str | None = None) -> Te
         raise ValueError(f"codebook {codebook!r}: no such file here nor in {source}")
     if file is None:
         with reaching(f"codebook {codebook!r} of", source, revision):
-            file = Path(hf_hub_download(source, codebook, revision=revision))
+            file = Path(hf_hub_download(source, codebook, revision=revision, **hub))
     try:
         content: Any
         if file.suffix == ".npy":
@@ -382,11 +397,11 @@ def read_codebook(codebook: str, source: str, revision: str | None = None) -> Te
     return matrices[0].float()
 
 
-def _normalizes(source: str, revision: str | None) -> bool:
+def _normalizes(source: str, revision: str | None, **hub: Any) -> bool:
     """What the encoder's preprocessor says of normalisation."""
     with reaching("codec model", source, revision):
         file = cached_file(
-            source, FEATURE_EXTRACTOR_NAME, revision=revision, _raise_exceptions_for_missing_entries=False
+            source, FEATURE_EXTRACTOR_NAME, revision=revision, _raise_exceptions_for_missing_entries=False, **hub
         )
         settings = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
     if (rate := settings.get("sampling_rate", SAMPLING_RATE)) != SAMPLING_RATE:

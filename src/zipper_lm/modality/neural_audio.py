@@ -13,7 +13,7 @@ import inspect
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, SeamlessM4TFeatureExtractor
 
 from zipper_lm.data.audio import SAMPLING_RATE, read_audio
-from zipper_lm.hub import reaching
+from zipper_lm.hub import check_hub_arguments, reaching
 from zipper_lm.modality.codec import CODEC_FILE, read_codec_file
 from zipper_lm.modality.folder import files_into
 from zipper_lm.modality.layout import IdLayout, LaidOut
@@ -59,7 +59,8 @@ def codes_format(config: PreTrainedConfig) -> CodesFormat:
     name = type(config).__name__
     levels = first("quantization_levels")  # finite scalar quantisation has no codebook to speak of
     size = math.prod(levels) if levels else first("codebook_size")
-    hop = first("encoder_hop_length", "frame_size", "hop_length")
+    ratios = first("downsampling_ratios")  # the hop_length beside them is wrong in published DAC configs
+    hop = math.prod(ratios) if ratios else first("encoder_hop_length", "frame_size", "hop_length")
     rate = first("input_sampling_rate", "sampling_rate", "sample_rate")
     if size is None or hop is None or rate is None:
         raise ValueError(f"neural-audio: {name} is not the config of a neural audio codec")
@@ -164,7 +165,7 @@ class NeuralAudioCodec(LaidOut):
         with files_into(path, last=CODEC_FILE) as folder:
             fields = {
                 "kind": self.kind,
-                "model": asdict(keep_model(self.model, self.at, folder)),
+                "model": keep_model(self.model, self.at, folder),
                 "codebooks": self.codebooks,
                 "layout": self.layout.settings(),
             }
@@ -182,8 +183,8 @@ class NeuralAudioCodec(LaidOut):
         """
         fields = read_codec_file(path, cls.kind)
         with reaching(f"{cls.kind} codec", path):
-            at, codebooks, layout = kept_model(fields["model"], path), fields["codebooks"], fields["layout"]
-        return cls._open(at, codebooks, layout, **hub)
+            at, codebooks, layout = kept_model(fields["model"], path, **hub), fields["codebooks"], fields["layout"]
+        return cls._open(at, codebooks, layout)
 
     @classmethod
     def make(
@@ -194,33 +195,39 @@ class NeuralAudioCodec(LaidOut):
         revision: str | None = None,
         seed: int = 0,
         codebooks: int | None = None,
-        **layout: Any,
+        offset: int = 0,
+        bos: int | None = None,
+        eos: int | None = None,
+        pad: int | None = None,
+        **hub: Any,
     ) -> NeuralAudioCodec:
         """As a recipe asks for it: nothing is fitted.
 
         Args:
             source: folder or Hub id of the model. revision: on the Hub.
             codebooks: how many are used, from the first on; `None` for all.
-            layout: `offset`, `bos`, `eos` and `pad` of `IdLayout`.
+            offset, bos, eos, pad: of `IdLayout`. hub: `cache_dir`, `token`, `local_files_only`.
 
         Raises:
             ValueError: if it cannot be loaded, is no neural audio codec, or has fewer codebooks.
         """
         if source is None:
             raise ValueError("codec.source: neural-audio needs the folder or Hub id of a model")
-        return cls._open(ModelSource(source=source, revision=revision), codebooks, layout)
+        check_hub_arguments(hub)
+        layout = {"offset": offset, "bos": bos, "eos": eos, "pad": pad}
+        return cls._open(ModelSource(source=source, revision=revision, hub=hub), codebooks, layout)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To other processes the model goes by name: a weight-normed one cannot be pickled."""
         return self._open, (self.at, self.codebooks, self.layout.settings())
 
     @classmethod
-    def _open(cls, at: ModelSource, codebooks: int | None, layout: dict[str, Any], **hub: Any) -> NeuralAudioCodec:
+    def _open(cls, at: ModelSource, codebooks: int | None, layout: dict[str, Any]) -> NeuralAudioCodec:
         with reaching(f"{cls.kind} codec model", at.source, at.revision):
-            config = AutoConfig.from_pretrained(at.source, revision=at.revision, **hub)
+            config = AutoConfig.from_pretrained(at.source, revision=at.revision, **at.hub)
         format = codes_format(config)  # what is wrong shows before the weights are fetched
         placed = IdLayout(units=_checked_codebooks(codebooks, format) * format.size, **layout)
-        model, at = open_model(AutoModel, at, **hub)
+        model, at = open_model(AutoModel, at)
         return cls(model, at, codebooks=codebooks, layout=placed)
 
     def _encode_one(self, value: Any) -> Tensor:

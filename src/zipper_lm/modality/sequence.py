@@ -108,7 +108,8 @@ class SequenceCodec(LaidOut):
             values: to learn from, where neither `alphabet` nor `low` and `high` say all.
             alphabet: the symbols: a string of single characters, or a list. Without it, all symbols of the values,
                 sorted.
-            separator: between symbols in a string; by default none if all have one character, else a space.
+            separator: between symbols in a string; by default none if all have one character, else a space. To learn an
+                alphabet from strings with white space in them, it must be given: it may be ``""``.
             bins: number of bins, for series of numbers; fewer where numbers of `values` fall together.
             low, high: outer edges; by default the smallest and the largest number of the values.
             spacing: ``"quantiles"`` of the values (those beyond `low` and `high` count as these), or ``"even"``.
@@ -210,6 +211,11 @@ def _symbols(values: Iterable[Any], separator: str | None) -> list[str]:
     found: set[str] = set()
     for number, value in enumerate(values):
         found.update(_split(value, separator, f"sequence {number}"))
+    if separator is None and any(c.isspace() for symbol in found for c in symbol):
+        raise ValueError(
+            'sequence codec: the values hold white space; give separator: " " if it stands between symbols, or '
+            'separator: "" if it is one'
+        )
     if not found:
         raise ValueError("sequence codec: no values to learn an alphabet from; give the option alphabet")
     return sorted(found)

@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from zipper_lm.hub import HUB_ARGUMENTS
 from zipper_lm.modality.codec import CODEC_FILE
 from zipper_lm.modality.folder import files_into
 
 _SPACE = "▁"  # how tokenizers without bytes spell a space
+_NAMED = ("eos_token", "bos_token", "pad_token")  # what a tokenizer may be told of its own tokens
 _SPECIALS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
@@ -58,6 +60,8 @@ class TextCodec:
             ValueError: as `from_pretrained` or `train`.
         """
         if source is not None:
+            if unused := sorted(set(options) - {*_NAMED, "trust_remote_code", *HUB_ARGUMENTS}):
+                raise ValueError(f"codec.options {unused} have no effect: the tokenizer of {source} is taken as it is")
             return cls.from_pretrained(source, revision=revision, **options)
         return cls.train(values, **options)
 
@@ -123,21 +127,26 @@ class TextCodec:
 
         Args:
             path: folder or Hub id.
-            kwargs: passed on to `AutoTokenizer.from_pretrained`, such as ``revision``, or ``eos_token``, ``bos_token``
-                and ``pad_token`` for a tokenizer that does not say which of its tokens these are.
+            kwargs: passed on to `AutoTokenizer.from_pretrained`, such as ``revision``; but ``eos_token``, ``bos_token``
+                and ``pad_token`` name tokens that the tokenizer has, where it does not say which of them these are.
 
         Raises:
-            ValueError: if the folder holds another kind of codec, or no tokenizer.
+            ValueError: if the folder holds another kind of codec, or no tokenizer, or one that lacks a token so named.
         """
         file = Path(path) / CODEC_FILE
         if file.is_file():
             kind = json.loads(file.read_text(encoding="utf-8")).get("kind")
             if kind != cls.kind:
                 raise ValueError(f"{file}: kind is {kind!r}, not {cls.kind!r}")
+        named = {name: kwargs.pop(name) for name in _NAMED if name in kwargs}
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(path), **kwargs)
         except (OSError, ValueError) as error:
             raise ValueError(f"text codec: no tokenizer at {path} ({error})") from error
+        own = tokenizer.get_vocab()
+        if strange := {name: token for name, token in named.items() if token not in own}:
+            raise ValueError(f"text codec: the tokenizer at {path} has no such tokens: {strange}")
+        tokenizer.add_special_tokens(named)
         return cls(tokenizer)
 
     @classmethod

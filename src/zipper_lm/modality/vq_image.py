@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, Emu3VQVAE, JanusVQVAE
 
 from zipper_lm.data.picture import read_picture, rgb
-from zipper_lm.hub import reaching
+from zipper_lm.hub import check_hub_arguments, reaching
 from zipper_lm.modality.codec import CODEC_FILE, read_codec_file
 from zipper_lm.modality.folder import files_into
 from zipper_lm.modality.layout import IdLayout, LaidOut
@@ -96,6 +96,7 @@ class VqImageCodec(LaidOut):
         bos: int | None = None,
         eos: int | None = None,
         pad: int | None = None,
+        **hub: Any,
     ) -> VqImageCodec:
         """As a recipe asks for it.
 
@@ -103,7 +104,7 @@ class VqImageCodec(LaidOut):
             source, revision: folder or Hub id of the autoencoder with its image processor, or of a whole Janus or Emu3
                 that has it inside, such as ``deepseek-community/Janus-Pro-1B``.
             height, width: of the pictures; Janus has one size, for Emu3 they must be given.
-            offset, bos, eos, pad: of `IdLayout`.
+            offset, bos, eos, pad: of `IdLayout`. hub: `cache_dir`, `token`, `local_files_only`.
 
         Raises:
             ValueError: if the source cannot be loaded, is of another family, or has no image processor; or on a size
@@ -111,12 +112,13 @@ class VqImageCodec(LaidOut):
         """
         if source is None:
             raise ValueError("vq-image codec: it needs a source, the folder or Hub id of a pre-trained model")
-        model, at = open_model(VqImageModel, ModelSource(source=source, revision=revision))
+        check_hub_arguments(hub)
+        model, at = open_model(VqImageModel, ModelSource(source=source, revision=revision, hub=hub))
         height, width = (_fixed_size(model) if given is None else given for given in (height, width))
         if height is None or width is None:
             raise ValueError(f"vq-image codec: {source} takes pictures of many sizes; give height and width")
         with reaching("image processor", source, revision):
-            processor = AutoImageProcessor.from_pretrained(source, revision=revision or "main")
+            processor = AutoImageProcessor.from_pretrained(source, revision=revision or "main", **hub)
         form = PictureForm(
             height=height,
             width=width,
@@ -171,7 +173,7 @@ class VqImageCodec(LaidOut):
         with files_into(path, last=CODEC_FILE) as folder:
             said = {
                 "kind": self.kind,
-                "model": asdict(keep_model(self.model, self.at, folder)),
+                "model": keep_model(self.model, self.at, folder),
                 "form": asdict(self.form),
                 "layout": self.layout.settings(),
             }
@@ -193,7 +195,7 @@ class VqImageCodec(LaidOut):
             form, layout, at = PictureForm(**said["form"]), said["layout"], said["model"]
         except (TypeError, KeyError) as error:
             raise ValueError(f"{path}: {CODEC_FILE} says no VQ image codec ({error})") from error
-        model, found = open_model(VqImageModel, kept_model(at, path), **hub)
+        model, found = open_model(VqImageModel, kept_model(at, path, **hub))
         return cls(model, found, form, IdLayout(units=model.quantize.embedding.num_embeddings, **layout))
 
     def _pixels(self, value: Any) -> Tensor:
@@ -207,18 +209,16 @@ class VqImageModel:
     """Loads the autoencoder alone, or out of a whole model; of the latter's other weights none is read."""
 
     @staticmethod
-    def from_pretrained(source: str, *, dtype: torch.dtype, **hub: Any) -> VqModel:
+    def from_pretrained(source: str, *, dtype: torch.dtype, output_loading_info: bool, **hub: Any) -> Any:
         config = AutoConfig.from_pretrained(source, **hub)
         config = getattr(config, "vq_config", config)
         owner: Any = {"janus_vqgan": JanusVQVAE, "emu3_vqgan": Emu3VQVAE}.get(config.model_type)
         if owner is None:
             raise ValueError(f"its VQ image model is {config.model_type!r}; known are janus_vqgan and emu3_vqgan")
-        model, found = owner.from_pretrained(
-            source, config=config, key_mapping={PREFIX: ""}, output_loading_info=True, dtype=dtype, **hub
+        mapping = {PREFIX: ""}
+        return owner.from_pretrained(
+            source, config=config, key_mapping=mapping, output_loading_info=output_loading_info, dtype=dtype, **hub
         )
-        if missing := sorted(found["missing_keys"]):  # transformers would go on with random weights
-            raise ValueError(f"it lacks {len(missing)} weights of the VQ image model, such as {missing[0]!r}")
-        return model
 
 
 def _step(model: VqModel) -> int:
