@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from tiny_recipes import say, tiny_recipe, workshop
 
-from zipper_lm import Document
+from zipper_lm import Document, files
 from zipper_lm.data.prepared import codec_hash, open_prepared
 from zipper_lm.data.readers import read_rows
 from zipper_lm.modality.codec import load_codec
@@ -21,6 +21,7 @@ from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.training.data import encode_rows, token_counts, training_rows
 from zipper_lm.training.fuse import build_model, fuse
 from zipper_lm.training.prepare import prepare
+from zipper_lm.training.working import working_folder
 
 
 def described(folder: Path) -> dict[str, Any]:
@@ -319,3 +320,58 @@ def test_bad_settings(tmp_path: Path) -> None:
     towers = {"text": {"source": str(tmp_path / "none"), "pretrain": {}}, "speech": str(workshop() / "speech")}
     with pytest.raises(ValueError, match=r"towers\.text: .*none is not made yet"):
         prepare(tiny_recipe(tmp_path / "m", towers=towers), tmp_path / "ids")
+
+
+def test_the_last_step_can_be_repeated(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards were moved into the folder that becomes the output: a Ctrl-C or a full disk just before it did deleted
+    them, and hours of encoding with them."""
+
+    def cut(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    recipe = tiny_recipe(tmp_path / "m")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_flush_folder", cut)
+        with pytest.raises(Interrupted, match="go on with resume"):
+            prepare(recipe, tmp_path / "ids", shard_rows=5)
+    assert not (tmp_path / "ids").exists()
+    monkeypatch.setattr(prepare_module._Encoder, "write", lambda *_: pytest.fail("encoded again"))
+    prepare(recipe, tmp_path / "ids", shard_rows=5, resume=True)
+    assert contents(tmp_path / "ids") == contents(prepared)
+    assert not (tmp_path / "ids.preparing").exists()
+
+
+def test_shards_are_copied_where_they_cannot_be_linked(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems have no hard links."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError("Operation not permitted")
+
+    monkeypatch.setattr(prepare_module.os, "link", refuse)
+    prepare(tiny_recipe(tmp_path / "m"), tmp_path / "ids", shard_rows=5)
+    assert contents(tmp_path / "ids") == contents(prepared)
+
+
+@pytest.mark.parametrize("output", ["raw", "raw/train", "."])
+def test_what_is_read_is_not_overwritten(tmp_path: Path, output: str) -> None:
+    """`--overwrite` with the data's own folder, or one above it, replaced the recordings by their ids."""
+    (tmp_path / "all").mkdir()
+    shutil.copytree(workshop() / "data", tmp_path / "all" / "raw")
+    recipe = tiny_recipe(tmp_path / "m", data=str(tmp_path / "all" / "raw"))
+    with pytest.raises(ValueError, match=r"would replace data\.source"):
+        prepare(recipe, tmp_path / "all" / output, overwrite=True)
+    recipe.output, recipe.overwrite = str(tmp_path / "all" / output), True
+    with pytest.raises(ValueError, match=r"would replace data\.source"):
+        fuse(recipe)
+    inside = tmp_path / "all" / "raw" / "ids"
+    prepare(recipe, inside)
+    prepare(recipe, inside, overwrite=True)  # what was written there before is an output
+
+
+def test_a_slash_at_the_end_of_the_output_is_no_matter(prepared: Path, tmp_path: Path) -> None:
+    """The working folder of ``ids/`` was ``ids/.preparing``: after all was encoded, the output was found to exist."""
+    prepare(tiny_recipe(tmp_path / "m"), f"{tmp_path / 'ids'}/", shard_rows=5)
+    assert contents(tmp_path / "ids") == contents(prepared)
+    assert working_folder("runs/model/") == Path("runs/model.training")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 import time
@@ -54,6 +55,7 @@ from zipper_lm.recipe import to_mapping
 from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.training.data import Item, clip_rows, encoded, encoded_modalities, items, open_split, validation_rows
 from zipper_lm.training.recipes import FuseRecipe
+from zipper_lm.training.working import beside, check_sources
 
 SHARD_ROWS = 1000
 SETTINGS_FILE = "settings.json"
@@ -95,6 +97,7 @@ def prepare(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     check_output(output, overwrite)
+    check_sources(output, recipe)
     if is_prepared(data.source):
         raise ValueError(f"data.source: {data.source} is prepared already; give the raw data")
     named = {m for template in recipe.tasks for m in parse_task(template, list(recipe.towers)).modalities}
@@ -116,12 +119,13 @@ def prepare(
         "rows": {name: len(rows) if isinstance(rows, Sequence) else None for name, rows in splits.items()},
         "shard_rows": shard_rows,
     }
-    working = Path(f"{output}.preparing")
+    working = beside(output, "preparing")
     _begin(working, settings, resume=resume, overwrite=overwrite)
     broken = Broken(data.broken_limit)
     job = _Job(recipe, modalities, {n: r for n, r in splits.items() if isinstance(r, Rows)}, working)
     try:
         notes = _encode(job, splits, shard_rows, processes, broken, console)
+        description = _finish(job, notes, settings, codecs, broken, output, overwrite)
     except KeyboardInterrupt as error:
         raise Interrupted(f"{working} keeps the whole shards; go on with resume (--resume)") from error
     except BrokenProcessPool as error:
@@ -129,21 +133,6 @@ def prepare(
             f"a process ended before its work was done (out of memory?); {working} keeps the whole shards: "
             "go on with resume (--resume), perhaps with fewer processes"
         ) from error
-    summaries = {name: _summary(each, codecs) for name, each in notes.items()}
-    if data.clips is not None:
-        summaries[CLIPS]["made_with"] = {**asdict(data.clips), "seed": recipe.seed}
-    description = {key: value for key, value in settings.items() if key not in ("rows", "shard_rows")}
-    description |= {"zipper_lm": __version__, "splits": summaries, "broken": len(broken.items)}
-    description["data"] = to_mapping(data)
-    with new_folder(output, overwrite) as folder:
-        for name in splits:
-            (folder / name).mkdir()
-            for shard in summaries[name]["shards"]:
-                shutil.move(working / shard["file"], folder / shard["file"])
-        if broken.items:
-            lines = "".join(json.dumps(item) + "\n" for item in broken.items)
-            (folder / "broken.jsonl").write_text(lines, encoding="utf-8")
-        _write_json(folder / PREPARED_FILE, description)
     shutil.rmtree(working, ignore_errors=True)
     return description | {"seconds": round(time.time() - started, 1)}
 
@@ -336,6 +325,43 @@ def _note(job: _Job, shard: _Shard) -> dict[str, Any] | None:
         return None
     noted = json.loads(note.read_text(encoding="utf-8"))
     return noted if noted["bytes"] == file.stat().st_size else None
+
+
+def _finish(
+    job: _Job,
+    notes: Mapping[str, Sequence[Mapping[str, Any]]],
+    settings: Mapping[str, Any],
+    codecs: Mapping[str, Codec],
+    broken: Broken,
+    output: str | Path,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """The output, from the shards of the working folder, which stay there too; returns what `prepared.json` says."""
+    data = job.recipe.data
+    summaries = {name: _summary(each, codecs) for name, each in notes.items()}
+    if data.clips is not None:
+        summaries[CLIPS]["made_with"] = {**asdict(data.clips), "seed": job.recipe.seed}
+    description = {key: value for key, value in settings.items() if key not in ("rows", "shard_rows")}
+    description |= {"zipper_lm": __version__, "splits": summaries, "broken": len(broken.items)}
+    description["data"] = to_mapping(data)
+    with new_folder(output, overwrite) as folder:
+        for name, summary in summaries.items():
+            (folder / name).mkdir()
+            for shard in summary["shards"]:
+                _link(job.working / shard["file"], folder / shard["file"])
+        if broken.items:
+            lines = "".join(json.dumps(item) + "\n" for item in broken.items)
+            (folder / "broken.jsonl").write_text(lines, encoding="utf-8")
+        _write_json(folder / PREPARED_FILE, description)
+    return description
+
+
+def _link(file: Path, goal: Path) -> None:
+    """One file under a second name: no space is needed, and either name may go. Copied where links cannot be."""
+    try:
+        os.link(file, goal)
+    except OSError:
+        shutil.copyfile(file, goal)
 
 
 def _summary(notes: Sequence[Mapping[str, Any]], codecs: Mapping[str, Codec]) -> dict[str, Any]:
