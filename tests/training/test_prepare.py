@@ -375,3 +375,12 @@ def test_a_slash_at_the_end_of_the_output_is_no_matter(prepared: Path, tmp_path:
     prepare(tiny_recipe(tmp_path / "m"), f"{tmp_path / 'ids'}/", shard_rows=5)
     assert contents(tmp_path / "ids") == contents(prepared)
     assert working_folder("runs/model/") == Path("runs/model.training")
+
+
+def test_nothing_left_is_no_success(tmp_path: Path) -> None:
+    """With every item broken, within data.broken_limit, an empty data set was written, on which training failed."""
+    (tmp_path / "raw.jsonl").write_text('{"text": "ω", "speech": "none.wav"}\n')
+    data = {"source": str(tmp_path / "raw.jsonl"), "validation": None, "broken_limit": 5}
+    with pytest.raises(ValueError, match=r"nothing of split 'train' could be encoded; 1 broken items .*raw\.jsonl:1"):
+        prepare(tiny_recipe(tmp_path / "m", data=data), tmp_path / "ids")
+    assert not (tmp_path / "ids").exists()

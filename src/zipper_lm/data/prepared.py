@@ -107,7 +107,10 @@ class PreparedRows(Sequence[Any]):
         """Tokens of every row by modality, int32 [rows], without reading the ids; empty for whole documents."""
         if "segments" in self._table.column_names:
             return {}
-        return {m: self._table[f"{m}_length"].to_numpy()[np.asarray(self._numbers)] for m in self._modalities}
+        return {
+            m: self._table[f"{m}_length"].to_numpy()[np.asarray(self._numbers, dtype=np.int64)]
+            for m in self._modalities
+        }
 
     def select(self, numbers: Sequence[int]) -> PreparedRows:
         """The rows of these numbers, in this order."""

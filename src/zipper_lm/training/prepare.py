@@ -336,9 +336,16 @@ def _finish(
     output: str | Path,
     overwrite: bool,
 ) -> dict[str, Any]:
-    """The output, from the shards of the working folder, which stay there too; returns what `prepared.json` says."""
+    """The output, from the shards of the working folder, which stay there too; returns what `prepared.json` says.
+
+    Raises:
+        ValueError: if a split has no rows, or as `new_folder`.
+    """
     data = job.recipe.data
     summaries = {name: _summary(each, codecs) for name, each in notes.items()}
+    for name, summary in summaries.items():
+        if not summary["rows"]:
+            raise ValueError(f"data: nothing of split {name!r} could be encoded; {broken.told()}")
     if data.clips is not None:
         summaries[CLIPS]["made_with"] = {**asdict(data.clips), "seed": job.recipe.seed}
     description = {key: value for key, value in settings.items() if key not in ("rows", "shard_rows")}
