@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,10 @@ from zipper_lm.modality.codec import load_codec
 from zipper_lm.modality.text import TextCodec
 from zipper_lm.training import prepare as prepare_module
 from zipper_lm.training.callbacks import Interrupted
-from zipper_lm.training.data import encode_rows, token_counts, training_rows
+from zipper_lm.training.data import encode_rows, token_counts, training_rows, validation_rows
 from zipper_lm.training.fuse import build_model, fuse
 from zipper_lm.training.prepare import prepare
+from zipper_lm.training.recipes import DataRecipe
 from zipper_lm.training.working import working_folder
 
 
@@ -250,6 +254,8 @@ def test_clips_are_prepared_apart(tmp_path: Path) -> None:
     assert len(rows) == 13
     assert rows[5:7] == fresh[5:7]
     assert recipe.data.clips is not None
+    with pytest.raises(ValueError, match=r"data\.clips: .*'exclude': \{\}.* wants .*'exclude': \{'speaker'"):
+        training_rows(replace(recipe.data, exclude={"speaker": ["odd"]}))  # the clips had all speakers in them
     recipe.data.clips.words = 3
     with pytest.raises(ValueError, match=r"data\.clips: .*'words': 2.* the recipe wants .*'words': 3"):
         training_rows(recipe.data)
@@ -276,7 +282,7 @@ def test_whole_documents(tmp_path: Path) -> None:
     rows = open_prepared(tmp_path / "ids").rows("train")
     assert isinstance(rows[0], Document)
     assert [d.segments for d in rows] == [d.segments for d in fresh]
-    assert len(rows.without({"speaker": ["kim"]})) == 2
+    assert len(rows.without({"speaker": ["kim"]})) == 2  # whole documents have no columns
     with (tmp_path / "data.jsonl").open("a") as file:
         file.write('{"text": "one", "speech": "%s"}\n' % (workshop() / "data" / "train" / "0.wav"))
     with pytest.raises(ValueError, match=r"data\.jsonl:3: a split holds either rows or whole documents, not both"):
@@ -384,3 +390,67 @@ def test_nothing_left_is_no_success(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nothing of split 'train' could be encoded; 1 broken items .*raw\.jsonl:1"):
         prepare(tiny_recipe(tmp_path / "m", data=data), tmp_path / "ids")
     assert not (tmp_path / "ids").exists()
+
+
+def test_settings_that_prepared_data_cannot_follow(prepared: Path, tmp_path: Path) -> None:
+    """Another split, column or revision had no effect on prepared data, and of 3 prepared rows a limit of 10 gave 3."""
+    raw = str(workshop() / "data")
+    for changes in ({"train": "nonsense"}, {"validation": "test"}, {"revision": "v2"}, {"columns": {"text": "no"}}):
+        (name,) = changes
+        with pytest.raises(ValueError, match=rf"data\.{name} is .*, but .* was prepared with"):
+            validation_rows(DataRecipe(source=str(prepared), **changes))
+    assert validation_rows(DataRecipe(source=str(prepared), validation=None)) == []
+    data = {"source": raw, "validation": None, "limit": 3, "exclude": {"speaker": ["odd"]}}
+    prepare(tiny_recipe(tmp_path / "m", data=data), tmp_path / "ids")
+    same = DataRecipe(**{**data, "source": str(tmp_path / "ids")})
+    assert len(training_rows(same)) == 2
+    for limit in (10, None):
+        with pytest.raises(ValueError, match=rf"data\.limit is {limit}, but .* was prepared with 3"):
+            training_rows(replace(same, limit=limit))
+    with pytest.raises(ValueError, match=r"data\.exclude is \{\}, but .* was prepared with \{'speaker': \['odd'\]\}"):
+        training_rows(replace(same, exclude={}))
+
+
+def test_what_is_excluded_from_prepared_data(prepared: Path, tmp_path: Path) -> None:
+    """A text could be excluded by its column's name from raw data, but not from prepared data; a column that was not
+    kept, or is misspelt, excluded nothing without a word."""
+    raw, ids = (DataRecipe(source=source) for source in (str(workshop() / "data"), str(prepared)))
+    said = training_rows(raw)[0]["text"]
+    for name in ("transcription", "text"):
+        kept = [len(training_rows(replace(data, exclude={name: [said]}))) for data in (raw, ids)]
+        assert kept[0] == kept[1] < 12
+    for name in ("speeker", "audio"):
+        with pytest.raises(
+            ValueError, match=rf"no column \['{name}'\]; there are .*'speaker', 'text', 'transcription'"
+        ):
+            training_rows(replace(ids, exclude={name: ["x"]}))
+    sound = {"audio": [training_rows(raw)[0]["speech"]]}
+    data = {"source": raw.source, "validation": None, "exclude": sound}
+    prepare(tiny_recipe(tmp_path / "m", data=data), tmp_path / "ids")
+    assert len(training_rows(DataRecipe(source=str(tmp_path / "ids"), exclude=sound))) == 11  # it is done already
+
+
+def test_a_broken_item_that_comes_first_is_one_of_many(tmp_path: Path) -> None:
+    """What comes first is looked at to know what the data is like; if that was broken, or anything was and a column was
+    to be excluded by, data.broken_limit did not help."""
+    files: dict[str, bytes] = {}
+    for number, text in enumerate(["", "one", "two", "six"]):
+        described = json.dumps({"caption": text, "who": "ann" if text == "two" else "bob"})
+        files |= {f"{number}.json": described.encode() if text else b"{"}
+        files |= {f"{number}.wav": (workshop() / "data" / "train" / "0.wav").read_bytes()}
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    data = {"source": str(tmp_path / "x.tar"), "validation": None, "broken_limit": 1, "exclude": {"who": ["ann"]}}
+    told = prepare(tiny_recipe(tmp_path / "m", data=data), tmp_path / "ids")
+    assert told["broken"] == 1
+    assert [row["text"].value for row in open_prepared(tmp_path / "ids").rows("train")] == ["one", "six"]
+
+
+def test_prepared_data_knows_its_source_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source was kept as typed: from another working directory, no judge could be fitted on the originals."""
+    monkeypatch.chdir(workshop())
+    prepare(tiny_recipe(tmp_path / "m", data={"source": "data", "limit": 2}), tmp_path / "ids")
+    assert described(tmp_path / "ids")["data"]["source"] == str((workshop() / "data").resolve())

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import pyarrow as pa
 
-from zipper_lm.data.readers import PREPARED_FILE
+from zipper_lm.data.readers import PREPARED_FILE, check_excluded
 from zipper_lm.document import Document, Segment
 from zipper_lm.modality.codec import Codec
 
@@ -78,9 +78,16 @@ def pack_document(document: Document, source: str) -> dict[str, Any]:
 class PreparedRows(Sequence[Any]):
     """Encoded rows (modality to `Segment` with ids) or documents, read from mapped files when they are asked for."""
 
-    def __init__(self, table: pa.Table, modalities: Sequence[str], numbers: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        table: pa.Table,
+        modalities: Sequence[str],
+        numbers: Sequence[int] | None = None,
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
         self._table = table
         self._modalities = modalities
+        self._columns = columns or {}
         self._numbers = range(table.num_rows) if numbers is None else numbers
 
     def __len__(self) -> int:
@@ -94,7 +101,7 @@ class PreparedRows(Sequence[Any]):
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return PreparedRows(self._table, self._modalities, self._numbers[index])
+            return PreparedRows(self._table, self._modalities, self._numbers[index], self._columns)
         number = self._numbers[index]
         if "segments" in self._table.column_names:
             raw = self._table["segments"][number].as_py()
@@ -114,16 +121,21 @@ class PreparedRows(Sequence[Any]):
 
     def select(self, numbers: Sequence[int]) -> PreparedRows:
         """The rows of these numbers, in this order."""
-        return PreparedRows(self._table, self._modalities, [self._numbers[n] for n in numbers])
+        return PreparedRows(self._table, self._modalities, [self._numbers[n] for n in numbers], self._columns)
 
     def without(self, exclude: Mapping[str, Sequence[str]]) -> PreparedRows:
-        """All rows but those with one of the values in a label or in their text; whole documents stay."""
+        """All rows but those with one of the values in a label or in their text; whole documents stay.
+
+        Raises:
+            ValueError: if no such column was kept.
+        """
         if "segments" in self._table.column_names:
             return self
         labels = [dict(self._table["labels"][n].as_py()) for n in self._numbers]
-        if "text" in exclude and "text" in self._modalities:
+        if "text" in self._modalities:
             for label, n in zip(labels, self._numbers):
-                label["text"] = self._table["text"][n].as_py()
+                label["text"] = label[self._columns.get("text", "text")] = self._table["text"][n].as_py()
+        check_excluded(exclude, {key for label in labels for key in label})
         return self.select(
             [n for n, label in enumerate(labels) if all(label.get(c) not in values for c, values in exclude.items())]
         )
@@ -150,16 +162,18 @@ class Prepared:
         if split not in splits:
             raise ValueError(f"data: {self.folder} has no prepared split {split!r}; it has {sorted(splits)}")
         tables = [self._table(shard) for shard in splits[split]["shards"]]
-        return PreparedRows(pa.concat_tables(tables), self.description["modalities"])
+        columns = self.description.get("columns")
+        return PreparedRows(pa.concat_tables(tables), self.description["modalities"], columns=columns)
 
-    def clips(self, wanted: ClipsRecipe, seed: int) -> PreparedRows:
-        """The recombined clips, if they are those that a recipe wants.
+    def clips(self, wanted: ClipsRecipe, seed: int, exclude: Mapping[str, Sequence[str]]) -> PreparedRows:
+        """The recombined clips, if they are those that a recipe wants, of recordings without what it excludes.
 
         Raises:
             ValueError: if they are others, or none were prepared; and as `rows`.
         """
         made = self.description["splits"].get(CLIPS, {}).get("made_with")
-        asked = {**dataclasses.asdict(wanted), "seed": seed}
+        made = made and {**made, "exclude": self.description["data"]["exclude"]}
+        asked = {**dataclasses.asdict(wanted), "seed": seed, "exclude": dict(exclude)}
         if made != asked:
             raise ValueError(
                 f"data.clips: {self.folder} has {made or 'none'}, the recipe wants {asked}; prepare it anew"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,28 @@ WHOLE = ""  # the name of the only "split" of a source that has none
 def usual_name(name: str, otherwise: str) -> str:
     """The usual name of a split: ``"dev"`` is ``"validation"``."""
     return next((usual for usual, names in SPLIT_NAMES.items() if name.lower() in names), otherwise)
+
+
+def readable(rows: Any) -> Iterator[Any]:
+    """The rows that can be read, of a sequence, a `datasets.Dataset` or a stream.
+
+    Raises:
+        ValueError: that of the first row, if none can be read.
+    """
+    if not isinstance(rows, Sized):
+        yield from rows
+        return
+    first, found = None, False
+    for number in range(len(rows)):
+        try:
+            row = rows[number]  # type: ignore[index]
+        except ValueError as error:
+            first = first or error
+        else:
+            found = True
+            yield row
+    if first is not None and not found:
+        raise first
 
 
 def is_media(value: Any) -> bool:

@@ -44,11 +44,12 @@ from zipper_lm.data.prepared import (
     row_schema,
 )
 from zipper_lm.data.readers import PREPARED_FILE, Rows
-from zipper_lm.data.table import is_media
+from zipper_lm.data.table import is_media, readable
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.document import Document
 from zipper_lm.files import check_output, new_file, new_folder
 from zipper_lm.fusing import codec_of
+from zipper_lm.hub import place_of
 from zipper_lm.modality.codec import Codec
 from zipper_lm.processor import ZipperProcessor
 from zipper_lm.recipe import to_mapping
@@ -122,7 +123,8 @@ def prepare(
     working = beside(output, "preparing")
     _begin(working, settings, resume=resume, overwrite=overwrite)
     broken = Broken(data.broken_limit)
-    job = _Job(recipe, modalities, {n: r for n, r in splits.items() if isinstance(r, Rows)}, working)
+    raw = {name: rows for name, rows in splits.items() if isinstance(rows, Rows)}
+    job = _Job(recipe, modalities, raw, splits[TRAIN].columns, working)
     try:
         notes = _encode(job, splits, shard_rows, processes, broken, console)
         description = _finish(job, notes, settings, codecs, broken, output, overwrite)
@@ -192,6 +194,8 @@ class _Job:
     recipe: FuseRecipe
     modalities: list[str]
     rows: dict[str, Rows]
+    columns: dict[str, str]
+    """Of the training split: modality name to the column its values come from."""
     working: Path
 
 
@@ -282,7 +286,7 @@ def _encode(
 
 
 def _shards(split: str, rows: Any, shard_rows: int) -> Iterator[_Shard]:
-    documents = isinstance(next(iter(rows), None), Document)
+    documents = isinstance(next(readable(rows), None), Document)
     if isinstance(rows, Rows):
         for number, start in enumerate(range(0, len(rows), shard_rows)):
             yield _Shard(split, number, range(start, min(start + shard_rows, len(rows))), documents)
@@ -350,7 +354,8 @@ def _finish(
         summaries[CLIPS]["made_with"] = {**asdict(data.clips), "seed": job.recipe.seed}
     description = {key: value for key, value in settings.items() if key not in ("rows", "shard_rows")}
     description |= {"zipper_lm": __version__, "splits": summaries, "broken": len(broken.items)}
-    description["data"] = to_mapping(data)
+    description["data"] = _with_places(to_mapping(data))
+    description["columns"] = job.columns
     with new_folder(output, overwrite) as folder:
         for name, summary in summaries.items():
             (folder / name).mkdir()
@@ -361,6 +366,12 @@ def _finish(
             (folder / "broken.jsonl").write_text(lines, encoding="utf-8")
         _write_json(folder / PREPARED_FILE, description)
     return description
+
+
+def _with_places(data: dict[str, Any]) -> dict[str, Any]:
+    """A data recipe that means the same from any working directory."""
+    clips = data["clips"] and data["clips"] | {"source": place_of(data["clips"]["source"])}
+    return data | {"source": place_of(data["source"]), "clips": clips}
 
 
 def _link(file: Path, goal: Path) -> None:

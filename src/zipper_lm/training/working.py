@@ -34,7 +34,9 @@ def check_sources(output: str | Path, recipe: FuseRecipe) -> None:
     """Raise `ValueError` if `output` would replace what a recipe reads: its towers, codecs or data, or a folder in them
     that is no output."""
     goal = Path(output).expanduser().resolve()
-    read = {"data.source": recipe.data.source, "data.clips": recipe.data.clips and recipe.data.clips.source}
+    read: dict[str, Any] = {"data.source": recipe.data.source}
+    if recipe.data.clips is not None:
+        read["data.clips.source"] = recipe.data.clips.source
     for name, tower in recipe.towers.items():
         read |= {f"tower {name!r}": tower.source, f"the codec of tower {name!r}": tower.codec and tower.codec.source}
     for what, source in read.items():
