@@ -454,3 +454,76 @@ def test_prepared_data_knows_its_source_from_anywhere(tmp_path: Path, monkeypatc
     monkeypatch.chdir(workshop())
     prepare(tiny_recipe(tmp_path / "m", data={"source": "data", "limit": 2}), tmp_path / "ids")
     assert described(tmp_path / "ids")["data"]["source"] == str((workshop() / "data").resolve())
+
+
+def test_a_source_that_changed_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the number of rows was compared: a run that was cut off went on with another data set of as many."""
+    from datasets import Dataset
+
+    def cut(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def say_in(text: str) -> None:
+        folder = tmp_path / "data"
+        shutil.rmtree(folder, ignore_errors=True)
+        if kind == "jsonl":
+            (tmp_path / "data.jsonl").write_text(json.dumps({"text": text, "speech": sound}) + "\n")
+        elif kind == "disk":
+            Dataset.from_list([{"text": text, "speech": sound}]).save_to_disk(folder)
+        else:
+            (tmp_path / "1.txt").write_text(text)
+            with tarfile.open(tmp_path / "data.tar", "w") as archive:
+                archive.add(tmp_path / "1.txt", "1.txt")
+                archive.add(sound, "1.wav")
+
+    sound = str(workshop() / "data" / "train" / "0.wav")
+    monkeypatch.setattr(prepare_module._Encoder, "write", cut)
+    for kind, name in {"jsonl": "data.jsonl", "disk": "data", "tar": "data.tar"}.items():
+        say_in("one")
+        recipe = tiny_recipe(tmp_path / "m", data={"source": str(tmp_path / name), "validation": None})
+        with pytest.raises(Interrupted):
+            prepare(recipe, tmp_path / kind)
+        with pytest.raises(Interrupted):  # as it was
+            prepare(recipe, tmp_path / kind, resume=True)
+        say_in("two")
+        with pytest.raises(ValueError, match=r"cannot resume: \['rows'\] changed"):
+            prepare(recipe, tmp_path / kind, resume=True)
+
+
+def test_a_codec_is_told_by_what_its_ids_depend_on(tmp_path: Path) -> None:
+    """Prepared data was refused when the model inside a codec came from another place, or a voice was changed."""
+
+    class Units:
+        def __init__(self, source: str, weights: str, speaker: int) -> None:
+            self.said = {"model": {"source": source, "weights_hash": weights}, "speaker": speaker, "layout": {"bos": 1}}
+
+        def save_pretrained(self, path: str) -> None:
+            (Path(path) / "codec.json").write_text(json.dumps(self.said))
+            (Path(path) / "vocoder").mkdir()
+            (Path(path) / "vocoder" / "config.json").write_text(str(self.said["speaker"]))
+
+    def told(*args: Any) -> str:
+        return codec_hash(Units(*args))  # type: ignore[arg-type]
+
+    assert told("someone/hubert", "a" * 64, 0) == told("elsewhere/hubert", "a" * 64, 1)
+    assert told("someone/hubert", "a" * 64, 0) != told("someone/hubert", "b" * 64, 0)
+
+
+def test_documents_may_hold_ids_of_a_tower_without_codec(tmp_path: Path) -> None:
+    """Training took them, `zipper prepare` called the modality unknown."""
+    towers = {name: str(workshop() / name) for name in ("text", "speech")}
+    towers["gene"] = str(shutil.copytree(workshop() / "text", tmp_path / "gene"))
+    for file in (tmp_path / "gene").iterdir():
+        if file.name not in ("config.json", "model.safetensors"):
+            file.unlink()
+    segments: list[dict[str, Any]] = [{"modality": "gene", "ids": [3, 4]}, {"modality": "text", "value": "one"}]
+    segments[1]["target"] = True
+    (tmp_path / "data.jsonl").write_text(json.dumps({"segments": segments}) + "\n")
+    data: dict[str, Any] = {"source": str(tmp_path / "data.jsonl"), "validation": None}
+    told = prepare(tiny_recipe(tmp_path / "m", data=data, towers=towers), tmp_path / "ids")
+    assert told["splits"]["train"]["tokens"]["gene"] == 2
+    del segments[0]["ids"]
+    segments[0]["value"] = "ACGT"
+    (tmp_path / "data.jsonl").write_text(json.dumps({"segments": segments}) + "\n")
+    with pytest.raises(ValueError, match="no codec for modality 'gene'"):
+        prepare(tiny_recipe(tmp_path / "m", data=data, towers=towers), tmp_path / "raw")

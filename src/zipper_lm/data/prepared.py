@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from zipper_lm.data.readers import PREPARED_FILE, check_excluded
 from zipper_lm.document import Document, Segment
-from zipper_lm.modality.codec import Codec
+from zipper_lm.modality.codec import CODEC_FILE, Codec
 
 if TYPE_CHECKING:
     from zipper_lm.training.recipes import ClipsRecipe
@@ -36,6 +36,8 @@ FORMAT = 1
 TRAIN, VALIDATION, CLIPS = "train", "validation", "clips"
 _CIRCUMSTANCES = ("is_local", "local_files_only", "name_or_path", "_name_or_path", "transformers_version")
 """Keys of transformers' files that say how something was loaded, not what it is."""
+_DECODING = ("vocoder", "speaker")
+"""Folders of a codec, and keys of its `codec.json`, that no id depends on."""
 _SEGMENTS = pa.list_(
     pa.struct([("modality", pa.string()), ("ids", pa.list_(pa.int32())), ("text", pa.string()), ("target", pa.bool_())])
 )
@@ -237,14 +239,20 @@ def file_hash(file: Path) -> str:
 
 def codec_hash(codec: Codec) -> str:
     """SHA-256 (64 hex digits) over what a codec's `save_pretrained` writes: names and contents of its files, without
-    what only says how a tokenizer or model was loaded."""
+    what only says how or from where a tokenizer or model was loaded, and without voices."""
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
         codec.save_pretrained(folder)
         for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             content = file.read_bytes()
+            if file.relative_to(folder).parts[0] in _DECODING:
+                continue
             if file.suffix == ".json" and isinstance(fields := json.loads(content), dict):
-                kept = {key: value for key, value in fields.items() if key not in _CIRCUMSTANCES}
+                left_out = (*_CIRCUMSTANCES, *(_DECODING if file.name == CODEC_FILE else ()))
+                kept = {key: value for key, value in fields.items() if key not in left_out}
+                model = kept.get("model")
+                if file.name == CODEC_FILE and isinstance(model, dict) and model.get("weights_hash"):
+                    kept["model"] = model["weights_hash"]  # wherever it came from
                 content = json.dumps(kept, sort_keys=True).encode()
             for part in (file.relative_to(folder).as_posix().encode(), content):
                 digest.update(len(part).to_bytes(8, "little") + part)

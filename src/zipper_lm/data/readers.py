@@ -15,7 +15,7 @@ from zipper_lm.data.folders import folder_splits
 from zipper_lm.data.jsonl import jsonl_loader
 from zipper_lm.data.objects import hub_splits, object_splits
 from zipper_lm.data.picture import is_picture
-from zipper_lm.data.table import WHOLE, Loader, Table, missing_file, readable, resolve, usual_name
+from zipper_lm.data.table import WHOLE, Loader, Table, fingerprint_of, missing_file, readable, resolve, usual_name
 from zipper_lm.data.tars import find_shards, is_tar, tar_splits
 from zipper_lm.document import Document
 
@@ -74,6 +74,12 @@ class Rows(Sequence[Any]):  # of `Row | Document`; which of them, the caller kno
             check_excluded(exclude, [*known, *self.columns])
         values = {c: self.column(c) for c in exclude}
         return self.select([n for n in range(len(self)) if all(str(values[c][n]) not in v for c, v in exclude.items())])
+
+    def fingerprint(self) -> str:
+        """Changes when the source does: of files in tars by their size and time, of all else by what the rows say."""
+        if self._table.fingerprint:
+            return self._table.fingerprint
+        return fingerprint_of((self.where(n), self._rows[index]) for n, index in enumerate(self._indices))
 
     def where(self, number: int) -> str:
         """Where a row is written, for messages."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ class Table:
             they are used.
         labels: names of the classes that a column of class numbers counts.
         problems: what is wrong with single rows, such as files that do not exist.
+        fingerprint: of rows that do not lie in memory, which changes when they do.
     """
 
     rows: Sequence[Any] | Iterable[Any]
@@ -43,6 +45,7 @@ class Table:
     columns: Sequence[str] | None = None
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     problems: Sequence[str] = ()
+    fingerprint: str = ""
 
 
 Loader = Callable[[int | None], Table]
@@ -74,6 +77,14 @@ def readable(rows: Any) -> Iterator[Any]:
             yield row
     if first is not None and not found:
         raise first
+
+
+def fingerprint_of(parts: Iterable[Any]) -> str:
+    """16 hex digits that tell parts from others, by how they are written."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr(part).encode() + b"\n")
+    return digest.hexdigest()[:16]
 
 
 def is_media(value: Any) -> bool:

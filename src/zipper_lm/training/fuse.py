@@ -340,7 +340,14 @@ def _fitted_judge(recipe: FuseRecipe, modality: str, console: Console) -> Judge:
     if data.streaming:
         raise ValueError("a stream is not fetched as a whole to fit one on; name one (judge)")
     with randomness_kept():
-        return judge_for(data.source, data.columns, split=data.train, modality=modality, revision=data.revision)
+        return judge_for(
+            data.source,
+            data.columns,
+            split=data.train,
+            modality=modality,
+            revision=data.revision,
+            broken_limit=data.broken_limit,
+        )
 
 
 class _Scorer:

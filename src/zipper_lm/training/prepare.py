@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from zipper_lm import __version__
+from zipper_lm.collation import Specials
 from zipper_lm.config import TowerSpec
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.prepared import (
@@ -44,7 +45,7 @@ from zipper_lm.data.prepared import (
     row_schema,
 )
 from zipper_lm.data.readers import PREPARED_FILE, Rows
-from zipper_lm.data.table import is_media, readable
+from zipper_lm.data.table import fingerprint_of, is_media, readable
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.document import Document
 from zipper_lm.files import check_output, new_file, new_folder
@@ -117,7 +118,7 @@ def prepare(
         "seed": recipe.seed,
         "modalities": modalities,
         "codecs": {name: _describe(codec) for name, codec in codecs.items()},
-        "rows": {name: len(rows) if isinstance(rows, Sequence) else None for name, rows in splits.items()},
+        "rows": {name: _identity(rows) for name, rows in splits.items()},
         "shard_rows": shard_rows,
     }
     working = beside(output, "preparing")
@@ -166,6 +167,13 @@ def _describe(codec: Codec) -> dict[str, Any]:
         "specials": [codec.bos_id, codec.eos_id, codec.pad_id],
         "rate": codec.rate,
     }
+
+
+def _identity(rows: Any) -> list[Any] | None:
+    """What differs if the rows are others than before: their number and a fingerprint. Of a stream nothing is known."""
+    if not isinstance(rows, Sequence):
+        return None
+    return [len(rows), rows.fingerprint() if isinstance(rows, Rows) else fingerprint_of(rows)]
 
 
 def _begin(working: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
@@ -217,7 +225,9 @@ class _Encoder:
 
     def __init__(self, job: _Job) -> None:
         self.job = job
-        self.processor = ZipperProcessor(recipe_codecs(job.recipe))
+        ids_only = Specials(0, 0, 0)  # nothing is framed here: of a tower without codec, ids pass as they are
+        codecs = recipe_codecs(job.recipe)
+        self.processor = ZipperProcessor(codecs, dict.fromkeys(job.recipe.towers, ids_only))
 
     def write(self, shard: _Shard) -> dict[str, Any]:
         """Encode and write a shard and its note; returns the note."""
@@ -388,7 +398,7 @@ def _summary(notes: Sequence[Mapping[str, Any]], codecs: Mapping[str, Codec]) ->
     for note in notes:
         for name, count in note["tokens"].items():
             tokens[name] = tokens.get(name, 0) + count
-    rates = {name: codecs[name].rate for name in tokens}
+    rates = {name: codecs[name].rate for name in tokens if name in codecs}
     return {
         "rows": sum(note["rows"] for note in notes),
         "tokens": tokens,
