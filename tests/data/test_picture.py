@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,20 @@ def as_bytes(picture: Image.Image, form: str = "PNG") -> bytes:
     stream = io.BytesIO()
     picture.save(stream, form)
     return stream.getvalue()
+
+
+def damaged_png() -> bytes:
+    """A PNG whose second chunk of pixels has no right to its name."""
+    whole = as_bytes(Image.fromarray(np.random.default_rng(0).integers(0, 255, (400, 400), np.uint8)))
+    second = whole.index(b"IDAT", whole.index(b"IDAT") + 4)
+    return whole[:second] + b"\x00\x01\x02\x03" + whole[second + 4 :]
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that says it is of 60000 by 60000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    whole = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return whole + struct.pack(">I", 4) + b"IDAT" + bytes(8)
 
 
 @pytest.mark.parametrize("how", ["array", "floats", "pil", "bytes", "path", "dataset"])
@@ -68,3 +84,12 @@ def test_what_is_no_picture_is_refused(source: Any, says: str) -> None:
 @pytest.mark.parametrize("value", [np.zeros(5), "a.wav", b"RIFF", {"bytes": b"RIFF", "path": None}, "text", None])
 def test_sounds_and_texts_are_no_pictures(value: Any) -> None:
     assert not is_picture(value)
+
+
+def test_damage_is_named_whatever_pillow_calls_it() -> None:
+    """A damaged PNG is a SyntaxError to Pillow, and one of too many pixels an error of its own: both ended a run of
+    hours with a traceback, whatever data.broken_limit said."""
+    for damaged in (damaged_png(), bomb()):
+        assert is_picture(damaged)
+        with pytest.raises(ValueError, match="not readable"):
+            read_picture(damaged)

@@ -114,6 +114,17 @@ def test_a_tar_cut_off_anywhere_is_named(tmp_path: Path) -> None:
             read_rows(tmp_path / "cut.tar")
 
 
+def test_a_broken_sample_that_comes_first_is_one_of_many(tmp_path: Path) -> None:
+    """Columns were those of the first sample, so that one damaged ``.json`` ended it all, and a sound in another format
+    than the first was in no column. Nor could anything be excluded from a tar with a damaged sample."""
+    files = {"1.json": "{", "1.flac": b"", "2.json": '{"who": "ann"}', "2.flac": b"", "2.txt": "a"}
+    rows = read_rows(tar(tmp_path / "x.tar", files | {"3.json": '{"who": "bob"}', "3.flac": b"", "3.txt": "b"}))
+    assert rows.columns == {"speech": "flac", "text": "txt"}
+    assert rows.column("who") == [None, "ann", "bob"]
+    kept = rows.without({"who": ["ann"]})
+    assert [kept.where(n)[-1] for n in range(len(kept))] == ["1", "3"]
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

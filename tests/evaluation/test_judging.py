@@ -30,3 +30,23 @@ def test_data_without_speech_has_no_judge(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"text": "one"}\n')
     with pytest.raises(ValueError, match="speech and text"):
         judging.judge_for(str(tmp_path / "train.jsonl"))
+
+
+def test_what_cannot_be_read_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One broken recording was enough for no judge at all, whatever data.broken_limit said."""
+    monkeypatch.setenv("ZIPPER_CACHE", str(tmp_path / "cache"))
+    heard: list[str] = []
+
+    def fit(values: list[object], texts: list[str], **_: object) -> Recogniser:
+        heard.extend(texts)
+        return Recogniser.from_pretrained(workshop() / "judge")
+
+    monkeypatch.setattr(Recogniser, "fit", fit)
+    data = shutil.copytree(workshop() / "data", tmp_path / "data")
+    (data / "train" / "0.wav").write_bytes(b"RIFF")
+    (data / "train" / "1.wav").unlink()
+    with pytest.raises(ValueError, match=r"metadata\.csv:2"):
+        judging.judge_for(str(data), broken_limit=1)
+    heard.clear()
+    judging.judge_for(str(data), broken_limit=2)
+    assert len(heard) == 10

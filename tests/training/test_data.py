@@ -44,6 +44,7 @@ def test_what_is_excluded_is_not_validated_on_either() -> None:
     [
         ({"streaming": True, "fraction": 0.5}, r"data\.fraction=0\.5 cannot be drawn from a stream"),
         ({"streaming": True, "clips": ClipsRecipe(source="c")}, r"data\.clips cannot follow a stream"),
+        ({"limit": 0}, r"data\.limit must be at least 1, got 0"),  # prepared data took it, and the last rows for -5
         ({"broken_limit": -1}, r"data\.broken_limit must be at least 0, got -1"),
     ],
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +14,18 @@ import pytest
 import soundfile
 from tiny_recipes import say, tiny_recipe, workshop
 
-from zipper_lm import Document
+from zipper_lm import Document, files
 from zipper_lm.data.prepared import codec_hash, open_prepared
 from zipper_lm.data.readers import read_rows
 from zipper_lm.modality.codec import load_codec
 from zipper_lm.modality.text import TextCodec
 from zipper_lm.training import prepare as prepare_module
 from zipper_lm.training.callbacks import Interrupted
-from zipper_lm.training.data import encode_rows, token_counts, training_rows
+from zipper_lm.training.data import encode_rows, token_counts, training_rows, validation_rows
 from zipper_lm.training.fuse import build_model, fuse
 from zipper_lm.training.prepare import prepare
+from zipper_lm.training.recipes import DataRecipe
+from zipper_lm.training.working import working_folder
 
 
 def described(folder: Path) -> dict[str, Any]:
@@ -249,6 +254,8 @@ def test_clips_are_prepared_apart(tmp_path: Path) -> None:
     assert len(rows) == 13
     assert rows[5:7] == fresh[5:7]
     assert recipe.data.clips is not None
+    with pytest.raises(ValueError, match=r"data\.clips: .*'exclude': \{\}.* wants .*'exclude': \{'speaker'"):
+        training_rows(replace(recipe.data, exclude={"speaker": ["odd"]}))  # the clips had all speakers in them
     recipe.data.clips.words = 3
     with pytest.raises(ValueError, match=r"data\.clips: .*'words': 2.* the recipe wants .*'words': 3"):
         training_rows(recipe.data)
@@ -275,7 +282,7 @@ def test_whole_documents(tmp_path: Path) -> None:
     rows = open_prepared(tmp_path / "ids").rows("train")
     assert isinstance(rows[0], Document)
     assert [d.segments for d in rows] == [d.segments for d in fresh]
-    assert len(rows.without({"speaker": ["kim"]})) == 2
+    assert len(rows.without({"speaker": ["kim"]})) == 2  # whole documents have no columns
     with (tmp_path / "data.jsonl").open("a") as file:
         file.write('{"text": "one", "speech": "%s"}\n' % (workshop() / "data" / "train" / "0.wav"))
     with pytest.raises(ValueError, match=r"data\.jsonl:3: a split holds either rows or whole documents, not both"):
@@ -319,3 +326,204 @@ def test_bad_settings(tmp_path: Path) -> None:
     towers = {"text": {"source": str(tmp_path / "none"), "pretrain": {}}, "speech": str(workshop() / "speech")}
     with pytest.raises(ValueError, match=r"towers\.text: .*none is not made yet"):
         prepare(tiny_recipe(tmp_path / "m", towers=towers), tmp_path / "ids")
+
+
+def test_the_last_step_can_be_repeated(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards were moved into the folder that becomes the output: a Ctrl-C or a full disk just before it did deleted
+    them, and hours of encoding with them."""
+
+    def cut(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    recipe = tiny_recipe(tmp_path / "m")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_flush_folder", cut)
+        with pytest.raises(Interrupted, match="go on with resume"):
+            prepare(recipe, tmp_path / "ids", shard_rows=5)
+    assert not (tmp_path / "ids").exists()
+    monkeypatch.setattr(prepare_module._Encoder, "write", lambda *_: pytest.fail("encoded again"))
+    prepare(recipe, tmp_path / "ids", shard_rows=5, resume=True)
+    assert contents(tmp_path / "ids") == contents(prepared)
+    assert not (tmp_path / "ids.preparing").exists()
+
+
+def test_shards_are_copied_where_they_cannot_be_linked(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems have no hard links."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError("Operation not permitted")
+
+    monkeypatch.setattr(prepare_module.os, "link", refuse)
+    prepare(tiny_recipe(tmp_path / "m"), tmp_path / "ids", shard_rows=5)
+    assert contents(tmp_path / "ids") == contents(prepared)
+
+
+@pytest.mark.parametrize("output", ["raw", "raw/train", "."])
+def test_what_is_read_is_not_overwritten(tmp_path: Path, output: str) -> None:
+    """`--overwrite` with the data's own folder, or one above it, replaced the recordings by their ids."""
+    (tmp_path / "all").mkdir()
+    shutil.copytree(workshop() / "data", tmp_path / "all" / "raw")
+    recipe = tiny_recipe(tmp_path / "m", data=str(tmp_path / "all" / "raw"))
+    with pytest.raises(ValueError, match=r"would replace data\.source"):
+        prepare(recipe, tmp_path / "all" / output, overwrite=True)
+    recipe.output, recipe.overwrite = str(tmp_path / "all" / output), True
+    with pytest.raises(ValueError, match=r"would replace data\.source"):
+        fuse(recipe)
+    inside = tmp_path / "all" / "raw" / "ids"
+    prepare(recipe, inside)
+    prepare(recipe, inside, overwrite=True)  # what was written there before is an output
+
+
+def test_a_slash_at_the_end_of_the_output_is_no_matter(prepared: Path, tmp_path: Path) -> None:
+    """The working folder of ``ids/`` was ``ids/.preparing``: after all was encoded, the output was found to exist."""
+    prepare(tiny_recipe(tmp_path / "m"), f"{tmp_path / 'ids'}/", shard_rows=5)
+    assert contents(tmp_path / "ids") == contents(prepared)
+    assert working_folder("runs/model/") == Path("runs/model.training")
+
+
+def test_nothing_left_is_no_success(tmp_path: Path) -> None:
+    """With every item broken, within data.broken_limit, an empty data set was written, on which training failed."""
+    (tmp_path / "raw.jsonl").write_text('{"text": "ω", "speech": "none.wav"}\n')
+    data = {"source": str(tmp_path / "raw.jsonl"), "validation": None, "broken_limit": 5}
+    with pytest.raises(ValueError, match=r"nothing of split 'train' could be encoded; 1 broken items .*raw\.jsonl:1"):
+        prepare(tiny_recipe(tmp_path / "m", data=data), tmp_path / "ids")
+    assert not (tmp_path / "ids").exists()
+
+
+def test_settings_that_prepared_data_cannot_follow(prepared: Path, tmp_path: Path) -> None:
+    """Another split, column or revision had no effect on prepared data, and of 3 prepared rows a limit of 10 gave 3."""
+    raw = str(workshop() / "data")
+    for changes in ({"train": "nonsense"}, {"validation": "test"}, {"revision": "v2"}, {"columns": {"text": "no"}}):
+        (name,) = changes
+        with pytest.raises(ValueError, match=rf"data\.{name} is .*, but .* was prepared with"):
+            validation_rows(DataRecipe(source=str(prepared), **changes))
+    assert validation_rows(DataRecipe(source=str(prepared), validation=None)) == []
+    data = {"source": raw, "validation": None, "limit": 3, "exclude": {"speaker": ["odd"]}}
+    prepare(tiny_recipe(tmp_path / "m", data=data), tmp_path / "ids")
+    same = DataRecipe(**{**data, "source": str(tmp_path / "ids")})
+    assert len(training_rows(same)) == 2
+    for limit in (10, None):
+        with pytest.raises(ValueError, match=rf"data\.limit is {limit}, but .* was prepared with 3"):
+            training_rows(replace(same, limit=limit))
+    with pytest.raises(ValueError, match=r"data\.exclude is \{\}, but .* was prepared with \{'speaker': \['odd'\]\}"):
+        training_rows(replace(same, exclude={}))
+
+
+def test_what_is_excluded_from_prepared_data(prepared: Path, tmp_path: Path) -> None:
+    """A text could be excluded by its column's name from raw data, but not from prepared data; a column that was not
+    kept, or is misspelt, excluded nothing without a word."""
+    raw, ids = (DataRecipe(source=source) for source in (str(workshop() / "data"), str(prepared)))
+    said = training_rows(raw)[0]["text"]
+    for name in ("transcription", "text"):
+        kept = [len(training_rows(replace(data, exclude={name: [said]}))) for data in (raw, ids)]
+        assert kept[0] == kept[1] < 12
+    for name in ("speeker", "audio"):
+        with pytest.raises(
+            ValueError, match=rf"no column \['{name}'\]; there are .*'speaker', 'text', 'transcription'"
+        ):
+            training_rows(replace(ids, exclude={name: ["x"]}))
+    sound = {"audio": [training_rows(raw)[0]["speech"]]}
+    data = {"source": raw.source, "validation": None, "exclude": sound}
+    prepare(tiny_recipe(tmp_path / "m", data=data), tmp_path / "ids")
+    assert len(training_rows(DataRecipe(source=str(tmp_path / "ids"), exclude=sound))) == 11  # it is done already
+
+
+def test_a_broken_item_that_comes_first_is_one_of_many(tmp_path: Path) -> None:
+    """What comes first is looked at to know what the data is like; if that was broken, or anything was and a column was
+    to be excluded by, data.broken_limit did not help."""
+    files: dict[str, bytes] = {}
+    for number, text in enumerate(["", "one", "two", "six"]):
+        described = json.dumps({"caption": text, "who": "ann" if text == "two" else "bob"})
+        files |= {f"{number}.json": described.encode() if text else b"{"}
+        files |= {f"{number}.wav": (workshop() / "data" / "train" / "0.wav").read_bytes()}
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    data = {"source": str(tmp_path / "x.tar"), "validation": None, "broken_limit": 1, "exclude": {"who": ["ann"]}}
+    told = prepare(tiny_recipe(tmp_path / "m", data=data), tmp_path / "ids")
+    assert told["broken"] == 1
+    assert [row["text"].value for row in open_prepared(tmp_path / "ids").rows("train")] == ["one", "six"]
+
+
+def test_prepared_data_knows_its_source_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source was kept as typed: from another working directory, no judge could be fitted on the originals."""
+    monkeypatch.chdir(workshop())
+    prepare(tiny_recipe(tmp_path / "m", data={"source": "data", "limit": 2}), tmp_path / "ids")
+    assert described(tmp_path / "ids")["data"]["source"] == str((workshop() / "data").resolve())
+
+
+def test_a_source_that_changed_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the number of rows was compared: a run that was cut off went on with another data set of as many."""
+    from datasets import Dataset
+
+    def cut(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def say_in(text: str) -> None:
+        folder = tmp_path / "data"
+        shutil.rmtree(folder, ignore_errors=True)
+        if kind == "jsonl":
+            (tmp_path / "data.jsonl").write_text(json.dumps({"text": text, "speech": sound}) + "\n")
+        elif kind == "disk":
+            Dataset.from_list([{"text": text, "speech": sound}]).save_to_disk(folder)
+        else:
+            (tmp_path / "1.txt").write_text(text)
+            with tarfile.open(tmp_path / "data.tar", "w") as archive:
+                archive.add(tmp_path / "1.txt", "1.txt")
+                archive.add(sound, "1.wav")
+
+    sound = str(workshop() / "data" / "train" / "0.wav")
+    monkeypatch.setattr(prepare_module._Encoder, "write", cut)
+    for kind, name in {"jsonl": "data.jsonl", "disk": "data", "tar": "data.tar"}.items():
+        say_in("one")
+        recipe = tiny_recipe(tmp_path / "m", data={"source": str(tmp_path / name), "validation": None})
+        with pytest.raises(Interrupted):
+            prepare(recipe, tmp_path / kind)
+        with pytest.raises(Interrupted):  # as it was
+            prepare(recipe, tmp_path / kind, resume=True)
+        say_in("two")
+        with pytest.raises(ValueError, match=r"cannot resume: \['rows'\] changed"):
+            prepare(recipe, tmp_path / kind, resume=True)
+
+
+def test_a_codec_is_told_by_what_its_ids_depend_on(tmp_path: Path) -> None:
+    """Prepared data was refused when the model inside a codec came from another place, or a voice was changed."""
+
+    class Units:
+        def __init__(self, source: str, weights: str, speaker: int) -> None:
+            self.said = {"model": {"source": source, "weights_hash": weights}, "speaker": speaker, "layout": {"bos": 1}}
+
+        def save_pretrained(self, path: str) -> None:
+            (Path(path) / "codec.json").write_text(json.dumps(self.said))
+            (Path(path) / "vocoder").mkdir()
+            (Path(path) / "vocoder" / "config.json").write_text(str(self.said["speaker"]))
+
+    def told(*args: Any) -> str:
+        return codec_hash(Units(*args))  # type: ignore[arg-type]
+
+    assert told("someone/hubert", "a" * 64, 0) == told("elsewhere/hubert", "a" * 64, 1)
+    assert told("someone/hubert", "a" * 64, 0) != told("someone/hubert", "b" * 64, 0)
+
+
+def test_documents_may_hold_ids_of_a_tower_without_codec(tmp_path: Path) -> None:
+    """Training took them, `zipper prepare` called the modality unknown."""
+    towers = {name: str(workshop() / name) for name in ("text", "speech")}
+    towers["gene"] = str(shutil.copytree(workshop() / "text", tmp_path / "gene"))
+    for file in (tmp_path / "gene").iterdir():
+        if file.name not in ("config.json", "model.safetensors"):
+            file.unlink()
+    segments: list[dict[str, Any]] = [{"modality": "gene", "ids": [3, 4]}, {"modality": "text", "value": "one"}]
+    segments[1]["target"] = True
+    (tmp_path / "data.jsonl").write_text(json.dumps({"segments": segments}) + "\n")
+    data: dict[str, Any] = {"source": str(tmp_path / "data.jsonl"), "validation": None}
+    told = prepare(tiny_recipe(tmp_path / "m", data=data, towers=towers), tmp_path / "ids")
+    assert told["splits"]["train"]["tokens"]["gene"] == 2
+    del segments[0]["ids"]
+    segments[0]["value"] = "ACGT"
+    (tmp_path / "data.jsonl").write_text(json.dumps({"segments": segments}) + "\n")
+    with pytest.raises(ValueError, match="no codec for modality 'gene'"):
+        prepare(tiny_recipe(tmp_path / "m", data=data, towers=towers), tmp_path / "raw")

@@ -46,7 +46,7 @@ def _object_table(source: Any, limit: int | None, streaming: bool) -> Table:
             labels[name] = feature.names
     if isinstance(source, datasets.Dataset):
         table = source if limit is None else source.select(range(min(limit, len(source))))
-        return Table(table, columns=table.column_names, labels=labels)
+        return Table(table, columns=table.column_names, labels=labels, fingerprint=table._fingerprint)
     if streaming:
         stream = source if limit is None else source.take(limit)
         return Table(stream, columns=stream.column_names or list(next(iter(stream), {})), labels=labels)

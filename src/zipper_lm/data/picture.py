@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from zipper_lm.data.table import IMAGE_SUFFIXES
+
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+"""What Pillow raises on damaged files: a broken PNG is a SyntaxError to it."""
 
 
 def read_picture(source: Any) -> Image.Image:
@@ -61,7 +66,9 @@ def is_picture(value: Any) -> bool:
     if isinstance(value, bytes):
         try:
             Image.open(io.BytesIO(value))
-        except (UnidentifiedImageError, OSError):
+        except Image.DecompressionBombError:
+            return True  # too large to be read, but nothing else
+        except _DAMAGED:
             return False
         return True
     if isinstance(value, str | Path):
@@ -74,7 +81,7 @@ def _opened(file: Any, name: str) -> Image.Image:
         with Image.open(file) as image:
             image.load()  # a file that is cut off shows it here
             return image.copy()
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise ValueError(f"picture {name}: not readable ({error})") from error
 
 

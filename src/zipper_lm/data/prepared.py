@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import pyarrow as pa
 
-from zipper_lm.data.readers import PREPARED_FILE
+from zipper_lm.data.readers import PREPARED_FILE, check_excluded
 from zipper_lm.document import Document, Segment
-from zipper_lm.modality.codec import Codec
+from zipper_lm.modality.codec import CODEC_FILE, Codec
 
 if TYPE_CHECKING:
     from zipper_lm.training.recipes import ClipsRecipe
@@ -36,6 +36,8 @@ FORMAT = 1
 TRAIN, VALIDATION, CLIPS = "train", "validation", "clips"
 _CIRCUMSTANCES = ("is_local", "local_files_only", "name_or_path", "_name_or_path", "transformers_version")
 """Keys of transformers' files that say how something was loaded, not what it is."""
+_DECODING = ("vocoder", "speaker")
+"""Folders of a codec, and keys of its `codec.json`, that no id depends on."""
 _SEGMENTS = pa.list_(
     pa.struct([("modality", pa.string()), ("ids", pa.list_(pa.int32())), ("text", pa.string()), ("target", pa.bool_())])
 )
@@ -78,9 +80,16 @@ def pack_document(document: Document, source: str) -> dict[str, Any]:
 class PreparedRows(Sequence[Any]):
     """Encoded rows (modality to `Segment` with ids) or documents, read from mapped files when they are asked for."""
 
-    def __init__(self, table: pa.Table, modalities: Sequence[str], numbers: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        table: pa.Table,
+        modalities: Sequence[str],
+        numbers: Sequence[int] | None = None,
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
         self._table = table
         self._modalities = modalities
+        self._columns = columns or {}
         self._numbers = range(table.num_rows) if numbers is None else numbers
 
     def __len__(self) -> int:
@@ -94,7 +103,7 @@ class PreparedRows(Sequence[Any]):
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return PreparedRows(self._table, self._modalities, self._numbers[index])
+            return PreparedRows(self._table, self._modalities, self._numbers[index], self._columns)
         number = self._numbers[index]
         if "segments" in self._table.column_names:
             raw = self._table["segments"][number].as_py()
@@ -107,20 +116,28 @@ class PreparedRows(Sequence[Any]):
         """Tokens of every row by modality, int32 [rows], without reading the ids; empty for whole documents."""
         if "segments" in self._table.column_names:
             return {}
-        return {m: self._table[f"{m}_length"].to_numpy()[np.asarray(self._numbers)] for m in self._modalities}
+        return {
+            m: self._table[f"{m}_length"].to_numpy()[np.asarray(self._numbers, dtype=np.int64)]
+            for m in self._modalities
+        }
 
     def select(self, numbers: Sequence[int]) -> PreparedRows:
         """The rows of these numbers, in this order."""
-        return PreparedRows(self._table, self._modalities, [self._numbers[n] for n in numbers])
+        return PreparedRows(self._table, self._modalities, [self._numbers[n] for n in numbers], self._columns)
 
     def without(self, exclude: Mapping[str, Sequence[str]]) -> PreparedRows:
-        """All rows but those with one of the values in a label or in their text; whole documents stay."""
+        """All rows but those with one of the values in a label or in their text; whole documents stay.
+
+        Raises:
+            ValueError: if no such column was kept.
+        """
         if "segments" in self._table.column_names:
             return self
         labels = [dict(self._table["labels"][n].as_py()) for n in self._numbers]
-        if "text" in exclude and "text" in self._modalities:
+        if "text" in self._modalities:
             for label, n in zip(labels, self._numbers):
-                label["text"] = self._table["text"][n].as_py()
+                label["text"] = label[self._columns.get("text", "text")] = self._table["text"][n].as_py()
+        check_excluded(exclude, {key for label in labels for key in label})
         return self.select(
             [n for n, label in enumerate(labels) if all(label.get(c) not in values for c, values in exclude.items())]
         )
@@ -147,16 +164,18 @@ class Prepared:
         if split not in splits:
             raise ValueError(f"data: {self.folder} has no prepared split {split!r}; it has {sorted(splits)}")
         tables = [self._table(shard) for shard in splits[split]["shards"]]
-        return PreparedRows(pa.concat_tables(tables), self.description["modalities"])
+        columns = self.description.get("columns")
+        return PreparedRows(pa.concat_tables(tables), self.description["modalities"], columns=columns)
 
-    def clips(self, wanted: ClipsRecipe, seed: int) -> PreparedRows:
-        """The recombined clips, if they are those that a recipe wants.
+    def clips(self, wanted: ClipsRecipe, seed: int, exclude: Mapping[str, Sequence[str]]) -> PreparedRows:
+        """The recombined clips, if they are those that a recipe wants, of recordings without what it excludes.
 
         Raises:
             ValueError: if they are others, or none were prepared; and as `rows`.
         """
         made = self.description["splits"].get(CLIPS, {}).get("made_with")
-        asked = {**dataclasses.asdict(wanted), "seed": seed}
+        made = made and {**made, "exclude": self.description["data"]["exclude"]}
+        asked = {**dataclasses.asdict(wanted), "seed": seed, "exclude": dict(exclude)}
         if made != asked:
             raise ValueError(
                 f"data.clips: {self.folder} has {made or 'none'}, the recipe wants {asked}; prepare it anew"
@@ -220,14 +239,20 @@ def file_hash(file: Path) -> str:
 
 def codec_hash(codec: Codec) -> str:
     """SHA-256 (64 hex digits) over what a codec's `save_pretrained` writes: names and contents of its files, without
-    what only says how a tokenizer or model was loaded."""
+    what only says how or from where a tokenizer or model was loaded, and without voices."""
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
         codec.save_pretrained(folder)
         for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             content = file.read_bytes()
+            if file.relative_to(folder).parts[0] in _DECODING:
+                continue
             if file.suffix == ".json" and isinstance(fields := json.loads(content), dict):
-                kept = {key: value for key, value in fields.items() if key not in _CIRCUMSTANCES}
+                left_out = (*_CIRCUMSTANCES, *(_DECODING if file.name == CODEC_FILE else ()))
+                kept = {key: value for key, value in fields.items() if key not in left_out}
+                model = kept.get("model")
+                if file.name == CODEC_FILE and isinstance(model, dict) and model.get("weights_hash"):
+                    kept["model"] = model["weights_hash"]  # wherever it came from
                 content = json.dumps(kept, sort_keys=True).encode()
             for part in (file.relative_to(folder).as_posix().encode(), content):
                 digest.update(len(part).to_bytes(8, "little") + part)

@@ -15,7 +15,7 @@ from zipper_lm.data.folders import folder_splits
 from zipper_lm.data.jsonl import jsonl_loader
 from zipper_lm.data.objects import hub_splits, object_splits
 from zipper_lm.data.picture import is_picture
-from zipper_lm.data.table import WHOLE, Loader, Table, missing_file, resolve, usual_name
+from zipper_lm.data.table import WHOLE, Loader, Table, fingerprint_of, missing_file, readable, resolve, usual_name
 from zipper_lm.data.tars import find_shards, is_tar, tar_splits
 from zipper_lm.document import Document
 
@@ -62,11 +62,24 @@ class Rows(Sequence[Any]):  # of `Row | Document`; which of them, the caller kno
         return Rows(self._table, self.columns, [self._indices[n] for n in numbers])
 
     def without(self, exclude: Mapping[str, Sequence[str]]) -> Rows:
-        """All rows but those with one of the values in a column; whole documents stay."""
+        """All rows but those with one of the values in a column; whole documents stay, and what cannot be read.
+
+        Raises:
+            ValueError: if there is no such column.
+        """
         known = self._table.columns
-        there = {c: v for c, v in exclude.items() if known is None or self.columns.get(c, c) in known}
-        values = {c: self.column(c) for c in there}
-        return self.select([n for n in range(len(self)) if all(str(values[c][n]) not in v for c, v in there.items())])
+        if known is None:
+            known = list({key for row in self._table.rows if not isinstance(row, Document) for key in row})
+        if known:
+            check_excluded(exclude, [*known, *self.columns])
+        values = {c: self.column(c) for c in exclude}
+        return self.select([n for n in range(len(self)) if all(str(values[c][n]) not in v for c, v in exclude.items())])
+
+    def fingerprint(self) -> str:
+        """Changes when the source does: of files in tars by their size and time, of all else by what the rows say."""
+        if self._table.fingerprint:
+            return self._table.fingerprint
+        return fingerprint_of((self.where(n), self._rows[index]) for n, index in enumerate(self._indices))
 
     def where(self, number: int) -> str:
         """Where a row is written, for messages."""
@@ -74,15 +87,20 @@ class Rows(Sequence[Any]):  # of `Row | Document`; which of them, the caller kno
         return self._table.where[index] if self._table.where else f"row {index}"
 
     def column(self, name: str) -> list[Any]:
-        """All values of one modality or column, without touching the others; `None` for whole documents."""
+        """All values of one modality or column, without touching the others; `None` for whole documents, and for what
+        cannot be read."""
         column = self.columns.get(name, name)
         if hasattr(self._rows, "select_columns"):  # a datasets.Dataset
             values = self._rows.select_columns([column])[self._indices][column]
             return [_value(self._table, self.columns, column, value) for value in values]
-        rows = (self._rows[i] for i in self._indices)
-        return [
-            None if isinstance(r, Document) else _value(self._table, self.columns, column, r.get(column)) for r in rows
-        ]
+        return [self._cell(index, column) for index in self._indices]
+
+    def _cell(self, index: int, column: str) -> Any:
+        try:
+            raw = self._rows[index]
+        except ValueError:  # whoever encodes the row is told
+            return None
+        return None if isinstance(raw, Document) else _value(self._table, self.columns, column, raw.get(column))
 
     @property
     def _rows(self) -> Any:  # a sequence, or a datasets.Dataset, which is none by name
@@ -96,17 +114,29 @@ class Stream(Iterable[Any]):
         self._table = table
         self.columns = dict(columns)
         """Modality name to the column its values come from."""
-        self._exclude = exclude
+        modalities = {column: modality for modality, column in self.columns.items()}
+        self._exclude = [(modalities.get(c, c), values) for c, values in exclude.items()]
 
     def __iter__(self) -> Iterator[Any]:
         for raw in self._table.rows:
             row = _as_row(self._table, self.columns, raw)
-            if all(str(row.get(c)) not in values for c, values in self._exclude.items()):
+            if all(str(row.get(c)) not in values for c, values in self._exclude):
                 yield row
 
     def without(self, exclude: Mapping[str, Sequence[str]]) -> Stream:
-        """All rows but those with one of the values in a column."""
+        """All rows but those with one of the values in a column.
+
+        Raises:
+            ValueError: if there is no such column.
+        """
+        check_excluded(exclude, [*(_column_names(self._table) or ()), *self.columns])
         return Stream(self._table, self.columns, exclude)
+
+
+def check_excluded(exclude: Iterable[str], known: Iterable[str]) -> None:
+    """Raise `ValueError` if one of the columns to exclude by is not among those known."""
+    if unknown := sorted(set(exclude) - set(known)):
+        raise ValueError(f"data.exclude: there is no column {unknown}; there are {sorted(set(known))}")
 
 
 def _as_row(table: Table, columns: Mapping[str, str], raw: Any) -> Any:
@@ -205,7 +235,7 @@ def _open(
     splits = _splits(source, revision, streaming)
     name = _pick(splits, split, source)
     table = splits[name](limit)
-    if next(iter(table.rows), None) is None:
+    if next(readable(table.rows), None) is None:
         raise ValueError(f"data: {_called(source)} has no rows in split {name!r}" if name else "data: no rows")
     chosen = _choose_columns(table, columns, source)
     if not isinstance(table.rows, Sized):
@@ -281,7 +311,7 @@ def _choose_columns(table: Table, columns: Mapping[str, str], source: Any) -> di
 
 def _names_pictures(table: Table) -> bool:
     """Whether the column ``file_name`` of the first row names a picture."""
-    first = next((row for row in table.rows if not isinstance(row, Document)), None)
+    first = next((row for row in readable(table.rows) if not isinstance(row, Document)), None)
     name = first.get("file_name") if isinstance(first, Mapping) else None
     return isinstance(name, str) and is_picture(name)
 
@@ -289,7 +319,7 @@ def _names_pictures(table: Table) -> bool:
 def _column_names(table: Table) -> list[str] | None:
     if table.columns is not None:
         return list(table.columns)
-    first = next((row for row in table.rows if not isinstance(row, Document)), None)
+    first = next((row for row in readable(table.rows) if not isinstance(row, Document)), None)
     return None if first is None else list(first)
 
 

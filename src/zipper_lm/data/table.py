@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Table:
             they are used.
         labels: names of the classes that a column of class numbers counts.
         problems: what is wrong with single rows, such as files that do not exist.
+        fingerprint: of rows that do not lie in memory, which changes when they do.
     """
 
     rows: Sequence[Any] | Iterable[Any]
@@ -43,6 +45,7 @@ class Table:
     columns: Sequence[str] | None = None
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     problems: Sequence[str] = ()
+    fingerprint: str = ""
 
 
 Loader = Callable[[int | None], Table]
@@ -52,6 +55,36 @@ WHOLE = ""  # the name of the only "split" of a source that has none
 def usual_name(name: str, otherwise: str) -> str:
     """The usual name of a split: ``"dev"`` is ``"validation"``."""
     return next((usual for usual, names in SPLIT_NAMES.items() if name.lower() in names), otherwise)
+
+
+def readable(rows: Any) -> Iterator[Any]:
+    """The rows that can be read, of a sequence, a `datasets.Dataset` or a stream.
+
+    Raises:
+        ValueError: that of the first row, if none can be read.
+    """
+    if not isinstance(rows, Sized):
+        yield from rows
+        return
+    first, found = None, False
+    for number in range(len(rows)):
+        try:
+            row = rows[number]  # type: ignore[index]
+        except ValueError as error:
+            first = first or error
+        else:
+            found = True
+            yield row
+    if first is not None and not found:
+        raise first
+
+
+def fingerprint_of(parts: Iterable[Any]) -> str:
+    """16 hex digits that tell parts from others, by how they are written."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr(part).encode() + b"\n")
+    return digest.hexdigest()[:16]
 
 
 def is_media(value: Any) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from zipper_lm.data.table import Loader, Row, Table, usual_name
+from zipper_lm.data.table import Loader, Row, Table, fingerprint_of, readable, usual_name
 
 KEY = "__key__"
 _TEXT_SUFFIXES = ("txt", "text", "transcript", "caption", "cls")
@@ -79,7 +79,7 @@ def tar_loader(shards: Sequence[Path]) -> Loader:
             if limit is None or len(samples) < limit:
                 samples += _samples(shard)
         rows = TarRows(samples[:limit])
-        return Table(rows, rows.where, columns=list(rows[0]) if len(rows) else ())
+        return Table(rows, rows.where, columns=rows.columns(), fingerprint=_fingerprint(shards))
 
     return load
 
@@ -106,6 +106,14 @@ class TarRows(Sequence[Row]):
         """Tar and key of each sample."""
         return [f"{s.shard}:{s.key}" for s in self._samples]
 
+    def columns(self) -> list[str]:
+        """Suffixes of all samples, and the fields of the first ``.json`` that can be read."""
+        if not self._samples:
+            return []
+        plain = {suffix for sample in self._samples for suffix, _, _ in sample.files if suffix != "json"}
+        described = TarRows([s for s in self._samples if any(suffix == "json" for suffix, _, _ in s.files)])
+        return list({KEY: None} | dict.fromkeys(sorted(plain)) | next(readable(described), {}))
+
     @overload
     def __getitem__(self, index: int) -> Row: ...
 
@@ -122,6 +130,11 @@ class TarRows(Sequence[Row]):
                 stream.seek(start)
                 row |= _columns(suffix, stream.read(size), f"{sample.shard}:{sample.key}.{suffix}")
         return row | {KEY: sample.key}
+
+
+def _fingerprint(shards: Sequence[Path]) -> str:
+    found = [(shard, shard.stat()) for shard in shards]
+    return fingerprint_of((str(shard), file.st_size, file.st_mtime_ns) for shard, file in found)
 
 
 def _columns(suffix: str, content: bytes, where: str) -> Row:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from zipper_lm.data.audio import read_audio
+from zipper_lm.data.broken import Broken
 from zipper_lm.data.picture import is_picture, read_picture
 from zipper_lm.data.readers import list_splits, read_rows
 from zipper_lm.document import Document
@@ -59,6 +60,7 @@ def judge_for(
     split: str = "train",
     modality: str = "speech",
     revision: str | None = None,
+    broken_limit: int = 0,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Judge:
     """A judge fitted on the real sounds or pictures of a data set, independent of any model.
@@ -67,25 +69,45 @@ def judge_for(
         source, columns, revision: as in `read_rows`.
         split: used if there is no split ``judge``.
         modality: what it is to judge; pictures are told from sounds by what they are.
+        broken_limit: how many items that cannot be read are left out before that is an error.
         progress: called with (step, steps, loss) while fitting; not called if the judge is cached, or takes no time.
 
     Raises:
         ValueError: as `read_rows`, or without aligned values and text.
     """
     split = JUDGE_SPLIT if JUDGE_SPLIT in list_splits(source, revision) else split
-    rows = [row for row in read_rows(source, columns, split, revision=revision) if not isinstance(row, Document)]
-    if not rows or not {modality, "text"} <= set(rows[0]):
+    found = read_rows(source, columns, split, revision=revision, check=broken_limit == 0)
+    broken = Broken(broken_limit)
+    wheres, rows = [], []
+    for number in range(len(found)):
+        try:
+            row = found[number]
+        except ValueError as error:
+            broken.add(found.where(number), error)
+            continue
+        if not isinstance(row, Document) and row.get(modality) is not None and row.get("text") is not None:
+            wheres.append(found.where(number))
+            rows.append(row)
+    if not rows:
         raise ValueError(f"judge: {source} has no rows with {modality} and text in split {split!r} to fit one on")
     folder = cache_folder() / "judges" / _fingerprint(rows, modality)
     if folder.is_dir():
         return load_judge(folder)
-    values, texts = [row[modality] for row in rows], [row["text"] for row in rows]
+    pictures = is_picture(rows[0][modality])
+    values: list[Any] = []
+    texts = []
+    for where, row in zip(wheres, rows):
+        try:
+            values.append((read_picture if pictures else read_audio)(row[modality]))
+            texts.append(row["text"])
+        except ValueError as error:
+            broken.add(where, error)
     judge: Recogniser | PictureClassifier
-    if is_picture(values[0]):
+    if pictures:
         judge = PictureClassifier.fit(values, texts)
     else:
-        epochs = max(1, round(STEPS * 16 / len(rows)))
-        judge = Recogniser.fit([read_audio(v) for v in values], texts, epochs=epochs, progress=progress)
+        epochs = max(1, round(STEPS * 16 / max(1, len(values))))
+        judge = Recogniser.fit(values, texts, epochs=epochs, progress=progress)
     with new_folder(folder, overwrite=True) as new:
         judge.save_pretrained(new)
     return judge
@@ -108,10 +130,11 @@ def _fingerprint(rows: Sequence[Mapping[str, Any]], modality: str) -> str:
     digest = hashlib.sha256(str(STEPS).encode())
     for row in rows:
         value = row[modality]
-        if isinstance(value, (str, Path)) and not is_picture(value):
-            name = "/".join(Path(value).parts[-2:])
-        else:
-            name = _digest(value)
+        try:
+            path = isinstance(value, (str, Path)) and not is_picture(value)
+            name = "/".join(Path(value).parts[-2:]) if path else _digest(value)
+        except ValueError:
+            continue  # nothing is fitted on it
         digest.update(json.dumps([name, row["text"]]).encode())
     return digest.hexdigest()[:16]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -16,6 +16,7 @@ from zipper_lm.data.picture import is_picture, read_picture
 from zipper_lm.data.prepared import TRAIN, VALIDATION, PreparedRows, is_prepared, open_prepared
 from zipper_lm.data.readers import Rows, Stream, read_rows, stream_rows
 from zipper_lm.data.recombine import recombine
+from zipper_lm.data.table import readable
 from zipper_lm.document import Document
 from zipper_lm.modality.codec import Codec
 from zipper_lm.processor import ZipperProcessor
@@ -81,21 +82,46 @@ def open_split(data: DataRecipe, split: str) -> Opened:
         data: the recipe. split: ``"train"`` or ``"validation"``; how the source calls it, the recipe says.
 
     Raises:
-        ValueError: as `read_rows` and `open_prepared`, or if nothing is left.
+        ValueError: as `read_rows` and `open_prepared`; if nothing is left, or prepared data cannot follow a setting.
     """
     name = data.train if split == TRAIN else str(data.validation)
     limit = data.limit if split == TRAIN else None if data.exclude else data.validation_limit
     if is_prepared(data.source):
-        rows: Any = open_prepared(data.source).rows(split)[:limit]
+        prepared = open_prepared(data.source)
+        _check_as_prepared(data, prepared.description["data"])
+        rows: Any = prepared.rows(split)[:limit]
+        done = prepared.description["data"]["exclude"]
+        exclude = {c: values for c, values in data.exclude.items() if not set(values) <= set(done.get(c, ()))}
     else:
         open_rows: Callable[..., Rows | Stream] = stream_rows if data.streaming else read_rows
         rows = open_rows(data.source, data.columns, name, limit, revision=data.revision, check=data.broken_limit == 0)
-    if not data.exclude:
+        exclude = data.exclude
+    if not exclude:
         return rows
-    rows = rows.without(data.exclude)
-    if next(iter(rows), None) is None:
+    rows = rows.without(exclude)
+    if next(readable(rows), None) is None:
         raise ValueError(f"data: {data.source} has no rows left in split {name!r} after data.exclude")
     return rows
+
+
+def _check_as_prepared(data: DataRecipe, before: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for settings that would have no effect, because the data was prepared with others. Names that
+    are left at their default are as prepared."""
+    plain = DataRecipe(source=data.source)
+    for name in ("revision", "columns", "train", "validation"):
+        value = getattr(data, name)
+        if value is not None and value not in (getattr(plain, name), before[name]):
+            raise _prepared_otherwise(data, name, value, before[name])
+    if before["limit"] is not None and (data.limit is None or data.limit > before["limit"]):
+        raise _prepared_otherwise(data, "limit", data.limit, before["limit"])
+    if any(set(values) - set(data.exclude.get(column, ())) for column, values in before["exclude"].items()):
+        raise _prepared_otherwise(data, "exclude", data.exclude, before["exclude"])
+
+
+def _prepared_otherwise(data: DataRecipe, name: str, value: Any, before: Any) -> ValueError:
+    return ValueError(
+        f"data.{name} is {value!r}, but {data.source} was prepared with {before!r}; set it so, or prepare it anew"
+    )
 
 
 def clip_rows(data: DataRecipe, seed: int) -> Sequence[Any]:
@@ -106,7 +132,7 @@ def clip_rows(data: DataRecipe, seed: int) -> Sequence[Any]:
     """
     assert data.clips is not None
     if is_prepared(data.source):
-        return open_prepared(data.source).clips(data.clips, seed)
+        return open_prepared(data.source).clips(data.clips, seed, data.exclude)
     clips = read_rows(data.clips.source, data.columns).without(data.exclude)
     return list(recombine(clips, data.clips.count, words=data.clips.words, seed=seed))
 
@@ -227,7 +253,7 @@ def encode_rows(
 
 def encoded_modalities(rows: Iterable[Any], named: set[str], towers: Sequence[str]) -> list[str]:
     """What of each row is encoded: all modalities that tasks name, and text, which scores are compared with."""
-    first: Any = next((row for row in rows if not isinstance(row, Document)), {})
+    first: Any = next((row for row in readable(rows) if not isinstance(row, Document)), {})
     return sorted(named | ({"text"} & set(towers) & set(first)))
 
 

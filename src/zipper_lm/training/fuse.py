@@ -52,7 +52,7 @@ from zipper_lm.training.pretrain import check_length, pretrain
 from zipper_lm.training.processes import is_main, made_by_main, wait
 from zipper_lm.training.recipes import DataRecipe, FuseRecipe, PretrainRecipe, TowerRecipe
 from zipper_lm.training.trainer import ZipperTrainer, describe_parameters, latest_checkpoint, randomness_kept
-from zipper_lm.training.working import begin, check_working, keep_logs, working_folder
+from zipper_lm.training.working import begin, check_sources, check_working, keep_logs, working_folder
 
 DIAGNOSIS_BATCHES = 8
 
@@ -206,13 +206,11 @@ def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
         ValueError: naming field and value.
     """
     check_output(recipe.output, recipe.overwrite)
-    output, names = Path(recipe.output).resolve(), list(recipe.towers)
+    check_sources(recipe.output, recipe)
+    names = list(recipe.towers)
     tasks = {template: parse_task(template, names) for template in recipe.tasks}
-    for name, tower in recipe.towers.items():
-        here = Path(tower.source).resolve()
-        if output == here or output in here.parents:
-            raise ValueError(f"output {recipe.output!r} would replace tower {name!r}, which is at {tower.source!r}")
-        if tower.pretrain is not None and not here.is_dir():
+    for tower in recipe.towers.values():
+        if tower.pretrain is not None and not Path(tower.source).is_dir():
             check_output(tower.source)
     for field, named in (("loss_weights", recipe.loss_weights), ("generation", recipe.generation)):
         if unknown := sorted(set(named) - set(names)):
@@ -342,7 +340,14 @@ def _fitted_judge(recipe: FuseRecipe, modality: str, console: Console) -> Judge:
     if data.streaming:
         raise ValueError("a stream is not fetched as a whole to fit one on; name one (judge)")
     with randomness_kept():
-        return judge_for(data.source, data.columns, split=data.train, modality=modality, revision=data.revision)
+        return judge_for(
+            data.source,
+            data.columns,
+            split=data.train,
+            modality=modality,
+            revision=data.revision,
+            broken_limit=data.broken_limit,
+        )
 
 
 class _Scorer:

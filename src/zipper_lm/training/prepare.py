@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 import time
@@ -27,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from zipper_lm import __version__
+from zipper_lm.collation import Specials
 from zipper_lm.config import TowerSpec
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.prepared import (
@@ -43,17 +45,19 @@ from zipper_lm.data.prepared import (
     row_schema,
 )
 from zipper_lm.data.readers import PREPARED_FILE, Rows
-from zipper_lm.data.table import is_media
+from zipper_lm.data.table import fingerprint_of, is_media, readable
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.document import Document
 from zipper_lm.files import check_output, new_file, new_folder
 from zipper_lm.fusing import codec_of
+from zipper_lm.hub import place_of
 from zipper_lm.modality.codec import Codec
 from zipper_lm.processor import ZipperProcessor
 from zipper_lm.recipe import to_mapping
 from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.training.data import Item, clip_rows, encoded, encoded_modalities, items, open_split, validation_rows
 from zipper_lm.training.recipes import FuseRecipe
+from zipper_lm.training.working import beside, check_sources
 
 SHARD_ROWS = 1000
 SETTINGS_FILE = "settings.json"
@@ -95,6 +99,7 @@ def prepare(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     check_output(output, overwrite)
+    check_sources(output, recipe)
     if is_prepared(data.source):
         raise ValueError(f"data.source: {data.source} is prepared already; give the raw data")
     named = {m for template in recipe.tasks for m in parse_task(template, list(recipe.towers)).modalities}
@@ -113,15 +118,17 @@ def prepare(
         "seed": recipe.seed,
         "modalities": modalities,
         "codecs": {name: _describe(codec) for name, codec in codecs.items()},
-        "rows": {name: len(rows) if isinstance(rows, Sequence) else None for name, rows in splits.items()},
+        "rows": {name: _identity(rows) for name, rows in splits.items()},
         "shard_rows": shard_rows,
     }
-    working = Path(f"{output}.preparing")
+    working = beside(output, "preparing")
     _begin(working, settings, resume=resume, overwrite=overwrite)
     broken = Broken(data.broken_limit)
-    job = _Job(recipe, modalities, {n: r for n, r in splits.items() if isinstance(r, Rows)}, working)
+    raw = {name: rows for name, rows in splits.items() if isinstance(rows, Rows)}
+    job = _Job(recipe, modalities, raw, splits[TRAIN].columns, working)
     try:
         notes = _encode(job, splits, shard_rows, processes, broken, console)
+        description = _finish(job, notes, settings, codecs, broken, output, overwrite)
     except KeyboardInterrupt as error:
         raise Interrupted(f"{working} keeps the whole shards; go on with resume (--resume)") from error
     except BrokenProcessPool as error:
@@ -129,21 +136,6 @@ def prepare(
             f"a process ended before its work was done (out of memory?); {working} keeps the whole shards: "
             "go on with resume (--resume), perhaps with fewer processes"
         ) from error
-    summaries = {name: _summary(each, codecs) for name, each in notes.items()}
-    if data.clips is not None:
-        summaries[CLIPS]["made_with"] = {**asdict(data.clips), "seed": recipe.seed}
-    description = {key: value for key, value in settings.items() if key not in ("rows", "shard_rows")}
-    description |= {"zipper_lm": __version__, "splits": summaries, "broken": len(broken.items)}
-    description["data"] = to_mapping(data)
-    with new_folder(output, overwrite) as folder:
-        for name in splits:
-            (folder / name).mkdir()
-            for shard in summaries[name]["shards"]:
-                shutil.move(working / shard["file"], folder / shard["file"])
-        if broken.items:
-            lines = "".join(json.dumps(item) + "\n" for item in broken.items)
-            (folder / "broken.jsonl").write_text(lines, encoding="utf-8")
-        _write_json(folder / PREPARED_FILE, description)
     shutil.rmtree(working, ignore_errors=True)
     return description | {"seconds": round(time.time() - started, 1)}
 
@@ -177,6 +169,13 @@ def _describe(codec: Codec) -> dict[str, Any]:
     }
 
 
+def _identity(rows: Any) -> list[Any] | None:
+    """What differs if the rows are others than before: their number and a fingerprint. Of a stream nothing is known."""
+    if not isinstance(rows, Sequence):
+        return None
+    return [len(rows), rows.fingerprint() if isinstance(rows, Rows) else fingerprint_of(rows)]
+
+
 def _begin(working: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
     """A working folder that knows its settings: a new one, or that of a run with the same ones."""
     file = working / SETTINGS_FILE
@@ -203,6 +202,8 @@ class _Job:
     recipe: FuseRecipe
     modalities: list[str]
     rows: dict[str, Rows]
+    columns: dict[str, str]
+    """Of the training split: modality name to the column its values come from."""
     working: Path
 
 
@@ -224,7 +225,9 @@ class _Encoder:
 
     def __init__(self, job: _Job) -> None:
         self.job = job
-        self.processor = ZipperProcessor(recipe_codecs(job.recipe))
+        ids_only = Specials(0, 0, 0)  # nothing is framed here: of a tower without codec, ids pass as they are
+        codecs = recipe_codecs(job.recipe)
+        self.processor = ZipperProcessor(codecs, dict.fromkeys(job.recipe.towers, ids_only))
 
     def write(self, shard: _Shard) -> dict[str, Any]:
         """Encode and write a shard and its note; returns the note."""
@@ -293,7 +296,7 @@ def _encode(
 
 
 def _shards(split: str, rows: Any, shard_rows: int) -> Iterator[_Shard]:
-    documents = isinstance(next(iter(rows), None), Document)
+    documents = isinstance(next(readable(rows), None), Document)
     if isinstance(rows, Rows):
         for number, start in enumerate(range(0, len(rows), shard_rows)):
             yield _Shard(split, number, range(start, min(start + shard_rows, len(rows))), documents)
@@ -338,13 +341,64 @@ def _note(job: _Job, shard: _Shard) -> dict[str, Any] | None:
     return noted if noted["bytes"] == file.stat().st_size else None
 
 
+def _finish(
+    job: _Job,
+    notes: Mapping[str, Sequence[Mapping[str, Any]]],
+    settings: Mapping[str, Any],
+    codecs: Mapping[str, Codec],
+    broken: Broken,
+    output: str | Path,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """The output, from the shards of the working folder, which stay there too; returns what `prepared.json` says.
+
+    Raises:
+        ValueError: if a split has no rows, or as `new_folder`.
+    """
+    data = job.recipe.data
+    summaries = {name: _summary(each, codecs) for name, each in notes.items()}
+    for name, summary in summaries.items():
+        if not summary["rows"]:
+            raise ValueError(f"data: nothing of split {name!r} could be encoded; {broken.told()}")
+    if data.clips is not None:
+        summaries[CLIPS]["made_with"] = {**asdict(data.clips), "seed": job.recipe.seed}
+    description = {key: value for key, value in settings.items() if key not in ("rows", "shard_rows")}
+    description |= {"zipper_lm": __version__, "splits": summaries, "broken": len(broken.items)}
+    description["data"] = _with_places(to_mapping(data))
+    description["columns"] = job.columns
+    with new_folder(output, overwrite) as folder:
+        for name, summary in summaries.items():
+            (folder / name).mkdir()
+            for shard in summary["shards"]:
+                _link(job.working / shard["file"], folder / shard["file"])
+        if broken.items:
+            lines = "".join(json.dumps(item) + "\n" for item in broken.items)
+            (folder / "broken.jsonl").write_text(lines, encoding="utf-8")
+        _write_json(folder / PREPARED_FILE, description)
+    return description
+
+
+def _with_places(data: dict[str, Any]) -> dict[str, Any]:
+    """A data recipe that means the same from any working directory."""
+    clips = data["clips"] and data["clips"] | {"source": place_of(data["clips"]["source"])}
+    return data | {"source": place_of(data["source"]), "clips": clips}
+
+
+def _link(file: Path, goal: Path) -> None:
+    """One file under a second name: no space is needed, and either name may go. Copied where links cannot be."""
+    try:
+        os.link(file, goal)
+    except OSError:
+        shutil.copyfile(file, goal)
+
+
 def _summary(notes: Sequence[Mapping[str, Any]], codecs: Mapping[str, Codec]) -> dict[str, Any]:
     """Counts of a split, and its shards."""
     tokens: dict[str, int] = {}
     for note in notes:
         for name, count in note["tokens"].items():
             tokens[name] = tokens.get(name, 0) + count
-    rates = {name: codecs[name].rate for name in tokens}
+    rates = {name: codecs[name].rate for name in tokens if name in codecs}
     return {
         "rows": sum(note["rows"] for note in notes),
         "tokens": tokens,

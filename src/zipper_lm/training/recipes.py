@@ -72,6 +72,8 @@ class DataRecipe:
 
     def __post_init__(self) -> None:
         _at_least("data.broken_limit", self.broken_limit, 0)
+        if self.limit is not None:
+            _at_least("data.limit", self.limit, 1)
         if self.streaming and self.fraction < 1.0:
             raise ValueError(
                 f"data.fraction={self.fraction} cannot be drawn from a stream: it has no length; set limit"

@@ -231,7 +231,9 @@ class ZipperTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         """Documents of like length share a batch: less padding, the order still drawn anew."""
         dataset = self.train_dataset
-        lengths = [max(len(s.ids or []) for s in dataset[i]) for i in range(len(dataset))]  # type: ignore[arg-type, index]
+        assert isinstance(dataset, CorruptedDocuments)
+        plain = dataset.documents  # noise changes no length
+        lengths = [max(len(s.ids or []) for s in plain[i]) for i in range(len(dataset))]
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return LikeLengths(lengths, batch, seed, dataset)

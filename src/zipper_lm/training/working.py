@@ -8,16 +8,44 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zipper_lm.data.readers import PREPARED_FILE
+from zipper_lm.hub import CONFIG_FILE
+from zipper_lm.training.recipes import FuseRecipe
 from zipper_lm.training.trainer import latest_checkpoint
 
 RECIPE_FILE = "recipe.json"
 FREE = ("overwrite", "judge", "output")
 """Keys of a recipe that may change between an interruption and its resumption."""
+_OUTPUTS = (CONFIG_FILE, PREPARED_FILE)
+"""Files of which one is in whatever is written here."""
 
 
 def working_folder(output: str | Path) -> Path:
     """Where a run that will write `output` keeps its checkpoints."""
-    return Path(f"{output}.training")
+    return beside(output, "training")
+
+
+def beside(output: str | Path, suffix: str) -> Path:
+    """The working folder of an output: its name, a dot and `suffix`, whether or not the name ends in a slash."""
+    return Path(f"{Path(output)}.{suffix}")
+
+
+def check_sources(output: str | Path, recipe: FuseRecipe) -> None:
+    """Raise `ValueError` if `output` would replace what a recipe reads: its towers, codecs or data, or a folder in them
+    that is no output."""
+    goal = Path(output).expanduser().resolve()
+    read: dict[str, Any] = {"data.source": recipe.data.source}
+    if recipe.data.clips is not None:
+        read["data.clips.source"] = recipe.data.clips.source
+    for name, tower in recipe.towers.items():
+        read |= {f"tower {name!r}": tower.source, f"the codec of tower {name!r}": tower.codec and tower.codec.source}
+    for what, source in read.items():
+        if not isinstance(source, str):
+            continue
+        here = Path(source).expanduser().resolve()
+        part = here in goal.parents and goal.is_dir() and not any((goal / name).is_file() for name in _OUTPUTS)
+        if goal == here or goal in here.parents or part:
+            raise ValueError(f"output {str(output)!r} would replace {what}, which is at {source!r}")
 
 
 def check_working(folder: Path, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path | None:
