@@ -109,7 +109,7 @@ def save(
     folder = Path(save_directory)
     write_checkpoint(folder, split(model), config.fingerprint, fill, overwrite)
     if push_to_hub:
-        sharing.push(model, **({"repo_id": folder.resolve().name, "kept": folder} | kwargs))
+        sharing.push(model, kwargs.pop("repo_id", folder.resolve().name), **{"kept": folder, **kwargs})
 
 
 def _bundled(model: ZipperModel, chosen: bool | Collection[str] = False) -> list[str]:
