@@ -105,6 +105,57 @@ def test_what_a_run_and_an_evaluation_leave(tmp_path: Path) -> None:
         assert str(private) not in body(folder)
 
 
+def with_run(folder: Path, **fields: object) -> ZipperModel:
+    """A saved model with a record of its training."""
+    model = with_codecs(2)
+    model.save_pretrained(folder, card=False)
+    run = {"recipe": {"tasks": {"speech->text": 1.0}}, "parameters": {"all": 2, "trained": 1}, **fields}
+    (folder / "run.json").write_text(json.dumps({**run, "weights": weights_digest(folder)}))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [("org/digits:clean", ["org/digits"]), ("data/shards-*.tar", None), ("/home/me/data", None), ("digits", None)],
+)
+def test_only_data_of_the_hub_is_named_in_the_head(source: str, named: list[str] | None, tmp_path: Path) -> None:
+    """A relative pattern of tars was taken for a data set's id on the Hub."""
+    refresh_card(tmp_path, with_run(tmp_path, data={"source": source}))
+    assert head(tmp_path).get("datasets") == named
+
+
+def test_a_folder_that_is_gone_is_no_base_model(tmp_path: Path) -> None:
+    """A relative folder looks like an id on the Hub: the head named it as base model, and the card linked to it."""
+    model = tiny_model()
+    model.config.towers["text"]["source"] = "outputs/text"
+    model.save_pretrained(tmp_path)
+    assert "base_model" not in head(tmp_path)
+    assert "huggingface.co/outputs" not in body(tmp_path)
+    assert "say where `text` (a folder named `outputs/text`) is" in body(tmp_path)
+
+
+def test_no_place_within_a_text_gets_in(tmp_path: Path) -> None:
+    """Only texts that were a path as a whole were cut: messages and conditions told the folders of this machine."""
+    model = with_run(tmp_path, signatures=["tower from /home/me/secret: drifted"])
+    entry = {"template": "speech->text", "data": "a/b", "split": "test", "weights": weights_digest(tmp_path)}
+    scores = {"wer": 12.5, "cer": 6.0, "utterances": 4}
+    add_result(tmp_path, {**entry, **scores, "where": ["file=/home/me/secret/x.wav"]})
+    refresh_card(tmp_path, model)
+    assert "split `test`, file=x.wav" in body(tmp_path)
+    assert "tower from secret: drifted" in body(tmp_path)
+    assert "/home" not in body(tmp_path)
+
+
+def test_the_snippet_prints_ids_where_there_is_no_way_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a codec without a way back, such as units without a vocoder, the snippet printed None."""
+    model = with_codecs(2)
+    monkeypatch.setattr("zipper_lm.card.can_decode", lambda codec: codec.kind == "text")
+    for reader, shown in (("speech", "ids"), ("text", "value")):
+        monkeypatch.setattr(model, "layer_pairs", {(reader, "text" if reader == "speech" else "speech"): [(1, 1)]})
+        model.save_pretrained(tmp_path / reader)
+        assert f"print(written[-1].{shown})" in body(tmp_path / reader)
+
+
 def test_records_of_other_weights_do_not_count(tmp_path: Path) -> None:
     fuse(tiny_recipe(tmp_path / "m"))
     model = ZipperModel.from_pretrained(tmp_path / "m")
@@ -158,7 +209,7 @@ def test_licences_are_the_towers_own(tmp_path: Path) -> None:
     towers = {name: tmp_path / name for name in ("text", "speech")}
     ZipperModel.fuse(towers).save_pretrained(tmp_path / "two")
     assert "| Tower `text` | mit |" in body(tmp_path / "two")
-    assert "| Tower `speech` | units-1.0 |" in body(tmp_path / "two")
+    assert "| Tower `speech` | other (units-1.0) |" in body(tmp_path / "two")
     assert "| New weights | unknown" in body(tmp_path / "two")
     assert "license" not in head(tmp_path / "two")
     (tmp_path / "speech" / "README.md").write_text("---\nlicense: mit\n---\n")
@@ -166,6 +217,27 @@ def test_licences_are_the_towers_own(tmp_path: Path) -> None:
     assert head(tmp_path / "same")["license"] == "mit"
     loaded = ZipperModel.from_pretrained(tmp_path / "same")
     assert loaded.config.tower_specs["text"].license == "mit"
+
+
+@pytest.mark.parametrize(
+    ("stated", "license", "name"),
+    [
+        ("license: other\nlicense_name: units, 1.0", "other", "units, 1.0"),
+        ("license: other", "other", None),
+        ("license: [mit, apache-2.0]", None, None),
+        ("license: [mit]", "mit", None),
+    ],
+)
+def test_the_head_names_a_licence_as_the_hub_does(
+    stated: str, license: str | None, name: str | None, tmp_path: Path
+) -> None:
+    """A licence's own name, and several with commas between, stood in the head as if they were the Hub's names."""
+    (tmp_path / "README.md").write_text(f"---\n{stated}\n---\n")
+    model = tiny_model()
+    for spec in model.config.towers.values():
+        spec["license"] = license_of(tmp_path)
+    model.save_pretrained(tmp_path / "m")
+    assert (head(tmp_path / "m").get("license"), head(tmp_path / "m").get("license_name")) == (license, name)
 
 
 @pytest.mark.parametrize("card", [None, "no head", "---\n: [\n---\n", "---\n- a\n---\n", "---\nlicense:\n---\n"])

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub.errors import RevisionNotFoundError
-from tiny import tiny_backbone, tiny_model
+from tiny import doc, tiny_backbone, tiny_model
 from tiny_recipes import workshop
-from transformers import AutoConfig
+from transformers import AutoConfig, LlamaForCausalLM
 
 from zipper_lm import TowerSpec, ZipperModel, checkpoint
 from zipper_lm.backbones import weights_hash
 from zipper_lm.baselines.single_decoder import SingleDecoder, expand
+from zipper_lm.collation import collate
 from zipper_lm.modality.codec import load_codec
 
 
@@ -140,3 +141,62 @@ def test_where_a_single_decoders_base_came_from(tmp_path: Path, hub_cache) -> No
     spec = SingleDecoder.from_pretrained(tmp_path / "single").config.spec
     assert (spec.source, spec.revision, spec.license) == ("org/text", "a" * 40, "mit")
     assert spec.weights_hash == weights_hash(tiny_backbone("llama", 32, 2))  # before it was expanded
+
+
+# --- what is bundled ---------------------------------------------------------------------------------------------
+
+
+def logits_of(model: ZipperModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model(collate([doc(("speech", [5, 6, 7]), ("text", [4, 9, 3]))], model.specials)).logits["text"]
+
+
+@pytest.mark.parametrize("train", ["frozen", "lora"])
+def test_a_tower_that_is_nowhere_else_is_recorded_as_it_is_saved(train: str, tmp_path: Path) -> None:
+    """Towers given as objects and turned to bfloat16 were saved beside the hash of their float32 weights. What was
+    saved was refused on loading, and it was the only copy."""
+    backbones = {"text": tiny_backbone("llama", 31, 2), "speech": tiny_backbone("gpt2-tied", 53, 2)}
+    model = ZipperModel.fuse(backbones, train={"text": train}).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "model")
+    loaded = ZipperModel.from_pretrained(tmp_path / "model")
+    for name in model.names:
+        assert loaded.tower(name).backbone.dtype == torch.bfloat16
+        saved, kept = (m.tower(name).backbone.state_dict() for m in (model, loaded))
+        assert all(torch.equal(saved[k], kept[k]) for k in saved)
+    model.load_own(tmp_path / "model" / "model.safetensors")  # as training does with its best checkpoint
+
+
+def test_a_bundle_that_was_loaded_coarsely_is_saved_so(tmp_path: Path) -> None:
+    """As above: a model that has its towers with it, loaded in bfloat16 and saved again, could not be loaded."""
+    tiny_model(gate=0.5).save_pretrained(tmp_path / "fine")
+    coarse = ZipperModel.from_pretrained(tmp_path / "fine", dtype=torch.bfloat16)
+    coarse.save_pretrained(tmp_path / "coarse")
+    assert torch.equal(logits_of(ZipperModel.from_pretrained(tmp_path / "coarse")), logits_of(coarse))
+
+
+def test_a_copy_of_a_source_is_a_copy(tmp_path: Path) -> None:
+    """A model loaded in bfloat16 was bundled beside the float32 hash of its source, and nobody could load that."""
+    folder = saved(tmp_path)
+    with pytest.raises(ValueError, match=r"'text': its weights \(bfloat16\).*\(float32\).*without dtype="):
+        ZipperModel.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(tmp_path / "b", bundle_towers=True)
+    assert not (tmp_path / "b").exists()
+    wide = ZipperModel.from_pretrained(folder, dtype=torch.float64)  # nothing is lost in a wider dtype
+    wide.save_pretrained(tmp_path / "wide", bundle_towers=True)
+    again = ZipperModel.from_pretrained(tmp_path / "wide")
+    assert torch.equal(logits_of(again), logits_of(ZipperModel.from_pretrained(folder)))
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_an_object_that_is_no_longer_its_source(changed: bool, tmp_path: Path) -> None:
+    """A loaded model kept the path it came from as its source, though its weights had been changed since: what was
+    saved refused its own source, and the changed weights were lost."""
+    tiny_backbone("llama", 31, 2).save_pretrained(tmp_path / "text")
+    text = LlamaForCausalLM.from_pretrained(tmp_path / "text")
+    if changed:
+        with torch.no_grad():
+            text.get_input_embeddings().weight[3, 2] += 0.5
+    model = ZipperModel.fuse({"text": text, "speech": tiny_backbone("gpt2", 53, 2)})
+    assert model.config.tower_specs["text"].source == ("" if changed else str(tmp_path / "text"))
+    model.save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model" / "towers" / "text").is_dir() == changed
+    assert torch.equal(logits_of(ZipperModel.from_pretrained(tmp_path / "model")), logits_of(model))

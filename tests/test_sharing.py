@@ -106,6 +106,49 @@ def test_what_is_gone_is_removed_there(sources: dict[str, Path], hub: Hub) -> No
     ZipperModel.from_pretrained(hub.root / "me/shared")
 
 
+def test_records_that_are_gone_are_removed_there(tmp_path: Path, hub: Hub) -> None:
+    """Run and scores of an earlier upload stayed beside other weights, and told their readers the wrong thing."""
+    for name in ("run.json", "results.json", "generation.json"):
+        (tmp_path / name).write_text("{}")
+    push(tiny_model(), "me/shared", kept=tmp_path, token="t")
+    push(tiny_model(), "me/shared", token="t")
+    assert not {"run.json", "results.json", "generation.json"} & {p.name for p in (hub.root / "me/shared").iterdir()}
+
+
+def test_no_place_within_a_text_is_uploaded(tmp_path: Path, hub: Hub) -> None:
+    """Only texts that were a path as a whole were cut: the reasons why items were left out told where they lie."""
+    broken = [{"source": "row 3", "reason": "/home/me/secret/a.wav: no such file"}]
+    (tmp_path / "run.json").write_text(json.dumps({"broken": broken, "signatures": ["see '/home/me/my own/x'"]}))
+    (tmp_path / "results.json").write_text(json.dumps([{"where": ["file=/home/me/x", "speaker=a/b"]}]))
+    push(tiny_model(), "me/shared", kept=tmp_path, token="t")
+    assert json.loads((hub.root / "me/shared/run.json").read_text()) == {"broken": 1, "signatures": ["see 'x'"]}
+    assert json.loads((hub.root / "me/shared/results.json").read_text()) == [{"where": ["file=x", "speaker=a/b"]}]
+
+
+def test_private_is_not_public(hub: Hub) -> None:
+    """The Hub leaves a repository that is there as it is: what was to be private was uploaded to a public one."""
+    push(tiny_model(), "me/public", token="t")
+    hub.calls.clear()
+    with pytest.raises(ValueError, match=r"'me/public': private was asked for.*public"):
+        push(tiny_model(), "me/public", token="t", private=True)
+    assert "upload_folder" not in hub.calls
+    for _ in range(2):
+        push(tiny_model(), "me/private", token="t", private=True)
+    assert "upload_folder" in hub.calls
+
+
+def test_saving_and_pushing_takes_what_lies_beside(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`save_pretrained(..., push_to_hub=True)` left the edited card and the records in the folder where they were, and
+    had no name for the folder "."."""
+    (tmp_path / "shared").mkdir()
+    monkeypatch.chdir(tmp_path / "shared")
+    for name, content in (("README.md", "mine"), ("generation.json", '{"text": {}}')):
+        Path(name).write_text(content)
+    tiny_model().save_pretrained(".", push_to_hub=True, token="t")
+    assert (hub.root / "me/shared/README.md").read_text() == "mine"
+    assert (hub.root / "me/shared/generation.json").read_text() == '{"text": {}}'
+
+
 def test_an_edited_card_wins(tmp_path: Path, hub: Hub) -> None:
     model = tiny_model()
     model.save_pretrained(tmp_path / "m")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +17,15 @@ class Hub:
     """Replaces what `HfApi` sends by changes to a folder.
 
     Attributes:
-        root: the folder. calls: the arguments of each method's latest call.
+        root: the folder. calls: the arguments of each method's latest call. private: whether each repository is.
     """
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.root, self.calls = root, {}  # type: ignore[var-annotated]
+        self.root = root
+        self.calls: dict[str, dict[str, Any]] = {}
+        self.private: dict[str, bool] = {}
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        for name in ("whoami", "create_repo", "create_branch", "hf_hub_download", "upload_folder"):
+        for name in ("whoami", "create_repo", "repo_info", "create_branch", "hf_hub_download", "upload_folder"):
             monkeypatch.setattr(HfApi, name, self._method(name))
 
     def _method(self, name: str) -> Any:
@@ -37,8 +40,13 @@ class Hub:
     def whoami(self) -> dict[str, str]:
         return {"name": "me"}
 
-    def create_repo(self, *, repo_id: str, **_: Any) -> None:
-        (self.root / repo_id).mkdir(parents=True, exist_ok=True)
+    def create_repo(self, *, repo_id: str, private: bool | None, **_: Any) -> None:
+        if not (self.root / repo_id).exists():
+            (self.root / repo_id).mkdir(parents=True)
+            self.private[repo_id] = bool(private)
+
+    def repo_info(self, *, repo_id: str, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(private=self.private[repo_id])
 
     def create_branch(self, **_: Any) -> None:
         """Branches are not told apart here."""

@@ -179,13 +179,18 @@ def came_from(spec: TowerSpec, backbone: PreTrainedModel, **hub: Any) -> TowerSp
 
 
 def weights_hash(module: nn.Module, dtype: torch.dtype | None = None) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of a module's tensors, as hex. A tied tensor counts once.
+    """`tensors_hash` of a module's tensors."""
+    return tensors_hash(module.state_dict(), dtype)
+
+
+def tensors_hash(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of tensors, as hex. A tied tensor counts once.
 
     Args:
-        module: a backbone. dtype: to see its floating-point tensors in; `None` takes them as they are.
+        tensors: of a backbone. dtype: to see the floating-point ones in; `None` takes them as they are.
     """
     digest = hashlib.sha256()
-    for name, tensor in without_aliases(module.state_dict()).items():
+    for name, tensor in without_aliases(tensors).items():
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -25,8 +25,8 @@ from zipper_lm.config import TowerSpec, ZipperConfig
 from zipper_lm.data.tasks import Task, parse_task
 from zipper_lm.evaluation.results import RESULTS_FILE, read_results, weights_digest
 from zipper_lm.files import new_file
-from zipper_lm.hub import public_name
-from zipper_lm.modality.codec import CODEC_FILE
+from zipper_lm.hub import is_hub_id, public, public_name
+from zipper_lm.modality.codec import CODEC_FILE, can_decode
 from zipper_lm.modality.pretrained import MODEL_FOLDER
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def is_edited(file: Path) -> bool:
 
 
 class _Records:
-    """What the files beside a model say of it.
+    """What the files beside a model say of it, without the places of this machine.
 
     Args:
         folder: with config and weights. kept: with the records; those of other weights are left out.
@@ -105,10 +105,10 @@ class _Records:
         """As saved: where the weights are now."""
         run = _read_mapping(kept / RUN_FILE)
         weights = weights_digest(folder) if run or (kept / RESULTS_FILE).is_file() else None
-        self.run = run if run.get("weights") == weights else {}
+        self.run = public(run) if run.get("weights") == weights else {}
         self.results: list[dict[str, Any]] = []
         with suppress(ValueError):  # as in `_read_mapping`
-            self.results = [entry for entry in read_results(kept) if entry.get("weights") == weights]
+            self.results = [public(entry) for entry in read_results(kept) if entry.get("weights") == weights]
         self.generation = _read_mapping(kept / GENERATION_FILE)
 
     @property
@@ -152,17 +152,14 @@ def _is_bundled(name: str, spec: TowerSpec) -> bool:
     return spec.source == f"towers/{name}"
 
 
-def _is_local(spec: TowerSpec) -> bool:
-    return Path(spec.source).is_absolute()
-
-
-def _on_hub(name: str, spec: TowerSpec) -> bool:
-    return bool(spec.source) and not _is_bundled(name, spec) and not _is_local(spec)
+def _on_hub(spec: TowerSpec) -> bool:
+    """What was read from the Hub has its commit recorded; a relative path that is gone only looks like an id."""
+    return spec.revision is not None and is_hub_id(spec.source)
 
 
 def _elsewhere(records: _Records) -> dict[str, TowerSpec]:
     """Towers whose weights are not in the folder."""
-    return {n: s for n, s in records.specs.items() if s.train != "full" and (_on_hub(n, s) or _is_local(s))}
+    return {n: s for n, s in records.specs.items() if s.train != "full" and s.source and not _is_bundled(n, s)}
 
 
 def _draw(model: Any, file: Path) -> None:
@@ -181,12 +178,15 @@ def _draw(model: Any, file: Path) -> None:
 
 def _metadata(model: Writer, name: str, records: _Records) -> ModelCardData:
     scores = list(_eval_results(records.results))
-    data = str(records.run.get("data", {}).get("source", ""))
+    data = str(records.run.get("data", {}).get("source", "")).partition(":")[0]
+    license = _common_license(records)
+    other = re.fullmatch(r"other \((.+)\)", license or "")
     return ModelCardData(
-        base_model=[s.source for n, s in _specs(model.config).items() if _on_hub(n, s)] or None,
-        datasets=[data.partition(":")[0]] if "/" in data and not Path(data).is_absolute() else None,
+        base_model=[s.source for s in _specs(model.config).values() if _on_hub(s)] or None,
+        datasets=[data] if is_hub_id(data) else None,
         library_name="zipper-lm",
-        license=_common_license(records),
+        license="other" if other else license,
+        license_name=other[1] if other else None,
         pipeline_tag=_pipeline(model, records),
         tags=["zipper", *model.names],
         model_name=name.rpartition("/")[2] if scores else None,
@@ -195,9 +195,10 @@ def _metadata(model: Writer, name: str, records: _Records) -> ModelCardData:
 
 
 def _common_license(records: _Records) -> str | None:
-    """The licence of all towers, if they have the same; transformers' Trainer names a base model's in the same way."""
-    licenses = {spec.license for spec in records.specs.values()}
-    return licenses.pop() if len(licenses) == 1 else None
+    """The one licence of all towers, if they have the same; transformers' Trainer names a base model's in that way."""
+    license, *others = {spec.license for spec in records.specs.values()}
+    several = license is not None and "," in license and not license.startswith("other (")
+    return None if others or several else license
 
 
 def _pipeline(model: Writer, records: _Records) -> str | None:
@@ -280,7 +281,8 @@ def _usage(model: Writer, name: str, records: _Records) -> str:
     target = task.targets[-1]
     settings = {t: records.generation.get(t) or {"max_new_tokens": 32} for t in dict.fromkeys(task.targets)}
     trust = ", trust_remote_code=True" if any(s.trust_remote_code for s in records.specs.values()) else ""
-    has_codec = model.processor is not None and target in model.processor.codecs
+    codec = model.processor.codecs.get(target) if model.processor is not None else None
+    has_value = codec is not None and can_decode(codec)
     lines = [
         "```python",
         f"from zipper_lm import Document, Segment{', ZipperModel' if zipper else ''}",
@@ -290,11 +292,14 @@ def _usage(model: Writer, name: str, records: _Records) -> str:
         f"document = Document([{given}])",
         f"settings = {settings!r}",
         f"written = model.generate([document], {list(task.targets)!r}, settings=settings)[0]",
-        f"print(written[-1].{'value' if has_codec else 'ids'})",
+        f"print(written[-1].{'value' if has_value else 'ids'})",
         "```",
     ]
-    notes = ["The package: `zipper-lm`. " + ("Its command `zipper generate` does the same." if has_codec else "")]
-    here = [f"`{n}` (a folder named `{public_name(s.source)}`)" for n, s in _elsewhere(records).items() if _is_local(s)]
+    notes = [
+        "The package: `zipper-lm`. " + ("Its command `zipper generate` does the same." if codec is not None else "")
+    ]
+    away = {n: s for n, s in _elsewhere(records).items() if not _on_hub(s)}
+    here = [f"`{n}` (a folder named `{public_name(s.source)}`)" for n, s in away.items()]
     if here:
         notes.append(f"On another machine, say where {_and(here)} is: `from_pretrained(..., towers={{NAME: PATH}})`.")
     return "\n".join(lines) + "\n\n" + "\n".join(note.strip() for note in notes)
@@ -339,7 +344,7 @@ def _towers(model: Writer, records: _Records) -> str:
 
 
 def _origin(name: str, spec: TowerSpec) -> str:
-    if _on_hub(name, spec):
+    if _on_hub(spec):
         return f"[{spec.source}](https://huggingface.co/{spec.source})"
     if not spec.source or _is_bundled(name, spec):
         return "not recorded"
@@ -447,7 +452,7 @@ def _licences(records: _Records) -> str:
     told = f"; the head of this card names the towers' own, {common}, until they do" if common else ""
     rows = [("New weights", f"{UNKNOWN}: whoever shares them is to say{told}")]
     for name, spec in records.specs.items():
-        where = "see its page" if _on_hub(name, spec) else "no model card beside it states one"
+        where = "see its page" if _on_hub(spec) else "no model card beside it states one"
         rows.append((f"Tower `{name}`", spec.license or f"{UNKNOWN}: {where}"))
     rows.append(("Codecs and data", f"{UNKNOWN}: see their pages"))
     return _table(("Part", "Licence"), rows)

@@ -29,14 +29,17 @@ from zipper_lm.backbones import (
     base_tensors,
     build_backbone,
     check_same_backbone,
+    dtype_name,
     load_backbone,
     recorded_dtype,
+    tensors_hash,
     without_aliases,
 )
 from zipper_lm.card import refresh_card
 from zipper_lm.config import TowerSpec, ZipperConfig
 from zipper_lm.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, local_folder
 from zipper_lm.modality.codec import Codec
+from zipper_lm.tower import Tower
 
 if TYPE_CHECKING:
     from zipper_lm.model import ZipperModel
@@ -78,31 +81,25 @@ def save(
         save_directory: a folder; made if missing. Other files in it are left alone.
         overwrite: replace a checkpoint that is there.
         bundle_towers: also store the frozen backbones, all or those named, under ``towers/``; always done for towers
-            that have no source of their own.
+            that have no source of their own, as they are now.
         card: write a model card and its picture too. A card that somebody edited is left alone.
         push_to_hub: upload the checkpoint afterwards (`repo_id` and other arguments of `sharing.push` in kwargs).
 
     Raises:
-        ValueError: if a checkpoint is there already, or the folder cannot be written.
+        ValueError: if a checkpoint is there already, the folder cannot be written, or a tower that has a source is to
+            be stored but differs from it.
     """
     specs = model.config.tower_specs
-    chosen = (specs if bundle_towers else ()) if isinstance(bundle_towers, bool) else bundle_towers
-    bundled = [n for n, s in specs.items() if s.train != "full" and (n in chosen or s.source in ("", _bundle(n)))]
-    for name in bundled:
-        if specs[name].quantization is not None:
-            raise ValueError(f"tower {name!r} is quantized: its backbone cannot be bundled; give it a source")
+    bundled = _bundled(model, bundle_towers)
+    config = _as_saved(model, bundled)
 
     def fill(folder: Path) -> None:
-        config = ZipperConfig.from_dict(model.config.to_dict())
-        config.architectures = [type(model).__name__]
         for name in bundled:
             # With a prefix transformers would write the names back as they were in the larger model.
             alike, tower = specs[name].prefix is None, model.tower(name)
             tower.backbone.save_pretrained(
                 folder / _bundle(name), state_dict=base_tensors(tower), save_original_format=alike
             )
-            alone = replace(specs[name], source=_bundle(name), revision=None, prefix=None, config_key=None, config=None)
-            config.towers[name] = asdict(alone)
         config.save_pretrained(folder)
         if model.processor is not None:
             model.processor.save_pretrained(folder)
@@ -110,9 +107,52 @@ def save(
             refresh_card(folder, model, kept=Path(save_directory))
 
     folder = Path(save_directory)
-    write_checkpoint(folder, split(model), model.config.fingerprint, fill, overwrite)
+    write_checkpoint(folder, split(model), config.fingerprint, fill, overwrite)
     if push_to_hub:
-        sharing.push(model, kwargs.pop("repo_id", folder.name), **kwargs)
+        sharing.push(model, kwargs.pop("repo_id", folder.resolve().name), **{"kept": folder, **kwargs})
+
+
+def _bundled(model: ZipperModel, chosen: bool | Collection[str] = False) -> list[str]:
+    """The frozen towers that a checkpoint stores: those chosen, and those that are nowhere else."""
+    specs = model.config.tower_specs
+    if isinstance(chosen, bool):
+        chosen = specs if chosen else ()
+    return [n for n, s in specs.items() if s.train != "full" and (n in chosen or _is_nowhere_else(n, s))]
+
+
+def _as_saved(model: ZipperModel, bundled: Collection[str]) -> ZipperConfig:
+    """The config of a checkpoint that stores the towers `bundled`.
+
+    Raises:
+        ValueError: if one of them cannot be stored, or is no longer what its source has.
+    """
+    config = ZipperConfig.from_dict(model.config.to_dict())
+    config.architectures = [type(model).__name__]
+    for name in bundled:
+        config.towers[name] = asdict(_alone(name, model.config.tower_specs[name], model.tower(name)))
+    return config
+
+
+def _alone(name: str, spec: TowerSpec, tower: Tower) -> TowerSpec:
+    """The spec of a tower that is stored with the checkpoint, as it is now.
+
+    One that is nowhere else may have changed since it was fused, as by ``model.to(torch.bfloat16)``: this is the only
+    copy, so the record follows it. One that has a source is that source's copy, or none at all.
+    """
+    if spec.quantization is not None:
+        raise ValueError(f"tower {name!r} is quantized: its backbone cannot be bundled; give it a source")
+    alone = replace(spec, source=_bundle(name), revision=None, prefix=None, config_key=None, config=None)
+    tensors, now, recorded = base_tensors(tower), tower.backbone.dtype, recorded_dtype(spec)
+    if spec.weights_hash in (None, tensors_hash(tensors, None if now == recorded else recorded)):
+        return alone
+    if not _is_nowhere_else(name, spec):
+        raise ValueError(
+            f"tower {name!r}: its weights ({dtype_name(now)}) are not those of {spec.source!r} that the zips were made "
+            f"with ({dtype_name(recorded)}), so they are not bundled; load the model anew, without dtype="
+        )
+    return replace(
+        alone, weights_hash=tensors_hash(tensors), backbone={**(spec.backbone or {}), "dtype": dtype_name(now)}
+    )
 
 
 def write_checkpoint(
@@ -155,6 +195,10 @@ def write_checkpoint(
 def _bundle(name: str) -> str:
     """Where a checkpoint keeps a frozen tower of its own; also that tower's source in the config."""
     return f"towers/{name}"
+
+
+def _is_nowhere_else(name: str, spec: TowerSpec) -> bool:
+    return spec.source in ("", _bundle(name))
 
 
 def _move_in(new: Path, folder: Path, old: Path) -> None:
@@ -246,7 +290,7 @@ def load(
         if dtype not in (None, "auto", backbones[name].dtype) and not isinstance(given, PreTrainedModel):
             backbones[name] = load_backbone(at, dtype=dtype, **hub)  # `.to(dtype)` would round its float32 buffers too
     model = cls(config, backbones)
-    load_own(model, folder / WEIGHTS_FILE)
+    copy_tensors(split(model), config.fingerprint, folder / WEIGHTS_FILE)
     if (folder / "processor_config.json").is_file():
         from zipper_lm.processor import ZipperProcessor
 
@@ -265,8 +309,8 @@ def _fetched(name: str, spec: TowerSpec, load: Callable[[], PreTrainedModel]) ->
 
 
 def load_own(model: ZipperModel, file: Path) -> None:
-    """Copy a checkpoint's tensors into the model; see `copy_tensors`."""
-    copy_tensors(split(model), model.config.fingerprint, file)
+    """Copy the tensors of a checkpoint that this model wrote back into it; see `copy_tensors`."""
+    copy_tensors(split(model), _as_saved(model, _bundled(model)).fingerprint, file)
 
 
 def copy_tensors(own: Mapping[str, Tensor], fingerprint: str, file: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from zipper_lm.backbones import came_from, dtype_name, load_backbone
+from zipper_lm.backbones import came_from, check_same_backbone, dtype_name, load_backbone, recorded_dtype
 from zipper_lm.config import TowerSpec, ZipperConfig, ZipSpec, expand, plain
 from zipper_lm.hub import HUB_ARGUMENTS, local_folder
 from zipper_lm.modality.codec import CODEC_FILE, Codec, load_codec
@@ -46,7 +46,8 @@ def fuse(
     """Fuse pre-trained decoders into a fresh `ZipperModel`, with its processor beside it.
 
     Args:
-        towers: by name: Hub id, path, a loaded model, or a `TowerSpec` for more settings.
+        towers: by name: Hub id, path, a loaded model, or a `TowerSpec` for more settings. A loaded model is compared
+            with what is where it came from; if that differs or is gone, the model has no source and is always stored.
         codecs: by name: a codec or its folder. Where none is given: the backbone's own `codec.json`, else its
             tokenizer, else the tower takes ids only.
         zips: which tower reads which, and how; `None` is all pairs, four layers evenly spaced.
@@ -81,6 +82,8 @@ def fuse(
         if codec is not None:
             found[name] = codec
         specs[name] = _describe(name, spec, backbone, codec, **hub)
+        if isinstance(given, PreTrainedModel) and not _is_there(name, specs[name], **hub):
+            specs[name] = replace(specs[name], source="", revision=None, license=None)
         backbones[name] = backbone
     if len({id(b) for b in backbones.values()}) < len(backbones):
         raise ValueError(f"fuse: two of the towers {list(backbones)} are one and the same model; load it twice")
@@ -131,6 +134,18 @@ def codec_of(spec: TowerSpec, given: Codec | str | Path | None, **hub: Any) -> C
 
 def _has(source: str, file: str, **at: Any) -> bool:
     return bool(cached_file(source, file, _raise_exceptions_for_missing_entries=False, **at))
+
+
+def _is_there(name: str, spec: TowerSpec, **hub: Any) -> bool:
+    """Whether a given model can be had again from where it says it came: its weights may have been changed since."""
+    if not spec.source:
+        return False
+    try:
+        there = load_backbone(spec, dtype=recorded_dtype(spec), **(hub | {"local_files_only": True}))
+        check_same_backbone(name, spec, there)
+    except ValueError:
+        return False
+    return True
 
 
 def _describe(name: str, spec: TowerSpec, backbone: PreTrainedModel, codec: Codec | None, **hub: Any) -> TowerSpec:

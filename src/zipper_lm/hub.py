@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, snapshot_download, try_to_load_from_cache
 from huggingface_hub.constants import REPOCARD_NAME
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers.utils import cached_file
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download")
 """What every loader here passes on to the Hub."""
+_FOLDERS = re.compile(r"""(?:file://|(?<![\w./<])~?)/(?=[^\s/])(?:[^/:;"'`|<>\n]+/+)*""")
+"""The folders of an absolute path within a text; no part of an id, a web address or a tag such as ``</s>``."""
 
 
 def check_hub_arguments(names: Iterable[str]) -> None:
@@ -101,7 +106,8 @@ def license_of(source: str | Path, revision: str | None = None, **hub: Any) -> s
         source: folder or Hub id. revision: on the Hub. hub: see `HUB_ARGUMENTS`.
 
     Returns:
-        The licence; `None` if there is no card, it cannot be reached or read, or it does not say.
+        The licence; one that the Hub has no name for as ``"other (its name)"``, several with commas between. `None` if
+        there is no card, it cannot be reached or read, or it does not say.
     """
     quietly = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     try:
@@ -109,8 +115,10 @@ def license_of(source: str | Path, revision: str | None = None, **hub: Any) -> s
         data = ModelCard.load(file, ignore_metadata_errors=True).data if file else {}
     except (OSError, ValueError, yaml.YAMLError):
         return None  # what a card says is good to know, and no reason to stop
-    named = data.get("license_name") if data.get("license") in (None, "other") else data.get("license")
-    return ", ".join(named) if isinstance(named, list) else named or data.get("license")
+    license, name = data.get("license"), data.get("license_name")
+    if license in (None, "other") and name:
+        return f"other ({name})"
+    return ", ".join(map(str, license)) if isinstance(license, list) else str(license) if license else None
 
 
 def place_of(source: str | Path) -> str:
@@ -119,6 +127,23 @@ def place_of(source: str | Path) -> str:
     return str(path.resolve()) if path.exists() else str(source)
 
 
-def public_name(place: str) -> str:
-    """What others may read of a `place_of`: the last part of a path of this machine, or the Hub id."""
-    return Path(place).name if Path(place).is_absolute() else place
+def public_name(text: str) -> str:
+    """What others may read of a `place_of` or of a text: of every path of this machine only the last part."""
+    return Path(text).name if Path(text).is_absolute() else _FOLDERS.sub("", text)
+
+
+def public(value: Any) -> Any:
+    """What others may read of a JSON value: `public_name` of every text in it."""
+    if isinstance(value, dict):
+        return {k: public(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [public(v) for v in value]
+    return public_name(value) if isinstance(value, str) else value
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source that is no folder here can be an ``owner/name`` on the Hub."""
+    with suppress(HFValidationError):
+        validate_repo_id(source)
+        return "/" in source
+    return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 from zipper_lm.card import GENERATION_FILE, PICTURE_FILE, RUN_FILE, is_edited, refresh_card
 from zipper_lm.config import TowerSpec, ZipperConfig
 from zipper_lm.evaluation.results import RESULTS_FILE
-from zipper_lm.hub import CONFIG_FILE, public_name
+from zipper_lm.hub import CONFIG_FILE, public
 
 if TYPE_CHECKING:
     from zipper_lm.generation import Writer
@@ -111,8 +111,8 @@ def staged(
                     shutil.copyfile(kept / name, folder / name)
         else:
             refresh_card(folder, model, name=repo_id)
-        for name in (CONFIG_FILE, RUN_FILE, RESULTS_FILE):
-            _without_places(folder / name)
+        for name, change in ((CONFIG_FILE, _without_sources), (RUN_FILE, _only_counted), (RESULTS_FILE, public)):
+            _rewrite(folder / name, change)
         yield folder
 
 
@@ -135,26 +135,29 @@ def _is_here(spec: TowerSpec) -> bool:
     return Path(spec.source).is_absolute()
 
 
-def _without_places(file: Path) -> None:
-    """Leave of every path of this machine in a JSON file only its last part; of a tower's source nothing, as what is
-    left would be taken for another place."""
+def _without_sources(config: Any) -> Any:
+    """Of a tower's source on this machine nothing is left, as its last part would be taken for another place."""
+    for spec in (*config.get("towers", {}).values(), config.get("decoder", {})):
+        if Path(spec.get("source", "")).is_absolute():
+            spec["source"] = ""
+    return public(config)
 
-    def cleaned(value: Any, key: str = "") -> Any:
-        if isinstance(value, dict):
-            return {k: cleaned(v, k) for k, v in value.items()}
-        if isinstance(value, list):
-            return [cleaned(v) for v in value]
-        if isinstance(value, str) and Path(value).is_absolute():
-            return "" if key == "source" and file.name == CONFIG_FILE else public_name(value)
-        return value
 
+def _only_counted(run: Any) -> Any:
+    """Of the items that were left out only how many, as they are known by their paths."""
+    if isinstance(run, dict) and isinstance(run.get("broken"), list):
+        run["broken"] = len(run["broken"])
+    return public(run)
+
+
+def _rewrite(file: Path, change: Callable[[Any], Any]) -> None:
     if not file.is_file():
         return
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file.name} beside the model is not readable as JSON: {error}") from error
-    file.write_text(json.dumps(cleaned(content), indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(change(content), indent=2) + "\n", encoding="utf-8")
 
 
 def upload(
@@ -170,20 +173,23 @@ def upload(
 ) -> CommitInfo:
     """Upload a staged folder as one commit; the repository is made if it is not there.
 
-    A card that somebody edited on the Hub stays, unless the folder's own was edited. Towers and codecs of an earlier
-    upload that are not in the folder are removed.
+    A card that somebody edited on the Hub stays, unless the folder's own was edited. Towers, codecs and records of
+    an earlier upload that are not in the folder are removed.
 
     Args:
         folder: from `staged`. repo_id: with its owner. private: a new repository's visibility; `None` is its owner's
-            default. token: a token, or whether the stored one is used. revision: branch, made if it is not there.
-        create_pr: open a pull request instead. commit_message, commit_description: of the commit.
+            default; true is refused for one that is there and public. token: a token, or whether the stored one is
+            used. revision: branch, made if it is not there. create_pr: open a pull request instead.
+        commit_message, commit_description: of the commit.
 
     Raises:
-        ValueError: if the Hub cannot be reached or refuses.
+        ValueError: if the Hub cannot be reached or refuses, or the repository is public and shall be private.
     """
     api = HfApi(token=token)
     with _clearly(repo_id):
         api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.repo_info(repo_id).private:  # one that was there keeps its visibility
+            raise ValueError("private was asked for, but the repository is there and public; nothing was uploaded")
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         leave_card = not is_edited(folder / REPOCARD_NAME) and _edited_there(api, repo_id, revision)
@@ -195,7 +201,7 @@ def upload(
             revision=revision,
             create_pr=create_pr,
             ignore_patterns=[REPOCARD_NAME] if leave_card else None,
-            delete_patterns=["towers/*", "codecs/*"],
+            delete_patterns=["towers/*", "codecs/*", GENERATION_FILE, RUN_FILE, RESULTS_FILE],
         )
 
 

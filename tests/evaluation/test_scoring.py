@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_recipes import say, tiny_recipe, workshop
 
-from zipper_lm import ZipperModel
+from zipper_lm import Segment, ZipperModel
 from zipper_lm.data.readers import read_rows
 from zipper_lm.evaluation.judge import Recogniser
 from zipper_lm.evaluation.scoring import score_task, transcribe
@@ -56,6 +56,15 @@ def test_speech_is_heard_by_the_judge(fused: ZipperModel, judge: Recogniser) -> 
 
 def test_a_sound_too_short_for_a_word_is_silence(judge: Recogniser) -> None:
     assert transcribe(judge, [np.zeros(10, np.float32), say("one two")])[0] == ""
+
+
+def test_a_row_with_nothing_to_compare_is_found_first(fused: ZipperModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row whose text holds no words was an error only after everything had been generated, and without its number."""
+    rows = list(read_rows(workshop() / "data", split="test"))
+    monkeypatch.setattr(fused, "generate", None)
+    for empty in ("", " ... ", Segment("text", ids=[3])):
+        with pytest.raises(ValueError, match=r"'speech->text': text of row 1 holds nothing to compare"):
+            score_task(fused, [rows[0], {**rows[1], "text": empty}], "asr")
 
 
 def test_what_cannot_be_scored(fused: ZipperModel) -> None:

@@ -12,8 +12,17 @@ from rich.console import Console
 from tiny_recipes import plain_recipe, workshop
 
 from zipper_lm.experiments import run as run_module
-from zipper_lm.experiments.plan import Experiment, points_of, read_experiment, recipe_of, run_hash, runs_of, trials_of
-from zipper_lm.experiments.report import read_results, write_report
+from zipper_lm.experiments.plan import (
+    PLAIN,
+    Experiment,
+    points_of,
+    read_experiment,
+    recipe_of,
+    run_hash,
+    runs_of,
+    trials_of,
+)
+from zipper_lm.experiments.report import Results, _differences, read_results, write_report
 from zipper_lm.experiments.run import run_experiment
 from zipper_lm.recipe import build
 
@@ -181,6 +190,24 @@ def test_what_is_not_run_yet_is_said(tmp_path: Path) -> None:
     assert "not run" in (tmp_path / "page.md").read_text()
     with pytest.raises(ValueError, match="run zipper experiment first"):
         write_report([tmp_path], tmp_path / "page.md")
+
+
+@pytest.mark.parametrize(("oracle", "shares"), [(5.0, 1), (10.0, 0), (25.0, 0)])
+def test_no_share_of_nothing(oracle: float, shares: int, tmp_path: Path) -> None:
+    """A rate no higher than that of the codec alone gave differences of billions of per cent, or of the wrong sign."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    content = {"question": "q", "recipe": "r", "arms": {"a": {}, "b": {}}, "tasks": ["tts"], "seeds": [1]}
+    (folder / "experiment.json").write_text(json.dumps(content))
+    experiment = read_results(folder).experiment
+    said = {"references": ["one two"] * 5, "hypotheses": ["one two"] * 5, "oracle_wer": oracle}
+    cells = {
+        (PLAIN, arm): [{"run": {"seed": 1}, "scores": {"tts": {**said, "wer": wer}}}]
+        for arm, wer in (("a", 20.0), ("b", 10.0))
+    }
+    line = _differences(Results("results", experiment, cells, 0), "tts")
+    assert "+100 % relative" in line
+    assert line.count("above the codec alone") == shares
 
 
 def test_records_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:

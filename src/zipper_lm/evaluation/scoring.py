@@ -115,6 +115,9 @@ def score_task(
         if missing := [m for m in (*parsed.given, compared) if row.get(m) is None]:
             raise ValueError(f"task {template!r}: row {number} has no {missing}; it has {sorted(row)}")
     references = [_spelled(_ids(row[compared], codec)) if by_token else _text(row) for row in rows]
+    for number, reference in enumerate(references):
+        if not isinstance(reference, str) or not normalise(reference):
+            raise ValueError(f"task {template!r}: {compared} of row {number} holds nothing to compare: {reference!r}")
     order = sorted(range(len(rows)), key=lambda i: len(references[i]))  # like lengths are written together
     written: list[Segment] = [Segment(ends_in, ids=[])] * len(rows)
     for start in range(0, len(order), batch_size):

@@ -173,8 +173,9 @@ def _difference(results: Results, task: str, mine: tuple[str, str], other: tuple
     relative = f"{_relative(*rates):+.0f} % relative"
     if all("oracle_wer" in x[s] for x in (ours, theirs) for s in seeds):
         floors = [float(np.mean([x[s]["oracle_wer"] for s in seeds])) for x in (ours, theirs)]
-        excess = _relative(rates[0] - floors[0], rates[1] - floors[1])
-        relative += f", {excess:+.0f} % of what is above the codec alone"
+        above = [rate - floor for rate, floor in zip(rates, floors)]
+        if min(above) > 0:  # else there is nothing to take a share of
+            relative += f", {_relative(*above):+.0f} % of what is above the codec alone"
     (point, arm), (elsewhere, against) = mine, other
     if point == PLAIN:
         names = f"{arm} minus {against}"
