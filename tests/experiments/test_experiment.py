@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 from rich.console import Console
 from tiny_recipes import plain_recipe, workshop
 
@@ -90,7 +91,8 @@ def test_from_file_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     again = run_experiment(experiment, tmp_path / "results", tmp_path / "work", console)
     assert len(fused) == 13
     assert again == json.loads(json.dumps(records))
-    assert not any((tmp_path / "work").iterdir()), "models are dropped when they are scored"
+    left = {path.name for path in (tmp_path / "work").iterdir()}
+    assert left == {"locks"}, "models are dropped when they are scored"
 
     record = records[0]
     assert record["run"]["trial"] in ("slow", "fast")
@@ -115,6 +117,36 @@ def test_from_file_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert (tmp_path / "page-results.png").stat().st_size > 5000
     for cell in read_results(tmp_path / "results").cells.values():
         assert [r["run"]["seed"] for r in cell] == [1, 2]
+
+
+def test_processes_share_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another process is at is left to it and waited for, and whatever does not depend on it is done meanwhile."""
+    experiment = read_experiment(plan(tmp_path, points={}, seeds=[1]))
+    (trial, _) = trials_of(experiment, "zipper", PLAIN)
+    fused: list[str] = []
+    real = run_module.fuse
+
+    def counted(recipe: Any, **kwargs: Any) -> Any:
+        fused.append(Path(recipe.output).name)
+        return real(recipe, **kwargs)
+
+    monkeypatch.setattr(run_module, "fuse", counted)
+    work = tmp_path / "work"
+    (work / "locks").mkdir(parents=True)
+    other = FileLock(work / "locks" / f"{trial.name}.lock")
+    other.acquire()
+    monkeypatch.setattr(run_module.time, "sleep", lambda _: other.release())
+    records = run_experiment(experiment, tmp_path / "results", work, Console(quiet=True))
+    assert len(records) == 2
+    assert fused.index("single--all--seed1") < fused.index(trial.name) < fused.index("zipper--all--seed1")
+    assert len(set(fused)) == len(fused) == 4
+
+
+def test_trials_may_be_shorter(tmp_path: Path) -> None:
+    experiment = read_experiment(plan(tmp_path, trial_set=["training.steps=7"]))
+    (trial, _), (run, _) = trials_of(experiment, "zipper", "all"), runs_of(experiment, "zipper", "all", "slow")
+    assert [recipe_of(experiment, r, "out").training.steps for r in (trial, run)] == [7, 1]
+    assert recipe_of(experiment, trial, "out").training.learning_rate == 1e-6
 
 
 def test_an_arm_may_start_from_a_model_trained_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

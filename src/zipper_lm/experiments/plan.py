@@ -2,7 +2,8 @@
 
 An experiment is a fusion recipe, the arms that are compared (each a list of changes to it), the points at which they
 are compared (such as shares of the data), and seeds. Where an arm has trials, they are run first with a seed of their
-own, at every point, and the one with the lowest validation error is used: every arm gets as many as it names.
+own, at every point, and the one with the lowest validation error is used: every arm gets as many as it names. Trials
+may be shorter than the runs that they choose for (`trial_set`).
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Experiment:
         axis: what the points are, for the report, such as ``"share of the aligned pairs"``.
         seeds: of the runs that are reported.
         trial_seed: of the trials; not among `seeds`.
+        trial_set: further changes for trials alone, such as fewer steps.
         tasks: what is scored on the test split.
         notes: what a reader of the figures must know, a sentence each, for the report.
         paper: what the paper found for this question (arXiv 2405.18669), a sentence each, for the report.
@@ -64,6 +66,7 @@ class Experiment:
     axis: str = ""
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     trial_seed: int = 0
+    trial_set: list[str] = field(default_factory=list)
     tasks: list[str] = field(default_factory=lambda: ["asr", "tts"])
     notes: list[str] = field(default_factory=list)
     paper: list[str] = field(default_factory=list)
@@ -166,6 +169,7 @@ def _run(experiment: Experiment, arm: str, point: str, trial: str, seed: int, *,
         *experiment.set,
         *chosen.set,
         *experiment.points.get(point, []),
+        *([] if reported else experiment.trial_set),
         *chosen.trials.get(trial, []),
         f"seed={seed}",
     ]

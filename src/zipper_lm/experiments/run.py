@@ -1,4 +1,8 @@
-"""`zipper experiment`: every run of an experiment, one record each; what is there is not run again."""
+"""`zipper experiment`: every run of an experiment, one record each; what is there is not run again.
+
+Several processes may work on one experiment, each on a device or a core of its own: a process holds a lock on what it
+is at (the system lets go of it if the process dies), and the others take what is free.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from zipper_lm.data.readers import read_rows
@@ -22,6 +27,7 @@ from zipper_lm.document import Document
 from zipper_lm.evaluation.judging import Judge, judge_for, load_judge
 from zipper_lm.evaluation.scoring import SHORT_NAMES, score_task, yardsticks
 from zipper_lm.experiments.plan import (
+    BEFORE,
     Experiment,
     Run,
     before_of,
@@ -44,6 +50,8 @@ from zipper_lm.training.working import working_folder
 
 TEST = "test"
 PLAN_FILE = "experiment.json"
+LOCKS = "locks"
+LOOK_AGAIN_SECONDS = 10.0
 
 
 def run_experiment(
@@ -54,33 +62,55 @@ def run_experiment(
     Args:
         experiment: what to do.
         results: folder of the records, one JSON file a run; made if missing.
-        work: folder for models while they are needed. An interrupted run goes on from its checkpoint there.
+        work: folder for models while they are needed. An interrupted run goes on from its checkpoint there. Processes
+            that share it, and `results`, share the runs.
         console: where progress is told; default standard error.
 
     Returns:
-        The records of all runs that are reported.
+        The records of all runs that are reported; other processes' are waited for.
 
     Raises:
         ValueError: before any work, if a recipe cannot work or a record was made by other settings.
         Interrupted: after Ctrl-C; run it again to go on.
     """
     if several():
-        raise ValueError("an experiment runs in one process; start several experiments on different devices instead")
+        raise ValueError("an experiment is not for accelerate launch or torchrun; start it several times instead")
     console = console or Console(stderr=True)
     results, work = Path(results), Path(work)
     _check(experiment, results)
     with new_file(results / PLAN_FILE, overwrite=True) as file:
         file.write_text(json.dumps(to_mapping(experiment), indent=2) + "\n", encoding="utf-8")
-    records = []
-    for point in points_of(experiment):
-        for arm in experiment.arms:
-            trial = ""
-            if trials := trials_of(experiment, arm, point):
-                tried = {run.trial: _perform(experiment, run, results, work, console) for run in trials}
-                trial = min(tried, key=lambda name: tried[name]["validation_score"])
-                console.print(f"{arm} at {point}: {trial} of {len(tried)} trials")
-            records += [_perform(experiment, r, results, work, console) for r in runs_of(experiment, arm, point, trial)]
-    return records
+    told: set[tuple[str, str]] = set()
+    cells = [(point, arm) for point in points_of(experiment) for arm in experiment.arms]
+    while True:
+        found = [r for point, arm in cells for r in _cell(experiment, point, arm, results, work, console, told)]
+        records = [record for record in found if record is not None]
+        if len(records) == len(found):
+            return records
+        time.sleep(LOOK_AGAIN_SECONDS)
+
+
+def _cell(
+    experiment: Experiment,
+    point: str,
+    arm: str,
+    results: Path,
+    work: Path,
+    console: Console,
+    told: set[tuple[str, str]],
+) -> list[dict[str, Any] | None]:
+    """Trials, choice and runs of one arm at one point. `None` stands for what waits for another process."""
+    trial = ""
+    if trials := trials_of(experiment, arm, point):
+        tried = {run.trial: _perform(experiment, run, results, work, console) for run in trials}
+        scores = {name: record["validation_score"] for name, record in tried.items() if record is not None}
+        if len(scores) < len(tried):
+            return [None]
+        trial = min(scores, key=lambda name: scores[name])
+        if (point, arm) not in told:
+            console.print(f"{arm} at {point}: {trial} of {len(tried)} trials")
+            told.add((point, arm))
+    return [_perform(experiment, run, results, work, console) for run in runs_of(experiment, arm, point, trial)]
 
 
 def _check(experiment: Experiment, results: Path) -> None:
@@ -135,30 +165,49 @@ def still_holds(recorded: Any, now: Any) -> bool:
     return bool(recorded == now)
 
 
-def _trained(recipe: FuseRecipe, console: Console) -> dict[str, Any]:
-    """The record of a fusion: made, gone on with, or, if only scoring was cut off, read."""
+def _trained(recipe: FuseRecipe, work: Path, console: Console) -> dict[str, Any]:
+    """The record of a fusion: made, gone on with, or, if only scoring was cut off, read. Its towers are made first; a
+    process that wants the same ones waits."""
     file = Path(recipe.output) / "run.json"
     if file.is_file():
         record = json.loads(file.read_text(encoding="utf-8"))
         if record["recipe_hash"] == recipe_hash(to_mapping(recipe)):
             return record
     towers = whole(recipe)
-    halted = [n for n, t in towers.towers.items() if t.pretrain and latest_checkpoint(working_folder(t.source))]
-    make_towers(towers, console, halted)
+    with _lock(work, "towers"):
+        halted = [n for n, t in towers.towers.items() if t.pretrain and latest_checkpoint(working_folder(t.source))]
+        make_towers(towers, console, halted)
     return fuse(recipe, resume=latest_checkpoint(working_folder(recipe.output)) is not None, console=console)
 
 
-def _perform(experiment: Experiment, run: Run, results: Path, work: Path, console: Console) -> dict[str, Any]:
-    """One run: train, score, keep the record, drop the model."""
+def _lock(work: Path, name: str, **kwargs: Any) -> FileLock:
+    """For a `with` block that no other process shall be in at the same time. Its file stays: to remove it is a race."""
+    folder = work / LOCKS
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{name}.lock", **kwargs)
+
+
+def _perform(experiment: Experiment, run: Run, results: Path, work: Path, console: Console) -> dict[str, Any] | None:
+    """One run: train, score, keep the record, drop the model. `None` if another process is at it."""
     if (known := _known(experiment, [run], results)) is not None:
         return known
+    try:
+        with _lock(work, run.name, blocking=False):
+            return _known(experiment, [run], results) or _performed(experiment, run, results, work, console)
+    except Timeout:
+        return None
+
+
+def _performed(experiment: Experiment, run: Run, results: Path, work: Path, console: Console) -> dict[str, Any]:
     started = time.time()
     if (before := before_of(experiment, run.arm)) is not None:
-        _trained(recipe_of(experiment, before, before_place(experiment, before, work), work), console)
+        place = before_place(experiment, before, work)
+        with _lock(work, f"{BEFORE}-{Path(place).name}"):
+            _trained(recipe_of(experiment, before, place, work), work, console)
     output = work / run.name
     recipe = recipe_of(experiment, run, output, work)
     console.print(f"run {run.name}")
-    trained = _trained(recipe, console)
+    trained = _trained(recipe, work, console)
     # Errors where the tasks can be scored, else the loss: what `fuse` keeps the best checkpoint by.
     validation = [e for e in trained["history"] if "eval_wer" in e or "eval_loss" in e]
     record: dict[str, Any] = {
