@@ -142,6 +142,26 @@ def test_processes_share_an_experiment(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(set(fused)) == len(fused) == 4
 
 
+def test_pseudo_labels_are_written_by_a_model_of_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arms, trials and seeds have one each, made under the work folder, and no record names that."""
+    arms = {"alone": {}, "labelled": {"set": ["pseudo_labels={task: speech->text, limit: 5}"]}}
+    experiment = read_experiment(plan(tmp_path, arms=arms, points={}))
+    fused: list[str] = []
+    real = run_module.fuse
+
+    def counted(recipe: Any, **kwargs: Any) -> Any:
+        fused.append(Path(recipe.output).parent.name)
+        return real(recipe, **kwargs)
+
+    monkeypatch.setattr(run_module, "fuse", counted)
+    records = run_experiment(experiment, tmp_path / "results", tmp_path / "work", Console(quiet=True))
+    assert fused == ["work"] * 2 + ["labellers", "work"] * 2
+    assert records[2]["recipe"]["pseudo_labels"]["model"] == "labeller"
+    hashes = {run_hash(experiment, r) for arm in arms for r in runs_of(experiment, arm, PLAIN)}
+    assert hashes == {r["run_hash"] for r in records}
+    assert len(hashes) == 4
+
+
 def test_trials_may_be_shorter(tmp_path: Path) -> None:
     experiment = read_experiment(plan(tmp_path, trial_set=["training.steps=7"]))
     (trial, _), (run, _) = trials_of(experiment, "zipper", "all"), runs_of(experiment, "zipper", "all", "slow")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from zipper_lm.data.joining import Joiner, join_rows
 from zipper_lm.data.readers import Rows
 from zipper_lm.data.table import Row
 from zipper_lm.document import Document, Segment
@@ -110,11 +111,14 @@ class TaskMixture(Dataset[Document]):
         weights: task template to weight, relative to each other. May be empty if all rows are documents.
         seed: seed of the draws, from 0.
         interleave: probability that a second row, with a task of its own, follows in the same document.
+        join: probability that a row is joined with another one, end to end, into one (`zipper_lm.data.joining`).
+        how: by modality, how two segments are joined; needed with `join`.
         towers: the modalities there are, or `None` not to check.
 
     Raises:
         ValueError: for no rows, a malformed task, weights that are negative, not finite or all zero,
-            `interleave` outside [0, 1], a negative seed, or a first row that lacks a modality of a task.
+            `interleave` or `join` outside [0, 1], a negative seed, a first row that lacks a modality of a task, or
+            `join` with a task that names a modality twice (the later one would be the same sound again).
     """
 
     def __init__(
@@ -123,19 +127,24 @@ class TaskMixture(Dataset[Document]):
         weights: Mapping[str, float],
         seed: int = 0,
         interleave: float = 0.0,
+        join: float = 0.0,
+        how: Mapping[str, Joiner] | None = None,
         towers: Sequence[str] | None = None,
     ) -> None:
         if not len(rows):
             raise ValueError("tasks: there are no rows")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"tasks: seed must be a whole number from 0, got {seed!r}")
-        if not 0 <= interleave <= 1:
-            raise ValueError(f"tasks: interleave must be between 0 and 1, got {interleave!r}")
-        self.rows, self.seed, self.interleave = rows, seed, interleave
+        for name, share in (("interleave", interleave), ("join", join)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"tasks: {name} must be between 0 and 1, got {share!r}")
+        self.rows, self.seed, self.interleave, self.join, self.how = rows, seed, interleave, join, how or {}
         self.tasks, self._probabilities = _read_weights(weights, towers, rows)
         for task in self.tasks:
             if first := _first_row(rows):
                 build_document(task, first)
+        if join and (twice := [str(t) for t in self.tasks if len(set(t.modalities)) < len(t.modalities)]):
+            raise ValueError(f"tasks: join cannot be used with {twice[0]!r}, which names a modality twice")
         self._twins = [_find_twins(task, rows) for task in self.tasks]
         # In shared memory: workers that outlive an epoch (persistent_workers) see the new one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -161,12 +170,22 @@ class TaskMixture(Dataset[Document]):
         if isinstance(row, Document):
             return row
         draw = np.random.default_rng((self.seed, self.epoch, index))
-        document = self._one(index, row, draw)
+        document = self._one(index, self._joined(index, row, draw), draw)
         if len(self.rows) > 1 and draw.random() < self.interleave:
-            other = (index + 1 + int(draw.integers(len(self.rows) - 1))) % len(self.rows)
-            if not isinstance(following := self.rows[other], Document):
-                document = Document([*document, *self._one(other, following, draw)])
+            other, following = self._another(index, draw)
+            if not isinstance(following, Document):
+                document = Document([*document, *self._one(other, self._joined(other, following, draw), draw)])
         return document
+
+    def _another(self, index: int, draw: np.random.Generator) -> tuple[int, Row | Document]:
+        other = (index + 1 + int(draw.integers(len(self.rows) - 1))) % len(self.rows)
+        return other, self.rows[other]
+
+    def _joined(self, index: int, row: Row, draw: np.random.Generator) -> Row:
+        if not self.join or len(self.rows) < 2 or draw.random() >= self.join:
+            return row
+        _, following = self._another(index, draw)
+        return row if isinstance(following, Document) else join_rows(row, following, self.how)
 
     def _one(self, index: int, row: Row, draw: np.random.Generator) -> Document:
         if not self.tasks:

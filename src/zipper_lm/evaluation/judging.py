@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from filelock import FileLock
+
 from zipper_lm.data.audio import read_audio
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.picture import is_picture, read_picture
@@ -91,8 +93,21 @@ def judge_for(
     if not rows:
         raise ValueError(f"judge: {source} has no rows with {modality} and text in split {split!r} to fit one on")
     folder = cache_folder() / "judges" / _fingerprint(rows, modality)
-    if folder.is_dir():
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # of several processes one fits it, the others wait
+        if not folder.is_dir():
+            with new_folder(folder) as new:
+                _fitted(wheres, rows, modality, broken, progress).save_pretrained(new)
         return load_judge(folder)
+
+
+def _fitted(
+    wheres: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    modality: str,
+    broken: Broken,
+    progress: Callable[[int, int, float], None] | None,
+) -> Recogniser | PictureClassifier:
     pictures = is_picture(rows[0][modality])
     values: list[Any] = []
     texts = []
@@ -102,15 +117,10 @@ def judge_for(
             texts.append(row["text"])
         except ValueError as error:
             broken.add(where, error)
-    judge: Recogniser | PictureClassifier
     if pictures:
-        judge = PictureClassifier.fit(values, texts)
-    else:
-        epochs = max(1, round(STEPS * 16 / max(1, len(values))))
-        judge = Recogniser.fit(values, texts, epochs=epochs, progress=progress)
-    with new_folder(folder, overwrite=True) as new:
-        judge.save_pretrained(new)
-    return judge
+        return PictureClassifier.fit(values, texts)
+    epochs = max(1, round(STEPS * 16 / max(1, len(values))))
+    return Recogniser.fit(values, texts, epochs=epochs, progress=progress)
 
 
 def load_judge(path: str | Path) -> Judge:

@@ -180,8 +180,9 @@ def recipe_of(experiment: Experiment, run: Run, output: str | Path, work: str | 
     """The fusion recipe of a run.
 
     Whatever is made before it and shared lies under `work`, at a place named by the hash of how it is made: towers that
-    the recipe pre-trains, from all the data that the run's recipe would have without its share of it; and the model
-    that the arm starts from. So no run can take what was made by other settings for its own.
+    the recipe pre-trains, from all the data that the run's recipe would have without its share of it; the model that
+    the arm starts from; and the one that writes pseudo-labels. So no run can take what was made by other settings for
+    its own.
 
     Args:
         experiment, run: what it is of. output: where its model goes. work: folder of what is shared.
@@ -194,6 +195,12 @@ def recipe_of(experiment: Experiment, run: Run, output: str | Path, work: str | 
     if run.point != BEFORE and (before := before_of(experiment, run.arm)) is not None:
         first = next(iter(recipe.towers.values()))
         first.source, first.pretrain = before_place(experiment, before, work), None
+    if recipe.pseudo_labels is not None and not recipe.pseudo_labels.model:
+        place = "labeller"
+        if work:
+            made_of = to_mapping(recipe_of(experiment, run, ""), defaults=False)
+            place = str(Path(work) / "labellers" / _short_hash(made_of))
+        recipe.pseudo_labels = replace(recipe.pseudo_labels, model=place)
     return recipe
 
 

@@ -44,6 +44,7 @@ from zipper_lm.loading import load
 from zipper_lm.recipe import recipe_hash, to_mapping
 from zipper_lm.training.fuse import fuse, generation_settings, make_towers
 from zipper_lm.training.processes import several
+from zipper_lm.training.pseudo_labels import labeller_recipe
 from zipper_lm.training.recipes import FuseRecipe
 from zipper_lm.training.trainer import latest_checkpoint
 from zipper_lm.training.working import working_folder
@@ -166,8 +167,8 @@ def still_holds(recorded: Any, now: Any) -> bool:
 
 
 def _trained(recipe: FuseRecipe, work: Path, console: Console) -> dict[str, Any]:
-    """The record of a fusion: made, gone on with, or, if only scoring was cut off, read. Its towers are made first; a
-    process that wants the same ones waits."""
+    """The record of a fusion: made, gone on with, or, if only scoring was cut off, read. Its towers, and the model that
+    writes its pseudo-labels, are made first; a process that wants the same ones waits."""
     file = Path(recipe.output) / "run.json"
     if file.is_file():
         record = json.loads(file.read_text(encoding="utf-8"))
@@ -177,6 +178,11 @@ def _trained(recipe: FuseRecipe, work: Path, console: Console) -> dict[str, Any]
     with _lock(work, "towers"):
         halted = [n for n, t in towers.towers.items() if t.pretrain and latest_checkpoint(working_folder(t.source))]
         make_towers(towers, console, halted)
+    if recipe.pseudo_labels is not None:
+        first = labeller_recipe(recipe)
+        with _lock(work, f"labeller-{Path(first.output).name}"):
+            if not Path(first.output).is_dir():
+                _trained(first, work, console)
     return fuse(recipe, resume=latest_checkpoint(working_folder(recipe.output)) is not None, console=console)
 
 

@@ -21,6 +21,7 @@ from zipper_lm.card import GENERATION_FILE, RUN_FILE, refresh_card
 from zipper_lm.collation import Batch, collate
 from zipper_lm.config import TowerSpec
 from zipper_lm.data.broken import Broken
+from zipper_lm.data.joining import joiners
 from zipper_lm.data.prepared import TRAIN, is_prepared, open_prepared
 from zipper_lm.data.tasks import Task, TaskMixture, build_document, parse_task
 from zipper_lm.document import Document
@@ -33,6 +34,7 @@ from zipper_lm.files import check_output, new_folder
 from zipper_lm.fusing import codec_of
 from zipper_lm.generation import Writer
 from zipper_lm.hub import place_of
+from zipper_lm.loading import load
 from zipper_lm.model import ZipperModel
 from zipper_lm.recipe import build, recipe_hash, to_mapping
 from zipper_lm.speaking import known_settings
@@ -50,6 +52,7 @@ from zipper_lm.training.data import (
 )
 from zipper_lm.training.pretrain import check_length, pretrain
 from zipper_lm.training.processes import is_main, made_by_main, wait
+from zipper_lm.training.pseudo_labels import label, labeller_recipe, mixed, open_unlabelled
 from zipper_lm.training.recipes import DataRecipe, FuseRecipe, PretrainRecipe, TowerRecipe
 from zipper_lm.training.trainer import ZipperTrainer, describe_parameters, latest_checkpoint, randomness_kept
 from zipper_lm.training.working import begin, check_sources, check_working, keep_logs, working_folder
@@ -78,7 +81,8 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     tasks = check_recipe(recipe)
     making = _missing_towers(recipe)
     halted = [n for n in making if latest_checkpoint(working_folder(recipe.towers[n].source))] if resume else []
-    checkpoint = check_working(working, plain, resume=resume and not halted, overwrite=recipe.overwrite)
+    here = resume and not halted and not _halted_before(recipe)
+    checkpoint = check_working(working, plain, resume=here, overwrite=recipe.overwrite)
     arguments = training_arguments(recipe.training, working, recipe.seed, **_evaluation_arguments(recipe))
     console = console or Console(stderr=True, quiet=not is_main())  # after the arguments, which say how to connect
     judge = load_judge(recipe.judge) if recipe.judge is not None else None
@@ -88,7 +92,9 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         prepared.check_modalities(named)
     opened = open_split(recipe.data, TRAIN)
     held_out = validation_rows(recipe.data)
+    unlabelled = open_unlabelled(recipe) if recipe.pseudo_labels is not None else None
     make_towers(recipe, console, halted)
+    labeller = make_labeller(recipe, console, resume)
     set_seed(recipe.seed)
     model = build_model(recipe)
     assert model.processor is not None
@@ -98,14 +104,25 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     broken = Broken(recipe.data.broken_limit)
     rows = _encoded(model, training_rows(recipe.data, recipe.seed, opened), named, broken)
     validation = _encoded(model, held_out, named, broken)
+    if recipe.pseudo_labels is not None and labeller is not None and unlabelled is not None:
+        made = label(labeller, model, *unlabelled, recipe.pseudo_labels, recipe.generation, broken)
+        console.print(f"pseudo-labels: {len(made)} rows of {recipe.pseudo_labels.task}, beside {len(rows)} pairs")
+        rows, labeller = mixed(rows, made, recipe.pseudo_labels.share), None
     if broken.items:
         console.print(f"[yellow]{broken.told()}[/yellow]")
     if isinstance(model, ZipperModel):
         measure_stretch(model, rows)
     mixture = TaskMixture(
-        rows, recipe.tasks, seed=recipe.seed, interleave=recipe.training.interleave, towers=model.names
+        rows,
+        recipe.tasks,
+        seed=recipe.seed,
+        interleave=recipe.training.interleave,
+        join=recipe.training.join,
+        how=joiners(model.processor.codecs, sorted(named)) if recipe.training.join else None,
+        towers=model.names,
     )
-    _check_lengths(model, chain(token_counts(rows), token_counts(validation)))
+    together = (2 if recipe.training.interleave else 1) * (2 if recipe.training.join else 1)
+    _check_lengths(model, chain(token_counts(rows), token_counts(validation)), together)
     scorer = _Scorer(recipe, model, validation) if validation else None
     if scorer is not None:
         for modality in scorer.judged:
@@ -195,6 +212,30 @@ def make_towers(recipe: FuseRecipe, console: Console, halted: Sequence[str] = ()
         )
 
 
+def make_labeller(recipe: FuseRecipe, console: Console, resume: bool = False) -> Writer | None:
+    """The model that writes the recipe's pseudo-labels, fused first if it is not there yet; `None` without any.
+
+    Args:
+        recipe: the fusion's; its towers are there. console: where progress is told.
+        resume: go on with it from its checkpoint, if it has one.
+    """
+    if recipe.pseudo_labels is None:
+        return None
+    first = labeller_recipe(recipe)
+    if not Path(first.output).is_dir():
+        console.print(f"fusing the model that writes pseudo-labels -> {first.output}")
+        fuse(first, resume=resume and _halted_before(recipe), console=console)
+    return load(first.output)
+
+
+def _halted_before(recipe: FuseRecipe) -> bool:
+    """Whether what was interrupted is not this fusion yet, but that of a model that writes its pseudo-labels."""
+    if recipe.pseudo_labels is None or latest_checkpoint(working_folder(recipe.output)) is not None:
+        return False
+    first = labeller_recipe(recipe)
+    return latest_checkpoint(working_folder(first.output)) is not None or _halted_before(first)
+
+
 def _missing_towers(recipe: FuseRecipe) -> list[str]:
     return [n for n, t in recipe.towers.items() if t.pretrain is not None and not Path(t.source).is_dir()]
 
@@ -207,6 +248,11 @@ def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
     """
     check_output(recipe.output, recipe.overwrite)
     check_sources(recipe.output, recipe)
+    if recipe.pseudo_labels is not None:
+        if not recipe.pseudo_labels.model:
+            raise ValueError("pseudo_labels.model: name the folder of the model that writes, or where to make it")
+        if not Path(recipe.pseudo_labels.model).is_dir():
+            check_output(recipe.pseudo_labels.model)
     names = list(recipe.towers)
     tasks = {template: parse_task(template, names) for template in recipe.tasks}
     for tower in recipe.towers.values():
@@ -240,18 +286,20 @@ def _encoded(model: Writer, rows: Iterable[Any], named: set[str], broken: Broken
     return encode_rows(model.processor, rows, encoded_modalities(rows, named, model.names), broken)
 
 
-def _check_lengths(model: Writer, rows: Iterable[Mapping[str, tuple[int, int]]]) -> None:
-    """That every stream fits its decoder: a tower reads its own segments, a single decoder all of them."""
+def _check_lengths(model: Writer, rows: Iterable[Mapping[str, tuple[int, int]]], together: int) -> None:
+    """That every stream fits its decoder: a tower reads its own segments, a single decoder all of them; and, where
+    several rows come together in a document, the longest ones do."""
     lengths: dict[str, list[int]] = {name: [] for name in model.names}
     for counts in rows:
         for name, each in lengths.items():
             tokens, segments = counts.get(name, (0, 0))
             each.append(tokens + 2 * segments)
     if isinstance(model, SingleDecoder):
-        check_length(model.backbone, [sum(row) for row in zip(*lengths.values())], "the single decoder")
-        return
-    for name in model.names:
-        check_length(model.tower(name).backbone, lengths[name], f"tower {name!r}")
+        streams = {"the single decoder": (model.backbone, [sum(row) for row in zip(*lengths.values())])}
+    else:
+        streams = {f"tower {name!r}": (model.tower(name).backbone, lengths[name]) for name in model.names}
+    for reader, (backbone, each) in streams.items():
+        check_length(backbone, [*each, sum(sorted(each)[-together:])], reader)
 
 
 def build_model(recipe: FuseRecipe) -> Writer:

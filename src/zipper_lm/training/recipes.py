@@ -101,6 +101,8 @@ class TrainingRecipe:
         history_dropout: share of a target segment's own tokens that its tower, if it is trained, reads wrongly, so that
             it learns to look through its zips.
         interleave: share of documents that hold two rows, one after the other.
+        join: share of rows that are joined with another one, end to end, into one longer row: more variety where
+            pairs are few. For text and sound.
         log_every: steps between log lines.
         arguments: further fields of `transformers.TrainingArguments` (bf16, gradient_checkpointing, ...).
     """
@@ -118,6 +120,7 @@ class TrainingRecipe:
     corrupt: float = 0.0
     history_dropout: float = 0.3
     interleave: float = 0.0
+    join: float = 0.0
     log_every: int = 20
     arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -126,12 +129,12 @@ class TrainingRecipe:
             _at_least(f"training.{name}", getattr(self, name), 1)
         for name in ("learning_rate", "tower_learning_rate", "weight_decay", "clip"):
             _at_least(f"training.{name}", getattr(self, name), 0)
-        for name in ("corrupt", "history_dropout", "interleave", "warmup"):
+        for name in ("corrupt", "history_dropout", "interleave", "join", "warmup"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"training.{name} must be in [0, 1), got {getattr(self, name)}")
 
 
-_OF_FUSION = ("tower_learning_rate", "patience", "corrupt", "history_dropout", "interleave")
+_OF_FUSION = ("tower_learning_rate", "patience", "corrupt", "history_dropout", "interleave", "join")
 
 
 def _check_pretraining(training: TrainingRecipe) -> None:
@@ -267,6 +270,44 @@ class TowerRecipe:
 
 
 @dataclass(kw_only=True)
+class PseudoLabelsRecipe:
+    """Further training rows of which one side is known: a model that was fused on the pairs writes the other.
+
+    Args:
+        task: what is known and what is written, such as ``"speech->text"`` where there is sound without text.
+        source: where the rows are; null is all of the data's own training split, whatever `data.limit` and
+            `data.fraction` say. Only what the task gives is read.
+        revision, columns, train: as in data, of the source.
+        limit: use only the first rows.
+        model: folder of the model that writes. If nothing is there, it is made first: by the same recipe, without
+            pseudo-labels.
+        rounds: how often; from the second on, the model that writes has itself learned from pseudo-labels.
+        share: of training rows that are pseudo-labelled; the pairs are repeated to come to the rest. null: each once.
+        keep: share of the pseudo-labelled rows that are used, those of which the model that wrote them is surest.
+    """
+
+    task: str
+    source: str | None = None
+    revision: str | None = None
+    columns: dict[str, str] | None = None
+    train: str = "train"
+    limit: int | None = None
+    model: str = ""
+    rounds: int = 1
+    share: float | None = 0.8
+    keep: float = 1.0
+
+    def __post_init__(self) -> None:
+        _at_least("pseudo_labels.rounds", self.rounds, 1)
+        if self.limit is not None:
+            _at_least("pseudo_labels.limit", self.limit, 1)
+        if self.share is not None and not 0.0 < self.share < 1.0:
+            raise ValueError(f"pseudo_labels.share must be in (0, 1), got {self.share}")
+        if not 0.0 < self.keep <= 1.0:
+            raise ValueError(f"pseudo_labels.keep must be in (0, 1], got {self.keep}")
+
+
+@dataclass(kw_only=True)
 class FuseRecipe:
     """The main job.
 
@@ -276,6 +317,7 @@ class FuseRecipe:
             trained in full (or by LoRA, if it says so), and the others lend their codecs only. If its source is a saved
             single decoder, that one is trained further.
         data: aligned data. tasks: template to weight, such as ``{"speech->text": 1}``.
+        pseudo_labels: further rows that lack a side, which a model writes first.
         zips: who reads whom, and how; default all pairs.
         loss_weights: per modality.
         training: how to train.
@@ -291,6 +333,7 @@ class FuseRecipe:
     architecture: Literal["zipper", "single-decoder"] = "zipper"
     data: DataRecipe
     tasks: dict[str, float]
+    pseudo_labels: PseudoLabelsRecipe | None = None
     zips: list[ZipSpec] = field(default_factory=lambda: [ZipSpec()])
     loss_weights: dict[str, float] = field(default_factory=dict)
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
