@@ -23,7 +23,7 @@ from zipper_lm.experiments.plan import (
     runs_of,
     trials_of,
 )
-from zipper_lm.experiments.report import Results, _differences, read_results, write_report
+from zipper_lm.experiments.report import Results, _by_step, _differences, read_results, write_report
 from zipper_lm.experiments.run import run_experiment
 from zipper_lm.recipe import build
 
@@ -224,6 +224,29 @@ def test_scoring_that_was_cut_off_does_not_train_again(tmp_path: Path, monkeypat
     monkeypatch.setattr(run_module, "fuse", None)
     (record,) = run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", console)
     assert record["scores"]["asr"]["utterances"] == 4
+
+
+def test_how_soon_each_comes_to_where(tmp_path: Path) -> None:
+    experiment = read_experiment(plan(tmp_path))
+
+    def record(course: dict[int, float]) -> dict[str, Any]:
+        return {"validation": [{"step": n, "eval_wer/speech->text": wer, "eval_wer": 0.0} for n, wer in course.items()]}
+
+    cells = {
+        ("all", "zipper"): [record({5: 40.0, 10: 20.0, 15: 8.0}), record({5: 50.0, 10: 20.0, 15: 10.0})],
+        ("all", "single"): [record({10: 90.0, 20: 30.0})],
+        ("half", "zipper"): [record({1: 1.0})],
+    }
+    text = _by_step(Results("contest", experiment, cells, 0), "asr")
+    assert "validation split" in text
+    assert text.splitlines()[-4:] == [
+        "| 5 | 45.0 (40.0 to 50.0) |  |",
+        "| 10 | 20.0 | 90.0 |",
+        "| 15 | 9.0 (8.0 to 10.0) |  |",
+        "| 20 |  | 30.0 |",
+    ]
+    few = {key: [record({5: 40.0, 10: 20.0})] for key in cells}
+    assert _by_step(Results("contest", experiment, few, 0), "asr") == ""
 
 
 def test_records_of_an_earlier_plan_are_left_out_of_the_report(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from zipper_lm.evaluation.scoring import SHORT_NAMES
 from zipper_lm.evaluation.word_error_rate import paired_interval
 from zipper_lm.experiments.plan import PLAIN, Experiment, points_of
 from zipper_lm.experiments.run import PLAN_FILE
@@ -100,11 +101,38 @@ def _section(results: Results) -> str:
         lines += [f"### {results.name}: {task}\n", table(results, task)]
         if differences := _differences(results, task):
             lines += ["", differences]
+        if steps := _by_step(results, task):
+            lines += ["", steps]
         lines.append("")
     if experiment.paper:
         lines += ["In the paper (arXiv 2405.18669):\n", *(f"- {found}" for found in experiment.paper), ""]
     if kept := _preservation(results):
         lines += [f"### {results.name}: what was kept\n", kept, ""]
+    return "\n".join(lines)
+
+
+def _by_step(results: Results, task: str) -> str:
+    """Validation WER in the course of training, at the last point, if some arm was evaluated three times or more: how
+    soon each comes to where."""
+    point, key = points_of(results.experiment)[-1], f"eval_wer/{SHORT_NAMES.get(task, task)}"
+    courses: dict[str, dict[int, list[float]]] = {}
+    for arm in results.experiment.arms:
+        course: dict[int, list[float]] = defaultdict(list)
+        for record in results.cells.get((point, arm), []):
+            for entry in record["validation"]:
+                if key in entry:
+                    course[entry["step"]].append(entry[key])
+        courses[arm] = course
+    if max(map(len, courses.values())) < 3:
+        return ""
+    lines = [
+        f"In the course of training{'' if point == PLAIN else f', at {point}'} (validation split):\n",
+        f"| step | {' | '.join(courses)} |",
+        "|---" * (len(courses) + 1) + "|",
+    ]
+    for step in sorted({step for course in courses.values() for step in course}):
+        cells = [_spread(course[step]) if step in course else "" for course in courses.values()]
+        lines.append(f"| {step} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
