@@ -31,6 +31,8 @@ BATCH = 32
 def labeller_recipe(recipe: FuseRecipe) -> FuseRecipe:
     """The recipe of the model that writes the labels: the same without pseudo-labels, or with an earlier round's.
 
+    It has all of the recipe's tasks: what is learned for one keeps towers from forgetting for another.
+
     Raises:
         ValueError: if the recipe has no pseudo-labels.
     """
