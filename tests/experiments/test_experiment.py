@@ -25,7 +25,7 @@ from zipper_lm.experiments.plan import (
 )
 from zipper_lm.experiments.report import Results, _by_step, _differences, read_results, write_report
 from zipper_lm.experiments.run import run_experiment
-from zipper_lm.recipe import build
+from zipper_lm.recipe import build, to_mapping
 
 
 def plan(folder: Path, **changes: Any) -> Path:
@@ -224,6 +224,20 @@ def test_scoring_that_was_cut_off_does_not_train_again(tmp_path: Path, monkeypat
     monkeypatch.setattr(run_module, "fuse", None)
     (record,) = run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", console)
     assert record["scores"]["asr"]["utterances"] == 4
+
+
+def test_a_record_of_other_data_says_so(tmp_path: Path) -> None:
+    """Who ran a documented experiment with data elsewhere was told of "other settings", and not which."""
+    experiment = read_experiment(plan(tmp_path, points={}, seeds=[1], arms={"single": {}}))
+    (run,) = runs_of(experiment, "single", PLAIN)
+    recorded = to_mapping(recipe_of(experiment, run, ""))
+    record = {"run_hash": run_hash(experiment, run), "recipe": recorded, "scores": {}}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / f"{run.name}.json").write_text(json.dumps(record))
+    (tmp_path / "link").symlink_to(workshop() / "data")
+    moved = read_experiment(plan(tmp_path, points={}, seeds=[1], arms={"single": {}}), [f"data={tmp_path / 'link'}"])
+    with pytest.raises(ValueError, match=rf"settings.*\(data.source: {workshop() / 'data'}, now .*link\)"):
+        run_experiment(moved, tmp_path / "results", tmp_path / "work", Console(quiet=True))
 
 
 def test_how_soon_each_comes_to_where(tmp_path: Path) -> None:

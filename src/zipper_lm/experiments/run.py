@@ -153,8 +153,13 @@ def _known(experiment: Experiment, runs: Sequence[Run], results: Path) -> dict[s
         return None
     record = json.loads(file.read_text(encoding="utf-8"))
     same = [run for run in runs if run_hash(experiment, run) == record["run_hash"]]
-    if not same or not still_holds(record["recipe"], to_mapping(recipe_of(experiment, same[0], ""))):
-        raise ValueError(f"{file} was made by other settings than the experiment's; move it away to run it anew")
+    now = to_mapping(recipe_of(experiment, (same or runs)[0], ""))
+    if not same or not still_holds(record["recipe"], now):
+        settings = "; ".join(differences(record["recipe"], now)) or f"it was scored on {sorted(record['scores'])}"
+        raise ValueError(
+            f"{file} was made by other settings than the experiment's ({settings}); move it away to run it anew, or "
+            "name another folder (--results)"
+        )
     return record
 
 
@@ -164,6 +169,16 @@ def still_holds(recorded: Any, now: Any) -> bool:
     if isinstance(recorded, dict):
         return isinstance(now, dict) and all(k in now and still_holds(v, now[k]) for k, v in recorded.items())
     return bool(recorded == now)
+
+
+def differences(recorded: Any, now: Any, key: str = "") -> list[str]:
+    """Where two recipes differ, as ``dotted.key: recorded, now ...``. What is made elsewhere is left out: its place is
+    the hash of other settings, which are told themselves."""
+    if isinstance(recorded, dict) and isinstance(now, dict):
+        keys = sorted(recorded.keys() | now.keys())
+        return [d for k in keys for d in differences(recorded.get(k), now.get(k), f"{key}.{k}" if key else str(k))]
+    made = key.startswith("towers.") and key.endswith(".source")
+    return [] if recorded == now or made else [f"{key}: {recorded}, now {now}"]
 
 
 def _trained(recipe: FuseRecipe, work: Path, console: Console) -> dict[str, Any]:

@@ -381,7 +381,7 @@ def _judge_of(recipe: FuseRecipe, modality: str, model: Writer, given: Judge | N
 
 
 def _fitted_judge(recipe: FuseRecipe, modality: str, console: Console) -> Judge:
-    console.print(f"fitting a judge of {modality} on the originals (once; cached)")
+    console.print(f"judge of {modality}: from the cache, or fitted on the originals now (once)")
     data = recipe.data
     if is_prepared(data.source):  # it holds ids, a judge hears the originals
         data = build(DataRecipe, open_prepared(data.source).description["data"])
