@@ -381,6 +381,11 @@ def _model_inside(at: Mapping[str, Any]) -> str:
     return f"`{public_name(str(at['source']))}`" + (f" at `{at['revision']}`" if at.get("revision") else "")
 
 
+def _pseudo_labels(recipe: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    wanted = recipe.get("pseudo_labels") or {}
+    return f"{data['pseudo_labels']:,} further rows of `{wanted.get('task')}`, of which a model wrote the last part"
+
+
 def _training(records: _Records) -> str:
     recipe, run = records.recipe, records.run
     if not recipe:
@@ -390,6 +395,7 @@ def _training(records: _Records) -> str:
     tasks = ", ".join(f"`{task}` ({weight:g})" for task, weight in recipe.get("tasks", {}).items())
     rows = [
         ("Data", f"`{public_name(str(data.get('source', UNKNOWN)))}`: {_and(splits) or UNKNOWN}"),
+        *([("Pseudo-labels", _pseudo_labels(recipe, data))] if data.get("pseudo_labels") else []),
         ("Tasks (weight)", tasks),
         ("Steps", f"{run.get('steps', UNKNOWN)}, kept: {run.get('best_step') or 'the last'}"),
         ("Documents per step and device", training.get("batch_size", UNKNOWN)),

@@ -98,6 +98,28 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
 
 
+def test_rows_are_joined_in_training_and_have_to_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the longest rows come together some day, perhaps after hours."""
+    lengths: list[int] = []
+    real = ZipperTrainer.compute_loss
+
+    def compute_loss(self: ZipperTrainer, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        lengths.append(inputs["batch"]["text"]["input_ids"].shape[1])
+        return real(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(ZipperTrainer, "compute_loss", compute_loss)
+    fuse(tiny_recipe(tmp_path / "plain"))
+    plain, lengths = max(lengths), []
+    fuse(tiny_recipe(tmp_path / "joined", training={"join": 0.99}))
+    assert max(lengths) > plain
+    towers = {"text": {"source": str(workshop() / "text"), "config": {"max_position_embeddings": plain + 1}}}
+    towers["speech"] = {"source": str(workshop() / "speech"), "train": "full"}
+    check = tiny_recipe(tmp_path / "long", training={"join": 0.5}, towers=towers)
+    with pytest.raises(ValueError, match=rf"tower 'text': the longest stream has \d+ tokens, .* is {plain + 1}"):
+        fuse(check)
+    fuse(tiny_recipe(tmp_path / "short", towers=towers))
+
+
 def test_a_fresh_run_ignores_what_an_older_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = {"source": str(workshop() / "data"), "validation": None}
     with monkeypatch.context() as patch:

@@ -24,7 +24,16 @@ from zipper_lm.training import pseudo_labels as module
 from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.training.data import Joined
 from zipper_lm.training.fuse import check_recipe, fuse
-from zipper_lm.training.pseudo_labels import label, labeller_recipe, mixed, open_unlabelled
+from zipper_lm.training.prepare import prepare
+from zipper_lm.training.pseudo_labels import (
+    check_labeller,
+    label,
+    labeller_recipe,
+    mixed,
+    open_unlabelled,
+    read_labels,
+    write_labels,
+)
 from zipper_lm.training.recipes import FuseRecipe, PseudoLabelsRecipe
 from zipper_lm.training.trainer import ZipperTrainer
 
@@ -65,6 +74,7 @@ def test_the_first_model_is_made_without_pseudo_labels(tmp_path: Path) -> None:
     assert third.pseudo_labels is not None
     second = labeller_recipe(third)
     first = labeller_recipe(second)
+    assert labeller_recipe(recipe(tmp_path, rounds=2, model="a/b/")).pseudo_labels.model == "a/b-before"  # type: ignore[union-attr]
     assert (third.pseudo_labels.rounds, second.output) == (2, str(tmp_path / "first-before"))
     assert (first.pseudo_labels, first.output) == (None, str(tmp_path / "first-before-before"))
     assert first.data == wanted.data
@@ -87,8 +97,9 @@ def test_from_pairs_to_a_model_that_learned_from_all_the_sound(tmp_path: Path, m
     first = json.loads((tmp_path / "first" / "run.json").read_text())
     assert first["recipe"]["pseudo_labels"] is None
     ((pairs, labelled),) = seen
-    assert pairs == first["data"]["rows"]["train"] == 3
-    assert 1 <= labelled <= 12
+    assert pairs == first["data"]["rows"]["train"] == record["data"]["rows"]["train"] == 3
+    assert labelled == record["data"]["pseudo_labels"]
+    assert f"{labelled} further rows of `speech->text`" in (tmp_path / "model" / "README.md").read_text()
     shutil.rmtree(tmp_path / "model")
     written = (tmp_path / "first" / "run.json").stat().st_mtime_ns
     again = fuse(recipe(tmp_path))
@@ -164,21 +175,83 @@ def test_the_loss_is_that_of_what_was_written(model: ZipperModel) -> None:
     assert module._loss(model, document) == pytest.approx(ends)
 
 
-@pytest.mark.parametrize(("share", "times"), [(None, 1), (0.5, 5), (0.8, 1), (0.05, 95)])
-def test_pairs_are_repeated_to_their_share(share: float | None, times: int) -> None:
+@pytest.mark.parametrize(
+    ("share", "pairs", "labelled"), [(None, 1, 1), (0.5, 5, 1), (0.8, 1, 1), (0.05, 95, 1), (0.9, 1, 2), (0.95, 1, 4)]
+)
+def test_whichever_are_too_few_are_repeated(share: float | None, pairs: int, labelled: int) -> None:
     rows = mixed(["a", "b"], list(range(10)), share)
     assert isinstance(rows, Joined)
-    assert [r for r in rows if isinstance(r, str)] == ["a", "b"] * times
-    assert [r for r in rows if isinstance(r, int)] == list(range(10))
+    assert [r for r in rows if isinstance(r, str)] == ["a", "b"] * pairs
+    assert [r for r in rows if isinstance(r, int)] == list(range(10)) * labelled
 
 
 def test_another_codec_is_refused(tmp_path: Path, model: ZipperModel) -> None:
-    wanted = recipe(tmp_path)
-    task, rows = open_unlabelled(wanted)
+    towers = {name: str(workshop() / name) for name in ("text", "speech")}
     other = type(model.processor.codecs["speech"]).fit([say("one")], units=4)  # type: ignore[union-attr]
-    stranger = ZipperModel.fuse({name: str(workshop() / name) for name in ("text", "speech")}, codecs={"speech": other})
+    stranger = ZipperModel.fuse(towers, codecs={"speech": other})
     with pytest.raises(ValueError, match="another codec of 'speech'"):
-        label(stranger, model, task, rows, wanted.pseudo_labels, {}, Broken())  # type: ignore[arg-type]
+        check_labeller(stranger, model, parse_task(TASK), recipe(tmp_path))
+    check_labeller(model, model, parse_task(TASK), recipe(tmp_path))
+    bare = ZipperModel.fuse(towers)
+    bare.processor = None
+    with pytest.raises(ValueError, match="another codec of 'speech'"):
+        check_labeller(bare, model, parse_task(TASK), recipe(tmp_path))
+
+
+def test_prepared_rows_of_another_codec_are_refused(tmp_path: Path, model: ZipperModel) -> None:
+    """Ids that were made with another codec were taken as they are, and mean something else."""
+    prepare(tiny_recipe(tmp_path / "unused"), tmp_path / "prepared")
+    wanted = recipe(tmp_path, source=str(tmp_path / "prepared"))
+    task, rows = open_unlabelled(wanted)
+    check_labeller(model, model, task, wanted)
+    assert wanted.pseudo_labels is not None
+    texts = ["six"] * len(rows)  # type: ignore[arg-type]
+    made = label(Labeller(model, texts), model, task, rows, wanted.pseudo_labels, {}, Broken())  # type: ignore[arg-type]
+    assert {row["text"].value for row in made} == {"six"}
+    other = type(model.processor.codecs["speech"]).fit([say("one")], units=4)  # type: ignore[union-attr]
+    stranger = ZipperModel.fuse({n: str(workshop() / n) for n in ("text", "speech")}, codecs={"speech": other})
+    with pytest.raises(ValueError, match="prepared with another codec of 'speech'"):
+        check_labeller(stranger, stranger, task, wanted)
+
+
+def test_labels_are_kept_for_a_run_that_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written anew may differ, on another device, and the run would go on with other rows."""
+    rows = [{"speech": Segment("speech", ids=[5, 6]), "text": Segment("text", value="a b", ids=[7])}]
+    write_labels(tmp_path, rows)
+    assert read_labels(tmp_path) == rows
+    with pytest.raises(ValueError, match="is gone"):
+        read_labels(tmp_path / "nowhere")
+    fuse(recipe(tmp_path / "whole"))
+    real = ZipperTrainer.training_step
+
+    def training_step(self: ZipperTrainer, *args: Any, **kwargs: Any) -> Any:
+        if Path(self.args.output_dir).name == "model.training" and self.state.global_step == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ZipperTrainer, "training_step", training_step)
+        with pytest.raises(Interrupted):
+            fuse(recipe(tmp_path))
+    assert read_labels(tmp_path / "model.training")
+    monkeypatch.setattr("zipper_lm.training.fuse.label", lambda *_: pytest.fail("labels are there"))
+    fuse(recipe(tmp_path), resume=True)
+    runs = [json.loads((tmp_path / f / "run.json").read_text()) for f in ("whole/model", "model")]
+    losses = [[entry["loss"] for entry in run["history"] if "loss" in entry] for run in runs]
+    assert losses[0] == losses[1]
+    assert runs[1]["data"]["rows"]["train"] == 3
+    assert runs[1]["data"]["pseudo_labels"] == runs[0]["data"]["pseudo_labels"] > 0
+
+
+def test_resume_between_the_two_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while labels were written left nothing that `--resume` would have gone on with."""
+    with monkeypatch.context() as patch:
+        patch.setattr("zipper_lm.training.fuse.label", lambda *_: pytest.fail("stopped here"))
+        with pytest.raises(pytest.fail.Exception):
+            fuse(recipe(tmp_path))
+    assert (tmp_path / "first").is_dir()
+    fuse(recipe(tmp_path), resume=True)
+    assert (tmp_path / "model").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -189,12 +262,60 @@ def test_another_codec_is_refused(tmp_path: Path, model: ZipperModel) -> None:
         ({"task": "speech->video"}, "unknown modality 'video'"),
         ({"model": ""}, "pseudo_labels.model: name the folder"),
         ({"source": "/nowhere"}, "/nowhere"),
+        ({"task": "speech->speech"}, r"have no \['text'\] for 'speech->text'"),
+        ({"columns": {"speech": "wave"}}, "columns=.* has no effect without pseudo_labels.source"),
+        ({"train": "nowhere"}, "nowhere"),
     ],
 )
 def test_found_before_any_work(wanted: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Hours of the first model's fusion come before the labels."""
     with pytest.raises(ValueError, match=message):
         fuse(recipe(tmp_path, **wanted))
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"text": "one"}, r"have no \['speech'\], only \['text'\]"),
+        ({"segments": [{"modality": "text", "value": "one", "target": True}]}, "holds whole documents"),
+    ],
+)
+def test_a_source_that_cannot_serve_is_found_before_any_work(
+    line: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match=message):
+        fuse(recipe(tmp_path / "out", source=str(tmp_path / "rows.jsonl")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_what_is_known_has_to_be_there(tmp_path: Path) -> None:
+    """A line whose text is null was refused, though nobody reads it. What `data.exclude` names need not be there."""
+    lines = [{"audio": str(workshop() / "data" / "train" / f"{n}.wav"), "text": None} for n in (0, 1)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    wanted = recipe(tmp_path, source=str(tmp_path / "rows.jsonl"), data={"exclude": {"speaker": ["odd"]}})
+    _, rows = open_unlabelled(wanted)
+    assert len(rows) == 2  # type: ignore[arg-type]
+
+
+def test_a_split_of_the_same_data(tmp_path: Path) -> None:
+    _, rows = open_unlabelled(recipe(tmp_path, train="test"))
+    assert len(rows) == 4  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"source": "OUTPUT"}, {"model": "OUTPUT"}, {"model": "OUTPUT/part"}], ids=["source", "model", "inside"]
+)
+def test_what_is_read_is_not_replaced(changes: dict[str, str], tmp_path: Path) -> None:
+    wanted = {k: v.replace("OUTPUT", str(tmp_path / "model")) for k, v in changes.items()}
+    with pytest.raises(ValueError, match="would replace"):
+        check_recipe(recipe(tmp_path, **wanted))
+
+
+def test_the_first_model_replaces_nothing_either(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"would replace data\.source"):
+        check_recipe(recipe(tmp_path, model=str(tmp_path / "d"), data={"source": str(tmp_path / "d" / "data")}))
 
 
 @pytest.mark.parametrize(

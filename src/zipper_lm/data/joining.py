@@ -53,7 +53,6 @@ def _join_ids(first: Segment, second: Segment) -> Segment:
 
 def _join_text(codec: TextCodec, first: Segment, second: Segment) -> Segment:
     """Encoded anew: a word's tokens may depend on the space before it."""
-    if not isinstance(first.value, str) or not isinstance(second.value, str):
-        return _join_ids(first, second)
-    value = f"{first.value} {second.value}"
+    texts = [s.value if isinstance(s.value, str) else codec.decode([s.ids or []])[0] for s in (first, second)]
+    value = " ".join(texts)
     return Segment(first.modality, value=value, ids=codec.encode([value])[0])

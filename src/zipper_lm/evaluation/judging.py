@@ -93,6 +93,8 @@ def judge_for(
     if not rows:
         raise ValueError(f"judge: {source} has no rows with {modality} and text in split {split!r} to fit one on")
     folder = cache_folder() / "judges" / _fingerprint(rows, modality)
+    if folder.is_dir():
+        return load_judge(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # of several processes one fits it, the others wait
         if not folder.is_dir():

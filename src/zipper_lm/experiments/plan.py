@@ -195,7 +195,7 @@ def recipe_of(experiment: Experiment, run: Run, output: str | Path, work: str | 
     if run.point != BEFORE and (before := before_of(experiment, run.arm)) is not None:
         first = next(iter(recipe.towers.values()))
         first.source, first.pretrain = before_place(experiment, before, work), None
-    if recipe.pseudo_labels is not None and not recipe.pseudo_labels.model:
+    if recipe.pseudo_labels is not None:
         place = "labeller"
         if work:
             made_of = to_mapping(recipe_of(experiment, run, ""), defaults=False)

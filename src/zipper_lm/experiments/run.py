@@ -11,7 +11,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -155,7 +156,7 @@ def _known(experiment: Experiment, runs: Sequence[Run], results: Path) -> dict[s
     same = [run for run in runs if run_hash(experiment, run) == record["run_hash"]]
     now = to_mapping(recipe_of(experiment, (same or runs)[0], ""))
     if not same or not still_holds(record["recipe"], now):
-        settings = "; ".join(differences(record["recipe"], now)) or f"it was scored on {sorted(record['scores'])}"
+        settings = "; ".join(differences(record["recipe"], now)) or "tasks, or what it started from"
         raise ValueError(
             f"{file} was made by other settings than the experiment's ({settings}); move it away to run it anew, or "
             "name another folder (--results)"
@@ -172,13 +173,15 @@ def still_holds(recorded: Any, now: Any) -> bool:
 
 
 def differences(recorded: Any, now: Any, key: str = "") -> list[str]:
-    """Where two recipes differ, as ``dotted.key: recorded, now ...``. What is made elsewhere is left out: its place is
-    the hash of other settings, which are told themselves."""
+    """Where a recipe is not as recorded, as ``dotted.key: recorded, now ...``. A setting that was new since then is no
+    difference, nor is the place of a tower that is made on the way: other settings decide it, and are told."""
     if isinstance(recorded, dict) and isinstance(now, dict):
-        keys = sorted(recorded.keys() | now.keys())
-        return [d for k in keys for d in differences(recorded.get(k), now.get(k), f"{key}.{k}" if key else str(k))]
-    made = key.startswith("towers.") and key.endswith(".source")
-    return [] if recorded == now or made else [f"{key}: {recorded}, now {now}"]
+        found = []
+        for name, value in recorded.items():
+            if not (name == "source" and recorded.get("pretrain") and now.get("pretrain")):
+                found += differences(value, now.get(name), f"{key}.{name}" if key else name)
+        return found
+    return [] if recorded == now else [f"{key}: {recorded}, now {now}"]
 
 
 def _trained(recipe: FuseRecipe, work: Path, console: Console) -> dict[str, Any]:
@@ -190,40 +193,59 @@ def _trained(recipe: FuseRecipe, work: Path, console: Console) -> dict[str, Any]
         if record["recipe_hash"] == recipe_hash(to_mapping(recipe)):
             return record
     towers = whole(recipe)
-    with _lock(work, "towers"):
+    with _alone(work, "towers", console):
         halted = [n for n, t in towers.towers.items() if t.pretrain and latest_checkpoint(working_folder(t.source))]
         make_towers(towers, console, halted)
     if recipe.pseudo_labels is not None:
         first = labeller_recipe(recipe)
-        with _lock(work, f"labeller-{Path(first.output).name}"):
+        with _alone(work, f"labeller-{Path(first.output).name}", console):
             if not Path(first.output).is_dir():
                 _trained(first, work, console)
     return fuse(recipe, resume=latest_checkpoint(working_folder(recipe.output)) is not None, console=console)
 
 
-def _lock(work: Path, name: str, **kwargs: Any) -> FileLock:
-    """For a `with` block that no other process shall be in at the same time. Its file stays: to remove it is a race."""
+def _lock(work: Path, name: str) -> FileLock:
+    """For a block that no other process shall be in at the same time. Its file stays: to remove it is a race."""
     folder = work / LOCKS
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f"{name}.lock", **kwargs)
+    return FileLock(folder / f"{name}.lock")
+
+
+@contextmanager
+def _alone(work: Path, name: str, console: Console) -> Iterator[None]:
+    """Whatever several runs need is made by one process; the others wait, and say so."""
+    lock = _lock(work, name)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        console.print(f"waiting for another process: {name}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _perform(experiment: Experiment, run: Run, results: Path, work: Path, console: Console) -> dict[str, Any] | None:
     """One run: train, score, keep the record, drop the model. `None` if another process is at it."""
     if (known := _known(experiment, [run], results)) is not None:
         return known
+    lock = _lock(work, run.name)
     try:
-        with _lock(work, run.name, blocking=False):
-            return _known(experiment, [run], results) or _performed(experiment, run, results, work, console)
+        lock.acquire(blocking=False)
     except Timeout:
         return None
+    try:
+        return _known(experiment, [run], results) or _performed(experiment, run, results, work, console)
+    finally:
+        lock.release()
 
 
 def _performed(experiment: Experiment, run: Run, results: Path, work: Path, console: Console) -> dict[str, Any]:
     started = time.time()
     if (before := before_of(experiment, run.arm)) is not None:
         place = before_place(experiment, before, work)
-        with _lock(work, f"{BEFORE}-{Path(place).name}"):
+        with _alone(work, f"{BEFORE}-{Path(place).name}", console):
             _trained(recipe_of(experiment, before, place, work), work, console)
     output = work / run.name
     recipe = recipe_of(experiment, run, output, work)

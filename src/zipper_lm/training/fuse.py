@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -24,7 +25,7 @@ from zipper_lm.data.broken import Broken
 from zipper_lm.data.joining import joiners
 from zipper_lm.data.prepared import TRAIN, is_prepared, open_prepared
 from zipper_lm.data.tasks import Task, TaskMixture, build_document, parse_task
-from zipper_lm.document import Document
+from zipper_lm.document import Document, Segment
 from zipper_lm.evaluation.attention import observe
 from zipper_lm.evaluation.judging import Judge, can_be_judged, judge_for, load_judge, suits
 from zipper_lm.evaluation.preservation import perplexity
@@ -51,9 +52,17 @@ from zipper_lm.training.data import (
     validation_rows,
 )
 from zipper_lm.training.pretrain import check_length, pretrain
-from zipper_lm.training.processes import is_main, made_by_main, wait
-from zipper_lm.training.pseudo_labels import label, labeller_recipe, mixed, open_unlabelled
-from zipper_lm.training.recipes import DataRecipe, FuseRecipe, PretrainRecipe, TowerRecipe
+from zipper_lm.training.processes import from_main, is_main, made_by_main, wait
+from zipper_lm.training.pseudo_labels import (
+    check_labeller,
+    label,
+    labeller_recipe,
+    mixed,
+    open_unlabelled,
+    read_labels,
+    write_labels,
+)
+from zipper_lm.training.recipes import DataRecipe, FuseRecipe, PretrainRecipe, PseudoLabelsRecipe, TowerRecipe
 from zipper_lm.training.trainer import ZipperTrainer, describe_parameters, latest_checkpoint, randomness_kept
 from zipper_lm.training.working import begin, check_sources, check_working, keep_logs, working_folder
 
@@ -81,7 +90,8 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     tasks = check_recipe(recipe)
     making = _missing_towers(recipe)
     halted = [n for n in making if latest_checkpoint(working_folder(recipe.towers[n].source))] if resume else []
-    here = resume and not halted and not _halted_before(recipe)
+    # Of a run with pseudo-labels, the model that writes them may be what was interrupted, or what is done.
+    here = resume and not halted and (recipe.pseudo_labels is None or latest_checkpoint(working) is not None)
     checkpoint = check_working(working, plain, resume=here, overwrite=recipe.overwrite)
     arguments = training_arguments(recipe.training, working, recipe.seed, **_evaluation_arguments(recipe))
     console = console or Console(stderr=True, quiet=not is_main())  # after the arguments, which say how to connect
@@ -94,7 +104,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     held_out = validation_rows(recipe.data)
     unlabelled = open_unlabelled(recipe) if recipe.pseudo_labels is not None else None
     make_towers(recipe, console, halted)
-    labeller = make_labeller(recipe, console, resume)
+    labeller = make_labeller(recipe, console, resume) if checkpoint is None else None
     set_seed(recipe.seed)
     model = build_model(recipe)
     assert model.processor is not None
@@ -104,10 +114,18 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     broken = Broken(recipe.data.broken_limit)
     rows = _encoded(model, training_rows(recipe.data, recipe.seed, opened), named, broken)
     validation = _encoded(model, held_out, named, broken)
-    if recipe.pseudo_labels is not None and labeller is not None and unlabelled is not None:
-        made = label(labeller, model, *unlabelled, recipe.pseudo_labels, recipe.generation, broken)
-        console.print(f"pseudo-labels: {len(made)} rows of {recipe.pseudo_labels.task}, beside {len(rows)} pairs")
-        rows, labeller = mixed(rows, made, recipe.pseudo_labels.share), None
+    pairs = len(rows)
+    labelled: list[dict[str, Segment]] = []
+    if recipe.pseudo_labels is not None and unlabelled is not None:
+        if labeller is None:
+            labelled = read_labels(working)
+        else:
+            check_labeller(labeller, model, unlabelled[0], recipe)
+            # Every process writes them, and all take the main one's: a token may differ from device to device.
+            written = label(labeller, model, *unlabelled, recipe.pseudo_labels, recipe.generation, broken)
+            labelled, labeller = from_main(written), None
+        console.print(f"pseudo-labels: {len(labelled)} rows of {recipe.pseudo_labels.task}, beside {pairs} pairs")
+        rows = mixed(rows, labelled, recipe.pseudo_labels.share)
     if broken.items:
         console.print(f"[yellow]{broken.told()}[/yellow]")
     if isinstance(model, ZipperModel):
@@ -135,6 +153,8 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         arguments.metric_for_best_model = "eval_loss"
     if checkpoint is None and is_main():
         begin(working, plain)
+        if labelled:
+            write_labels(working, labelled)
     wait()
     stop = StopOnInterrupt()
     patience = recipe.training.patience
@@ -165,9 +185,10 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         "data": {
             "source": place_of(recipe.data.source),
             "rows": {
-                recipe.data.train: len(rows),
+                recipe.data.train: pairs,
                 **({recipe.data.validation: len(validation)} if recipe.data.validation else {}),
             },
+            **({"pseudo_labels": len(labelled)} if labelled else {}),
         },
         "seconds": round(time.time() - started, 1),
         "train_loss": result.training_loss,
@@ -224,16 +245,9 @@ def make_labeller(recipe: FuseRecipe, console: Console, resume: bool = False) ->
     first = labeller_recipe(recipe)
     if not Path(first.output).is_dir():
         console.print(f"fusing the model that writes pseudo-labels -> {first.output}")
-        fuse(first, resume=resume and _halted_before(recipe), console=console)
+        begun = latest_checkpoint(working_folder(first.output)) is not None or first.pseudo_labels is not None
+        fuse(first, resume=resume and begun, console=console)
     return load(first.output)
-
-
-def _halted_before(recipe: FuseRecipe) -> bool:
-    """Whether what was interrupted is not this fusion yet, but that of a model that writes its pseudo-labels."""
-    if recipe.pseudo_labels is None or latest_checkpoint(working_folder(recipe.output)) is not None:
-        return False
-    first = labeller_recipe(recipe)
-    return latest_checkpoint(working_folder(first.output)) is not None or _halted_before(first)
 
 
 def _missing_towers(recipe: FuseRecipe) -> list[str]:
@@ -248,11 +262,6 @@ def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
     """
     check_output(recipe.output, recipe.overwrite)
     check_sources(recipe.output, recipe)
-    if recipe.pseudo_labels is not None:
-        if not recipe.pseudo_labels.model:
-            raise ValueError("pseudo_labels.model: name the folder of the model that writes, or where to make it")
-        if not Path(recipe.pseudo_labels.model).is_dir():
-            check_output(recipe.pseudo_labels.model)
     names = list(recipe.towers)
     tasks = {template: parse_task(template, names) for template in recipe.tasks}
     for tower in recipe.towers.values():
@@ -264,9 +273,28 @@ def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
     for name, settings in recipe.generation.items():
         if unknown := sorted(set(settings) - known_settings()):
             raise ValueError(f"generation.{name}: {unknown} are no fields of transformers.GenerationConfig")
+    if recipe.pseudo_labels is not None:
+        _check_pseudo_labels(recipe, recipe.pseudo_labels, tasks)
     if recipe.training.patience is not None and recipe.data.validation is None:
         raise ValueError("training.patience needs a validation split: data.validation is null")
     return tasks
+
+
+def _check_pseudo_labels(recipe: FuseRecipe, wanted: PseudoLabelsRecipe, tasks: Mapping[str, Task]) -> None:
+    if not wanted.model:
+        raise ValueError("pseudo_labels.model: name the folder of the model that writes, or where to make it")
+    if not Path(wanted.model).is_dir():
+        check_output(wanted.model)
+        check_sources(wanted.model, replace(recipe, pseudo_labels=replace(wanted, model="")))
+    labelled = parse_task(wanted.task, list(recipe.towers))
+    if not labelled.given:
+        raise ValueError(f"pseudo_labels.task {wanted.task!r} gives nothing; name what is known, such as speech->text")
+    have = set(labelled.modalities)
+    for template, task in tasks.items():
+        if recipe.tasks[template] > 0 and (missing := sorted(set(task.modalities) - have)):
+            raise ValueError(
+                f"pseudo_labels: rows of {wanted.task!r} serve in all tasks, but have no {missing} for {template!r}"
+            )
 
 
 def frozen_unchanged(model: Writer) -> dict[str, bool]:

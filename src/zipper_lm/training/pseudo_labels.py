@@ -7,8 +7,10 @@ et al. 2016, arXiv 1511.06709; for recognisers: self-training, Kahn et al. 2020,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +20,18 @@ from rich.progress import track
 
 from zipper_lm.collation import collate
 from zipper_lm.data.broken import Broken
-from zipper_lm.data.prepared import TRAIN, codec_hash
+from zipper_lm.data.prepared import TRAIN, codec_hash, is_prepared, open_prepared
+from zipper_lm.data.readers import read_rows, stream_rows
+from zipper_lm.data.table import readable
 from zipper_lm.data.tasks import Task, build_document, parse_task
-from zipper_lm.document import Document
+from zipper_lm.document import Document, Segment
 from zipper_lm.generation import Writer
-from zipper_lm.training.data import Joined, encode_rows, open_split
+from zipper_lm.training.data import Joined, Opened, encode_rows, open_split
 from zipper_lm.training.recipes import DataRecipe, FuseRecipe, PseudoLabelsRecipe
 
 BATCH = 32
+LABELS_FILE = "pseudo_labels.jsonl"
+"""In the working folder: a run that is resumed learns from the labels that it began with."""
 
 
 def labeller_recipe(recipe: FuseRecipe) -> FuseRecipe:
@@ -41,43 +47,74 @@ def labeller_recipe(recipe: FuseRecipe) -> FuseRecipe:
         raise ValueError("pseudo_labels: the recipe has none")
     before = None
     if wanted.rounds > 1:
-        before = replace(wanted, rounds=wanted.rounds - 1, model=f"{wanted.model}-before")
-    return replace(recipe, pseudo_labels=before, output=wanted.model, overwrite=False)
+        before = replace(wanted, rounds=wanted.rounds - 1, model=f"{Path(wanted.model)}-before")
+    return replace(recipe, pseudo_labels=before, output=wanted.model)
 
 
 def source_of(recipe: FuseRecipe) -> DataRecipe:
-    """Where the rows are that get labels: a data set of their own, or all of the recipe's own training split."""
+    """Where the rows are that get labels: a data set of their own, or a split of the recipe's, as a whole."""
     wanted = recipe.pseudo_labels
     assert wanted is not None
     data = replace(recipe.data, fraction=1.0, limit=wanted.limit, clips=None, validation=None)
     if wanted.source is None:
-        return data
-    return replace(data, source=wanted.source, revision=wanted.revision, columns=wanted.columns, train=wanted.train)
+        return replace(data, train=wanted.train or data.train)
+    own = {"source": wanted.source, "revision": wanted.revision, "columns": wanted.columns, "exclude": {}}
+    return replace(data, **own, train=wanted.train or TRAIN)  # type: ignore[arg-type]
 
 
-def open_unlabelled(recipe: FuseRecipe) -> tuple[Task, Any]:
-    """The task by which rows get labels, and the rows, open.
+def open_unlabelled(recipe: FuseRecipe) -> tuple[Task, Opened]:
+    """The task by which rows get labels, and the rows, open. Of a source of their own only what the task gives has to
+    be there.
 
     Raises:
-        ValueError: if the task is none, or the data cannot be read.
+        ValueError: if the data cannot be read, or its rows lack what the task gives.
     """
     wanted = recipe.pseudo_labels
     assert wanted is not None
-    task = parse_task(wanted.task, list(recipe.towers))
-    if not task.given:
-        raise ValueError(f"pseudo_labels.task {wanted.task!r} gives nothing; name what is known, such as speech->text")
-    return task, open_split(source_of(recipe), TRAIN)
+    task, data = parse_task(wanted.task, list(recipe.towers)), source_of(recipe)
+    rows: Opened
+    if wanted.source is None or is_prepared(data.source):
+        rows = open_split(data, TRAIN)
+    else:
+        open_rows = stream_rows if data.streaming else read_rows
+        rows = open_rows(data.source, data.columns, data.train, data.limit, revision=data.revision, check=False)
+    if is_prepared(data.source):
+        open_prepared(data.source).check_modalities(task.given)
+    first: Any = next(readable(rows))
+    if isinstance(first, Document):
+        raise ValueError(f"pseudo_labels: {data.source} holds whole documents; rows of {list(task.given)} are needed")
+    if missing := [name for name in task.given if first.get(name) is None]:
+        raise ValueError(
+            f"pseudo_labels: the rows of {data.source} have no {missing}, only {sorted(first)}; name the columns in "
+            "pseudo_labels.columns"
+        )
+    return task, rows
+
+
+def check_labeller(labeller: Writer, model: Writer, task: Task, recipe: FuseRecipe) -> None:
+    """That what the labeller reads and writes means the same to the model that learns from it.
+
+    Raises:
+        ValueError: if a codec is another one, of the labeller or of prepared rows, or missing.
+    """
+    assert model.processor is not None
+    theirs = labeller.processor.codecs if labeller.processor is not None else {}
+    for name in dict.fromkeys(task.modalities):
+        if name not in theirs or codec_hash(theirs[name]) != codec_hash(model.processor.codecs[name]):
+            raise ValueError(f"pseudo_labels.model has another codec of {name!r} than the model that learns from it")
+    if is_prepared(source := source_of(recipe).source):
+        open_prepared(source).check_codecs(model.processor.codecs)
 
 
 def label(
     labeller: Writer,
     model: Writer,
     task: Task,
-    rows: Any,
+    rows: Opened,
     wanted: PseudoLabelsRecipe,
-    settings: Any,
+    settings: Mapping[str, Any],
     broken: Broken,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Segment]]:
     """Rows with what is known, encoded, and what the labeller wrote.
 
     Args:
@@ -89,28 +126,23 @@ def label(
         The rows for which something was written, the surest ones if not all are kept, in their order.
 
     Raises:
-        ValueError: if a codec of the labeller is another than the model's, or nothing was written.
+        ValueError: if nothing was written, or `broken` is full.
     """
-    assert labeller.processor is not None
     assert model.processor is not None
-    for name in set(task.modalities):
-        if codec_hash(labeller.processor.codecs[name]) != codec_hash(model.processor.codecs[name]):
-            raise ValueError(f"pseudo_labels.model has another codec of {name!r} than the model that learns from it")
     known = encode_rows(model.processor, rows, list(task.given), broken)
-    starts = range(0, len(known), BATCH)
-    labelled: list[dict[str, Any]] = []
+    labelled: list[dict[str, Segment]] = []
     losses: list[float] = []
-    for start in track(starts, "pseudo-labels", transient=True, console=Console(stderr=True)):
-        given = [row for row in known[start : start + BATCH] if all(row[m].ids for m in task.given)]
-        documents = [Document([replace(row[m]) for m in task.given]) for row in given]
+    console = Console(stderr=True)
+    for start in track(range(0, len(known), BATCH), "pseudo-labels", transient=True, console=console):
+        given = [[replace(row[m]) for m in task.given] for row in known[start : start + BATCH]]
+        documents = [Document(segments) for segments in given if all(s.ids for s in segments)]
         written = labeller.generate(documents, list(task.targets), settings=settings, decode="text" in task.targets)
-        for row, document in zip(given, written):
-            new = document.segments[len(task.given) :]
-            if all(segment.ids for segment in new):
-                made = {**row, **{s.modality: s for s in new}}
-                labelled.append(made)
+        for document in written:
+            if all(segment.ids for segment in document):
+                row = {segment.modality: segment for segment in document}
+                labelled.append(row)
                 if wanted.keep < 1.0:
-                    losses.append(_loss(labeller, build_document(task, made)))
+                    losses.append(_loss(labeller, build_document(task, row)))
     if not labelled:
         raise ValueError(f"pseudo_labels: {wanted.model} wrote nothing for any of {len(known)} rows")
     if wanted.keep == 1.0:
@@ -130,8 +162,30 @@ def mixed(aligned: Sequence[Any], labelled: Sequence[Any], share: float | None) 
     """Aligned and labelled rows as one training set.
 
     Args:
-        aligned, labelled: encoded. share: of the labelled ones; the aligned ones are repeated to come to the rest.
-            `None`: as many as there are.
+        aligned, labelled: encoded.
+        share: of the labelled ones, as near as repeating either of them comes to it. `None`: each once.
     """
-    times = 1 if share is None else max(1, round(len(labelled) * (1 - share) / share / len(aligned)))
-    return Joined(*[aligned] * times, labelled)
+    wanted = 1.0 if share is None else share / (1 - share) * len(aligned) / len(labelled)
+    times = (1, 1) if share is None else (max(1, round(1 / wanted)), max(1, round(wanted)))
+    return Joined(*[aligned] * times[0], *[labelled] * times[1])
+
+
+def write_labels(folder: Path, rows: Sequence[Mapping[str, Segment]]) -> None:
+    """Keep labelled rows in a run's working folder."""
+    with (folder / LABELS_FILE).open("w", encoding="utf-8") as file:
+        for row in rows:
+            plain = {m: {"ids": s.ids, "value": s.value if isinstance(s.value, str) else None} for m, s in row.items()}
+            file.write(json.dumps(plain) + "\n")
+
+
+def read_labels(folder: Path) -> list[dict[str, Segment]]:
+    """What `write_labels` wrote.
+
+    Raises:
+        ValueError: if it is not there.
+    """
+    file = folder / LABELS_FILE
+    if not file.is_file():
+        raise ValueError(f"cannot resume: {file} is gone; start anew (--overwrite)")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [{m: Segment(m, **fields) for m, fields in json.loads(line).items()} for line in lines]

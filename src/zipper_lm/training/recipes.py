@@ -274,15 +274,16 @@ class PseudoLabelsRecipe:
     """Further training rows of which one side is known: a model that was fused on the pairs writes the other.
 
     Args:
-        task: what is known and what is written, such as ``"speech->text"`` where there is sound without text.
-        source: where the rows are; null is all of the data's own training split, whatever `data.limit` and
-            `data.fraction` say. Only what the task gives is read.
-        revision, columns, train: as in data, of the source.
+        task: what is known and what is written, such as ``"speech->text"`` where there is sound without text. The rows
+            serve in all of the recipe's tasks.
+        source: where the rows are; null is the recipe's own data, as a whole, whatever `data.limit` and `data.fraction`
+            say. Only what the task gives is read.
+        revision, columns: as in data, of a source of its own. train: the split; null is ``"train"``, or the data's own.
         limit: use only the first rows.
         model: folder of the model that writes. If nothing is there, it is made first: by the same recipe, without
-            pseudo-labels.
+            pseudo-labels. Experiments always make it, at a place of their own.
         rounds: how often; from the second on, the model that writes has itself learned from pseudo-labels.
-        share: of training rows that are pseudo-labelled; the pairs are repeated to come to the rest. null: each once.
+        share: of training rows that are pseudo-labelled: whichever are too few for it are repeated. null: each once.
         keep: share of the pseudo-labelled rows that are used, those of which the model that wrote them is surest.
     """
 
@@ -290,7 +291,7 @@ class PseudoLabelsRecipe:
     source: str | None = None
     revision: str | None = None
     columns: dict[str, str] | None = None
-    train: str = "train"
+    train: str | None = None
     limit: int | None = None
     model: str = ""
     rounds: int = 1
@@ -299,6 +300,12 @@ class PseudoLabelsRecipe:
 
     def __post_init__(self) -> None:
         _at_least("pseudo_labels.rounds", self.rounds, 1)
+        for name in ("revision", "columns"):
+            if self.source is None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"pseudo_labels.{name}={getattr(self, name)!r} has no effect without pseudo_labels.source: the "
+                    "rows are the recipe's own data"
+                )
         if self.limit is not None:
             _at_least("pseudo_labels.limit", self.limit, 1)
         if self.share is not None and not 0.0 < self.share < 1.0:

@@ -31,12 +31,15 @@ def beside(output: str | Path, suffix: str) -> Path:
 
 
 def check_sources(output: str | Path, recipe: FuseRecipe) -> None:
-    """Raise `ValueError` if `output` would replace what a recipe reads: its towers, codecs or data, or a folder in them
-    that is no output."""
+    """Raise `ValueError` if `output` would replace what a recipe reads: its towers, codecs, data or the model that
+    writes pseudo-labels, or a folder in them that is no output."""
     goal = Path(output).expanduser().resolve()
     read: dict[str, Any] = {"data.source": recipe.data.source}
     if recipe.data.clips is not None:
         read["data.clips.source"] = recipe.data.clips.source
+    if recipe.pseudo_labels is not None:
+        wanted = recipe.pseudo_labels
+        read |= {"pseudo_labels.source": wanted.source, "pseudo_labels.model": wanted.model or None}
     for name, tower in recipe.towers.items():
         read |= {f"tower {name!r}": tower.source, f"the codec of tower {name!r}": tower.codec and tower.codec.source}
     for what, source in read.items():
