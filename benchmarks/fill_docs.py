@@ -12,10 +12,11 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zipper_lm.experiments.report import read_results
+from zipper_lm.experiments.report import read_results, spread
 from zipper_lm.experiments.report import table as report_table
 
 ROOT = Path(__file__).parent.parent
@@ -166,6 +167,20 @@ def comparison() -> str:
     return "\n\n".join(f"{names[task]}\n\n{report_table(results, task)}" for task in results.experiment.tasks)
 
 
+def by_arm(name: str) -> str:
+    """An experiment with one point: WER by arm and task."""
+    results = read_results(ROOT / "results" / name)
+    (point,) = results.experiment.points
+    tasks = results.experiment.tasks
+    heads = {"asr": "speech to text", "tts": "text to speech"}
+    lines = [f"| test WER, % | {' | '.join(heads[t] for t in tasks)} | seeds |", "|---" * (len(tasks) + 2) + "|"]
+    for arm in results.experiment.arms:
+        cell = results.cells.get((point, arm), [])
+        rates = [spread([record["scores"][task]["wer"] for record in cell]) for task in tasks]
+        lines.append(f"| {arm} | {' | '.join(rates)} | {len(cell)} |")
+    return "\n".join(lines)
+
+
 def three_towers() -> str:
     """Three towers fused at once, beside two pairs that were trained apart and combined."""
     record = read("three-towers.json")
@@ -221,6 +236,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "combination": combination,
     "three-towers": three_towers,
     "comparison": comparison,
+    "more-steps": partial(by_arm, "more-steps"),
+    "few-pairs": partial(by_arm, "few-pairs"),
+    "pseudo-labels": partial(by_arm, "pseudo-labels"),
     "cost": cost,
 }
 

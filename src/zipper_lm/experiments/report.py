@@ -131,7 +131,7 @@ def _by_step(results: Results, task: str) -> str:
         "|---" * (len(courses) + 1) + "|",
     ]
     for step in sorted({step for course in courses.values() for step in course}):
-        cells = [_spread(course[step]) if step in course else "" for course in courses.values()]
+        cells = [spread(course[step]) if step in course else "" for course in courses.values()]
         lines.append(f"| {step} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -145,7 +145,7 @@ def _preservation(results: Results) -> str:
         cell = results.cells.get((point, arm), [])
         for name in sorted({n for r in cell for n in r["perplexity_after"]}):
             before, after = ([r[f"perplexity_{when}"][name] for r in cell] for when in ("before", "after"))
-            lines.append(f"| {arm} | {name} | {_spread(before)} | {_spread(after)} |")
+            lines.append(f"| {arm} | {name} | {spread(before)} | {spread(after)} |")
         for name in sorted({n for r in cell for n in r["frozen_unchanged"]}):
             same = all(r["frozen_unchanged"].get(name, False) for r in cell)
             verdict = "bit-identical in every run" if same else "CHANGED"
@@ -165,13 +165,14 @@ def table(results: Results, task: str) -> str:
     lines = [f"| {results.experiment.axis or 'data'} | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for point in points_of(results.experiment):
         cells = [results.cells.get((point, arm), []) for arm in arms]
-        texts = [_spread([r["scores"][task]["wer"] for r in cell]) for cell in cells]
-        texts += [_spread([r["scores"][task][extra] for cell in cells for r in cell]) for extra in found]
+        texts = [spread([r["scores"][task]["wer"] for r in cell]) for cell in cells]
+        texts += [spread([r["scores"][task][extra] for cell in cells for r in cell]) for extra in found]
         lines.append(f"| {point} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """Mean, least and most in brackets."""
     if not values:
         return "not run"
     mean = f"{np.mean(values):.1f}"
