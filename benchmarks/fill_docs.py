@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zipper_lm.experiments.report import read_results, spread
+from zipper_lm.experiments.report import Cell, Comparison, compare, read_results, spread
 from zipper_lm.experiments.report import table as report_table
 
 ROOT = Path(__file__).parent.parent
@@ -181,6 +181,57 @@ def by_arm(name: str) -> str:
     return "\n".join(lines)
 
 
+def claims() -> str:
+    """The paper's claims, and what came of them on human digits (results/data-curve-cpu, results/more-steps)."""
+    curve, more = (read_results(ROOT / "results" / name).cells for name in ("data-curve-cpu", "more-steps"))
+    single = "single-decoder-as-large-seen-unaligned"
+    best = "100-percent", single
+
+    def difference(mine: Cell, other: Cell, task: str) -> Comparison:
+        found = compare(mine, other, task)
+        assert found is not None
+        return found
+
+    def points(found: Comparison) -> str:
+        return f"{found.difference:+.1f} points ({found.low:+.1f} to {found.high:+.1f}), {found.seeds} seeds"
+
+    tts = difference(more["100-percent", "zipper"], more[best], "tts")
+    few = {p: difference(curve[f"{p}-percent", "zipper"], curve[f"{p}-percent", single], "asr") for p in (1, 10)}
+    less = {task: difference(curve["10-percent", "zipper"], more[best], task) for task in ("asr", "tts")}
+    runs = [record for cells in (curve, more) for cell in cells.values() for record in cell]
+    frozen = [same for record in runs for same in record["frozen_unchanged"].values()]
+    forgot = [r["perplexity_after"]["text"] / r["perplexity_before"]["text"] for r in more[best]]
+    ratio = {share: found.ours / found.theirs for share, found in few.items()}
+    rows = [
+        (
+            "text to speech at all the data: at least 40 % fewer errors than the better single decoder",
+            f"{tts.ours:.1f} against {tts.theirs:.1f} % WER: {tts.relative:+.0f} %; {points(tts)}",
+            tts.relative <= -40 and tts.high < 0,
+        ),
+        *(
+            (
+                f"speech to text with {share} % of the pairs ({30 * share}): at most a quarter of its errors",
+                f"{found.ours:.1f} against {found.theirs:.1f} % WER: {ratio[share]:.2f} of them, {found.seeds} seeds",
+                ratio[share] <= 0.25,
+            )
+            for share, found in few.items()
+        ),
+        (
+            "with 10 % of the pairs no worse than the single decoder with all of them",
+            "; ".join(f"{name} {points(less[task])}" for task, name in (("asr", "reading"), ("tts", "speaking"))),
+            all(found.high <= 0 for found in less.values()),
+        ),
+        (
+            "nothing is forgotten where a tower is frozen",
+            f"bit-identical in {sum(frozen)} of {len(frozen)} runs; the single decoder's perplexity of text grows "
+            f"{min(forgot):.1f} to {max(forgot):.1f} times",
+            all(frozen),
+        ),
+    ]
+    lines = ["| | measured here | |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {c} | {found} | {'shown' if held else '**not shown**'} |" for c, found, held in rows])
+
+
 def three_towers() -> str:
     """Three towers fused at once, beside two pairs that were trained apart and combined."""
     record = read("three-towers.json")
@@ -235,6 +286,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sounds": sounds,
     "combination": combination,
     "three-towers": three_towers,
+    "claims": claims,
     "comparison": comparison,
     "more-steps": partial(by_arm, "more-steps"),
     "few-pairs": partial(by_arm, "few-pairs"),

@@ -189,22 +189,60 @@ def _differences(results: Results, task: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _difference(results: Results, task: str, mine: tuple[str, str], other: tuple[str, str]) -> str:
-    """One cell (point, arm) minus another; empty without a common seed."""
-    ours, theirs = ({r["run"]["seed"]: r["scores"][task] for r in results.cells.get(c, [])} for c in (mine, other))
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two cells on the seeds that both have.
+
+    Attributes:
+        difference, low, high: ours minus theirs in points of WER, and its 95 % paired bootstrap interval.
+        ours, theirs: WER in per cent, mean over the seeds.
+        relative: the difference in per cent of theirs; above: of what is above the codec alone, `None` where that is
+            not known, or nothing is.
+        seeds: how many.
+    """
+
+    difference: float
+    low: float
+    high: float
+    ours: float
+    theirs: float
+    relative: float
+    above: float | None
+    seeds: int
+
+
+def compare(mine: Cell, other: Cell, task: str) -> Comparison | None:
+    """One cell minus another; `None` without a common seed."""
+    ours, theirs = ({r["run"]["seed"]: r["scores"][task] for r in cell} for cell in (mine, other))
     if not (seeds := sorted(ours.keys() & theirs.keys())):
-        return ""
+        return None
     references = ours[seeds[0]]["references"]
     assert all(x[s]["references"] == references for x in (ours, theirs) for s in seeds), "one test split"
     a, b = ([x[s]["hypotheses"] for s in seeds] for x in (ours, theirs))
     difference, low, high = paired_interval(references, a, b)
     rates = [float(np.mean([x[s]["wer"] for s in seeds])) for x in (ours, theirs)]
-    relative = f"{_relative(*rates):+.0f} % relative"
+    above = None
     if all("oracle_wer" in x[s] for x in (ours, theirs) for s in seeds):
         floors = [float(np.mean([x[s]["oracle_wer"] for s in seeds])) for x in (ours, theirs)]
-        above = [rate - floor for rate, floor in zip(rates, floors)]
-        if min(above) > 0:  # else there is nothing to take a share of
-            relative += f", {_relative(*above):+.0f} % of what is above the codec alone"
+        left = [rate - floor for rate, floor in zip(rates, floors)]
+        above = _relative(*left) if min(left) > 0 else None  # else there is nothing to take a share of
+    return Comparison(
+        difference=difference,
+        low=low,
+        high=high,
+        ours=rates[0],
+        theirs=rates[1],
+        relative=_relative(*rates),
+        above=above,
+        seeds=len(seeds),
+    )
+
+
+def _difference(results: Results, task: str, mine: tuple[str, str], other: tuple[str, str]) -> str:
+    """One cell (point, arm) minus another, in words; empty without a common seed."""
+    found = compare(results.cells.get(mine, []), results.cells.get(other, []), task)
+    if found is None:
+        return ""
     (point, arm), (elsewhere, against) = mine, other
     if point == PLAIN:
         names = f"{arm} minus {against}"
@@ -212,9 +250,10 @@ def _difference(results: Results, task: str, mine: tuple[str, str], other: tuple
         names = f"at {point}, {arm} minus {against}"
     else:
         names = f"{arm} at {point} minus {against} at {elsewhere}"
+    above = "" if found.above is None else f", {found.above:+.0f} % of what is above the codec alone"
     return (
-        f"- {names}: {difference:+.1f} points (95 % paired bootstrap {low:+.1f} to {high:+.1f}; {relative}), "
-        f"{len(seeds)} seeds."
+        f"- {names}: {found.difference:+.1f} points (95 % paired bootstrap {found.low:+.1f} to {found.high:+.1f}; "
+        f"{found.relative:+.0f} % relative{above}), {found.seeds} seeds."
     )
 
 
