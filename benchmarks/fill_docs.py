@@ -278,6 +278,32 @@ def cost() -> str:
     return "\n".join(lines)
 
 
+def time_to() -> str:
+    """Steps to a given validation error, and what they cost in Zipper's steps (results/more-steps, cost-cpu.json)."""
+    cells = read_results(ROOT / "results" / "more-steps").cells
+    rows = [row for row in read("cost-cpu.json")["rows"] if (row["batch"], row["units"]) == (32, 64)]
+    factor = rows[0]["ratio_to_zipper"]["single-decoder-as-large"]["training step"]
+    zipper, single = (cells["100-percent", arm] for arm in ("zipper", "single-decoder-as-large-seen-unaligned"))
+    lines = [
+        "| | validation WER at most | zipper: steps | single decoder: steps | ... in steps of Zipper |",
+        "|---|---|---|---|---|",
+    ]
+    for task, name in (("speech->text", "speech to text"), ("text->speech", "text to speech")):
+        for most in (80, 50, 30, 15):
+            ours, theirs = (_first_step(cell, f"eval_wer/{task}", most) for cell in (zipper, single))
+            longest = max(record["steps"] for record in single)
+            told = f"{theirs} | {theirs * factor:.0f}" if theirs else f"not in {longest} | over {longest * factor:.0f}"
+            lines.append(f"| {name} | {most} | {ours or 'not reached'} | {told} |")
+    return "\n".join(lines)
+
+
+def _first_step(cell: Cell, key: str, most: float) -> int | None:
+    """The first step at which the mean over seeds is that low."""
+    courses = [{e["step"]: e[key] for e in record["validation"] if key in e} for record in cell]
+    steps = sorted(set.intersection(*map(set, courses)))
+    return next((n for n in steps if sum(c[n] for c in courses) / len(courses) <= most), None)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "digits": digits,
@@ -292,6 +318,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "few-pairs": partial(by_arm, "few-pairs"),
     "pseudo-labels": partial(by_arm, "pseudo-labels"),
     "cost": cost,
+    "time-to": time_to,
 }
 
 
