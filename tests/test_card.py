@@ -149,7 +149,7 @@ def test_no_place_within_a_text_gets_in(tmp_path: Path) -> None:
 def test_the_snippet_prints_ids_where_there_is_no_way_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a codec without a way back, such as units without a vocoder, the snippet printed None."""
     model = with_codecs(2)
-    monkeypatch.setattr("zipper_lm.card.can_decode", lambda codec: codec.kind == "text")
+    monkeypatch.setattr("zipper_lm.card.body.can_decode", lambda codec: codec.kind == "text")
     for reader, shown in (("speech", "ids"), ("text", "value")):
         monkeypatch.setattr(model, "layer_pairs", {(reader, "text" if reader == "speech" else "speech"): [(1, 1)]})
         model.save_pretrained(tmp_path / reader)
