@@ -14,6 +14,17 @@ from zipper_lm.experiments.run import still_holds
 from zipper_lm.recipe import to_mapping
 
 ROOT = Path(__file__).parent.parent
+ORDER = (
+    "early-stopped-tower",
+    "equal-exposure",
+    "strong-tower",
+    "more-steps",
+    "data-curve-cpu",
+    "main-cpu",
+    "few-pairs",
+    "digit-images",
+    "window",
+)
 fill_docs = runpy.run_path(str(ROOT / "benchmarks" / "fill_docs.py"))
 
 
@@ -34,7 +45,8 @@ def test_a_changed_number_is_found_and_an_unknown_block_refused():
 
 
 def test_the_results_page_is_what_the_records_say(tmp_path):
-    folders = [ROOT / "results" / name for name in ("main-cpu", "data-curve-cpu", "digit-images", "window")]
+    folders = [ROOT / "results" / name for name in ORDER]
+    assert {f.name for f in folders} == {f.name for f in (ROOT / "results").iterdir()}, "every experiment is told"
     write_report(folders, tmp_path / "results.md")
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     command = "zipper report " + " ".join(f"results/{f.name}" for f in folders) + " --output docs/results.md"
