@@ -52,6 +52,27 @@ def test_tower_and_codec_are_written(tmp_path: Path) -> None:
         pretrain(recipe(tmp_path / "t"))
 
 
+def test_a_tower_that_knows_its_rows_by_heart_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three lines of one word each, learned until nothing else can come: the other words are a surprise."""
+    lines = {"train": ["one"] * 3, "validation": ["two six two"] * 3}
+    (tmp_path / "data").mkdir()
+    for split, texts in lines.items():
+        (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    codec = {"kind": "text", "source": str(workshop() / "text")}
+    training = {
+        "steps": 30,
+        "batch_size": 2,
+        "learning_rate": 0.05,
+        "log_every": 5,
+        "arguments": {"disable_tqdm": True},
+    }
+    fields = {"data": str(tmp_path / "data"), "codec": codec, "training": training}
+    pretrain(recipe(tmp_path / "heart", **fields))
+    assert "overfitted tower: text: loss" in capsys.readouterr().err
+    pretrain(recipe(tmp_path / "fresh", **fields | {"training": training | {"steps": 1, "log_every": 1}}))
+    assert "overfitted" not in capsys.readouterr().err
+
+
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrain(recipe(tmp_path / "whole"))
     real = Trainer.training_step

@@ -7,7 +7,7 @@ from tiny import doc, tiny_model
 from zipper_lm import ZipSpec
 from zipper_lm.collation import collate
 from zipper_lm.evaluation.attention import observe
-from zipper_lm.training.signatures import drift, losses_on, not_started, too_little_data
+from zipper_lm.training.signatures import drift, losses_on, not_started, overfitted, too_little_data
 
 
 def test_drift() -> None:
@@ -40,6 +40,14 @@ def test_a_fresh_model_has_not_started() -> None:
         seen = observe(model, batch)
         effect = {name: glimpse.effect for name, glimpse in seen.items()}
         assert any(f.message.startswith("zip text<-speech") for f in not_started(effect, {})) == silent
+
+
+def test_overfitted_tower() -> None:
+    """A speech tower with a held-out perplexity of 22 (11 after fewer steps) went into two sessions' experiments."""
+    (found,) = overfitted("speech", 1.0, 3.1)
+    assert found.name == "overfitted tower"
+    assert "speech: loss 3.10 on held-out rows against 1.00" in found.message
+    assert overfitted("speech", 2.0, 2.9) == []
 
 
 def test_too_little_data() -> None:

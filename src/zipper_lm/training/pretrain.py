@@ -25,6 +25,7 @@ from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt, tell_tidi
 from zipper_lm.training.data import column, encode_column, training_rows, validation_rows
 from zipper_lm.training.processes import is_main, made_by_main, wait
 from zipper_lm.training.recipes import PretrainRecipe
+from zipper_lm.training.signatures import overfitted
 from zipper_lm.training.working import begin, check_working, keep_logs, working_folder
 
 
@@ -141,7 +142,11 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
         raise Interrupted(f"stopped after step {trainer.state.global_step}; go on with resume (--resume)")
     metrics = {"train_loss": float(result.training_loss)}
     if held_streams is not None:
-        metrics["perplexity"] = math.exp(trainer.evaluate()["eval_loss"])
+        held_out_loss = trainer.evaluate()["eval_loss"]
+        metrics["perplexity"] = math.exp(held_out_loss)
+        logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        for signature in overfitted(recipe.modality, logged[-1], held_out_loss) if logged else ():
+            Console(stderr=True, quiet=not is_main()).print(f"[yellow]{signature.name}:[/yellow] {signature.message}")
     if is_main():
         with new_folder(recipe.output, overwrite) as folder:
             backbone.config.use_cache = True  # Trainer turned it off

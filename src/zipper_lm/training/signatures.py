@@ -84,6 +84,19 @@ def too_little_data(train: Mapping[str, float], held_out: Mapping[str, float]) -
     ]
 
 
+def overfitted(name: str, train: float, held_out: float) -> list[Signature]:
+    """A tower that was pre-trained until it knew its rows by heart: losses in nats per token, at the end."""
+    if held_out - train <= GAP:
+        return []
+    return [
+        Signature(
+            "overfitted tower",
+            f"{name}: loss {held_out:.2f} on held-out rows against {train:.2f} in training. Take fewer training.steps, "
+            "a smaller backbone, or more unaligned data.",
+        )
+    ]
+
+
 @torch.no_grad()
 def losses_on(model: Writer, batches: Sequence[Batch]) -> dict[str, float]:
     """Mean loss per modality over batches, without training."""
