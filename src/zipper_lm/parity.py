@@ -8,7 +8,7 @@ reaches what is computed later and nothing else, neither other rows nor earlier 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -207,7 +207,7 @@ def _require_heard(tower: Tower, ids: Tensor, logits: Tensor, seed: int) -> None
     change = nothing.clone()
     change[0, -1] = noise  # one row, one token: all others must stay as they are
     # Rows share the experts' matrix products, whose shapes decide the rounding.
-    rounds = any("expert" in key for key in tower.backbone.config.get_text_config(decoder=True).to_dict())
+    rounds = _has_experts(tower.backbone.config.get_text_config(decoder=True).to_dict())
     calm = _Nudge(0, nothing)
     _seeded(partial(_logits, tower, ids, calm))
     for depth in range(tower.depth):
@@ -221,6 +221,11 @@ def _require_heard(tower: Tower, ids: Tensor, logits: Tensor, seed: int) -> None
         for before in range(depth + 1):
             same = torch.equal(nudge.entered[before], calm.entered[before])
             _require(same, f"{where} reaches what entered depth {before}")
+
+
+def _has_experts(fields: Mapping[str, Any]) -> bool:
+    """Whether a config, or one inside it such as Dbrx's of its feed-forward, names experts."""
+    return any("expert" in key or (isinstance(value, Mapping) and _has_experts(value)) for key, value in fields.items())
 
 
 def _logits(tower: Tower, ids: Tensor, listener: Listener) -> Tensor:

@@ -95,8 +95,9 @@ def judge_for(
     folder = cache_folder() / "judges" / _fingerprint(rows, modality)
     if folder.is_dir():
         return load_judge(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):  # of several processes one fits it, the others wait
+    locks = cache_folder() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{folder.name}.lock"):  # of several processes one fits it, the others wait
         if not folder.is_dir():
             with new_folder(folder) as new:
                 _fitted(wheres, rows, modality, broken, progress).save_pretrained(new)
