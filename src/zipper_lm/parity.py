@@ -225,7 +225,8 @@ def _require_heard(tower: Tower, ids: Tensor, logits: Tensor, seed: int) -> None
 
 def _has_experts(fields: Mapping[str, Any]) -> bool:
     """Whether a config, or one inside it such as Dbrx's of its feed-forward, names experts."""
-    return any("expert" in key or (isinstance(value, Mapping) and _has_experts(value)) for key, value in fields.items())
+    inner = [value for value in fields.values() if isinstance(value, Mapping)]
+    return any("expert" in str(key) for key in fields) or any(map(_has_experts, inner))
 
 
 def _logits(tower: Tower, ids: Tensor, listener: Listener) -> Tensor:
