@@ -165,9 +165,10 @@ def mixed(aligned: Sequence[Any], labelled: Sequence[Any], share: float | None) 
         aligned, labelled: encoded.
         share: of the labelled ones, as near as repeating either of them comes to it. `None`: each once.
     """
-    wanted = 1.0 if share is None else share / (1 - share) * len(aligned) / len(labelled)
-    times = (1, 1) if share is None else (max(1, round(1 / wanted)), max(1, round(wanted)))
-    return Joined(*[aligned] * times[0], *[labelled] * times[1])
+    if share is None:
+        return Joined(aligned, labelled)
+    per_pair = share / (1 - share) * len(aligned) / len(labelled)
+    return Joined(*[aligned] * max(1, round(1 / per_pair)), *[labelled] * max(1, round(per_pair)))
 
 
 def write_labels(folder: Path, rows: Sequence[Mapping[str, Segment]]) -> None:
