@@ -67,8 +67,18 @@ def test_a_tower_that_knows_its_rows_by_heart_is_told(tmp_path: Path, capsys: py
         "arguments": {"disable_tqdm": True},
     }
     fields = {"data": str(tmp_path / "data"), "codec": codec, "training": training}
-    pretrain(recipe(tmp_path / "heart", **fields))
+    last = pretrain(recipe(tmp_path / "heart", **fields))
     assert "overfitted tower: text: loss" in capsys.readouterr().err
+    assert last["best_step"] == 30
+    looked_at = {"training": training | {"evaluate_every": 1, "log_every": 1, "patience": 4}}
+    best = pretrain(recipe(tmp_path / "best", **fields | looked_at))
+    assert "overfitted" not in capsys.readouterr().err
+    assert best["best_step"] < 26
+    assert best["perplexity"] < last["perplexity"] / 2
+    tower = AutoModelForCausalLM.from_pretrained(tmp_path / "best")
+    held_out = encode_column(load_codec(tmp_path / "best"), ["two six two"])
+    ids = torch.tensor(Streams(held_out, load_codec(tmp_path / "best"), 1, 0)[0]["input_ids"])[None]
+    assert tower(ids, labels=ids).loss.exp().item() == pytest.approx(best["perplexity"], rel=1e-4)
     pretrain(recipe(tmp_path / "fresh", **fields | {"training": training | {"steps": 1, "log_every": 1}}))
     assert "overfitted" not in capsys.readouterr().err
 
@@ -99,6 +109,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path, monkey
         ({"backbone": {"model_type": "no-such"}}, "no-such"),
         ({"codec": {"kind": "text", "options": {"vocab": 3}}}, "codec.options"),
         ({"backbone": SMALL | {"max_position_embeddings": 8}}, "max_position_embeddings is 8"),
+        ({"training": {"patience": 2}, "data": {"source": "x", "validation": None}}, "training.patience"),
     ],
 )
 def test_recipes_that_cannot_work(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -133,7 +144,7 @@ def test_any_family_can_be_made() -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    [{"history_dropout": 0.5}, {"corrupt": 0.1}, {"interleave": 0.2}, {"patience": 3}, {"tower_learning_rate": 1.0}],
+    [{"history_dropout": 0.5}, {"corrupt": 0.1}, {"interleave": 0.2}, {"join": 0.5}, {"tower_learning_rate": 1.0}],
 )
 def test_settings_of_fusion_are_not_silently_ignored(setting: dict[str, Any]) -> None:
     (name,) = setting

@@ -78,6 +78,9 @@ def test_the_first_model_is_made_without_pseudo_labels(tmp_path: Path) -> None:
     assert (third.pseudo_labels.rounds, second.output) == (2, str(tmp_path / "first-before"))
     assert (first.pseudo_labels, first.output) == (None, str(tmp_path / "first-before-before"))
     assert first.data == wanted.data
+    assert first.training == wanted.training
+    shorter = labeller_recipe(recipe(tmp_path, rounds=2, steps=7))
+    assert (shorter.training.steps, labeller_recipe(shorter).training.steps) == (7, 7)
     with pytest.raises(ValueError, match="has none"):
         labeller_recipe(first)
 

@@ -52,3 +52,17 @@ def training_arguments(recipe: TrainingRecipe, folder: str | Path, seed: int, **
         return TrainingArguments(**{**free, **recipe.arguments, **fixed})
     except (TypeError, ImportError) as error:
         raise ValueError(f"training.arguments: {error}") from error
+
+
+def evaluation_arguments(recipe: TrainingRecipe, validation: str | None, metric: str) -> dict[str, Any]:
+    """Further arguments where there is a validation split: it is looked at every `evaluate_every` steps and at the end,
+    and the checkpoint with the least `metric` (``eval_...``) is the result."""
+    if validation is None:
+        return {}
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": recipe.evaluate_every or recipe.steps,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": metric,
+        "greater_is_better": False,
+    }

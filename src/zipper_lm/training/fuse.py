@@ -40,7 +40,7 @@ from zipper_lm.model import ZipperModel
 from zipper_lm.recipe import build, recipe_hash, to_mapping
 from zipper_lm.speaking import known_settings
 from zipper_lm.training import signatures
-from zipper_lm.training.arguments import training_arguments
+from zipper_lm.training.arguments import evaluation_arguments, training_arguments
 from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt
 from zipper_lm.training.data import (
     encode_rows,
@@ -93,7 +93,8 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     # Of a run with pseudo-labels, the model that writes them may be what was interrupted, or what is done.
     here = resume and not halted and (recipe.pseudo_labels is None or latest_checkpoint(working) is not None)
     checkpoint = check_working(working, plain, resume=here, overwrite=recipe.overwrite)
-    arguments = training_arguments(recipe.training, working, recipe.seed, **_evaluation_arguments(recipe))
+    evaluation = evaluation_arguments(recipe.training, recipe.data.validation, "eval_wer")
+    arguments = training_arguments(recipe.training, working, recipe.seed, **evaluation)
     console = console or Console(stderr=True, quiet=not is_main())  # after the arguments, which say how to connect
     judge = load_judge(recipe.judge) if recipe.judge is not None else None
     named = {m for task in tasks.values() for m in task.modalities}
@@ -275,8 +276,6 @@ def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
             raise ValueError(f"generation.{name}: {unknown} are no fields of transformers.GenerationConfig")
     if recipe.pseudo_labels is not None:
         _check_pseudo_labels(recipe, recipe.pseudo_labels, tasks)
-    if recipe.training.patience is not None and recipe.data.validation is None:
-        raise ValueError("training.patience needs a validation split: data.validation is null")
     return tasks
 
 
@@ -387,18 +386,6 @@ def _pretrain_recipe(name: str, tower: TowerRecipe, recipe: FuseRecipe) -> Pretr
         output=tower.source,
         seed=recipe.seed,
     )
-
-
-def _evaluation_arguments(recipe: FuseRecipe) -> dict[str, Any]:
-    if recipe.data.validation is None:
-        return {}
-    return {
-        "eval_strategy": "steps",
-        "eval_steps": recipe.training.evaluate_every or recipe.training.steps,
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "eval_wer",
-        "greater_is_better": False,
-    }
 
 
 def _judge_of(recipe: FuseRecipe, modality: str, model: Writer, given: Judge | None, console: Console) -> Judge:

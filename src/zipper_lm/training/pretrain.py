@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from torch.utils.data import Dataset
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, Trainer, set_seed
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, EarlyStoppingCallback, PreTrainedModel, Trainer, set_seed
 
 from zipper_lm.collation import IGNORED
 from zipper_lm.data.broken import Broken
@@ -20,7 +20,7 @@ from zipper_lm.data.prepared import is_prepared
 from zipper_lm.files import check_output, new_folder
 from zipper_lm.modality.codec import Codec
 from zipper_lm.recipe import to_mapping
-from zipper_lm.training.arguments import training_arguments
+from zipper_lm.training.arguments import evaluation_arguments, training_arguments
 from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt, tell_tidily
 from zipper_lm.training.data import column, encode_column, training_rows, validation_rows
 from zipper_lm.training.processes import is_main, made_by_main, wait
@@ -92,7 +92,8 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
         resume: go on from the newest checkpoint of an interrupted run with the same recipe.
 
     Returns:
-        Final losses: ``train_loss`` and, with a validation split, ``perplexity`` on it (per token).
+        ``train_loss`` and, with a validation split, ``perplexity`` on it (per token) at ``best_step``, whose weights
+        are the tower's.
 
     Raises:
         ValueError: if the output exists, the data cannot be read, or a setting is wrong.
@@ -103,7 +104,8 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
         raise ValueError(f"codec.kind is {recipe.codec.kind!r}, but modality is {recipe.modality!r}")
     working, plain = working_folder(recipe.output), to_mapping(recipe)
     checkpoint = check_working(working, plain, resume=resume, overwrite=overwrite)
-    arguments = training_arguments(recipe.training, working, recipe.seed)
+    evaluation = evaluation_arguments(recipe.training, recipe.data.validation, "eval_loss")
+    arguments = training_arguments(recipe.training, working, recipe.seed, **evaluation)
     set_seed(recipe.seed)
     if is_prepared(recipe.data.source):
         raise ValueError(f"data: {recipe.data.source} holds prepared ids; `zipper pretrain` reads the raw data")
@@ -124,14 +126,14 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
     if checkpoint is None and is_main():
         begin(working, plain)
     wait()
-    stop = StopOnInterrupt()
+    stop, patience = StopOnInterrupt(), recipe.training.patience
     trainer = Trainer(
         model=backbone,
         args=arguments,
         train_dataset=streams,
         eval_dataset=held_streams,
         data_collator=PadStreams(codec.pad_id),
-        callbacks=[stop],
+        callbacks=[stop, *([EarlyStoppingCallback(patience)] if patience else [])],
     )
     tell_tidily(trainer)
     try:
@@ -144,7 +146,9 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
     if held_streams is not None:
         held_out_loss = trainer.evaluate()["eval_loss"]
         metrics["perplexity"] = math.exp(held_out_loss)
-        logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        best = trainer.state.best_global_step or trainer.state.global_step  # no loss was a number
+        metrics["best_step"] = best
+        logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry and entry["step"] <= best]
         for signature in overfitted(recipe.modality, logged[-1], held_out_loss) if logged else ():
             Console(stderr=True, quiet=not is_main()).print(f"[yellow]{signature.name}:[/yellow] {signature.message}")
     if is_main():

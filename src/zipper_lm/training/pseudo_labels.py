@@ -48,7 +48,8 @@ def labeller_recipe(recipe: FuseRecipe) -> FuseRecipe:
     before = None
     if wanted.rounds > 1:
         before = replace(wanted, rounds=wanted.rounds - 1, model=f"{Path(wanted.model)}-before")
-    return replace(recipe, pseudo_labels=before, output=wanted.model)
+    training = replace(recipe.training, steps=wanted.steps or recipe.training.steps)
+    return replace(recipe, pseudo_labels=before, training=training, output=wanted.model)
 
 
 def source_of(recipe: FuseRecipe) -> DataRecipe:

@@ -95,7 +95,8 @@ class TrainingRecipe:
         learning_rate: of the new weights. tower_learning_rate: of towers that are trained (also LoRA).
         warmup: share of the steps that the rate rises; then it falls along a cosine.
         weight_decay: on matrices. clip: largest gradient norm. betas: of Adam (paper: 0.9, 0.99).
-        evaluate_every: steps between evaluations and checkpoints; null is once, at the end.
+        evaluate_every: steps between evaluations and checkpoints, of which the best on the validation split is kept;
+            null is once, at the end.
         patience: evaluations without a better score after which training stops; null never.
         corrupt: share of a given segment's tokens replaced by padding in training, against overfitting.
         history_dropout: share of a target segment's own tokens that its tower, if it is trained, reads wrongly, so that
@@ -134,7 +135,7 @@ class TrainingRecipe:
                 raise ValueError(f"training.{name} must be in [0, 1), got {getattr(self, name)}")
 
 
-_OF_FUSION = ("tower_learning_rate", "patience", "corrupt", "history_dropout", "interleave", "join")
+_OF_FUSION = ("tower_learning_rate", "corrupt", "history_dropout", "interleave", "join")
 
 
 def _check_pretraining(training: TrainingRecipe) -> None:
@@ -143,6 +144,11 @@ def _check_pretraining(training: TrainingRecipe) -> None:
     for name in _OF_FUSION:
         if (value := getattr(training, name)) != getattr(plain, name):
             raise ValueError(f"training.{name}={value} has no effect in pre-training; leave it out")
+
+
+def _check_patience(training: TrainingRecipe, data: DataRecipe) -> None:
+    if training.patience is not None and data.validation is None:
+        raise ValueError("training.patience needs a validation split: data.validation is null")
 
 
 @dataclass(kw_only=True)
@@ -214,6 +220,7 @@ class PretrainRecipe:
 
     def __post_init__(self) -> None:
         _check_pretraining(self.training)
+        _check_patience(self.training, self.data)
 
 
 @dataclass(kw_only=True)
@@ -282,6 +289,8 @@ class PseudoLabelsRecipe:
         limit: use only the first rows.
         model: folder of the model that writes. If nothing is there, it is made first: by the same recipe, without
             pseudo-labels. Experiments always make it, at a place of their own.
+        steps: optimizer steps of the model that writes, where it is made; null is as many as the recipe's. It has fewer
+            rows to learn from.
         rounds: how often; from the second on, the model that writes has itself learned from pseudo-labels.
         share: of training rows that are pseudo-labelled: whichever are too few for it are repeated. null: each once.
         keep: share of the pseudo-labelled rows that are used, those of which the model that wrote them is surest.
@@ -294,6 +303,7 @@ class PseudoLabelsRecipe:
     train: str | None = None
     limit: int | None = None
     model: str = ""
+    steps: int | None = None
     rounds: int = 1
     share: float | None = 0.8
     keep: float = 1.0
@@ -306,8 +316,9 @@ class PseudoLabelsRecipe:
                     f"pseudo_labels.{name}={getattr(self, name)!r} has no effect without pseudo_labels.source: the "
                     "rows are the recipe's own data"
                 )
-        if self.limit is not None:
-            _at_least("pseudo_labels.limit", self.limit, 1)
+        for name in ("limit", "steps"):
+            if (value := getattr(self, name)) is not None:
+                _at_least(f"pseudo_labels.{name}", value, 1)
         if self.share is not None and not 0.0 < self.share < 1.0:
             raise ValueError(f"pseudo_labels.share must be in (0, 1), got {self.share}")
         if not 0.0 < self.keep <= 1.0:
@@ -349,3 +360,7 @@ class FuseRecipe:
     output: str
     overwrite: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for training in (self.training, *(t.pretrain.training for t in self.towers.values() if t.pretrain)):
+            _check_patience(training, self.data)

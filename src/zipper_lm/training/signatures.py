@@ -85,14 +85,15 @@ def too_little_data(train: Mapping[str, float], held_out: Mapping[str, float]) -
 
 
 def overfitted(name: str, train: float, held_out: float) -> list[Signature]:
-    """A tower that was pre-trained until it knew its rows by heart: losses in nats per token, at the end."""
+    """A tower that was pre-trained until it knew its rows by heart: losses in nats per token, at the step it is of."""
     if held_out - train <= GAP:
         return []
     return [
         Signature(
             "overfitted tower",
-            f"{name}: loss {held_out:.2f} on held-out rows against {train:.2f} in training. Take fewer training.steps, "
-            "a smaller backbone, or more unaligned data.",
+            f"{name}: loss {held_out:.2f} on held-out rows against {train:.2f} in training. Set "
+            "training.evaluate_every, so that the best checkpoint is kept; take fewer training.steps, a smaller "
+            "backbone, or more unaligned data.",
         )
     ]
 
