@@ -142,7 +142,7 @@ def test_evaluation_does_not_disturb_training(tmp_path: Path) -> None:
 
 def test_early_stopping_and_the_best_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([50.0, 10.0, 60.0, 70.0, 80.0])
-    monkeypatch.setattr("zipper_lm.training.fuse._Scorer.__call__", lambda self, model: {"wer": next(scores)})
+    monkeypatch.setattr("zipper_lm.training.scoring.Scorer.__call__", lambda self, model: {"wer": next(scores)})
     states = []
     real = trainer_module.ZipperTrainer.evaluate
 

@@ -7,39 +7,32 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from transformers import EarlyStoppingCallback, set_seed
 
 from zipper_lm.backbones import weights_hash
 from zipper_lm.baselines.single_decoder import SingleDecoder, expand, is_single_decoder
 from zipper_lm.card import GENERATION_FILE, RUN_FILE, refresh_card
-from zipper_lm.collation import Batch, collate
 from zipper_lm.config import TowerSpec
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.joining import joiners
 from zipper_lm.data.prepared import TRAIN, is_prepared, open_prepared
-from zipper_lm.data.tasks import Task, TaskMixture, build_document, parse_task
-from zipper_lm.document import Document, Segment
-from zipper_lm.evaluation.attention import observe
-from zipper_lm.evaluation.judging import Judge, can_be_judged, judge_for, load_judge, suits
-from zipper_lm.evaluation.preservation import perplexity
+from zipper_lm.data.tasks import Task, TaskMixture, parse_task
+from zipper_lm.document import Segment
+from zipper_lm.evaluation.judging import load_judge
 from zipper_lm.evaluation.results import weights_digest
-from zipper_lm.evaluation.scoring import counts_tokens, score_task
 from zipper_lm.files import check_output, new_folder
 from zipper_lm.fusing import codec_of
 from zipper_lm.generation import Writer
 from zipper_lm.hub import place_of
 from zipper_lm.loading import load
 from zipper_lm.model import ZipperModel
-from zipper_lm.recipe import build, recipe_hash, to_mapping
+from zipper_lm.recipe import recipe_hash, to_mapping
 from zipper_lm.speaking import known_settings
-from zipper_lm.training import signatures
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
 from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt
 from zipper_lm.training.data import (
@@ -51,8 +44,9 @@ from zipper_lm.training.data import (
     training_rows,
     validation_rows,
 )
+from zipper_lm.training.diagnosis import diagnose, unimodal_perplexity
 from zipper_lm.training.pretrain import check_length, pretrain
-from zipper_lm.training.processes import from_main, is_main, made_by_main, wait
+from zipper_lm.training.processes import from_main, is_main, wait
 from zipper_lm.training.pseudo_labels import (
     check_labeller,
     label,
@@ -62,11 +56,10 @@ from zipper_lm.training.pseudo_labels import (
     read_labels,
     write_labels,
 )
-from zipper_lm.training.recipes import DataRecipe, FuseRecipe, PretrainRecipe, PseudoLabelsRecipe, TowerRecipe
-from zipper_lm.training.trainer import ZipperTrainer, describe_parameters, latest_checkpoint, randomness_kept
+from zipper_lm.training.recipes import FuseRecipe, PretrainRecipe, PseudoLabelsRecipe, TowerRecipe
+from zipper_lm.training.scoring import Scorer
+from zipper_lm.training.trainer import ZipperTrainer, describe_parameters, latest_checkpoint
 from zipper_lm.training.working import begin, check_sources, check_working, keep_logs, working_folder
-
-DIAGNOSIS_BATCHES = 8
 
 
 def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = None) -> dict[str, Any]:
@@ -142,16 +135,11 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     )
     together = (2 if recipe.training.interleave else 1) * (2 if recipe.training.join else 1)
     _check_lengths(model, chain(token_counts(rows), token_counts(validation)), together)
-    scorer = _Scorer(recipe, model, validation) if validation else None
+    scorer = Scorer(recipe, model, validation) if validation else None
     if scorer is not None:
-        for modality in scorer.judged:
-            try:
-                scorer.judges[modality] = _judge_of(recipe, modality, model, judge, console)
-            except ValueError as error:
-                console.print(f"[yellow]no judge of {modality}, so it is not scored:[/yellow] {error}")
-                scorer.leave_out(modality)
-    if scorer is not None and not scorer.tasks:
-        arguments.metric_for_best_model = "eval_loss"
+        scorer.find_judges(model, judge, console)
+        if not scorer.tasks:
+            arguments.metric_for_best_model = "eval_loss"
     if checkpoint is None and is_main():
         begin(working, plain)
         if labelled:
@@ -169,7 +157,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         score=scorer,
         callbacks=[stop, *([EarlyStoppingCallback(patience)] if patience else [])],
     )
-    before = _Before(model, validation)
+    before = unimodal_perplexity(model, validation)
     try:
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
@@ -177,7 +165,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     if stop.stopped:
         raise Interrupted(f"stopped after step {trainer.state.global_step}; go on with resume (--resume)")
     model.eval()
-    found = _diagnose(recipe, model, rows, validation, before) if validation else []
+    found = diagnose(recipe, model, rows, validation, before) if validation else []
     for signature in found:
         console.print(f"[yellow]{signature.name}:[/yellow] {signature.message}")
     record = {
@@ -203,7 +191,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         },
         "broken": broken.items,
         "signatures": [s.message for s in found],
-        "perplexity_before": before.perplexity,
+        "perplexity_before": before,
         "perplexity_after": unimodal_perplexity(model, validation),
         "history": trainer.state.log_history,
     }
@@ -386,120 +374,6 @@ def _pretrain_recipe(name: str, tower: TowerRecipe, recipe: FuseRecipe) -> Pretr
         output=tower.source,
         seed=recipe.seed,
     )
-
-
-def _judge_of(recipe: FuseRecipe, modality: str, model: Writer, given: Judge | None, console: Console) -> Judge:
-    assert model.processor is not None
-    if given is not None and suits(given, model.processor.codecs[modality]):
-        return given
-    return made_by_main(partial(_fitted_judge, recipe, modality, console))
-
-
-def _fitted_judge(recipe: FuseRecipe, modality: str, console: Console) -> Judge:
-    console.print(f"judge of {modality}: from the cache, or fitted on the originals now (once)")
-    data = recipe.data
-    if is_prepared(data.source):  # it holds ids, a judge hears the originals
-        data = build(DataRecipe, open_prepared(data.source).description["data"])
-    if data.streaming:
-        raise ValueError("a stream is not fetched as a whole to fit one on; name one (judge)")
-    with randomness_kept():
-        return judge_for(
-            data.source,
-            data.columns,
-            split=data.train,
-            modality=modality,
-            revision=data.revision,
-            broken_limit=data.broken_limit,
-        )
-
-
-class _Scorer:
-    """Scores every task of a recipe on validation rows; ``wer`` is their mean. Without a task that can be scored, the
-    mean ``loss`` on the validation documents stands in."""
-
-    def __init__(self, recipe: FuseRecipe, model: Writer, rows: Sequence[Any]) -> None:
-        assert model.processor is not None
-        self.recipe, self.all_rows = recipe, rows
-        self.rows = [r for r in rows if not isinstance(r, Document)]
-        tasks = {t: parse_task(t) for t, weight in recipe.tasks.items() if weight > 0}
-        ends = {t: task.targets[-1] for t, task in tasks.items() if task.given}
-        codecs = model.processor.codecs
-        by_token = {end for end in ends.values() if counts_tokens(end, codecs.get(end))}
-        by_text = {end for end in ends.values() if end == "text" or (end in codecs and can_be_judged(codecs[end]))}
-        if not all("text" in row for row in self.rows):
-            by_text = set()
-        self.tasks = [t for t, end in ends.items() if end in by_token | by_text] if self.rows else []
-        self.judged = sorted({ends[t] for t in self.tasks} - by_token - {"text"})
-        self.judges: dict[str, Judge] = {}
-        self.ends = ends
-
-    def leave_out(self, modality: str) -> None:
-        """Score no task that ends in it."""
-        self.tasks = [t for t in self.tasks if self.ends[t] != modality]
-
-    def __call__(self, model: Writer) -> dict[str, float]:
-        if not self.tasks:
-            losses = signatures.losses_on(model, _batches(self.recipe, model, self.all_rows))
-            return {"loss": float(np.mean(list(losses.values())))} | {f"loss/{n}": v for n, v in losses.items()}
-        metrics: dict[str, float] = {}
-        for template in self.tasks:
-            judge = self.judges.get(self.ends[template])
-            score = score_task(model, self.rows, template, judge=judge, settings=self.recipe.generation)
-            metrics[f"wer/{template}"], metrics[f"cer/{template}"] = score.wer, score.cer
-        metrics["wer"] = float(np.mean([v for k, v in metrics.items() if k.startswith("wer/")]))
-        return metrics
-
-
-class _Before:
-    """What is compared after training: the perplexity of towers that are trained."""
-
-    def __init__(self, model: Writer, validation: Sequence[Any]) -> None:
-        self.perplexity = unimodal_perplexity(model, validation)
-
-
-def unimodal_perplexity(model: Writer, rows: Sequence[Any]) -> dict[str, float]:
-    """Perplexity of all that is not frozen, on each modality alone."""
-    plain = [r for r in rows if not isinstance(r, Document)]
-    alone = {n: [r[n].ids or [] for r in plain if n in r] for n in model.trained_vocabularies()}
-    return {n: perplexity(model, n, ids) for n, ids in alone.items() if ids}
-
-
-def _diagnose(
-    recipe: FuseRecipe,
-    model: Writer,
-    rows: Sequence[Any],
-    validation: Sequence[Any],
-    before: _Before,
-) -> list[signatures.Signature]:
-    train, held_out = (_batches(recipe, model, r) for r in (rows, validation))
-    found = signatures.drift(before.perplexity, unimodal_perplexity(model, validation))
-    if isinstance(model, ZipperModel):
-        found += signatures.not_started(*_activity(model, held_out))
-    found += signatures.too_little_data(signatures.losses_on(model, train), signatures.losses_on(model, held_out))
-    return found
-
-
-def _batches(recipe: FuseRecipe, model: Writer, rows: Sequence[Any]) -> list[Batch]:
-    """A few batches of every task and of whole documents, uncorrupted."""
-    size = recipe.training.batch_size
-    few = rows[: DIAGNOSIS_BATCHES * size]
-    plain = [r for r in few if not isinstance(r, Document)]
-    documents = [r for r in few if isinstance(r, Document)]
-    documents += [build_document(t, r) for t in recipe.tasks for r in plain[:: len(recipe.tasks)]]
-    return [collate(documents[i : i + size], model.specials) for i in range(0, len(documents), size)]
-
-
-def _activity(model: ZipperModel, batches: Sequence[Batch]) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean effect and mean attention entropy of every zip layer over batches."""
-    effect: dict[str, list[float]] = {}
-    entropy: dict[str, list[float]] = {}
-    for batch in batches:
-        for name, glimpse in observe(model, batch).items():
-            effect.setdefault(name, []).append(glimpse.effect)
-            if glimpse.entropy is not None:
-                entropy.setdefault(name, []).append(glimpse.entropy)
-    means = [{name: float(np.mean(values)) for name, values in seen.items()} for seen in (effect, entropy)]
-    return means[0], means[1]
 
 
 def generation_settings(folder: str | Path) -> Mapping[str, Any]:

@@ -1,0 +1,94 @@
+"""How a fusion is scored in training: every task, by generation, on the validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from zipper_lm.data.prepared import is_prepared, open_prepared
+from zipper_lm.data.tasks import parse_task
+from zipper_lm.document import Document
+from zipper_lm.evaluation.judging import Judge, can_be_judged, judge_for, suits
+from zipper_lm.evaluation.scoring import counts_tokens, score_task
+from zipper_lm.generation import Writer
+from zipper_lm.recipe import build
+from zipper_lm.training.diagnosis import some_batches
+from zipper_lm.training.processes import made_by_main
+from zipper_lm.training.recipes import DataRecipe, FuseRecipe
+from zipper_lm.training.signatures import losses_on
+from zipper_lm.training.trainer import randomness_kept
+
+
+class Scorer:
+    """Scores every task of a recipe on validation rows; ``wer`` is their mean. Without a task that can be scored, the
+    mean ``loss`` on the validation documents stands in."""
+
+    def __init__(self, recipe: FuseRecipe, model: Writer, rows: Sequence[Any]) -> None:
+        assert model.processor is not None
+        self.recipe, self.all_rows = recipe, rows
+        self.rows = [r for r in rows if not isinstance(r, Document)]
+        tasks = {t: parse_task(t) for t, weight in recipe.tasks.items() if weight > 0}
+        ends = {t: task.targets[-1] for t, task in tasks.items() if task.given}
+        codecs = model.processor.codecs
+        by_token = {end for end in ends.values() if counts_tokens(end, codecs.get(end))}
+        by_text = {end for end in ends.values() if end == "text" or (end in codecs and can_be_judged(codecs[end]))}
+        if not all("text" in row for row in self.rows):
+            by_text = set()
+        self.tasks = [t for t, end in ends.items() if end in by_token | by_text] if self.rows else []
+        self.judged = sorted({ends[t] for t in self.tasks} - by_token - {"text"})
+        self.judges: dict[str, Judge] = {}
+        self.ends = ends
+
+    def find_judges(self, model: Writer, given: Judge | None, console: Console) -> None:
+        """Take or fit what the tasks need; a task without its judge is not scored.
+
+        Args:
+            model: what will be scored. given: the recipe's own judge. console: where it is told.
+        """
+        for modality in self.judged:
+            try:
+                self.judges[modality] = _judge_of(self.recipe, modality, model, given, console)
+            except ValueError as error:
+                console.print(f"[yellow]no judge of {modality}, so it is not scored:[/yellow] {error}")
+                self.tasks = [t for t in self.tasks if self.ends[t] != modality]
+
+    def __call__(self, model: Writer) -> dict[str, float]:
+        if not self.tasks:
+            losses = losses_on(model, some_batches(self.recipe, model, self.all_rows))
+            return {"loss": float(np.mean(list(losses.values())))} | {f"loss/{n}": v for n, v in losses.items()}
+        metrics: dict[str, float] = {}
+        for template in self.tasks:
+            judge = self.judges.get(self.ends[template])
+            score = score_task(model, self.rows, template, judge=judge, settings=self.recipe.generation)
+            metrics[f"wer/{template}"], metrics[f"cer/{template}"] = score.wer, score.cer
+        metrics["wer"] = float(np.mean([v for k, v in metrics.items() if k.startswith("wer/")]))
+        return metrics
+
+
+def _judge_of(recipe: FuseRecipe, modality: str, model: Writer, given: Judge | None, console: Console) -> Judge:
+    assert model.processor is not None
+    if given is not None and suits(given, model.processor.codecs[modality]):
+        return given
+    return made_by_main(partial(_fitted_judge, recipe, modality, console))
+
+
+def _fitted_judge(recipe: FuseRecipe, modality: str, console: Console) -> Judge:
+    console.print(f"judge of {modality}: from the cache, or fitted on the originals now (once)")
+    data = recipe.data
+    if is_prepared(data.source):  # it holds ids, a judge hears the originals
+        data = build(DataRecipe, open_prepared(data.source).description["data"])
+    if data.streaming:
+        raise ValueError("a stream is not fetched as a whole to fit one on; name one (judge)")
+    with randomness_kept():
+        return judge_for(
+            data.source,
+            data.columns,
+            split=data.train,
+            modality=modality,
+            revision=data.revision,
+            broken_limit=data.broken_limit,
+        )
