@@ -188,6 +188,12 @@ def test_an_arm_may_start_from_a_model_trained_before(tmp_path: Path, monkeypatc
     assert len(records) == 2
     run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", Console(quiet=True))
     assert len(fused) == 3
+    # A model in a work folder that had moved was trained anew, over the old one: its record holds paths.
+    (tmp_path / "work").rename(tmp_path / "moved")
+    (tmp_path / "results" / "seen--all--seed1.json").unlink()
+    run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "moved", Console(quiet=True))
+    assert len(fused) == 4
+    assert fused[-1].towers["text"].source == str(tmp_path / "moved" / "before" / Path(before.output).name)
 
 
 def test_towers_are_made_once_from_all_the_data_and_never_mistaken(tmp_path: Path) -> None:

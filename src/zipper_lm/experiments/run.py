@@ -246,7 +246,8 @@ def _performed(experiment: Experiment, run: Run, results: Path, work: Path, cons
     if (before := before_of(experiment, run.arm)) is not None:
         place = before_place(experiment, before, work)
         with _alone(work, f"{BEFORE}-{Path(place).name}", console):
-            _trained(recipe_of(experiment, before, place, work), work, console)
+            if not Path(place).is_dir():  # its name says how it was made, also after the work folder has moved
+                _trained(recipe_of(experiment, before, place, work), work, console)
     output = work / run.name
     recipe = recipe_of(experiment, run, output, work)
     console.print(f"run {run.name}")
