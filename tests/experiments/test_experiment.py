@@ -16,6 +16,8 @@ from zipper_lm.experiments import run as run_module
 from zipper_lm.experiments.plan import (
     PLAIN,
     Experiment,
+    before_of,
+    before_place,
     points_of,
     read_experiment,
     recipe_of,
@@ -194,6 +196,39 @@ def test_an_arm_may_start_from_a_model_trained_before(tmp_path: Path, monkeypatc
     run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "moved", Console(quiet=True))
     assert len(fused) == 4
     assert fused[-1].towers["text"].source == str(tmp_path / "moved" / "before" / Path(before.output).name)
+
+
+def test_what_several_runs_need_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process is at the towers, then at the model that the arm starts from, when this one comes to them."""
+    arms = {"seen": {"set": ["architecture=single-decoder"], "before": ["tasks={->text: 1}", "training.steps=2"]}}
+    experiment = read_experiment(plan(tmp_path, arms=arms, points={}, tasks=["asr"], seeds=[1]))
+    before = before_of(experiment, "seen")
+    assert before is not None
+    work, made, told = tmp_path / "work", [], []
+    names = [f"before-{Path(before_place(experiment, before, work)).name}", "towers"]
+    (work / "locks").mkdir(parents=True)
+    others = {name: FileLock(work / "locks" / f"{name}.lock") for name in names}
+    for other in others.values():
+        other.acquire()
+
+    class Listener(Console):
+        def print(self, *texts: Any, **_: Any) -> None:
+            for name in names:
+                if texts == (f"waiting for another process: {name}",):
+                    told.append((name, len(made)))
+                    others[name].release()
+
+    monkeypatch.setattr(run_module, "make_towers", lambda *_: made.append("towers"))
+    real = run_module.fuse
+    monkeypatch.setattr(run_module, "fuse", lambda r, **k: made.append(r.output) or real(r, **k))
+    run_experiment(experiment, tmp_path / "results", work, Listener(quiet=True))
+    assert told == [(names[0], 0), (names[1], 0)]
+    assert [Path(m).name for m in made] == [
+        "towers",
+        Path(before_place(experiment, before, work)).name,
+        "towers",
+        "seen--all--seed1",
+    ]
 
 
 def test_towers_are_made_once_from_all_the_data_and_never_mistaken(tmp_path: Path) -> None:
