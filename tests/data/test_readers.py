@@ -363,6 +363,22 @@ def test_files_in_folders_named_after_what_they_show(tmp_path):
     assert read_rows(tmp_path / "flat")[0]["speech"] == str(tmp_path / "flat" / "bell" / "a.wav")
 
 
+def test_files_alone_of_which_nothing_is_known(tmp_path):
+    """Unaligned recordings used to need a metadata file with nothing in it but their names."""
+    for name in ("split/train/a.wav", "split/dev/b.wav", "split/train/.c.wav", ".flat/d.wav"):
+        sound(tmp_path / name)
+    (tmp_path / ".flat" / "read.me").write_text("a")
+    assert list_splits(tmp_path / "split") == ["dev", "train"]
+    (row,) = read_rows(tmp_path / "split")
+    assert row["speech"] == str(tmp_path / "split" / "train" / "a.wav")
+    assert "text" not in row
+    (row,) = read_rows(tmp_path / ".flat")
+    assert row["speech"].endswith("d.wav")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no sounds or pictures, in sub-folders or not"):
+        read_rows(tmp_path / "empty")
+
+
 @pytest.mark.parametrize(
     ("fields", "speech", "text"),
     [

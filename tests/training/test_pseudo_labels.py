@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ from zipper_lm.training.pseudo_labels import (
     read_labels,
     write_labels,
 )
-from zipper_lm.training.recipes import FuseRecipe, PseudoLabelsRecipe
+from zipper_lm.training.recipes import FuseRecipe, PseudoLabelsRecipe, TowerRecipe
 from zipper_lm.training.trainer import ZipperTrainer
+from zipper_lm.training.working import check_sources
 
 TASK = "speech->text"
 
@@ -340,3 +342,28 @@ def test_the_single_decoder_may_learn_from_its_own_too(tmp_path: Path) -> None:
     check_recipe(wanted)
     fuse(wanted)
     assert (tmp_path / "first" / "run.json").is_file()
+
+
+def test_one_recipe_from_few_pairs_and_sound_alone(tmp_path: Path) -> None:
+    """The tower learns from sound that has no text, which then gets one: nothing but the three pairs was read aloud."""
+    (tmp_path / "sound").mkdir()
+    recordings = sorted((workshop() / "data" / "train").glob("*.wav"))
+    rows = [json.dumps({"audio": str(shutil.copy(r, tmp_path / "sound"))}) + "\n" for r in recordings[3:]]
+    (tmp_path / "sound" / "train.jsonl").write_text("".join(rows))
+    (tmp_path / "sound" / "validation.jsonl").write_text("".join(rows[:2]))
+    alone = str(tmp_path / "sound")
+    pretrain = {
+        "data": alone,
+        "codec": {"kind": "speech", "options": {"units": 8}},
+        "backbone": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+        "training": {"steps": 2, "batch_size": 2, "evaluate_every": 1},
+    }
+    speech = {"source": str(tmp_path / "tower"), "train": "full", "pretrain": pretrain}
+    wanted = recipe(tmp_path, source=alone)
+    wanted = replace(wanted, towers={"text": wanted.towers["text"], "speech": build(TowerRecipe, speech)})
+    assert fuse(wanted)["data"]["rows"]["train"] == 3
+    made = json.loads((tmp_path / "first" / "run.json").read_text())
+    assert made["recipe"]["towers"]["speech"]["pretrain"]["data"]["source"] == alone
+    assert set(made["frozen_unchanged"]) == {"text"}
+    with pytest.raises(ValueError, match="unaligned data of tower 'speech'"):
+        check_sources(alone, replace(wanted, pseudo_labels=None))

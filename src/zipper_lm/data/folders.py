@@ -36,30 +36,40 @@ def folder_splits(folder: Path) -> dict[str, Loader]:
             found[entry.name] = tar_loader(shards)
         elif entry.suffix == ".jsonl" and usual_name(entry.stem, ""):
             found[entry.stem] = jsonl_loader(entry)
-    found = found or _class_splits(folder)
+    found = found or _file_splits(folder)
     if not found:
         raise ValueError(
             f"data: {folder} has no metadata.csv or metadata.jsonl (nor have its sub-folders), no JSONL file named "
-            "after a split, no tar, no sub-folders of sounds or pictures, and was not written by datasets' save_to_disk"
+            "after a split, no tar, no sounds or pictures, in sub-folders or not, and was not written by datasets' "
+            "save_to_disk"
         )
     return found
 
 
-def _class_splits(folder: Path) -> dict[str, Loader]:
-    """Files in sub-folders named after what they show: ``train/cat/1.png``, or ``cat/1.png`` without splits."""
+def _file_splits(folder: Path) -> dict[str, Loader]:
+    """Files without metadata, in sub-folders named after splits or not. A sub-folder of a split is what its files show,
+    which is their text: ``train/cat/1.png``, or ``cat/1.png``; without any, nothing is known of them: ``train/1.wav``.
+    """
     splits = {entry.name: entry for entry in sorted(folder.iterdir()) if usual_name(entry.name, "")}
     splits = splits or {usual_name(folder.resolve().name, "train"): folder}
-    return {name: _class_loader(files) for name, top in splits.items() if (files := _class_files(top))}
+    return {name: _file_loader(files, top) for name, top in splits.items() if (files := _files(top))}
 
 
-def _class_files(top: Path) -> list[Path]:
-    files = sorted(top.glob("*/*"))
-    return [f for f in files if is_media(f.name) and not f.name.startswith(".") and not f.parent.name.startswith(".")]
+def _files(top: Path) -> list[Path]:
+    """Those in sub-folders, else those in the folder itself; nothing that is hidden."""
+    for pattern in ("*/*", "*"):
+        found = [f for f in sorted(top.glob(pattern)) if is_media(f.name)]
+        if shown := [f for f in found if not any(p.startswith(".") for p in f.relative_to(top).parts)]:
+            return shown
+    return []
 
 
-def _class_loader(files: Sequence[Path]) -> Loader:
+def _file_loader(files: Sequence[Path], top: Path) -> Loader:
     def load(limit: int | None) -> Table:
-        rows = [{_kind_of(f): str(f), "text": f.parent.name, "file_name": str(f)} for f in files[:limit]]
+        rows: list[Row] = []
+        for file in files[:limit]:
+            shows = {} if file.parent == top else {"text": file.parent.name}
+            rows.append({_kind_of(file): str(file), **shows, "file_name": str(file)})
         return Table(rows, [str(f) for f in files[:limit]])
 
     return load

@@ -175,7 +175,8 @@ def read_rows(
               a picture (`audiofolder`, `imagefolder`): in one sub-folder per split, in the folder itself with
               files in sub-folders named after splits, or flat. The path is in column ``audio`` (``image`` for
               pictures) and in ``file_name``. Without metadata, files in sub-folders named after what they show,
-              which is their text: ``train/cat/1.png`` or ``cat/1.png``;
+              which is their text: ``train/cat/1.png`` or ``cat/1.png``; or files alone, of which nothing else is
+              known (unaligned data): ``train/1.wav`` or ``1.wav``;
             - WebDataset tars (`zipper_lm.data.tars`): one, a pattern such as ``shards-{0000..0007}.tar`` or
               ``train-*.tar``, or a folder of them, or one such folder per split;
             - a JSONL file of rows or of whole documents, ``{"segments": [{"modality": "speech",

@@ -365,7 +365,7 @@ def _pretrain_recipe(name: str, tower: TowerRecipe, recipe: FuseRecipe) -> Pretr
     here = tower.pretrain
     assert here is not None
     return PretrainRecipe(
-        data=recipe.data,
+        data=here.data or recipe.data,
         modality=name,
         codec=here.codec,
         backbone=here.backbone,

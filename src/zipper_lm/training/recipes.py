@@ -225,8 +225,14 @@ class PretrainRecipe:
 
 @dataclass(kw_only=True)
 class PretrainHere:
-    """A tower to be made from the fusion's own training data, unaligned: each side is read on its own."""
+    """A tower to be made on the way, from its own side of the data alone.
 
+    Args:
+        data: unaligned data; null is the fusion's own.
+        codec, backbone, training, context: as of a `PretrainRecipe`.
+    """
+
+    data: DataRecipe | None = None
     codec: CodecRecipe = field(default_factory=CodecRecipe)
     backbone: dict[str, Any] = field(default_factory=lambda: {"model_type": "llama"})
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
@@ -362,5 +368,7 @@ class FuseRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for training in (self.training, *(t.pretrain.training for t in self.towers.values() if t.pretrain)):
-            _check_patience(training, self.data)
+        _check_patience(self.training, self.data)
+        for tower in self.towers.values():
+            if (here := tower.pretrain) is not None:
+                _check_patience(here.training, here.data or self.data)

@@ -42,6 +42,8 @@ def check_sources(output: str | Path, recipe: FuseRecipe) -> None:
         read |= {"pseudo_labels.source": wanted.source, "pseudo_labels.model": wanted.model or None}
     for name, tower in recipe.towers.items():
         read |= {f"tower {name!r}": tower.source, f"the codec of tower {name!r}": tower.codec and tower.codec.source}
+        if tower.pretrain is not None and tower.pretrain.data is not None:
+            read[f"the unaligned data of tower {name!r}"] = tower.pretrain.data.source
     for what, source in read.items():
         if not isinstance(source, str):
             continue
