@@ -70,6 +70,24 @@ def test_a_share_of_rows_is_joined():
         assert document[1].ids == codecs()["text"].encode([document[1].value])[0]
 
 
+def test_joined_in_one_task_only():
+    """Longer rows help a model to read and keep one that learns to speak from starting: a share for each task."""
+    tasks = {"speech->text": 1, "text->speech": 1}
+    how = joiners(codecs(), ["speech", "text"])
+    one, both = (TaskMixture(ROWS * 100, tasks, join=j, how=how) for j in ({"speech->text": 0.5}, 0.5))
+    targets = [(document[-1].modality, len(document[0].ids or []), document) for document in one]
+    plain = {len(row["speech"].ids or []) for row in ROWS} | {len(row["text"].ids or []) for row in ROWS}
+    heard = [length for target, length, _ in targets if target == "text"]
+    assert max(heard) > max(plain)
+    assert {length for target, length, _ in targets if target == "speech"} <= plain
+    # Where both may be joined, those of the first task are the same.
+    same = [(a, b) for (target, _, a), b in zip(targets, both, strict=True) if target == "text"]
+    assert all(a == b for a, b in same)
+    for join, message in (({"text": 0.5}, "join names"), ({"speech->text": 2}, "join of 'speech->text' must be")):
+        with pytest.raises(ValueError, match=message):
+            TaskMixture(ROWS, tasks, join=join, how=how)
+
+
 def test_what_is_joined_is_never_a_row_with_itself():
     mixture = TaskMixture(ROWS, {"speech->text": 1}, join=0.99, how=joiners(codecs(), ["speech", "text"]))
     for epoch in range(20):
@@ -105,7 +123,7 @@ def test_documents_are_not_joined():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"join": 1.5}, "join must be between 0 and 1, got 1.5"),
+        ({"join": 1.5}, "join of .* must be between 0 and 1, got 1.5"),
         ({"join": 0.5, "weights": {"speech->text->speech": 1}}, "join cannot be used with 'speech->text->speech'"),
     ],
 )

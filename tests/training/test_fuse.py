@@ -241,6 +241,9 @@ def test_frozen_and_lora_towers_do_not_see_the_optimizer(tmp_path: Path) -> None
         ({"loss_weights": {"image": 1}}, "loss_weights names .*image"),
         ({"generation": {"image": {}}}, "generation names .*image"),
         ({"generation": {"text": {"temprature": 1}}}, "generation.text: .*temprature"),
+        ({"training": {"corrupt": {"image": 0.1}}}, "training.corrupt names .*image"),
+        ({"training": {"corrupt": {"text": 1.5}}}, "training.corrupt must be in"),
+        ({"training": {"join": {"text->text": 0.1}}}, "training.join names .*text->text"),
         ({"training": {"patience": 2}, "data": {"source": "x", "validation": None}}, "training.patience"),
     ],
 )

@@ -26,7 +26,7 @@ from zipper_lm.training.working import begin, check_working
 SPECIALS = {"text": Specials(0, 1, 2), "speech": Specials(0, 1, 2)}
 
 
-def noisy(corrupt: float = 0.0, history_dropout: float = 0.0) -> CorruptedDocuments:
+def noisy(corrupt: float | dict[str, float] = 0.0, history_dropout: float = 0.0) -> CorruptedDocuments:
     given, target = list(range(10, 50)), list(range(50, 90))
     documents = [
         Document([Segment("speech", ids=given), Segment("text", ids=target, target=True), Segment("text", ids=[5, 6])])
@@ -55,6 +55,8 @@ def test_corruption_hits_given_segments_only_and_can_be_repeated() -> None:
     data.set_epoch(0)
     assert data[0][0].ids == first[0].ids
     assert noisy()[0][0].ids == list(range(10, 50))
+    assert noisy({"speech": 0.5})[0][0].ids == first[0].ids
+    assert noisy({"text": 0.5})[0][0].ids == list(range(10, 50))
 
 
 def test_history_dropout_changes_what_a_target_reads_not_what_it_shall_write() -> None:

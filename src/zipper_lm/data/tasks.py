@@ -111,14 +111,16 @@ class TaskMixture(Dataset[Document]):
         weights: task template to weight, relative to each other. May be empty if all rows are documents.
         seed: seed of the draws, from 0.
         interleave: probability that a second row, with a task of its own, follows in the same document.
-        join: probability that a row is joined with another one, end to end, into one (`zipper_lm.data.joining`).
+        join: probability that a row is joined with another one, end to end, into one (`zipper_lm.data.joining`); of all
+            tasks, or by template, 0 where it is missing.
         how: by modality, how two segments are joined; needed with `join`.
         towers: the modalities there are, or `None` not to check.
 
     Raises:
         ValueError: for no rows, a malformed task, weights that are negative, not finite or all zero,
-            `interleave` or `join` outside [0, 1], a negative seed, a first row that lacks a modality of a task, or
-            `join` with a task that names a modality twice (the later one would be the same sound again).
+            `interleave` or `join` outside [0, 1], `join` of a task that is not there or that names a modality twice
+            (the later one would be the same sound again), a negative seed, or a first row that lacks a modality of a
+            task.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class TaskMixture(Dataset[Document]):
         weights: Mapping[str, float],
         seed: int = 0,
         interleave: float = 0.0,
-        join: float = 0.0,
+        join: float | Mapping[str, float] = 0.0,
         how: Mapping[str, Joiner] | None = None,
         towers: Sequence[str] | None = None,
     ) -> None:
@@ -135,16 +137,21 @@ class TaskMixture(Dataset[Document]):
             raise ValueError("tasks: there are no rows")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"tasks: seed must be a whole number from 0, got {seed!r}")
-        for name, share in (("interleave", interleave), ("join", join)):
+        shares = dict(join) if isinstance(join, Mapping) else dict.fromkeys(weights, join)
+        for name, share in (("interleave", interleave), *((f"join of {n!r}", share) for n, share in shares.items())):
             if not 0 <= share <= 1:
                 raise ValueError(f"tasks: {name} must be between 0 and 1, got {share!r}")
-        self.rows, self.seed, self.interleave, self.join, self.how = rows, seed, interleave, join, how or {}
+        if unknown := sorted(set(shares) - set(weights)):
+            raise ValueError(f"tasks: join names {unknown}, but the tasks are {sorted(weights)}")
+        self.rows, self.seed, self.interleave, self.how = rows, seed, interleave, how or {}
         self.tasks, self._probabilities = _read_weights(weights, towers, rows)
+        self._join = [shares.get(name, 0.0) for name, weight in weights.items() if weight > 0]
         for task in self.tasks:
             if first := _first_row(rows):
                 build_document(task, first)
-        if join and (twice := [str(t) for t in self.tasks if len(set(t.modalities)) < len(t.modalities)]):
-            raise ValueError(f"tasks: join cannot be used with {twice[0]!r}, which names a modality twice")
+        for task, share in zip(self.tasks, self._join):
+            if share and len(set(task.modalities)) < len(task.modalities):
+                raise ValueError(f"tasks: join cannot be used with {str(task)!r}, which names a modality twice")
         self._twins = [_find_twins(task, rows) for task in self.tasks]
         # In shared memory: workers that outlive an epoch (persistent_workers) see the new one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -170,27 +177,26 @@ class TaskMixture(Dataset[Document]):
         if isinstance(row, Document):
             return row
         draw = np.random.default_rng((self.seed, self.epoch, index))
-        document = self._one(index, self._joined(index, row, draw), draw)
+        document = self._one(index, row, draw)
         if len(self.rows) > 1 and draw.random() < self.interleave:
             other, following = self._another(index, draw)
             if not isinstance(following, Document):
-                document = Document([*document, *self._one(other, self._joined(other, following, draw), draw)])
+                document = Document([*document, *self._one(other, following, draw)])
         return document
 
     def _another(self, index: int, draw: np.random.Generator) -> tuple[int, Row | Document]:
         other = (index + 1 + int(draw.integers(len(self.rows) - 1))) % len(self.rows)
         return other, self.rows[other]
 
-    def _joined(self, index: int, row: Row, draw: np.random.Generator) -> Row:
-        if not self.join or len(self.rows) < 2 or draw.random() >= self.join:
-            return row
-        _, following = self._another(index, draw)
-        return row if isinstance(following, Document) else join_rows(row, following, self.how)
-
     def _one(self, index: int, row: Row, draw: np.random.Generator) -> Document:
         if not self.tasks:
             raise ValueError(f"tasks: row {index} is no whole document, and there are no tasks to make one")
+        chance, following = 1.0, None
+        if (most := max(self._join)) and len(self.rows) > 1 and (chance := draw.random()) < most:
+            _, following = self._another(index, draw)
         number = int(draw.choice(len(self.tasks), p=self._probabilities))
+        if following is not None and not isinstance(following, Document) and chance < self._join[number]:
+            row = join_rows(row, following, self.how)
         task, twins = self.tasks[number], {}
         for modality, groups in self._twins[number].items():
             others = [i for i in groups.get(index, ()) if i != index]

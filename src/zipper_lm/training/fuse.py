@@ -124,16 +124,19 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         console.print(f"[yellow]{broken.told()}[/yellow]")
     if isinstance(model, ZipperModel):
         measure_stretch(model, rows)
+    join = recipe.training.join
+    in_tasks = [t for t in tasks if (join.get(t) if isinstance(join, dict) else join)]
+    joined = sorted({m for template in in_tasks for m in tasks[template].modalities})
     mixture = TaskMixture(
         rows,
         recipe.tasks,
         seed=recipe.seed,
         interleave=recipe.training.interleave,
-        join=recipe.training.join,
-        how=joiners(model.processor.codecs, sorted(named)) if recipe.training.join else None,
+        join=join,
+        how=joiners(model.processor.codecs, joined),
         towers=model.names,
     )
-    together = (2 if recipe.training.interleave else 1) * (2 if recipe.training.join else 1)
+    together = (2 if recipe.training.interleave else 1) * (2 if joined else 1)
     _check_lengths(model, chain(token_counts(rows), token_counts(validation)), together)
     scorer = Scorer(recipe, model, validation) if validation else None
     if scorer is not None:
@@ -256,9 +259,13 @@ def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
     for tower in recipe.towers.values():
         if tower.pretrain is not None and not Path(tower.source).is_dir():
             check_output(tower.source)
-    for field, named in (("loss_weights", recipe.loss_weights), ("generation", recipe.generation)):
-        if unknown := sorted(set(named) - set(names)):
+    by_tower = {"loss_weights": recipe.loss_weights, "generation": recipe.generation}
+    for field, named in (by_tower | {"training.corrupt": recipe.training.corrupt}).items():
+        if isinstance(named, dict) and (unknown := sorted(set(named) - set(names))):
             raise ValueError(f"{field} names {unknown}, but the towers are {names}")
+    join = recipe.training.join
+    if isinstance(join, dict) and (unknown := sorted(set(join) - set(tasks))):
+        raise ValueError(f"training.join names {unknown}, but the tasks are {list(tasks)}")
     for name, settings in recipe.generation.items():
         if unknown := sorted(set(settings) - known_settings()):
             raise ValueError(f"generation.{name}: {unknown} are no fields of transformers.GenerationConfig")

@@ -98,12 +98,13 @@ class TrainingRecipe:
         evaluate_every: steps between evaluations and checkpoints, of which the best on the validation split is kept;
             null is once, at the end.
         patience: evaluations without a better score after which training stops; null never.
-        corrupt: share of a given segment's tokens replaced by padding in training, against overfitting.
+        corrupt: share of a given segment's tokens replaced by padding in training, against overfitting; of all, or by
+            modality.
         history_dropout: share of a target segment's own tokens that its tower, if it is trained, reads wrongly, so that
             it learns to look through its zips.
         interleave: share of documents that hold two rows, one after the other.
         join: share of rows that are joined with another one, end to end, into one longer row: more variety where
-            pairs are few. For text and sound.
+            pairs are few. For text and sound; in all tasks, or by task.
         log_every: steps between log lines.
         arguments: further fields of `transformers.TrainingArguments` (bf16, gradient_checkpointing, ...).
     """
@@ -118,10 +119,10 @@ class TrainingRecipe:
     betas: tuple[float, float] = (0.9, 0.99)
     evaluate_every: int | None = None
     patience: int | None = None
-    corrupt: float = 0.0
+    corrupt: float | dict[str, float] = 0.0
     history_dropout: float = 0.3
     interleave: float = 0.0
-    join: float = 0.0
+    join: float | dict[str, float] = 0.0
     log_every: int = 20
     arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -131,8 +132,10 @@ class TrainingRecipe:
         for name in ("learning_rate", "tower_learning_rate", "weight_decay", "clip"):
             _at_least(f"training.{name}", getattr(self, name), 0)
         for name in ("corrupt", "history_dropout", "interleave", "join", "warmup"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"training.{name} must be in [0, 1), got {getattr(self, name)}")
+            value = getattr(self, name)
+            for share in value.values() if isinstance(value, dict) else [value]:
+                if not 0.0 <= share < 1.0:
+                    raise ValueError(f"training.{name} must be in [0, 1), got {value}")
 
 
 _OF_FUSION = ("tower_learning_rate", "corrupt", "history_dropout", "interleave", "join")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ class CorruptedDocuments(Dataset[Document]):
     Args:
         documents: map-style, encoded; told the epoch too, if it wants to know.
         specials: each tower's special ids.
-        corrupt: share of given segments' ids that is lost.
+        corrupt: share of given segments' ids that is lost; of all, or by modality, 0 where it is missing.
         history_dropout: share of target segments' ids that their tower reads wrongly.
         sizes: number of ids, to draw wrong ones from, of the towers that are trained.
         seed: of what is hit.
@@ -82,7 +82,7 @@ class CorruptedDocuments(Dataset[Document]):
         documents: Dataset[Document],
         specials: dict[str, Specials],
         *,
-        corrupt: float,
+        corrupt: float | Mapping[str, float],
         history_dropout: float,
         sizes: dict[str, int],
         seed: int,
@@ -110,7 +110,8 @@ class CorruptedDocuments(Dataset[Document]):
 
     def _noisy(self, segment: Segment, draw: np.random.Generator) -> Segment:
         ids, name = segment.ids or [], segment.modality
-        share = self.history_dropout * (name in self.sizes) if segment.target else self.corrupt
+        lost = self.corrupt.get(name, 0.0) if isinstance(self.corrupt, Mapping) else self.corrupt
+        share = self.history_dropout * (name in self.sizes) if segment.target else lost
         if not share or not (segment.target or len(ids) >= SHORT):
             return segment
         hit = draw.random(len(ids)) < share
@@ -190,7 +191,7 @@ class ZipperTrainer(Trainer):
         args: TrainingArguments,
         train_dataset: Dataset[Document],
         *,
-        corrupt: float = 0.0,
+        corrupt: float | Mapping[str, float] = 0.0,
         history_dropout: float = 0.0,
         tower_learning_rate: float = 5e-4,
         score: Callable[[Any], dict[str, float]] | None = None,
