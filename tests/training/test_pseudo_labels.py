@@ -16,6 +16,7 @@ import torch
 from tiny_recipes import plain_recipe, say, tiny_recipe, workshop
 
 from zipper_lm import ZipperModel
+from zipper_lm.collation import IGNORED, collate
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.document import Segment
@@ -175,9 +176,13 @@ def test_the_surest_are_kept_in_their_order(
 def test_the_loss_is_that_of_what_was_written(model: ZipperModel) -> None:
     row = {"speech": Segment("speech", ids=[5, 6]), "text": Segment("text", ids=[6, 7, 8])}
     document = module.build_document(parse_task(TASK), row)
+    batch = collate([document], model.specials)
+    labels = batch["text"]["labels"][0].tolist()
     with torch.no_grad():
-        ends = float(model(module.collate([document], model.specials)).losses["text"])
-    assert module._loss(model, document) == pytest.approx(ends)
+        logits = model(batch).logits["text"][0]
+    surprise = [-logits[i - 1].log_softmax(-1)[t].item() for i, t in enumerate(labels) if t != IGNORED]
+    assert len(surprise) == 4, "three tokens and the end"
+    assert module._loss(model, document) == pytest.approx(sum(surprise) / 4, rel=1e-5)
 
 
 @pytest.mark.parametrize(
