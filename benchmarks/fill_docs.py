@@ -15,12 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from zipper_lm.experiments.plan import points_of
 from zipper_lm.experiments.report import Cell, Comparison, compare, read_results, spread
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "docs" / "runs"
 SOUNDS = ROOT / "docs" / "sounds"
-PAGES = ("README.md", "docs/spoken-digits.md", "docs/cost.md")
+PAGES = ("README.md", "docs/recipes.md", "docs/spoken-digits.md", "docs/cost.md")
 BLOCK = re.compile(r"<!-- results:([\w-]+) -->\n.*?<!-- end of results -->", re.DOTALL)
 
 
@@ -158,71 +159,100 @@ def combination() -> str:
 SINGLE = "single-decoder-as-large-seen-unaligned"
 
 
-def _by_share() -> dict[tuple[str, str], Cell]:
-    """The runs against a single decoder that has seen as much unaligned sound, by (share, arm)."""
-    folders = [ROOT / "results" / name for name in ("equal-exposure", "more-steps")]
-    return {key: cell for folder in folders for key, cell in read_results(folder).cells.items()}
+def _pairs(point: str) -> int:
+    """Of the 3000, by the name of a share."""
+    return round(30 * float(point.removesuffix("-percent")))
+
+
+TASKS = {"asr": "speech to text", "tts": "text to speech, as the judge hears it"}
 
 
 def comparison() -> str:
-    """Zipper against a single decoder of its size, by share of the aligned data, with two speech towers."""
-    cells, early = _by_share(), read_results(ROOT / "results" / "early-stopped-tower").cells
+    """Zipper against a single decoder of its size that has seen as much, by share of the aligned data."""
+    results = read_results(ROOT / "results" / "data-curve-long")
     lines = [
-        "| test WER, % | pairs | Zipper | Zipper, tower stopped early | single decoder | seeds |",
-        "|---|---|---|---|---|---|",
+        "| test WER, % | pairs | Zipper | single decoder | difference (95 % interval) | seeds |",
+        "|---|" + "---|" * 5,
     ]
-    for task, name in (("asr", "speech to text"), ("tts", "text to speech, as the judge hears it")):
-        for share in (1, 10, 100):
-            here = [(cells, "zipper"), (early, "zipper"), (cells, SINGLE)]
-            found = [of.get((f"{share}-percent", arm), []) for of, arm in here]
-            rates = " | ".join(spread([record["scores"][task]["wer"] for record in cell]) for cell in found)
-            seeds = ", ".join(dict.fromkeys(str(len(cell)) for cell in found if cell))
-            lines.append(f"| {name} | {30 * share} | {rates} | {seeds} |")
+    for task, name in TASKS.items():
+        for point in points_of(results.experiment):
+            ours, theirs = (results.cells.get((point, arm), []) for arm in ("zipper", SINGLE))
+            found = compare(ours, theirs, task)
+            gap = f"{found.difference:+.1f} ({found.low:+.1f} to {found.high:+.1f})" if found else ""
+            rates = " | ".join(spread([r["scores"][task]["wer"] for r in cell]) for cell in (ours, theirs))
+            seeds = ", ".join(dict.fromkeys(str(len(cell)) for cell in (ours, theirs) if cell))
+            lines.append(f"| {name} | {_pairs(point)} | {rates} | {gap} | {seeds} |")
     return "\n".join(lines)
 
 
-def claims() -> str:
-    """The paper's claims, and what came of them on human digits; where pairs are few, with the tower that was stopped
-    early."""
-    cells = _by_share()
-    all_of_it = cells["100-percent", SINGLE]
-    early = read_results(ROOT / "results" / "early-stopped-tower").cells
+def pseudo_labels() -> str:
+    """What pseudo-labels give beside 300 pairs."""
+    results = read_results(ROOT / "results" / "pseudo-labels")
+    (point,) = points_of(results.experiment)
+    lines = ["| test WER, % | speech to text | text to speech | seeds |", "|---|---|---|---|"]
+    for arm in results.experiment.arms:
+        cell = results.cells.get((point, arm), [])
+        rates = " | ".join(spread([r["scores"][task]["wer"] for r in cell]) for task in TASKS)
+        lines.append(f"| {arm} | {rates} | {len(cell)} |")
+    return "\n".join(lines)
 
-    def difference(share: int, other: Cell, task: str) -> Comparison:
-        found = compare((cells if share == 100 else early)[f"{share}-percent", "zipper"], other, task)
+
+def _points(found: Comparison) -> str:
+    return f"{found.difference:+.1f} points ({found.low:+.1f} to {found.high:+.1f}), {found.seeds} seeds"
+
+
+def _rates(found: Comparison) -> str:
+    return f"{found.ours:.1f} against {found.theirs:.1f} % WER"
+
+
+def claims() -> str:
+    """The paper's claims, and what came of them on human digits."""
+    results = read_results(ROOT / "results" / "data-curve-long")
+    cells = results.cells
+
+    def difference(ours: str, theirs: str, task: str) -> Comparison:
+        found = compare(cells[f"{ours}-percent", "zipper"], cells[f"{theirs}-percent", SINGLE], task)
         assert found is not None
         return found
 
-    def points(found: Comparison) -> str:
-        return f"{found.difference:+.1f} points ({found.low:+.1f} to {found.high:+.1f}), {found.seeds} seeds"
-
-    tts = difference(100, all_of_it, "tts")
-    few = {share: difference(share, cells[f"{share}-percent", SINGLE], "asr") for share in (1, 10)}
-    less = {task: difference(10, all_of_it, task) for task in ("asr", "tts")}
+    tts = difference("100", "100", "tts")
+    few = {share: difference(share, share, "asr") for share in ("1", "10")}
+    less = {task: difference("10", "100", task) for task in TASKS}
+    each = {
+        (task, point): found
+        for task in TASKS
+        for point in points_of(results.experiment)
+        if (found := compare(cells.get((point, "zipper"), []), cells.get((point, SINGLE), []), task)) is not None
+    }
+    (task, point), worst = max(each.items(), key=lambda item: item[1].difference)
     frozen = [same for cell in cells.values() for record in cell for same in record["frozen_unchanged"].values()]
-    forgot = [r["perplexity_after"]["text"] / r["perplexity_before"]["text"] for r in all_of_it]
+    forgot = [r["perplexity_after"]["text"] / r["perplexity_before"]["text"] for r in cells["100-percent", SINGLE]]
     rows = [
         (
             "text to speech with all the pairs: at least 40 % fewer errors than the single decoder",
-            f"{tts.ours:.1f} against {tts.theirs:.1f} % WER, {tts.relative:+.0f} %: {points(tts)}",
+            f"{_rates(tts)}, {tts.relative:+.0f} %: {_points(tts)}",
             tts.relative <= -40 and tts.high < 0,
         ),
         *(
             (
-                f"speech to text with {30 * share} pairs: at most a quarter of its errors",
-                f"{found.ours:.1f} against {found.theirs:.1f} % WER, {found.ours / found.theirs:.2f} of them: "
-                f"{points(found)}",
+                f"speech to text with {_pairs(share)} pairs: at most a quarter of its errors",
+                f"{_rates(found)}, {found.ours / found.theirs:.2f} of them: {_points(found)}",
                 found.ours / found.theirs <= 0.25,
             )
             for share, found in few.items()
         ),
         *(
             (
-                f"{name} with 300 pairs: no worse than the single decoder with 3000",
-                f"{found.ours:.1f} against {found.theirs:.1f} % WER: {points(found)}",
+                f"{TASKS[task].split(',')[0]} with 300 pairs: no worse than the single decoder with 3000",
+                f"{_rates(found)}: {_points(found)}",
                 found.high <= 0,
             )
-            for name, found in zip(("speech to text", "text to speech"), less.values())
+            for task, found in less.items()
+        ),
+        (
+            "at least as good at every share",
+            f"worst: {TASKS[task].split(',')[0]} with {_pairs(point)} pairs, {_rates(worst)}: {_points(worst)}",
+            worst.difference <= 0,
         ),
         (
             "nothing is forgotten where a tower is frozen",
@@ -317,6 +347,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "three-towers": three_towers,
     "claims": claims,
     "comparison": comparison,
+    "pseudo-labels": pseudo_labels,
     "cost": cost,
     "time-to": time_to,
 }

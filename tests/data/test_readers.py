@@ -374,6 +374,18 @@ def test_files_alone_of_which_nothing_is_known(tmp_path):
     assert "text" not in row
     (row,) = read_rows(tmp_path / ".flat")
     assert row["speech"].endswith("d.wav")
+    sound(tmp_path / "half" / "validation" / "b.wav")
+    metadata(tmp_path / "half" / "train", ["one"])
+    assert list_splits(tmp_path / "half") == ["train", "validation"]
+    (tmp_path / "split" / "train" / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    with pytest.raises(ValueError, match=r"link to a file that does not exist.*gone\.wav"):
+        read_rows(tmp_path / "split")
+    (tmp_path / ".flat" / "cover.jpg").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"sounds and pictures, such as .*cover\.jpg"):
+        read_rows(tmp_path / ".flat")
+    sound(tmp_path / "split" / "dev" / "extra" / "c.wav")
+    with pytest.raises(ValueError, match="1 sounds or pictures of its own and 1 in sub-folders"):
+        read_rows(tmp_path / "split", split="dev")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no sounds or pictures, in sub-folders or not"):
         read_rows(tmp_path / "empty")

@@ -244,6 +244,11 @@ def test_frozen_and_lora_towers_do_not_see_the_optimizer(tmp_path: Path) -> None
         ({"training": {"corrupt": {"image": 0.1}}}, "training.corrupt names .*image"),
         ({"training": {"corrupt": {"text": 1.5}}}, "training.corrupt must be in"),
         ({"training": {"join": {"text->text": 0.1}}}, "training.join names .*text->text"),
+        (
+            {"training": {"join": {"speech->text->speech": 0.1}}, "tasks": {"speech->text->speech": 1}},
+            "names a modality t",
+        ),
+        ({"tasks": {"speech->text": 0}}, "at least one task a weight above zero"),
         ({"training": {"patience": 2}, "data": {"source": "x", "validation": None}}, "training.patience"),
     ],
 )

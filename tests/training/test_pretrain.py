@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.training.data import column, encode_column
 from zipper_lm.training.pretrain import Streams, make_backbone, pretrain
 from zipper_lm.training.recipes import PretrainHere, PretrainRecipe
+from zipper_lm.training.tower_trainer import TowerTrainer
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -83,20 +85,59 @@ def test_a_tower_that_knows_its_rows_by_heart_is_told(tmp_path: Path, capsys: py
     assert "overfitted" not in capsys.readouterr().err
 
 
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretrain(recipe(tmp_path / "whole"))
+@pytest.mark.parametrize("family", ["gpt_neox", "mixtral", "gpt2"])
+def test_the_best_checkpoint_comes_back_whole(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainer left a GPT-NeoX tower the head of its last step, and a mixture its last experts, beside the best step's
+    other weights: it reads a checkpoint leniently, and those have other names there than in the module."""
+    backbone = {"model_type": family, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    backbone |= {"num_local_experts": 2, "num_key_value_heads": 2} if family == "mixtral" else {}
+    backbone = {"model_type": family, "n_embd": 16, "n_layer": 1, "n_head": 2} if family == "gpt2" else backbone
+    losses = count(1)
+    kept: list[dict[str, torch.Tensor]] = []
+
+    def evaluate(self: Trainer, *_: Any, **__: Any) -> dict[str, float]:
+        kept.append({n: t.clone() for n, t in self.model.state_dict().items()})
+        return {"eval_loss": float(next(losses))}
+
+    monkeypatch.setattr(TowerTrainer, "evaluate", evaluate)
+    training = {"steps": 3, "batch_size": 2, "learning_rate": 0.1, "evaluate_every": 1}
+    metrics = pretrain(recipe(tmp_path / "t", backbone=backbone, training=training))
+    tower = AutoModelForCausalLM.from_pretrained(tmp_path / "t").state_dict()
+    assert metrics["best_step"] == 1
+    assert all(torch.equal(tower[name], kept[0][name]) for name in kept[0])
+    assert any(not torch.equal(tower[name], kept[2][name]) for name in tower)
+
+
+def test_to_look_at_held_out_rows_changes_nothing(tmp_path: Path) -> None:
+    """A family with dropout drew other numbers after each look."""
+    backbone = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}
+    training = {"steps": 4, "batch_size": 2, "learning_rate": 0.01}
+    losses = []
+    for name, every in (("seldom", None), ("often", 1)):
+        fields = {"backbone": backbone, "training": training | {"evaluate_every": every, "log_every": 1}}
+        losses.append(pretrain(recipe(tmp_path / name, **fields))["train_loss"])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted where a look at the held-out rows is due (2), it went without: the best step could be missed."""
+    whole = pretrain(recipe(tmp_path / "whole"))
     real = Trainer.training_step
 
     def training_step(self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == 2:
+        if self.state.global_step == step - 1:
             os.kill(os.getpid(), signal.SIGINT)
         return real(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "training_step", training_step)
-        with pytest.raises(Interrupted, match="step 3"):
+        with pytest.raises(Interrupted, match=f"step {step}"):
             pretrain(recipe(tmp_path / "broken"))
-    pretrain(recipe(tmp_path / "broken"), resume=True)
+    resumed = pretrain(recipe(tmp_path / "broken"), resume=True)
+    assert (resumed["best_step"], resumed["perplexity"]) == (whole["best_step"], whole["perplexity"])
     theirs, ours = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "broken"))
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
 
@@ -116,6 +157,35 @@ def test_recipes_that_cannot_work(changes: dict[str, Any], message: str, tmp_pat
     with pytest.raises(ValueError, match=message):
         pretrain(recipe(tmp_path / "t", **changes))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_its_own_column_is_read(tmp_path: Path) -> None:
+    """Recordings of which some have a text used to be refused: "no value in column 'text'"."""
+    (tmp_path / "data").mkdir()
+    sound = next((workshop() / "data" / "train").glob("*.wav"))
+    rows = [{"audio": str(sound), "text": "one"}, {"audio": str(sound)}, {"text": "two"}]
+    for split in ("train", "validation"):
+        (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    fields = {
+        "data": str(tmp_path / "data"),
+        "modality": "speech",
+        "codec": {"kind": "speech", "options": {"units": 2}},
+    }
+    assert pretrain(recipe(tmp_path / "t", **fields))["perplexity"] > 1
+    (tmp_path / "data" / "train.jsonl").write_text(json.dumps({"audio": str(tmp_path / "gone.wav")}) + "\n")
+    with pytest.raises(ValueError, match=r"gone\.wav' does not exist"):
+        pretrain(recipe(tmp_path / "other", **fields))
+
+
+def test_held_out_rows_of_which_none_can_be_read(tmp_path: Path) -> None:
+    """All of them may be left out as broken: that ended in `KeyError: eval_loss` after the first steps."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text('{"text": "one two"}\n')
+    (tmp_path / "data" / "validation.jsonl").write_text('{"text": "\u03c9"}\n')
+    codec = {"kind": "text", "source": str(workshop() / "text")}
+    data = {"source": str(tmp_path / "data"), "broken_limit": 3}
+    with pytest.raises(ValueError, match="nothing in split 'validation' could be read"):
+        pretrain(recipe(tmp_path / "t", data=data, codec=codec))
 
 
 def test_streams_hold_whole_rows() -> None:

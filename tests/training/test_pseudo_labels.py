@@ -22,6 +22,7 @@ from zipper_lm.data.tasks import parse_task
 from zipper_lm.document import Segment
 from zipper_lm.modality.codec import load_codec
 from zipper_lm.recipe import build
+from zipper_lm.training import fuse as fuse_module
 from zipper_lm.training import pseudo_labels as module
 from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.training.data import Joined
@@ -36,7 +37,7 @@ from zipper_lm.training.pseudo_labels import (
     read_labels,
     write_labels,
 )
-from zipper_lm.training.recipes import FuseRecipe, PseudoLabelsRecipe, TowerRecipe
+from zipper_lm.training.recipes import FuseRecipe, PretrainRecipe, PseudoLabelsRecipe, TowerRecipe
 from zipper_lm.training.trainer import ZipperTrainer
 from zipper_lm.training.working import check_sources
 
@@ -349,7 +350,7 @@ def test_the_single_decoder_may_learn_from_its_own_too(tmp_path: Path) -> None:
     assert (tmp_path / "first" / "run.json").is_file()
 
 
-def test_one_recipe_from_few_pairs_and_sound_alone(tmp_path: Path) -> None:
+def test_one_recipe_from_few_pairs_and_sound_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tower learns from sound that has no text, which then gets one: nothing but the three pairs was read aloud."""
     (tmp_path / "sound").mkdir()
     recordings = sorted((workshop() / "data" / "train").glob("*.wav"))
@@ -366,9 +367,26 @@ def test_one_recipe_from_few_pairs_and_sound_alone(tmp_path: Path) -> None:
     speech = {"source": str(tmp_path / "tower"), "train": "full", "pretrain": pretrain}
     wanted = recipe(tmp_path, source=alone)
     wanted = replace(wanted, towers={"text": wanted.towers["text"], "speech": build(TowerRecipe, speech)})
-    assert fuse(wanted)["data"]["rows"]["train"] == 3
-    made = json.loads((tmp_path / "first" / "run.json").read_text())
-    assert made["recipe"]["towers"]["speech"]["pretrain"]["data"]["source"] == alone
-    assert set(made["frozen_unchanged"]) == {"text"}
+    learned: list[str] = []
+    real = fuse_module.pretrain
+
+    def noted(recipe: PretrainRecipe, **kwargs: Any) -> dict[str, float]:
+        learned.append(recipe.data.source)
+        return real(recipe, **kwargs)
+
+    monkeypatch.setattr(fuse_module, "pretrain", noted)
+    record = fuse(wanted)
+    assert learned == [alone]
+    assert (record["data"]["rows"]["train"], record["data"]["pseudo_labels"]) == (3, 9)
     with pytest.raises(ValueError, match="unaligned data of tower 'speech'"):
         check_sources(alone, replace(wanted, pseudo_labels=None))
+    text = build(TowerRecipe, {"source": str(tmp_path / "text"), "pretrain": pretrain | {"data": None}})
+    shutil.rmtree(tmp_path / "tower")
+    (tmp_path / "sound" / "validation.jsonl").unlink()
+    wrong = replace(wanted, towers={"text": text, "speech": wanted.towers["speech"]}, output=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="no split 'validation'"):
+        fuse(wrong)
+    assert learned == [alone], "found before the text tower is trained"
+    no_split = {"data": {"source": alone, "validation": None}, "training": {"patience": 1}}
+    with pytest.raises(ValueError, match=r"training\.patience needs a validation split"):
+        replace(wrong, towers={"speech": build(TowerRecipe, {**speech, "pretrain": {**pretrain, **no_split}})})

@@ -20,7 +20,7 @@ def pretrain(
 
     quiet()
     metrics = run(read, overwrite=overwrite, resume=resume)
-    shown = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in metrics.items())
+    shown = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in metrics.items())
     console().print(f"tower and codec written to {read.output}: {shown}")
     if json:
         emit({"output": read.output, **metrics})

@@ -36,7 +36,7 @@ def folder_splits(folder: Path) -> dict[str, Loader]:
             found[entry.name] = tar_loader(shards)
         elif entry.suffix == ".jsonl" and usual_name(entry.stem, ""):
             found[entry.stem] = jsonl_loader(entry)
-    found = found or _file_splits(folder)
+    found = dict(sorted((_file_splits(folder, set(found)) | found).items()))
     if not found:
         raise ValueError(
             f"data: {folder} has no metadata.csv or metadata.jsonl (nor have its sub-folders), no JSONL file named "
@@ -46,31 +46,47 @@ def folder_splits(folder: Path) -> dict[str, Loader]:
     return found
 
 
-def _file_splits(folder: Path) -> dict[str, Loader]:
+def _file_splits(folder: Path, others: set[str]) -> dict[str, Loader]:
     """Files without metadata, in sub-folders named after splits or not. A sub-folder of a split is what its files show,
     which is their text: ``train/cat/1.png``, or ``cat/1.png``; without any, nothing is known of them: ``train/1.wav``.
+
+    Args:
+        folder: where. others: names of splits that are there in another form.
     """
-    splits = {entry.name: entry for entry in sorted(folder.iterdir()) if usual_name(entry.name, "")}
-    splits = splits or {usual_name(folder.resolve().name, "train"): folder}
-    return {name: _file_loader(files, top) for name, top in splits.items() if (files := _files(top))}
+    splits = {entry.name: entry for entry in sorted(folder.iterdir()) if usual_name(entry.name, "") and entry.is_dir()}
+    if not splits and not others:
+        splits = {usual_name(folder.resolve().name, "train"): folder}
+    found = {name: (_media(top, "*"), _media(top, "*/*")) for name, top in splits.items() if name not in others}
+    for name, (alone, shown) in found.items():
+        if alone and shown:
+            raise ValueError(
+                f"data: {splits[name]} has {len(alone)} sounds or pictures of its own and {len(shown)} in sub-folders, "
+                "whose names would be their text; keep one kind"
+            )
+    return {
+        name: _file_loader(alone or shown, splits[name]) for name, (alone, shown) in found.items() if alone or shown
+    }
 
 
-def _files(top: Path) -> list[Path]:
-    """Those in sub-folders, else those in the folder itself; nothing that is hidden."""
-    for pattern in ("*/*", "*"):
-        found = [f for f in sorted(top.glob(pattern)) if is_media(f.name)]
-        if shown := [f for f in found if not any(p.startswith(".") for p in f.relative_to(top).parts)]:
-            return shown
-    return []
+def _media(top: Path, pattern: str) -> list[Path]:
+    """Sounds and pictures, and links to such; nothing that is hidden."""
+    found = [f for f in sorted(top.glob(pattern)) if is_media(f.name) and not f.is_dir()]
+    found = [f for f in found if not any(part.startswith(".") for part in f.relative_to(top).parts)]
+    if len(kinds := {_kind_of(f): f.name for f in found}) > 1:
+        raise ValueError(
+            f"data: {top} has sounds and pictures, such as {sorted(kinds.values())}; keep one kind, or write metadata"
+        )
+    return found
 
 
 def _file_loader(files: Sequence[Path], top: Path) -> Loader:
     def load(limit: int | None) -> Table:
-        rows: list[Row] = []
-        for file in files[:limit]:
+        chosen, rows = files[:limit], list[Row]()
+        for file in chosen:
             shows = {} if file.parent == top else {"text": file.parent.name}
             rows.append({_kind_of(file): str(file), **shows, "file_name": str(file)})
-        return Table(rows, [str(f) for f in files[:limit]])
+        missing = [f"link to a file that does not exist: {f}" for f in chosen if not f.is_file()]
+        return Table(rows, [str(f) for f in chosen], problems=missing)
 
     return load
 

@@ -144,7 +144,7 @@ class TaskMixture(Dataset[Document]):
         if unknown := sorted(set(shares) - set(weights)):
             raise ValueError(f"tasks: join names {unknown}, but the tasks are {sorted(weights)}")
         self.rows, self.seed, self.interleave, self.how = rows, seed, interleave, how or {}
-        self.tasks, self._probabilities = _read_weights(weights, towers, rows)
+        self.tasks, self._probabilities = read_weights(weights, towers, rows)
         self._join = [shares.get(name, 0.0) for name, weight in weights.items() if weight > 0]
         for task in self.tasks:
             if first := _first_row(rows):
@@ -205,10 +205,18 @@ class TaskMixture(Dataset[Document]):
         return build_document(task, row, twins)  # type: ignore[arg-type]
 
 
-def _read_weights(
-    weights: Mapping[str, float], towers: Sequence[str] | None, rows: Sequence[Row | Document]
+def read_weights(
+    weights: Mapping[str, float], towers: Sequence[str] | None = None, rows: Sequence[Row | Document] = ()
 ) -> tuple[list[Task], np.ndarray]:
-    """Tasks with a weight above zero, and their probabilities, float64 [tasks]."""
+    """Tasks with a weight above zero, and their probabilities, float64 [tasks].
+
+    Args:
+        weights: template to weight. towers: the modalities there are, or `None` not to check.
+        rows: what they are for; documents need no task.
+
+    Raises:
+        ValueError: for a malformed task, a weight that is negative or no finite number, or none above zero.
+    """
     tasks = {name: parse_task(name, towers) for name in weights}
     for name, weight in weights.items():
         number = isinstance(weight, int | float) and not isinstance(weight, bool)

@@ -180,9 +180,9 @@ def recipe_of(experiment: Experiment, run: Run, output: str | Path, work: str | 
     """The fusion recipe of a run.
 
     Whatever is made before it and shared lies under `work`, at a place named by the hash of how it is made: towers that
-    the recipe pre-trains, from all the data that the run's recipe would have without its share of it; the model that
-    the arm starts from; and the one that writes pseudo-labels. So no run can take what was made by other settings for
-    its own.
+    the recipe pre-trains, from data of their own or all that the run's recipe would have without its share of it; the
+    model that the arm starts from; and the one that writes pseudo-labels. So no run can take what was made by other
+    settings for its own.
 
     Args:
         experiment, run: what it is of. output: where its model goes. work: folder of what is shared.
@@ -218,7 +218,7 @@ def _tower_place(name: str, recipe: FuseRecipe, work: str | Path) -> str:
     tower = recipe.towers[name]
     if tower.pretrain is None:
         return tower.source
-    data = to_mapping(whole(recipe).data, defaults=False)
+    data = to_mapping(tower.pretrain.data or whole(recipe).data, defaults=False)
     made_of = {"modality": name, "pretrain": to_mapping(tower.pretrain, defaults=False), "data": data}
     return str(Path(work) / "towers" / f"{name}-{_short_hash(made_of)}")
 

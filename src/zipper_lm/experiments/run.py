@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from zipper_lm.card import RUN_FILE
 from zipper_lm.data.readers import read_rows
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.document import Document
@@ -187,7 +188,7 @@ def differences(recorded: Any, now: Any, key: str = "") -> list[str]:
 def _trained(recipe: FuseRecipe, work: Path, console: Console) -> dict[str, Any]:
     """The record of a fusion: made, gone on with, or, if only scoring was cut off, read. Its towers, and the model that
     writes its pseudo-labels, are made first; a process that wants the same ones waits."""
-    file = Path(recipe.output) / "run.json"
+    file = Path(recipe.output) / RUN_FILE
     if file.is_file():
         record = json.loads(file.read_text(encoding="utf-8"))
         if record["recipe_hash"] == recipe_hash(to_mapping(recipe)):
@@ -202,6 +203,15 @@ def _trained(recipe: FuseRecipe, work: Path, console: Console) -> dict[str, Any]
             if not Path(first.output).is_dir():
                 _trained(first, work, console)
     return fuse(recipe, resume=latest_checkpoint(working_folder(recipe.output)) is not None, console=console)
+
+
+def _made_so(recipe: FuseRecipe) -> bool:
+    """Whether a model is there that was made by this recipe, in whatever folder: it may have been moved."""
+    file = Path(recipe.output) / RUN_FILE
+    if not file.is_file():
+        return False
+    recorded, now = json.loads(file.read_text(encoding="utf-8"))["recipe"], to_mapping(recipe)
+    return not differences({**recorded, "output": now["output"]}, now)
 
 
 def _lock(work: Path, name: str) -> FileLock:
@@ -246,8 +256,9 @@ def _performed(experiment: Experiment, run: Run, results: Path, work: Path, cons
     if (before := before_of(experiment, run.arm)) is not None:
         place = before_place(experiment, before, work)
         with _alone(work, f"{BEFORE}-{Path(place).name}", console):
-            if not Path(place).is_dir():  # its name says how it was made, also after the work folder has moved
-                _trained(recipe_of(experiment, before, place, work), work, console)
+            recipe = recipe_of(experiment, before, place, work)
+            if not _made_so(recipe):
+                _trained(recipe, work, console)
     output = work / run.name
     recipe = recipe_of(experiment, run, output, work)
     console.print(f"run {run.name}")

@@ -56,7 +56,11 @@ def training_arguments(recipe: TrainingRecipe, folder: str | Path, seed: int, **
 
 def evaluation_arguments(recipe: TrainingRecipe, validation: str | None, metric: str) -> dict[str, Any]:
     """Further arguments where there is a validation split: it is looked at every `evaluate_every` steps and at the end,
-    and the checkpoint with the least `metric` (``eval_...``) is the result."""
+    and the checkpoint with the least `metric` is the result.
+
+    Args:
+        recipe: how to train. validation: name of the split, if there is one. metric: name, ``eval_...``.
+    """
     if validation is None:
         return {}
     return {

@@ -60,8 +60,7 @@ class StopOnInterrupt(TrainerCallback):
         """Save and stop, if told to, in all processes after the same step."""
         self.stopped = any_of(self.stopped)
         if self.stopped and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
+            control.should_save = control.should_training_stop = True  # what is due to be scored, is: no resume will
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Give the signal back."""

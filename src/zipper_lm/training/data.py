@@ -16,7 +16,7 @@ from zipper_lm.data.picture import is_picture, read_picture
 from zipper_lm.data.prepared import TRAIN, VALIDATION, PreparedRows, is_prepared, open_prepared
 from zipper_lm.data.readers import Rows, Stream, read_rows, stream_rows
 from zipper_lm.data.recombine import recombine
-from zipper_lm.data.table import readable
+from zipper_lm.data.table import missing_file, readable
 from zipper_lm.document import Document
 from zipper_lm.modality.codec import Codec
 from zipper_lm.processor import ZipperProcessor
@@ -75,11 +75,12 @@ def training_rows(data: DataRecipe, seed: int = 0, opened: Opened | None = None)
     return Joined(rows, clip_rows(data, seed))
 
 
-def open_split(data: DataRecipe, split: str) -> Opened:
+def open_split(data: DataRecipe, split: str, *, check: bool = True) -> Opened:
     """A split as it is read, without what is excluded: of the training split no more than the recipe's limit.
 
     Args:
         data: the recipe. split: ``"train"`` or ``"validation"``; how the source calls it, the recipe says.
+        check: whether a row that lacks a value or a file is an error at once, unless `data.broken_limit` allows some.
 
     Raises:
         ValueError: as `read_rows` and `open_prepared`; if nothing is left, or prepared data cannot follow a setting.
@@ -94,7 +95,8 @@ def open_split(data: DataRecipe, split: str) -> Opened:
         exclude = {c: values for c, values in data.exclude.items() if not set(values) <= set(done.get(c, ()))}
     else:
         open_rows: Callable[..., Rows | Stream] = stream_rows if data.streaming else read_rows
-        rows = open_rows(data.source, data.columns, name, limit, revision=data.revision, check=data.broken_limit == 0)
+        check = check and data.broken_limit == 0
+        rows = open_rows(data.source, data.columns, name, limit, revision=data.revision, check=check)
         exclude = data.exclude
     if not exclude:
         return rows
@@ -137,15 +139,18 @@ def clip_rows(data: DataRecipe, seed: int) -> Sequence[Any]:
     return list(recombine(clips, data.clips.count, words=data.clips.words, seed=seed))
 
 
-def validation_rows(data: DataRecipe) -> Sequence[Any]:
+def validation_rows(data: DataRecipe, *, check: bool = True) -> Sequence[Any]:
     """The first rows of the validation split, without what is excluded; empty if the recipe has none.
+
+    Args:
+        data: the recipe. check: as of `open_split`.
 
     Raises:
         ValueError: as `training_rows`.
     """
     if data.validation is None:
         return []
-    rows = open_split(data, VALIDATION)
+    rows = open_split(data, VALIDATION, check=check)
     return list(islice(rows, data.validation_limit)) if isinstance(rows, Stream) else rows[: data.validation_limit]
 
 
@@ -285,6 +290,9 @@ def column(rows: Iterable[Any], modality: str, broken: Broken | None = None) -> 
         else:
             found = [row[modality]] if row.get(modality) is not None else []
         try:
+            for value in found if modality != "text" else ():
+                for problem in missing_file(value, where):
+                    raise ValueError(f"data: {problem}")
             for value in found if broken.limit and modality != "text" else ():
                 read_picture(value) if is_picture(value) else read_audio(value)
             values += found

@@ -21,7 +21,7 @@ from zipper_lm.config import TowerSpec
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.joining import joiners
 from zipper_lm.data.prepared import TRAIN, is_prepared, open_prepared
-from zipper_lm.data.tasks import Task, TaskMixture, parse_task
+from zipper_lm.data.tasks import Task, TaskMixture, parse_task, read_weights
 from zipper_lm.document import Segment
 from zipper_lm.evaluation.judging import load_judge
 from zipper_lm.evaluation.results import weights_digest
@@ -45,7 +45,7 @@ from zipper_lm.training.data import (
     validation_rows,
 )
 from zipper_lm.training.diagnosis import diagnose, unimodal_perplexity
-from zipper_lm.training.pretrain import check_length, pretrain
+from zipper_lm.training.pretrain import check_length, open_unaligned, pretrain
 from zipper_lm.training.processes import from_main, is_main, wait
 from zipper_lm.training.pseudo_labels import (
     check_labeller,
@@ -104,6 +104,8 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     assert model.processor is not None
     if prepared is not None:
         prepared.check_codecs(model.processor.codecs)
+    joined = sorted({m for template in _joined_tasks(recipe) for m in tasks[template].modalities})
+    how = joiners(model.processor.codecs, joined)
     console.print(describe_parameters(model))
     broken = Broken(recipe.data.broken_limit)
     rows = _encoded(model, training_rows(recipe.data, recipe.seed, opened), named, broken)
@@ -124,19 +126,16 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         console.print(f"[yellow]{broken.told()}[/yellow]")
     if isinstance(model, ZipperModel):
         measure_stretch(model, rows)
-    join = recipe.training.join
-    in_tasks = [t for t in tasks if (join.get(t) if isinstance(join, dict) else join)]
-    joined = sorted({m for template in in_tasks for m in tasks[template].modalities})
     mixture = TaskMixture(
         rows,
         recipe.tasks,
         seed=recipe.seed,
         interleave=recipe.training.interleave,
-        join=join,
-        how=joiners(model.processor.codecs, joined),
+        join=recipe.training.join,
+        how=how,
         towers=model.names,
     )
-    together = (2 if recipe.training.interleave else 1) * (2 if joined else 1)
+    together = (2 if recipe.training.interleave else 1) * (2 if how else 1)
     _check_lengths(model, chain(token_counts(rows), token_counts(validation)), together)
     scorer = Scorer(recipe, model, validation) if validation else None
     if scorer is not None:
@@ -216,8 +215,15 @@ def make_towers(recipe: FuseRecipe, console: Console, halted: Sequence[str] = ()
 
     Args:
         recipe: the fusion's. console: where progress is told. halted: towers to go on with from their checkpoints.
+
+    Raises:
+        ValueError: as `pretrain`; what is wrong with the data of any of them, before the first is trained.
     """
-    for name in _missing_towers(recipe):
+    missing = _missing_towers(recipe)
+    for name in missing:  # before the first of them is trained
+        if (alone := _pretrain_recipe(name, recipe.towers[name], recipe).data) is not recipe.data:
+            open_unaligned(alone)
+    for name in missing:
         tower = recipe.towers[name]
         console.print(f"pre-training tower {name!r} on unaligned data -> {tower.source}")
         console.print(
@@ -263,15 +269,24 @@ def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
     for field, named in (by_tower | {"training.corrupt": recipe.training.corrupt}).items():
         if isinstance(named, dict) and (unknown := sorted(set(named) - set(names))):
             raise ValueError(f"{field} names {unknown}, but the towers are {names}")
+    read_weights(recipe.tasks, names)
     join = recipe.training.join
     if isinstance(join, dict) and (unknown := sorted(set(join) - set(tasks))):
         raise ValueError(f"training.join names {unknown}, but the tasks are {list(tasks)}")
+    for template in _joined_tasks(recipe):
+        if len(set(tasks[template].modalities)) < len(tasks[template].modalities):
+            raise ValueError(f"training.join cannot be used with {template!r}, which names a modality twice")
     for name, settings in recipe.generation.items():
         if unknown := sorted(set(settings) - known_settings()):
             raise ValueError(f"generation.{name}: {unknown} are no fields of transformers.GenerationConfig")
     if recipe.pseudo_labels is not None:
         _check_pseudo_labels(recipe, recipe.pseudo_labels, tasks)
     return tasks
+
+
+def _joined_tasks(recipe: FuseRecipe) -> list[str]:
+    join = recipe.training.join
+    return [t for t in recipe.tasks if (join.get(t) if isinstance(join, dict) else join)]
 
 
 def _check_pseudo_labels(recipe: FuseRecipe, wanted: PseudoLabelsRecipe, tasks: Mapping[str, Task]) -> None:

@@ -12,20 +12,21 @@ import numpy as np
 import torch
 from rich.console import Console
 from torch.utils.data import Dataset
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, EarlyStoppingCallback, PreTrainedModel, Trainer, set_seed
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, EarlyStoppingCallback, PreTrainedModel, set_seed
 
 from zipper_lm.collation import IGNORED
 from zipper_lm.data.broken import Broken
-from zipper_lm.data.prepared import is_prepared
+from zipper_lm.data.prepared import TRAIN, is_prepared
 from zipper_lm.files import check_output, new_folder
 from zipper_lm.modality.codec import Codec
 from zipper_lm.recipe import to_mapping
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
 from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt, tell_tidily
-from zipper_lm.training.data import column, encode_column, training_rows, validation_rows
+from zipper_lm.training.data import Opened, column, encode_column, open_split, training_rows, validation_rows
 from zipper_lm.training.processes import is_main, made_by_main, wait
-from zipper_lm.training.recipes import PretrainRecipe
+from zipper_lm.training.recipes import DataRecipe, PretrainRecipe
 from zipper_lm.training.signatures import overfitted
+from zipper_lm.training.tower_trainer import TowerTrainer
 from zipper_lm.training.working import begin, check_working, keep_logs, working_folder
 
 
@@ -107,27 +108,30 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
     evaluation = evaluation_arguments(recipe.training, recipe.data.validation, "eval_loss")
     arguments = training_arguments(recipe.training, working, recipe.seed, **evaluation)
     set_seed(recipe.seed)
-    if is_prepared(recipe.data.source):
-        raise ValueError(f"data: {recipe.data.source} holds prepared ids; `zipper pretrain` reads the raw data")
     broken = Broken(recipe.data.broken_limit)
-    held_out = validation_rows(recipe.data)
-    values = column(training_rows(recipe.data, recipe.seed), recipe.modality, broken)
+    opened, held_out = open_unaligned(recipe.data)
+    held_values = column(held_out, recipe.modality, broken) if held_out else []
+    values = column(training_rows(recipe.data, recipe.seed, opened), recipe.modality, broken)
     codec = made_by_main(partial(recipe.codec.make, values, recipe.seed))
     backbone = make_backbone(recipe.backbone, codec)
     streams = Streams(encode_column(codec, values, broken), codec, recipe.context, recipe.seed)
     held_streams = None
     if held_out:
-        held_values = column(held_out, recipe.modality, broken)
         held_streams = Streams(encode_column(codec, held_values, broken), codec, 1, recipe.seed)
+        if not len(held_streams):
+            raise ValueError(
+                f"data.validation: nothing in split {recipe.data.validation!r} could be read "
+                f"(data.broken_limit={recipe.data.broken_limit}): {broken.told()}"
+            )
     if broken.items:
         Console(stderr=True, quiet=not is_main()).print(f"[yellow]{broken.told()}[/yellow]")
     check_length(backbone, [len(s) for part in (streams, held_streams) if part for s in part.streams], recipe.modality)
-    del values, held_out  # raw sound is large
+    del values, held_values, opened, held_out  # raw sound is large
     if checkpoint is None and is_main():
         begin(working, plain)
     wait()
     stop, patience = StopOnInterrupt(), recipe.training.patience
-    trainer = Trainer(
+    trainer = TowerTrainer(
         model=backbone,
         args=arguments,
         train_dataset=streams,
@@ -160,6 +164,17 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
         shutil.rmtree(working, ignore_errors=True)
     wait()
     return metrics
+
+
+def open_unaligned(data: DataRecipe) -> tuple[Opened, Sequence[Any]]:
+    """Training and validation rows of unaligned data, open; of each only one modality will be read, others may lack.
+
+    Raises:
+        ValueError: as `open_split`, and for prepared data.
+    """
+    if is_prepared(data.source):
+        raise ValueError(f"data: {data.source} holds prepared ids; a tower is pre-trained on the raw data")
+    return open_split(data, TRAIN, check=False), validation_rows(data, check=False)
 
 
 def check_length(backbone: PreTrainedModel, lengths: Sequence[int], name: str) -> None:

@@ -35,7 +35,8 @@ LABELS_FILE = "pseudo_labels.jsonl"
 
 
 def labeller_recipe(recipe: FuseRecipe) -> FuseRecipe:
-    """The recipe of the model that writes the labels: the same without pseudo-labels, or with an earlier round's.
+    """The recipe of the model that writes the labels: the same without pseudo-labels, or with an earlier round's, for
+    as many steps as they say.
 
     It has all of the recipe's tasks: what is learned for one keeps towers from forgetting for another.
 

@@ -42,8 +42,9 @@ def check_sources(output: str | Path, recipe: FuseRecipe) -> None:
         read |= {"pseudo_labels.source": wanted.source, "pseudo_labels.model": wanted.model or None}
     for name, tower in recipe.towers.items():
         read |= {f"tower {name!r}": tower.source, f"the codec of tower {name!r}": tower.codec and tower.codec.source}
-        if tower.pretrain is not None and tower.pretrain.data is not None:
-            read[f"the unaligned data of tower {name!r}"] = tower.pretrain.data.source
+        if tower.pretrain is not None and (alone := tower.pretrain.data) is not None:
+            read[f"the unaligned data of tower {name!r}"] = alone.source
+            read[f"the clips of tower {name!r}"] = alone.clips and alone.clips.source
     for what, source in read.items():
         if not isinstance(source, str):
             continue
