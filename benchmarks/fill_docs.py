@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from zipper_lm.experiments.plan import points_of
 from zipper_lm.experiments.report import Cell, Comparison, compare, read_results, spread
 
 ROOT = Path(__file__).parent.parent
@@ -167,16 +166,22 @@ def _pairs(point: str) -> int:
 TASKS = {"asr": "speech to text", "tts": "text to speech, as the judge hears it"}
 
 
+def _curve() -> dict[tuple[str, str], Cell]:
+    """Runs by (share, arm): of 2000 steps, and at 1 %, where every model soon knows its pairs by heart, of 300."""
+    short, long = (read_results(ROOT / "results" / n).cells for n in ("early-stopped-tower", "data-curve-long"))
+    return {key: cell for key, cell in short.items() if key[0] == "1-percent"} | long
+
+
 def comparison() -> str:
     """Zipper against a single decoder of its size that has seen as much, by share of the aligned data."""
-    results = read_results(ROOT / "results" / "data-curve-long")
+    cells = _curve()
     lines = [
         "| test WER, % | pairs | Zipper | single decoder | difference (95 % interval) | seeds |",
         "|---|" + "---|" * 5,
     ]
     for task, name in TASKS.items():
-        for point in points_of(results.experiment):
-            ours, theirs = (results.cells.get((point, arm), []) for arm in ("zipper", SINGLE))
+        for point in dict.fromkeys(point for point, _ in cells):
+            ours, theirs = (cells.get((point, arm), []) for arm in ("zipper", SINGLE))
             found = compare(ours, theirs, task)
             gap = f"{found.difference:+.1f} ({found.low:+.1f} to {found.high:+.1f})" if found else ""
             rates = " | ".join(spread([r["scores"][task]["wer"] for r in cell]) for cell in (ours, theirs))
@@ -185,15 +190,29 @@ def comparison() -> str:
     return "\n".join(lines)
 
 
-def pseudo_labels() -> str:
-    """What pseudo-labels give beside 300 pairs."""
-    results = read_results(ROOT / "results" / "pseudo-labels")
-    (point,) = points_of(results.experiment)
+def few_pairs() -> str:
+    """What was tried where there are 300 pairs."""
+    curve, noise, labels = (
+        read_results(ROOT / "results" / n) for n in ("data-curve-long", "augmentation", "pseudo-labels")
+    )
+    rows = [
+        ("Zipper", curve, "10-percent", "zipper"),
+        ("a fifth of the sound that is read left out", noise, "10-percent", "zipper-corrupt"),
+        ("that, and half of the rows to read joined", noise, "10-percent", "zipper-joined-to-read"),
+        ("half of all rows joined, and a fifth left out", noise, "10-percent", "zipper-joined-and-corrupt"),
+        ("pseudo-labels", labels, "10-percent", "zipper-pseudo-labels"),
+        ("pseudo-labels: the surest, twice", labels, "10-percent", "zipper-surest-twice"),
+        ("pseudo-labels, and a fifth left out", labels, "10-percent", "zipper-corrupt-pseudo-labels"),
+        ("single decoder", curve, "10-percent", SINGLE),
+        ("single decoder, a fifth left out", noise, "10-percent", "single-decoder-corrupt"),
+        ("single decoder, that and pseudo-labels", labels, "10-percent", "single-decoder-corrupt-pseudo-labels"),
+        ("single decoder with all 3000 pairs", curve, "100-percent", SINGLE),
+    ]
     lines = ["| test WER, % | speech to text | text to speech | seeds |", "|---|---|---|---|"]
-    for arm in results.experiment.arms:
-        cell = results.cells.get((point, arm), [])
-        rates = " | ".join(spread([r["scores"][task]["wer"] for r in cell]) for task in TASKS)
-        lines.append(f"| {arm} | {rates} | {len(cell)} |")
+    for name, results, point, arm in rows:
+        if cell := results.cells.get((point, arm)):
+            rates = " | ".join(spread([r["scores"][task]["wer"] for r in cell]) for task in TASKS)
+            lines.append(f"| {name} | {rates} | {len(cell)} |")
     return "\n".join(lines)
 
 
@@ -207,8 +226,7 @@ def _rates(found: Comparison) -> str:
 
 def claims() -> str:
     """The paper's claims, and what came of them on human digits."""
-    results = read_results(ROOT / "results" / "data-curve-long")
-    cells = results.cells
+    cells = _curve()
 
     def difference(ours: str, theirs: str, task: str) -> Comparison:
         found = compare(cells[f"{ours}-percent", "zipper"], cells[f"{theirs}-percent", SINGLE], task)
@@ -221,7 +239,7 @@ def claims() -> str:
     each = {
         (task, point): found
         for task in TASKS
-        for point in points_of(results.experiment)
+        for point in dict.fromkeys(point for point, _ in cells)
         if (found := compare(cells.get((point, "zipper"), []), cells.get((point, SINGLE), []), task)) is not None
     }
     (task, point), worst = max(each.items(), key=lambda item: item[1].difference)
@@ -347,7 +365,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "three-towers": three_towers,
     "claims": claims,
     "comparison": comparison,
-    "pseudo-labels": pseudo_labels,
+    "few-pairs": few_pairs,
     "cost": cost,
     "time-to": time_to,
 }
