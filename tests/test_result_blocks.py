@@ -15,6 +15,9 @@ from zipper_lm.recipe import to_mapping
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
+    "data-curve-long",
+    "augmentation",
+    "pseudo-labels",
     "early-stopped-tower",
     "equal-exposure",
     "strong-tower",

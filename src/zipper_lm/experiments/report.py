@@ -238,6 +238,11 @@ def compare(mine: Cell, other: Cell, task: str) -> Comparison | None:
     )
 
 
+def number_of_seeds(found: Comparison) -> str:
+    """In words."""
+    return f"{found.seeds} seed{'s' * (found.seeds != 1)}"
+
+
 def _difference(results: Results, task: str, mine: tuple[str, str], other: tuple[str, str]) -> str:
     """One cell (point, arm) minus another, in words; empty without a common seed."""
     found = compare(results.cells.get(mine, []), results.cells.get(other, []), task)
@@ -253,7 +258,7 @@ def _difference(results: Results, task: str, mine: tuple[str, str], other: tuple
     above = "" if found.above is None else f", {found.above:+.0f} % of what is above the codec alone"
     return (
         f"- {names}: {found.difference:+.1f} points (95 % paired bootstrap {found.low:+.1f} to {found.high:+.1f}; "
-        f"{found.relative:+.0f} % relative{above}), {found.seeds} seeds."
+        f"{found.relative:+.0f} % relative{above}), {number_of_seeds(found)}."
     )
 
 
