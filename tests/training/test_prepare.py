@@ -148,7 +148,7 @@ def test_what_a_recipe_cannot_have_of_prepared_data(prepared: Path, tmp_path: Pa
     refused(r"prepared with \['speech', 'text'\], without \['image'\]", towers=towers, tasks={"image->text": 1.0})
     refused("no rows left in split 'train'", data={"exclude": {"speaker": ["even", "odd"]}})
     made = {"text": {"source": str(tmp_path / "new"), "pretrain": {}}, "speech": str(workshop() / "speech")}
-    refused("reads the raw data", towers=made)
+    refused("is pre-trained on the raw data", towers=made)
     with pytest.raises(ValueError, match="is prepared already"):
         prepare(tiny_recipe(tmp_path / "m", data=str(prepared)), tmp_path / "again")
     file = shutil.copytree(prepared, tmp_path / "old") / "prepared.json"
