@@ -386,6 +386,10 @@ def test_files_alone_of_which_nothing_is_known(tmp_path):
     sound(tmp_path / "split" / "dev" / "extra" / "c.wav")
     with pytest.raises(ValueError, match="1 sounds or pictures of its own and 1 in sub-folders"):
         read_rows(tmp_path / "split", split="dev")
+    sound(tmp_path / "jsonl" / "validation" / "a.wav")
+    (tmp_path / "jsonl" / "valid.jsonl").write_text('{"speech": "validation/a.wav", "text": "one"}\n')
+    assert list_splits(tmp_path / "jsonl") == ["valid"]
+    assert read_rows(tmp_path / "jsonl", split="validation")[0]["text"] == "one"
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no sounds or pictures, in sub-folders or not"):
         read_rows(tmp_path / "empty")

@@ -56,7 +56,9 @@ def _file_splits(folder: Path, others: set[str]) -> dict[str, Loader]:
     splits = {entry.name: entry for entry in sorted(folder.iterdir()) if usual_name(entry.name, "") and entry.is_dir()}
     if not splits and not others:
         splits = {usual_name(folder.resolve().name, "train"): folder}
-    found = {name: (_media(top, "*"), _media(top, "*/*")) for name, top in splits.items() if name not in others}
+    known = {usual_name(name, name) for name in others}  # train.jsonl beside train/, which holds its files
+    splits = {name: top for name, top in splits.items() if usual_name(name, name) not in known}
+    found = {name: (_media(top, "*"), _media(top, "*/*")) for name, top in splits.items()}
     for name, (alone, shown) in found.items():
         if alone and shown:
             raise ValueError(
