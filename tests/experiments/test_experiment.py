@@ -122,6 +122,24 @@ def test_from_file_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert [r["run"]["seed"] for r in cell] == [1, 2]
 
 
+def test_only_some_runs_and_the_trials_that_they_need(tmp_path: Path) -> None:
+    experiment = read_experiment(plan(tmp_path))
+    records = run_experiment(
+        experiment, tmp_path / "results", tmp_path / "work", Console(quiet=True), only="zipper--half--*2"
+    )
+    assert [record["run"]["seed"] for record in records] == [2]
+    names = {file.stem for file in (tmp_path / "results").glob("*--*.json")}
+    assert names == {
+        "zipper--half--trial-slow--seed0",
+        "zipper--half--trial-fast--seed0",
+        "zipper--half--seed2",
+    }
+    more = tmp_path / "more"
+    with pytest.raises(ValueError, match=r"only: no run has a name like 'zippr\*'; there are zipper--half--seed1, "):
+        run_experiment(experiment, more, tmp_path / "work", Console(quiet=True), only="zippr*")
+    assert not more.exists()
+
+
 def test_processes_share_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What another process is at is left to it and waited for, and whatever does not depend on it is done meanwhile."""
     experiment = read_experiment(plan(tmp_path, points={}, seeds=[1]))

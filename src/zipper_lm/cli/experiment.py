@@ -17,6 +17,9 @@ def experiment(
         Path | None, typer.Option(metavar="DIR", help="For the records; default results/ and the file's name.")
     ] = None,
     work: Annotated[Path, typer.Option(metavar="DIR", help="For models while they are needed.")] = Path("outputs/work"),
+    only: Annotated[
+        str, typer.Option(metavar="PATTERN", help="Runs with names like this, such as 'ARM--*' or '*--seed1'.")
+    ] = "*",
     json: Json = False,
 ) -> None:
     """Run an experiment: every arm, point and seed. What has a record is not run again: stop it whenever you like.
@@ -29,7 +32,7 @@ def experiment(
     read = read_experiment(plan, changes or [])
     quiet()
     folder = results or Path("results") / plan.stem
-    records = run_experiment(read, folder, work / plan.stem, console())
+    records = run_experiment(read, folder, work / plan.stem, console(), only)
     console().print(f"{len(records)} runs in {folder}; zipper report {folder} makes a page of them")
     if json:
         emit({"results": str(folder), "runs": dict(_short(records))})

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ LOOK_AGAIN_SECONDS = 10.0
 
 
 def run_experiment(
-    experiment: Experiment, results: str | Path, work: str | Path, console: Console | None = None
+    experiment: Experiment, results: str | Path, work: str | Path, console: Console | None = None, only: str = "*"
 ) -> list[dict[str, Any]]:
     """Run what has no record yet.
 
@@ -68,41 +69,63 @@ def run_experiment(
         work: folder for models while they are needed. An interrupted run goes on from its checkpoint there. Processes
             that share it, and `results`, share the runs.
         console: where progress is told; default standard error.
+        only: a shell pattern of the names of runs, ``ARM--POINT--seedN``; the others, and trials that only they need,
+            are left for another time.
 
     Returns:
-        The records of all runs that are reported; other processes' are waited for.
+        The records of the runs that `only` names; other processes' are waited for.
 
     Raises:
-        ValueError: before any work, if a recipe cannot work or a record was made by other settings.
+        ValueError: before any work, if a recipe cannot work, a record was made by other settings, or no run has a name
+            like `only`.
         Interrupted: after Ctrl-C; run it again to go on.
     """
     if several():
         raise ValueError("an experiment is not for accelerate launch or torchrun; start it several times instead")
     console = console or Console(stderr=True)
     results, work = Path(results), Path(work)
+    cells = _cells(experiment, only)
     _check(experiment, results)
     with new_file(results / PLAN_FILE, overwrite=True) as file:
         file.write_text(json.dumps(to_mapping(experiment), indent=2) + "\n", encoding="utf-8")
     told: set[tuple[str, str]] = set()
-    cells = [(point, arm) for point in points_of(experiment) for arm in experiment.arms]
     while True:
-        found = [r for point, arm in cells for r in _cell(experiment, point, arm, results, work, console, told)]
+        found = [r for cell in cells for r in _cell(experiment, *cell, results, work, console, told)]
         records = [record for record in found if record is not None]
         if len(records) == len(found):
             return records
         time.sleep(LOOK_AGAIN_SECONDS)
 
 
+def _cells(experiment: Experiment, only: str) -> list[tuple[str, str, list[int]]]:
+    """Point, arm, and the places of its seeds, where runs have names like `only`.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    cells, names = [], []
+    for point in points_of(experiment):
+        for arm in experiment.arms:
+            runs = runs_of(experiment, arm, point)
+            names += [run.name for run in runs]
+            if wanted := [place for place, run in enumerate(runs) if fnmatchcase(run.name, only)]:
+                cells.append((point, arm, wanted))
+    if not cells:
+        raise ValueError(f"only: no run has a name like {only!r}; there are {', '.join(names)}")
+    return cells
+
+
 def _cell(
     experiment: Experiment,
     point: str,
     arm: str,
+    wanted: list[int],
     results: Path,
     work: Path,
     console: Console,
     told: set[tuple[str, str]],
 ) -> list[dict[str, Any] | None]:
-    """Trials, choice and runs of one arm at one point. `None` stands for what waits for another process."""
+    """Trials, choice and wanted runs of one arm at one point. `None` stands for what waits for another process."""
     trial = ""
     if trials := trials_of(experiment, arm, point):
         tried = {run.trial: _perform(experiment, run, results, work, console) for run in trials}
@@ -113,7 +136,8 @@ def _cell(
         if (point, arm) not in told:
             console.print(f"{arm} at {point}: {trial} of {len(tried)} trials")
             told.add((point, arm))
-    return [_perform(experiment, run, results, work, console) for run in runs_of(experiment, arm, point, trial)]
+    runs = runs_of(experiment, arm, point, trial)
+    return [_perform(experiment, runs[place], results, work, console) for place in wanted]
 
 
 def _check(experiment: Experiment, results: Path) -> None:
