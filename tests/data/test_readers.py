@@ -1,86 +1,12 @@
 """Readers: the same rows from folders, JSONL and datasets, and what is said when they do not fit."""
 
-import csv
-import json
 import pickle
 
 import numpy as np
 import pytest
-import soundfile
+from tiny_folders import metadata, sound
 
 from zipper_lm.data.readers import Stream, list_splits, read_rows, stream_rows
-from zipper_lm.document import Document
-
-
-def sound(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.zeros(160), 16_000)
-    return path
-
-
-def metadata(folder, texts, prefix="", name="metadata.csv"):
-    """A folder of sounds 0.wav, 1.wav, ... with its metadata."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [{"file_name": f"{prefix}{i}.wav", "transcription": t, "speaker": "kim"} for i, t in enumerate(texts)]
-    for row in rows:
-        sound(folder / row["file_name"])
-    write_metadata(folder / name, rows)
-    return folder
-
-
-def write_metadata(file, rows):
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        if file.suffix == ".jsonl":
-            stream.writelines(json.dumps(row) + "\n" for row in rows)
-        else:
-            writer = csv.DictWriter(stream, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-
-
-def jsonl(file, *lines):
-    file.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return file
-
-
-@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
-def test_audiofolder_with_splits(tmp_path, name):
-    metadata(tmp_path / "train", ["one", 'two, "three"', "007"], name=name)
-    metadata(tmp_path / "dev", ["four"], name=name)
-    rows = read_rows(tmp_path)
-    assert len(rows) == 3
-    path = str(tmp_path / "train" / "1.wav")
-    assert rows[1] == {"speech": path, "text": 'two, "three"', "speaker": "kim", "file_name": path}
-    assert rows[-1]["text"] == "007"
-    assert rows.column("text") == ["one", 'two, "three"', "007"]
-    assert [row["text"] for row in read_rows(tmp_path, split="validation")] == ["four"]
-    assert list_splits(tmp_path) == ["dev", "train"]
-
-
-def test_flat_audiofolder_is_the_split_of_its_name(tmp_path):
-    metadata(tmp_path / "clips", ["one"])
-    assert read_rows(tmp_path / "clips", split="training")[0]["text"] == "one"
-    with pytest.raises(ValueError, match=r"no split 'test' in .*clips; it has \['train'\]"):
-        read_rows(tmp_path / "clips", split="test")
-    metadata(tmp_path / "test", ["two"])
-    assert read_rows(tmp_path / "test", split="test")[0]["text"] == "two"
-
-
-def test_one_metadata_file_above_the_splits(tmp_path):
-    for name in ("train/0.wav", "test/1.wav", "test/2.wav"):
-        sound(tmp_path / name)
-    names = ["train/0.wav", "test/1.wav", "test/2.wav"]
-    write_metadata(tmp_path / "metadata.csv", [{"file_name": n, "sentence": n} for n in names])
-    assert list_splits(tmp_path) == ["test", "train"]
-    assert [row["text"] for row in read_rows(tmp_path, split="test")] == ["test/1.wav", "test/2.wav"]
-
-
-def test_imagefolder(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"\x89PNG")
-    write_metadata(tmp_path / "metadata.csv", [{"file_name": "a.png", "text": "a cat"}])
-    row = read_rows(tmp_path, {"picture": "image"})[0]
-    assert row["picture"] == str(tmp_path / "a.png")
-    assert row["text"] == "a cat"
 
 
 def test_columns_are_chosen(tmp_path):
@@ -101,51 +27,6 @@ def test_rows_are_lazy_sliceable_and_picklable(tmp_path):
         rows[5]
 
 
-def test_files_that_the_metadata_names_must_exist(tmp_path):
-    metadata(tmp_path, ["one", "two", "three"])
-    (tmp_path / "1.wav").unlink()
-    (tmp_path / "2.wav").unlink()
-    with pytest.raises(ValueError, match=r"metadata.csv:3: file '1.wav' does not exist \(so do 1 more\)"):
-        read_rows(tmp_path)
-    assert len(read_rows(tmp_path, limit=1)) == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("file_name,text\n", "has no rows in split 'train'"),
-        ("", "has no rows in split 'train'"),
-        ("name,text\na,b\n", r"metadata.csv:2: no file_name; the columns are \['name', 'text'\]"),
-        ("file_name,text\na.wav\n", "metadata.csv:2: not as many fields as the 2 columns"),
-        ("file_name,text\na.wav,b,c\n", "metadata.csv:2: not as many fields"),
-        ("file_name,text,text\na.wav,b,c\n", "a column name comes twice"),
-        ('file_name,text\na.wav,"b\n', "not readable as UTF-8 CSV"),
-        (b"file_name,text\na.wav,\xe9\n", "not readable as UTF-8 CSV"),
-    ],
-)
-def test_bad_metadata(tmp_path, text, message):
-    folder = tmp_path / "data"
-    sound(folder / "a.wav")
-    (folder / "metadata.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=message):
-        read_rows(folder)
-
-
-def test_two_metadata_files_are_refused(tmp_path):
-    metadata(tmp_path, ["a"])
-    metadata(tmp_path, ["a"], name="metadata.jsonl")
-    with pytest.raises(ValueError, match=r"both metadata.csv and metadata.jsonl"):
-        read_rows(tmp_path)
-
-
-def test_ambiguous_split_is_refused(tmp_path):
-    metadata(tmp_path / "dev", ["a"])
-    metadata(tmp_path / "valid", ["b"])
-    with pytest.raises(ValueError, match=r"split 'validation' may be any of \['dev', 'valid'\]"):
-        read_rows(tmp_path, split="validation")
-    assert read_rows(tmp_path, split="valid")[0]["text"] == "b"
-
-
 @pytest.mark.parametrize(
     ("source", "message"),
     [("missing", "no file or folder"), (".", "has no metadata.csv or metadata.jsonl"), (3, "cannot read a int"),
@@ -161,92 +42,6 @@ def test_bad_sources(tmp_path, monkeypatch, source, message):
 def test_bad_limit(limit):
     with pytest.raises(ValueError, match="limit must be a whole number of at least 1"):
         read_rows([{"text": "a"}], limit=limit)
-
-
-def test_jsonl_rows(tmp_path):
-    sound(tmp_path / "clips" / "a.wav")
-    file = jsonl(
-        tmp_path / "data.jsonl",
-        {"audio": "clips/a.wav", "sentence": "say a.wav", "image": str(tmp_path / "x.png"), "id": 7},
-        "",
-        {"audio": str(tmp_path / "clips" / "a.wav"), "sentence": "two"},
-    )
-    rows = read_rows(file)
-    path = str(tmp_path / "clips" / "a.wav")
-    assert rows[0] == {"speech": path, "text": "say a.wav", "image": str(tmp_path / "x.png"), "id": 7}
-    assert rows.column("speech") == [path, path]
-    assert rows.column("id") == [7, None]
-
-
-def test_jsonl_per_split(tmp_path):
-    jsonl(tmp_path / "train.jsonl", {"text": "a"})
-    jsonl(tmp_path / "dev.jsonl", {"text": "b"})
-    jsonl(tmp_path / "notes.jsonl", {"text": "c"})
-    assert list_splits(tmp_path) == ["dev", "train"]
-    assert read_rows(tmp_path, split="validation")[0] == {"text": "b"}
-    assert read_rows(tmp_path / "dev.jsonl", split="validation")[0] == {"text": "b"}
-    with pytest.raises(ValueError, match=r"no split 'test' in .*notes.jsonl; it has \['train'\]"):
-        read_rows(tmp_path / "notes.jsonl", split="test")
-
-
-def test_jsonl_documents(tmp_path):
-    sound(tmp_path / "a.wav")
-    segments = [
-        {"modality": "speech", "value": "a.wav", "target": False},
-        {"modality": "text", "value": "a.wav", "target": True},
-        {"modality": "speech", "ids": [3, 4]},
-    ]
-    (document,) = read_rows(jsonl(tmp_path / "data.jsonl", {"segments": segments}))
-    assert isinstance(document, Document)
-    assert document.modalities == ["speech", "text", "speech"]
-    assert [s.value for s in document] == [str(tmp_path / "a.wav"), "a.wav", None]
-    assert [s.target for s in document] == [False, True, False]
-    assert document[2].ids == [3, 4]
-
-
-TEXT = {"modality": "text", "value": "a", "target": True}
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"text": ', "malformed JSON"),
-        ("[1]", "expected a JSON object, got list"),
-        ({"text": None}, "no value in column 'text' for modality 'text'"),
-        ({"transcription": "a"}, "no value in column 'text'.*the columns are"),
-        ({"text": "a", "speech": "b.wav"}, None),
-        ({"segments": []}, "document has no segments"),
-        ({"segments": "a"}, "document has no segments"),
-        ({"segments": [TEXT | {"target": False}]}, "document has no target"),
-        ({"segments": [TEXT], "name": 1}, r"document: unknown keys \['name'\]; known are \['segments'\]"),
-        ({"segments": [TEXT, TEXT | {"targt": 1}]}, r"segment 1: unknown keys \['targt'\]"),
-        ({"segments": [3]}, "segment 0: expected a JSON object, got int"),
-        ({"segments": [TEXT | {"target": 1}]}, "segment 0: target must be true or false, got 1"),
-        ({"segments": [TEXT | {"ids": [True]}]}, "segment 0: ids must be a list of whole numbers"),
-        ({"segments": [TEXT | {"ids": [-1]}]}, "segment 0: ids must be"),
-        ({"segments": [{"value": "a", "target": True}]}, "segment 0: segment.modality must be a non-empty string"),
-        ({"segments": [{"modality": "text", "target": True}]}, "segment 0: .* has neither value nor ids"),
-        ({"segments": [TEXT, {"modality": "speech", "value": "no.wav"}]}, r"segment 1: file '.*no.wav' does not"),
-    ],
-)
-def test_bad_jsonl_lines_are_named(tmp_path, line, message):
-    file = jsonl(tmp_path / "data.jsonl", {"text": "fine"}, line)
-    if message is None:  # a column that the first line has not is nobody's modality: it is left alone
-        assert read_rows(file)[1]["text"] == "a"
-        return
-    with pytest.raises(ValueError, match=f"^data: .*data.jsonl:2: {message}"):
-        read_rows(file)
-
-
-def test_jsonl_sound_must_exist(tmp_path):
-    file = jsonl(tmp_path / "data.jsonl", {"speech": "no.wav", "text": "a"})
-    with pytest.raises(ValueError, match=r"data.jsonl:1: file '.*no.wav' does not exist"):
-        read_rows(file)
-
-
-def test_empty_jsonl(tmp_path):
-    with pytest.raises(ValueError, match="has no rows"):
-        read_rows(jsonl(tmp_path / "data.jsonl", ""))
 
 
 def test_lists_of_dicts_keep_their_values():
@@ -349,50 +144,6 @@ def test_a_picture_beside_speech_takes_nothing_from_it() -> None:
     assert (rows.columns["speech"], rows[0]["image"]) == ("file_name", "a.png")
     rows = read_rows([{"file_name": "a.png", "image": "a.png", "text": "one"}])
     assert "speech" not in rows.columns
-
-
-def test_files_in_folders_named_after_what_they_show(tmp_path):
-    for name in ("train/cat/1.png", "train/dog/2.png", "test/cat/3.png", "test/cat/notes.txt", "test/.x/4.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    assert list_splits(tmp_path) == ["test", "train"]
-    row = read_rows(tmp_path)[1]
-    assert (row["text"], row["image"]) == ("dog", str(tmp_path / "train" / "dog" / "2.png"))
-    assert read_rows(tmp_path, split="test").column("text") == ["cat"]
-    sound(tmp_path / "flat" / "bell" / "a.wav")
-    assert read_rows(tmp_path / "flat")[0]["speech"] == str(tmp_path / "flat" / "bell" / "a.wav")
-
-
-def test_files_alone_of_which_nothing_is_known(tmp_path):
-    """Unaligned recordings used to need a metadata file with nothing in it but their names."""
-    for name in ("split/train/a.wav", "split/dev/b.wav", "split/train/.c.wav", ".flat/d.wav"):
-        sound(tmp_path / name)
-    (tmp_path / ".flat" / "read.me").write_text("a")
-    assert list_splits(tmp_path / "split") == ["dev", "train"]
-    (row,) = read_rows(tmp_path / "split")
-    assert row["speech"] == str(tmp_path / "split" / "train" / "a.wav")
-    assert "text" not in row
-    (row,) = read_rows(tmp_path / ".flat")
-    assert row["speech"].endswith("d.wav")
-    sound(tmp_path / "half" / "validation" / "b.wav")
-    metadata(tmp_path / "half" / "train", ["one"])
-    assert list_splits(tmp_path / "half") == ["train", "validation"]
-    (tmp_path / "split" / "train" / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
-    with pytest.raises(ValueError, match=r"link to a file that does not exist.*gone\.wav"):
-        read_rows(tmp_path / "split")
-    (tmp_path / ".flat" / "cover.jpg").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"sounds and pictures, such as .*cover\.jpg"):
-        read_rows(tmp_path / ".flat")
-    sound(tmp_path / "split" / "dev" / "extra" / "c.wav")
-    with pytest.raises(ValueError, match="1 sounds or pictures of its own and 1 in sub-folders"):
-        read_rows(tmp_path / "split", split="dev")
-    sound(tmp_path / "jsonl" / "validation" / "a.wav")
-    (tmp_path / "jsonl" / "valid.jsonl").write_text('{"speech": "validation/a.wav", "text": "one"}\n')
-    assert list_splits(tmp_path / "jsonl") == ["valid"]
-    assert read_rows(tmp_path / "jsonl", split="validation")[0]["text"] == "one"
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no sounds or pictures, in sub-folders or not"):
-        read_rows(tmp_path / "empty")
 
 
 @pytest.mark.parametrize(
