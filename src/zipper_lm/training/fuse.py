@@ -45,6 +45,7 @@ from zipper_lm.training.data import (
     validation_rows,
 )
 from zipper_lm.training.diagnosis import diagnose, unimodal_perplexity
+from zipper_lm.training.guided_attention import guided_pairs
 from zipper_lm.training.pretrain import check_length, open_unaligned, pretrain
 from zipper_lm.training.processes import from_main, is_main, wait
 from zipper_lm.training.pseudo_labels import (
@@ -156,6 +157,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         corrupt=recipe.training.corrupt,
         history_dropout=recipe.training.history_dropout,
         tower_learning_rate=recipe.training.tower_learning_rate,
+        guided=guided_pairs(recipe.training.guided_attention, tasks),
         score=scorer,
         callbacks=[stop, *([EarlyStoppingCallback(patience)] if patience else [])],
     )
@@ -276,6 +278,8 @@ def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
     for template in _joined_tasks(recipe):
         if len(set(tasks[template].modalities)) < len(tasks[template].modalities):
             raise ValueError(f"training.join cannot be used with {template!r}, which names a modality twice")
+    if guided_pairs(recipe.training.guided_attention, tasks) and recipe.architecture != "zipper":
+        raise ValueError(f"training.guided_attention is for zips; architecture {recipe.architecture!r} has none")
     for name, settings in recipe.generation.items():
         if unknown := sorted(set(settings) - known_settings()):
             raise ValueError(f"generation.{name}: {unknown} are no fields of transformers.GenerationConfig")

@@ -105,6 +105,8 @@ class TrainingRecipe:
         interleave: share of documents that hold two rows, one after the other.
         join: share of rows that are joined with another one, end to end, into one longer row: more variety where
             pairs are few. For text and sound; in all tasks, or by task.
+        guided_attention: task to weight of a loss on attention that leaves the diagonal, for a zipper whose modalities
+            run in step, such as ``{text->speech: 2}`` (`zipper_lm.training.guided_attention`).
         log_every: steps between log lines.
         arguments: further fields of `transformers.TrainingArguments` (bf16, gradient_checkpointing, ...).
     """
@@ -123,6 +125,7 @@ class TrainingRecipe:
     history_dropout: float = 0.3
     interleave: float = 0.0
     join: float | dict[str, float] = 0.0
+    guided_attention: dict[str, float] = field(default_factory=dict)
     log_every: int = 20
     arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -136,9 +139,11 @@ class TrainingRecipe:
             for share in value.values() if isinstance(value, dict) else [value]:
                 if not 0.0 <= share < 1.0:
                     raise ValueError(f"training.{name} must be in [0, 1), got {value}")
+        for template, weight in self.guided_attention.items():
+            _at_least(f"training.guided_attention.{template}", weight, 0)
 
 
-_OF_FUSION = ("tower_learning_rate", "corrupt", "history_dropout", "interleave", "join")
+_OF_FUSION = ("tower_learning_rate", "corrupt", "history_dropout", "interleave", "join", "guided_attention")
 
 
 def _check_pretraining(training: TrainingRecipe) -> None:

@@ -25,6 +25,7 @@ from zipper_lm.document import Document, Segment
 from zipper_lm.generation import Writer
 from zipper_lm.hub import WEIGHTS_FILE
 from zipper_lm.training.callbacks import tell_tidily
+from zipper_lm.training.guided_attention import Pair, watched
 from zipper_lm.training.processes import from_main
 
 LAST_WRITTEN = "trainer_state.json"
@@ -182,6 +183,7 @@ class ZipperTrainer(Trainer):
         train_dataset: map-style, of encoded `Document`s.
         corrupt, history_dropout: see `CorruptedDocuments`.
         tower_learning_rate: for towers that are trained.
+        guided: weights of pairs of towers whose attention is held to the diagonal.
         score: called with the model at each evaluation; returns metrics without the ``eval_`` prefix.
     """
 
@@ -194,10 +196,11 @@ class ZipperTrainer(Trainer):
         corrupt: float | Mapping[str, float] = 0.0,
         history_dropout: float = 0.0,
         tower_learning_rate: float = 5e-4,
+        guided: Mapping[Pair, float] | None = None,
         score: Callable[[Any], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        self.tower_learning_rate, self.score = tower_learning_rate, score
+        self.tower_learning_rate, self.guided, self.score = tower_learning_rate, guided or {}, score
         self.part_losses: dict[str, list[float]] = {}
         documents = CorruptedDocuments(
             train_dataset,
@@ -242,13 +245,18 @@ class ZipperTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The model's own loss; its parts are kept for the next log line."""
-        output = model(**inputs)
+        """The model's own loss, and guided attention's; the parts are kept for the next log line."""
+        with watched(self.accelerator.unwrap_model(model), self.guided) as costs:
+            output = model(**inputs)
         if output.loss is None:
             raise ValueError("training: a batch without a single target; every document needs one")
-        for name, loss in output.losses.items():
+        parts, total = dict(output.losses), output.loss
+        if costs:
+            parts["guided_attention"] = torch.stack([cost.to(total.device) for cost in costs]).sum()
+            total = total + parts["guided_attention"]
+        for name, loss in parts.items():
             self.part_losses.setdefault(name, []).append(float(loss.detach()))
-        return (output.loss, output) if return_outputs else output.loss
+        return (total, output) if return_outputs else total
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the losses by modality and the gates to training's log lines."""

@@ -1,0 +1,107 @@
+"""Guided attention: where two modalities run in step, as text and its sound do, looking elsewhere costs.
+
+The loss is that of Tachibana et al. 2018 (arXiv 1710.08969, section 4.1), there for one attention of a speech
+synthesiser, here for every head of the zip layers of a directed pair: attention from place n of N to place t of T costs
+``1 - exp(-(n/N - t/T)^2 / (2 g^2))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zipper_lm.data.tasks import Task
+from zipper_lm.model import ZipperModel
+from zipper_lm.zips import View, ZipLayer
+
+WIDTH = 0.2
+"""g, as a share of the segment (section 4.1)."""
+
+Pair = tuple[str, str]
+"""Reader and source."""
+
+
+def guided_pairs(weights: Mapping[str, float], tasks: Mapping[str, Task]) -> dict[Pair, float]:
+    """Which pairs of towers the tasks' weights are for: the reader is what a task writes, the source what it is given.
+
+    Args:
+        weights: by template. tasks: the recipe's, by template.
+
+    Raises:
+        ValueError: for a template that is no task of the recipe, or does not go from one modality to another.
+    """
+    pairs = {}
+    for template, weight in weights.items():
+        if template not in tasks:
+            raise ValueError(f"training.guided_attention names {template!r}, but the tasks are {list(tasks)}")
+        if len(set(tasks[template].modalities)) != 2 or len(tasks[template].modalities) != 2:
+            raise ValueError(f"training.guided_attention: {template!r} does not go from one modality to one other")
+        source, reader = tasks[template].modalities
+        pairs[reader, source] = weight
+    return pairs
+
+
+def off_diagonal(attention: Tensor, view: View) -> Tensor | None:
+    """Mean cost of attention that leaves the diagonal, in [0, 1]; a scalar.
+
+    Rows count in which all queries that see something see the same tokens: one segment read through another, as a
+    whole. In longer documents a query sees several segments, and which one it should be in step with is not said.
+
+    Args:
+        attention: probabilities ``[B, H, Q, M]``. view: who could look where.
+
+    Returns:
+        None if no row counts.
+    """
+    seen = view.seen[..., 0].expand(attention.shape[0], attention.shape[2])
+    visible = view.allowed[:, 0].expand(-1, attention.shape[2], -1) & seen[..., None]
+    source = visible.any(1)
+    whole = ((visible == source[:, None]) | ~seen[..., None]).all(2).all(1)
+    counted = seen & whole[:, None]
+    if not counted.any():
+        return None
+    apart = _progress(seen)[:, :, None] - _progress(source)[:, None, :]
+    cost = 1 - torch.exp(-(apart**2) / (2 * WIDTH**2))
+    return (attention.float() * cost[:, None]).sum(-1).mean(1)[counted].mean()
+
+
+def _progress(present: Tensor) -> Tensor:
+    """How far each token that is present has come, 0 for the first to 1 for the last; ``[B, T]`` as given."""
+    count = present.sum(1, keepdim=True)
+    return (present.cumsum(1) - 1) / (count - 1).clamp_min(1)
+
+
+@contextmanager
+def watched(model: ZipperModel, weights: Mapping[Pair, float]) -> Iterator[list[Tensor]]:
+    """What passes through the model inside is held to the diagonal.
+
+    Args:
+        model: the model. weights: of pairs.
+
+    Yields:
+        A list that fills with the weighted costs, one for each zip layer that acts; their sum is the loss.
+    """
+    costs: list[Tensor] = []
+    with ExitStack() as hooks:
+        for (reader, source), weight in weights.items():
+            count = len(model.layer_pairs.get((reader, source), ()))
+            for k in range(count):
+                watch = _Watch(costs, weight / count)
+                hooks.callback(model.zip_layer(reader, source, k).register_forward_hook(watch).remove)
+        yield costs
+
+
+class _Watch:
+    """A forward hook of a zip layer, which writes its weighted cost down."""
+
+    def __init__(self, costs: list[Tensor], weight: float) -> None:
+        self.costs, self.weight = costs, weight
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], update: Tensor) -> None:
+        assert isinstance(layer, ZipLayer)
+        if (cost := off_diagonal(layer.attention_map(*args), args[3])) is not None:
+            self.costs.append(self.weight * cost)

@@ -1,0 +1,113 @@
+"""Guided attention: what it costs to look away from the diagonal, and whom."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import doc, tiny_model
+from tiny_recipes import tiny_recipe
+
+from zipper_lm.collation import collate
+from zipper_lm.data.tasks import parse_task
+from zipper_lm.document import Document
+from zipper_lm.model import ZipperModel
+from zipper_lm.training.fuse import check_recipe, fuse
+from zipper_lm.training.guided_attention import guided_pairs, off_diagonal, watched
+from zipper_lm.zips import View
+
+SPOKEN = doc(("text", [5, 6, 7]), ("speech", [10, 11, 12, 13, 14, 15]))
+LONGER = doc(("text", [8, 9, 10, 11, 12, 13]), ("speech", [20, 21, 22]))
+
+
+def cost(model: ZipperModel, documents: list[Document], weight: float = 1.0) -> list[torch.Tensor]:
+    with watched(model, {("speech", "text"): weight}) as costs:
+        model(collate(documents, model.specials))
+    return costs
+
+
+def test_the_cost_is_the_papers() -> None:
+    """Three tokens that read three: by hand, with g = 0.2."""
+    view = View.of(torch.ones(1, 3, 3, dtype=torch.bool))
+    half, whole = 1 - math.exp(-(0.5**2) / 0.08), 1 - math.exp(-1 / 0.08)
+
+    def of(attention: torch.Tensor) -> float:
+        found = off_diagonal(attention.expand(1, 2, 3, 3), view)
+        assert found is not None
+        return float(found)
+
+    assert of(torch.eye(3)) == 0
+    assert of(torch.eye(3).flip(0)) == pytest.approx(2 * whole / 3)
+    assert of(torch.full((3, 3), 1 / 3)) == pytest.approx((2 * (half + whole) + 2 * half) / 9)
+
+
+def test_a_batch_costs_what_its_documents_do() -> None:
+    """Neither padding nor rows that read nothing through the pair count; queries count alike."""
+    model = tiny_model(gate=0.5)
+    heard = doc(("speech", [4, 5, 6]), ("text", [3, 4]))
+    alone = [torch.stack(cost(model, [d])) for d in (SPOKEN, LONGER)]
+    queries = [8, 5]
+    together = torch.stack(cost(model, [SPOKEN, heard, LONGER]))
+    assert len(together) == 3
+    expected = sum(c * q for c, q in zip(alone, queries)) / sum(queries)
+    torch.testing.assert_close(together, expected)
+    torch.testing.assert_close(torch.stack(cost(model, [SPOKEN], weight=3.0)), 3 * alone[0])
+    assert cost(model, [heard]) == []
+
+
+def test_segments_that_see_several_are_left_alone() -> None:
+    model = tiny_model(gate=0.5)
+    turns = Document([*SPOKEN, *LONGER])
+    assert cost(model, [turns]) == []
+    torch.testing.assert_close(torch.stack(cost(model, [turns, SPOKEN])), torch.stack(cost(model, [SPOKEN])))
+    chain = Document([*doc(("speech", [4, 5])), *SPOKEN])  # here the speech that reads has one text to read
+    assert cost(model, [chain])
+
+
+def test_attention_comes_to_the_diagonal() -> None:
+    model = tiny_model(gate=0.5)
+    zips = [p for p in model.zips["speech"]["text"].parameters() if p.requires_grad]  # type: ignore[index]
+    optimizer = torch.optim.Adam(zips, lr=0.02)
+    first = float(torch.stack(cost(model, [SPOKEN, LONGER])).sum().detach())
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = torch.stack(cost(model, [SPOKEN, LONGER])).sum()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.5 * first
+    assert not any(module._forward_hooks for module in model.modules()), "nobody watches afterwards"
+
+
+def test_it_is_part_of_the_loss(tmp_path: Path) -> None:
+    training: dict[str, Any] = {"steps": 1, "guided_attention": {"text->speech": 3.0}}
+    plain = fuse(tiny_recipe(tmp_path / "plain", training={"steps": 1}))
+    guided = fuse(tiny_recipe(tmp_path / "guided", training=training))
+    (before, after) = (next(e for e in r["history"] if "loss" in e) for r in (plain, guided))
+    assert 0 < after["loss_guided_attention"] < 3
+    assert after["loss"] == pytest.approx(before["loss"] + after["loss_guided_attention"], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("weights", "more", "message"),
+    [
+        ({"speech->image": 1.0}, {}, r"names 'speech->image', but the tasks are \['speech->text'"),
+        ({"->speech": 1.0}, {"tasks": {"->speech": 1}}, "'->speech' does not go from one modality to one other"),
+        ({"text->speech": 1.0}, {"architecture": "single-decoder"}, "is for zips; architecture 'single-decoder'"),
+    ],
+)
+def test_refused(weights: dict[str, float], more: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"training\.guided_attention.*" + message):
+        check_recipe(tiny_recipe(tmp_path / "m", training={"guided_attention": weights}, **more))
+
+
+def test_weights_are_not_negative(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"training\.guided_attention\.text->speech must be at least 0, got -1"):
+        tiny_recipe(tmp_path / "m", training={"guided_attention": {"text->speech": -1.0}})
+
+
+def test_the_reader_is_what_is_written() -> None:
+    tasks = {t: parse_task(t) for t in ("speech->text", "text->speech")}
+    assert guided_pairs({"text->speech": 2.0}, tasks) == {("speech", "text"): 2.0}
