@@ -209,17 +209,6 @@ def test_unimodal_documents_leave_the_zips_alone(tmp_path: Path) -> None:
     assert model.gates() == fresh.gates()
 
 
-def test_whole_documents_are_scored_by_their_loss(tmp_path: Path) -> None:
-    sound = str(workshop() / "data" / "train" / "0.wav")
-    speech, text = {"modality": "speech", "value": sound}, {"modality": "text", "value": "one two", "target": True}
-    line = json.dumps({"segments": [speech, text]})
-    (tmp_path / "data").mkdir()
-    for split in ("train", "validation"):
-        (tmp_path / "data" / f"{split}.jsonl").write_text(f"{line}\n" * 4)
-    record = fuse(tiny_recipe(tmp_path / "m", data=str(tmp_path / "data"), tasks={}, judge=None))
-    assert [e["eval_loss"] > 0 for e in record["history"] if "eval_loss" in e] == [True]
-
-
 def test_frozen_and_lora_towers_do_not_see_the_optimizer(tmp_path: Path) -> None:
     model = build_model(tiny_recipe(tmp_path / "m"))
     groups = trainer_module.parameter_groups(model, tower_learning_rate=1e-4, weight_decay=0.1)

@@ -92,19 +92,6 @@ def test_a_fusion_learns_the_same_from_it(prepared: Path, tmp_path: Path) -> Non
     assert scores[0] == scores[1] != []
 
 
-def test_without_the_originals_there_is_no_judge_and_that_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ZIPPER_CACHE", str(tmp_path / "cache"))
-    shutil.copytree(workshop() / "data", tmp_path / "raw")
-    prepare(tiny_recipe(tmp_path / "m", data=str(tmp_path / "raw")), tmp_path / "ids")
-    shutil.rmtree(tmp_path / "raw")
-    record = fuse(tiny_recipe(tmp_path / "m", data=str(tmp_path / "ids"), judge=None))
-    assert "no judge of speech, so it is not scored" in " ".join(capsys.readouterr().err.split())
-    (scores,) = [e for e in record["history"] if "eval_wer" in e]
-    assert [k for k in scores if k.startswith("eval_wer/")] == ["eval_wer/speech->text"]
-
-
 def test_another_codec_is_refused_by_name(prepared: Path, tmp_path: Path) -> None:
     shutil.copytree(workshop() / "text", tmp_path / "text")
     TextCodec.train(["one two six"], vocab_size=18).save_pretrained(tmp_path / "text")
@@ -287,14 +274,6 @@ def test_whole_documents(tmp_path: Path) -> None:
         file.write('{"text": "one", "speech": "%s"}\n' % (workshop() / "data" / "train" / "0.wav"))
     with pytest.raises(ValueError, match=r"data\.jsonl:3: a split holds either rows or whole documents, not both"):
         prepare(recipe, tmp_path / "mixed")
-
-
-def test_no_judge_is_fitted_on_a_stream(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It would be fetched as a whole for that."""
-    data = {"source": str(workshop() / "data"), "streaming": True}
-    record = fuse(tiny_recipe(tmp_path / "m", data=data, judge=None))
-    assert "a stream is not fetched as a whole to fit one on" in " ".join(capsys.readouterr().err.split())
-    assert any("eval_wer/speech->text" in entry for entry in record["history"])
 
 
 def test_from_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
