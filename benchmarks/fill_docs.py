@@ -163,6 +163,8 @@ def _pairs(point: str) -> int:
     return round(30 * float(point.removesuffix("-percent")))
 
 
+FEW = "10-percent"
+
 TASKS = {"asr": "speech to text", "tts": "text to speech"}
 
 
@@ -170,16 +172,24 @@ ZIPPERS = {"zipper": "Zipper", "zipper-longer-pretrained": "Zipper, speech tower
 
 
 def _curve() -> dict[tuple[str, str], Cell]:
-    """Runs by (share, arm), from the smallest share: of 2000 steps, and at 1 %, where every model soon knows its pairs by
-    heart, of 300 (three seeds; data-curve-long has it with 2000 too)."""
-    names = ("early-stopped-tower", "data-curve-long", "equal-exposure", "more-steps")
-    short, long, short_longer, long_longer = (read_results(ROOT / "results" / name).cells for name in names)
-    cells = long | {key: cell for key, cell in short.items() if key[0] == "1-percent"}
-    longer = "zipper-longer-pretrained"
-    cells["1-percent", longer], cells["100-percent", longer] = (
-        found[point, "zipper"] for point, found in (("1-percent", short_longer), ("100-percent", long_longer))
-    )
+    """Runs of 2000 steps by (share, arm), from the smallest share."""
+    cells, longer = (read_results(ROOT / "results" / name).cells for name in ("data-curve-long", "more-steps"))
+    cells["100-percent", "zipper-longer-pretrained"] = longer["100-percent", "zipper"]
     return dict(sorted(cells.items(), key=lambda item: _pairs(item[0][0])))
+
+
+def _error(cell: Cell) -> float:
+    """On the validation split, mean over seeds."""
+    return sum(record["validation_score"] for record in cell) / len(cell)
+
+
+def _best_of_few(kind: str) -> Cell:
+    """Of all that was tried with 300 pairs, what has the lowest validation error."""
+    tried = [read_results(ROOT / "results" / n).cells for n in ("data-curve-long", "augmentation", "pseudo-labels")]
+    return min(
+        (cell for cells in tried for (point, arm), cell in cells.items() if point == FEW and arm.startswith(kind)),
+        key=_error,
+    )
 
 
 def comparison() -> str:
@@ -203,16 +213,19 @@ def few_pairs() -> str:
         read_results(ROOT / "results" / n) for n in ("data-curve-long", "augmentation", "pseudo-labels")
     )
     rows = [
-        ("Zipper", curve, "10-percent", "zipper"),
-        ("a fifth of the sound that is read left out", noise, "10-percent", "zipper-corrupt"),
-        ("that, and half of the rows to read joined", noise, "10-percent", "zipper-joined-to-read"),
-        ("half of all rows joined, and a fifth left out", noise, "10-percent", "zipper-joined-and-corrupt"),
-        ("pseudo-labels", labels, "10-percent", "zipper-pseudo-labels"),
-        ("pseudo-labels: the surest, twice", labels, "10-percent", "zipper-surest-twice"),
-        ("pseudo-labels, and a fifth left out", labels, "10-percent", "zipper-corrupt-pseudo-labels"),
-        ("single decoder", curve, "10-percent", SINGLE),
-        ("single decoder, a fifth left out", noise, "10-percent", "single-decoder-corrupt"),
-        ("single decoder, that and pseudo-labels", labels, "10-percent", "single-decoder-corrupt-pseudo-labels"),
+        ("Zipper", curve, FEW, "zipper"),
+        ("a fifth of the sound that is read left out", noise, FEW, "zipper-corrupt"),
+        ("that, and half of the rows to read joined", noise, FEW, "zipper-joined-to-read"),
+        ("that, and pseudo-labels", labels, FEW, "zipper-joined-pseudo-labels"),
+        ("a fifth left out, and attention held to the diagonal", noise, FEW, "zipper-corrupt-guided"),
+        ("half of all rows joined, and a fifth left out", noise, FEW, "zipper-joined-and-corrupt"),
+        ("pseudo-labels", labels, FEW, "zipper-pseudo-labels"),
+        ("pseudo-labels: the surest, twice", labels, FEW, "zipper-surest-twice"),
+        ("pseudo-labels, and a fifth left out", labels, FEW, "zipper-corrupt-pseudo-labels"),
+        ("single decoder", curve, FEW, SINGLE),
+        ("single decoder, a fifth left out", noise, FEW, "single-decoder-corrupt"),
+        ("single decoder, that and pseudo-labels", labels, FEW, "single-decoder-corrupt-pseudo-labels"),
+        ("single decoder, all three", labels, FEW, "single-decoder-joined-pseudo-labels"),
         ("single decoder with all 3000 pairs", curve, "100-percent", SINGLE),
     ]
     lines = ["| test WER, % | speech to text | text to speech | seeds |", "|---|---|---|---|"]
@@ -233,29 +246,32 @@ def _rates(found: Comparison) -> str:
 
 def claims() -> str:
     """The paper's claims, and what came of them on human digits. Of the two speech towers, at each share the one with
-    the lower validation error counts."""
+    the lower validation error counts; and with 300 pairs, "made the most of", whatever has the lowest of all that was
+    tried."""
     cells = _curve()
     shares = list(dict.fromkeys(point for point, _ in cells))
 
     def zipper(point: str) -> Cell:
-        found = [cells[point, arm] for arm in ZIPPERS if cells.get((point, arm))]
-        return min(found, key=lambda cell: sum(r["validation_score"] for r in cell) / len(cell))
+        return min((cells[point, arm] for arm in ZIPPERS if cells.get((point, arm))), key=_error)
 
-    def difference(ours: str, theirs: str, task: str) -> Comparison:
-        found = compare(zipper(ours), cells[theirs, SINGLE], task)
+    def difference(ours: Cell, theirs: Cell, task: str) -> Comparison:
+        found = compare(ours, theirs, task)
         assert found is not None
         return found
 
-    tts = difference("100-percent", "100-percent", "tts")
-    few = {point: difference(point, point, "asr") for point in ("1-percent", "10-percent")}
-    labels = read_results(ROOT / "results" / "pseudo-labels").cells["10-percent", "zipper-corrupt-pseudo-labels"]
-    less = {
-        (how, task): found
-        for how, cell in (("", zipper("10-percent")), (", noise and pseudo-labels", labels))
-        for task in TASKS
-        if (found := compare(cell, cells["100-percent", SINGLE], task)) is not None
+    ours, theirs = _best_of_few("zipper"), _best_of_few("single")
+    tts = difference(zipper("100-percent"), cells["100-percent", SINGLE], "tts")
+    few = {
+        "30 pairs": difference(zipper("1-percent"), cells["1-percent", SINGLE], "asr"),
+        "300 pairs": difference(zipper(FEW), cells[FEW, SINGLE], "asr"),
+        "300 pairs, each made the most of": difference(ours, theirs, "asr"),
     }
-    each = {(task, point): difference(point, point, task) for task in TASKS for point in shares}
+    less = {
+        (how, task): difference(cell, cells["100-percent", SINGLE], task)
+        for how, cell in (("", zipper(FEW)), (", made the most of", ours))
+        for task in TASKS
+    }
+    each = {(t, p): difference(zipper(p), cells[p, SINGLE], t) for t in TASKS for p in shares if (p, SINGLE) in cells}
     (task, point), worst = max(each.items(), key=lambda item: item[1].difference)
     frozen = [same for cell in cells.values() for record in cell for same in record["frozen_unchanged"].values()]
     forgot = [r["perplexity_after"]["text"] / r["perplexity_before"]["text"] for r in cells["100-percent", SINGLE]]
@@ -268,11 +284,11 @@ def claims() -> str:
     ]
     rows += [
         (
-            f"speech to text with {_pairs(point)} pairs: at most a quarter of its errors",
+            f"speech to text with {pairs}: at most a quarter of its errors",
             f"{_rates(found)}, {found.ours / found.theirs:.2f} of them: {_points(found)}",
             found.ours / found.theirs <= 0.25,
         )
-        for point, found in few.items()
+        for pairs, found in few.items()
     ]
     rows += [
         (
@@ -284,7 +300,7 @@ def claims() -> str:
     ]
     rows += [
         (
-            "at least as good at every share",
+            f"at least as good, on average, at each of {len({p for _, p in each})} shares",
             f"worst: {TASKS[task]} with {_pairs(point)} pairs, {_rates(worst)}: {_points(worst)}",
             worst.difference <= 0,
         ),

@@ -18,6 +18,7 @@ ORDER = (
     "data-curve-long",
     "augmentation",
     "pseudo-labels",
+    "positions",
     "early-stopped-tower",
     "equal-exposure",
     "strong-tower",
@@ -27,6 +28,8 @@ ORDER = (
     "few-pairs",
     "digit-images",
     "window",
+    "ablations-cpu",
+    "digit-images-long",
 )
 fill_docs = runpy.run_path(str(ROOT / "benchmarks" / "fill_docs.py"))
 
