@@ -289,7 +289,7 @@ def draw(results: Results, picture: Path) -> None:
         axes.set_xlabel(results.experiment.axis)
         axes.set_ylabel("test WER (%)")
         axes.set_title(task)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # where all points are alike, they are not cut in half
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(picture, dpi=110)
