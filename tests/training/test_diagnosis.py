@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +15,20 @@ from zipper_lm import Document, Segment, ZipperModel
 from zipper_lm.training.data import encode_rows, validation_rows
 from zipper_lm.training.diagnosis import BATCHES, diagnose, some_batches, unimodal_perplexity
 from zipper_lm.training.fuse import build_model
+from zipper_lm.training.recipes import FuseRecipe
 
 
-def test_perplexity_of_what_is_trained_alone(tmp_path: Path) -> None:
-    recipe = tiny_recipe(tmp_path / "m")
+def fresh(folder: Path) -> tuple[FuseRecipe, ZipperModel, Sequence[Any]]:
+    """A recipe, its model before training, and encoded validation rows."""
+    recipe = tiny_recipe(folder / "m")
     model = build_model(recipe)
     assert isinstance(model, ZipperModel)
     assert model.processor is not None
-    rows = encode_rows(model.processor, validation_rows(recipe.data), ["speech", "text"])
+    return recipe, model, encode_rows(model.processor, validation_rows(recipe.data), ["speech", "text"])
+
+
+def test_perplexity_of_what_is_trained_alone(tmp_path: Path) -> None:
+    _, model, rows = fresh(tmp_path)
     found = unimodal_perplexity(model, rows)
     with torch.no_grad():
         losses = [model.unimodal_loss("speech", [row["speech"].ids or []]) for row in rows]
@@ -30,10 +38,7 @@ def test_perplexity_of_what_is_trained_alone(tmp_path: Path) -> None:
 
 
 def test_batches_hold_every_task_and_whole_documents(tmp_path: Path) -> None:
-    recipe = tiny_recipe(tmp_path / "m")
-    model = build_model(recipe)
-    assert model.processor is not None
-    rows = encode_rows(model.processor, validation_rows(recipe.data), ["speech", "text"])
+    recipe, model, rows = fresh(tmp_path)
     whole = Document([Segment("text", ids=[3, 4]), Segment("speech", ids=[3, 4], target=True)])
     batches = some_batches(recipe, model, [*rows, whole])
     targets = {
@@ -46,11 +51,7 @@ def test_batches_hold_every_task_and_whole_documents(tmp_path: Path) -> None:
 
 
 def test_a_fresh_model_is_told_from_one_that_drifted(tmp_path: Path) -> None:
-    recipe = tiny_recipe(tmp_path / "m")
-    model = build_model(recipe)
-    assert isinstance(model, ZipperModel)
-    assert model.processor is not None
-    rows = encode_rows(model.processor, validation_rows(recipe.data), ["speech", "text"])
+    recipe, model, rows = fresh(tmp_path)
     before = unimodal_perplexity(model, rows)
     assert {s.name for s in diagnose(recipe, model, rows, rows, before)} == {"fusion not started"}
     with torch.no_grad():

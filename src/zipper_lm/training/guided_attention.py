@@ -2,8 +2,8 @@
 
 The loss is that of Tachibana et al. 2018 (arXiv 1710.08969, section 4.1), there for one attention of a speech
 synthesiser, here for every head of the zip layers of a directed pair: attention from place n of N to place t of T costs
-``1 - exp(-(n/N - t/T)^2 / (2 g^2))``. Attention is computed a second time for it, as probabilities, which the backward pass
-keeps: memory grows with the product of both lengths.
+``1 - exp(-(n/N - t/T)^2 / (2 g^2))``. Attention is computed a second time for it, as probabilities, which the backward
+pass keeps: memory grows with the product of both lengths.
 """
 
 from __future__ import annotations
