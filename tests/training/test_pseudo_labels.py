@@ -83,6 +83,8 @@ def test_the_first_model_is_made_without_pseudo_labels(tmp_path: Path) -> None:
     assert (first.pseudo_labels, first.output) == (None, str(tmp_path / "first-before-before"))
     assert first.data == wanted.data
     assert first.training == wanted.training
+    assert (wanted.scored, first.scored) == (None, ["speech->text"])
+    assert labeller_recipe(recipe(tmp_path, task="speech->speech")).scored is None, "not a task that is learned"
     shorter = labeller_recipe(recipe(tmp_path, rounds=2, steps=7))
     assert (shorter.training.steps, labeller_recipe(shorter).training.steps) == (7, 7)
     with pytest.raises(ValueError, match="has none"):

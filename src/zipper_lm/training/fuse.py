@@ -272,6 +272,11 @@ def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
         if isinstance(named, dict) and (unknown := sorted(set(named) - set(names))):
             raise ValueError(f"{field} names {unknown}, but the towers are {names}")
     read_weights(recipe.tasks, names)
+    if recipe.scored is not None:
+        if unknown := sorted(set(recipe.scored) - {t for t, weight in recipe.tasks.items() if weight > 0}):
+            raise ValueError(f"scored names {unknown}, but the tasks are {list(recipe.tasks)}")
+        if not recipe.scored:
+            raise ValueError("scored: name at least one task, or leave it out for all")
     join = recipe.training.join
     if isinstance(join, dict) and (unknown := sorted(set(join) - set(tasks))):
         raise ValueError(f"training.join names {unknown}, but the tasks are {list(tasks)}")

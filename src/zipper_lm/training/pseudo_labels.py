@@ -38,7 +38,8 @@ def labeller_recipe(recipe: FuseRecipe) -> FuseRecipe:
     """The recipe of the model that writes the labels: the same without pseudo-labels, or with an earlier round's, for
     as many steps as they say.
 
-    It has all of the recipe's tasks: what is learned for one keeps towers from forgetting for another.
+    It has all of the recipe's tasks: what is learned for one keeps towers from forgetting for another. That by which it
+    writes labels chooses its checkpoint: speaking may be at its best long before reading is.
 
     Raises:
         ValueError: if the recipe has no pseudo-labels.
@@ -50,7 +51,8 @@ def labeller_recipe(recipe: FuseRecipe) -> FuseRecipe:
     if wanted.rounds > 1:
         before = replace(wanted, rounds=wanted.rounds - 1, model=f"{Path(wanted.model)}-before")
     training = replace(recipe.training, steps=wanted.steps or recipe.training.steps)
-    return replace(recipe, pseudo_labels=before, training=training, output=wanted.model)
+    scored = [wanted.task] if recipe.tasks.get(wanted.task, 0.0) > 0.0 else recipe.scored
+    return replace(recipe, scored=scored, pseudo_labels=before, training=training, output=wanted.model)
 
 
 def source_of(recipe: FuseRecipe) -> DataRecipe:

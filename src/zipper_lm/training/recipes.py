@@ -349,6 +349,7 @@ class FuseRecipe:
             trained in full (or by LoRA, if it says so), and the others lend their codecs only. If its source is a saved
             single decoder, that one is trained further.
         data: aligned data. tasks: template to weight, such as ``{"speech->text": 1}``.
+        scored: tasks that are scored on the validation split, and so choose the checkpoint that is kept; null is all.
         pseudo_labels: further rows that lack a side, which a model writes first.
         zips: who reads whom, and how; default all pairs.
         loss_weights: per modality.
@@ -365,6 +366,7 @@ class FuseRecipe:
     architecture: Literal["zipper", "single-decoder"] = "zipper"
     data: DataRecipe
     tasks: dict[str, float]
+    scored: list[str] | None = None
     pseudo_labels: PseudoLabelsRecipe | None = None
     zips: list[ZipSpec] = field(default_factory=lambda: [ZipSpec()])
     loss_weights: dict[str, float] = field(default_factory=dict)

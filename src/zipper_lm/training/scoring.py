@@ -24,14 +24,15 @@ from zipper_lm.training.trainer import randomness_kept
 
 
 class Scorer:
-    """Scores every task of a recipe on validation rows; ``wer`` is their mean. Without a task that can be scored, the
-    mean ``loss`` on the validation documents stands in."""
+    """Scores a recipe's tasks, or those that it names, on validation rows; ``wer`` is their mean. Without a task that
+    can be scored, the mean ``loss`` on the validation documents stands in."""
 
     def __init__(self, recipe: FuseRecipe, model: Writer, rows: Sequence[Any]) -> None:
         assert model.processor is not None
         self.recipe, self.all_rows = recipe, rows
         self.rows = [r for r in rows if not isinstance(r, Document)]
-        tasks = {t: parse_task(t) for t, weight in recipe.tasks.items() if weight > 0}
+        wanted = recipe.tasks if recipe.scored is None else recipe.scored
+        tasks = {t: parse_task(t) for t, weight in recipe.tasks.items() if weight > 0 and t in wanted}
         ends = {t: task.targets[-1] for t, task in tasks.items() if task.given}
         codecs = model.processor.codecs
         by_token = {end for end in ends.values() if counts_tokens(end, codecs.get(end))}
