@@ -13,10 +13,12 @@ import pytest
 import torch
 from tiny import tiny_backbone, tiny_model
 from tiny_hub import Hub
+from tiny_recipes import tiny_recipe
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from zipper_lm import ZipperModel
+from zipper_lm.training.prepare import prepare
 
 __all__ = ["tiny_backbone", "tiny_model"]
 
@@ -46,6 +48,14 @@ def hub_cache(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         return {"cache_dir": tmp_path / "cache", "local_files_only": True}
 
     return keep
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `zipper prepare` makes of the tiny recipe, in shards of five rows. For tests to read or copy."""
+    folder = tmp_path_factory.mktemp("prepare") / "data"
+    prepare(tiny_recipe(folder), folder, shard_rows=5)
+    return folder
 
 
 @pytest.fixture

@@ -1,0 +1,140 @@
+"""Prepared data: what is learned from it is what the raw data gives, and what would be other ids is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_recipes import tiny_recipe, workshop
+
+from zipper_lm.data.prepared import codec_hash, open_prepared
+from zipper_lm.modality.codec import load_codec
+from zipper_lm.modality.text import TextCodec
+from zipper_lm.training.data import training_rows, validation_rows
+from zipper_lm.training.fuse import fuse
+from zipper_lm.training.prepare import prepare
+from zipper_lm.training.recipes import DataRecipe
+
+
+def test_a_fusion_learns_the_same_from_it(prepared: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"fraction": 0.5, "exclude": {"speaker": ["odd"]}, "validation_limit": 2}
+    raw = tiny_recipe(tmp_path / "raw", data={"source": str(workshop() / "data"), **changes})
+    first = fuse(raw)
+    second = fuse(tiny_recipe(tmp_path / "ids", data={"source": str(prepared), **changes}))
+    kept = ("train_loss", "perplexity_before", "perplexity_after", "gates", "broken")
+    assert {k: first[k] for k in kept} == {k: second[k] for k in kept}
+    scores = [[e["eval_wer"] for e in record["history"] if "eval_wer" in e] for record in (first, second)]
+    assert scores[0] == scores[1] != []
+
+
+def test_another_codec_is_refused_by_name(prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(workshop() / "text", tmp_path / "text")
+    TextCodec.train(["one two six"], vocab_size=18).save_pretrained(tmp_path / "text")
+    towers = {"text": str(tmp_path / "text"), "speech": {"source": str(workshop() / "speech"), "train": "full"}}
+    with pytest.raises(ValueError, match=r"prepared with another codec of 'text': a text codec with sha256 \w{12}"):
+        fuse(tiny_recipe(tmp_path / "m", data=str(prepared), towers=towers))
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_saved_codec_is_the_same_codec(tmp_path: Path) -> None:
+    """A tokenizer's files say whether it came from a folder; the codec does not change by that."""
+    codec = TextCodec.train(["one two"], vocab_size=32)
+    codec.save_pretrained(tmp_path)
+    assert codec_hash(load_codec(tmp_path)) == codec_hash(codec)
+    assert codec_hash(TextCodec.train(["one two"], vocab_size=32, lower=False)) != codec_hash(codec)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.unlink(), r"shard .*00001\.arrow is missing"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-9]), r"shard .*00001\.arrow has \d+ bytes, .* cut off"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-9] + bytes(9)), r"00001\.arrow is not what was written"),
+    ],
+)
+def test_a_damaged_shard_is_refused_by_name(prepared: Path, tmp_path: Path, damage: Any, message: str) -> None:
+    shutil.copytree(prepared, tmp_path / "ids")
+    damage(tmp_path / "ids" / "train" / "00001.arrow")
+    with pytest.raises(ValueError, match=message):
+        fuse(tiny_recipe(tmp_path / "m", data=str(tmp_path / "ids")))
+
+
+def test_what_a_recipe_cannot_have_of_prepared_data(prepared: Path, tmp_path: Path) -> None:
+    def refused(message: str, data: dict[str, Any] | None = None, **changes: Any) -> None:
+        recipe = tiny_recipe(tmp_path / "m", data={"source": str(prepared), **(data or {})}, **changes)
+        with pytest.raises(ValueError, match=message):
+            fuse(recipe)
+
+    refused(r"data\.clips: .* has none, the recipe wants", data={"clips": {"source": "clips"}})
+    towers = {n: str(workshop() / t) for n, t in {"text": "text", "speech": "speech", "image": "text"}.items()}
+    refused(r"prepared with \['speech', 'text'\], without \['image'\]", towers=towers, tasks={"image->text": 1.0})
+    refused("no rows left in split 'train'", data={"exclude": {"speaker": ["even", "odd"]}})
+    made = {"text": {"source": str(tmp_path / "new"), "pretrain": {}}, "speech": str(workshop() / "speech")}
+    refused("is pre-trained on the raw data", towers=made)
+    with pytest.raises(ValueError, match="is prepared already"):
+        prepare(tiny_recipe(tmp_path / "m", data=str(prepared)), tmp_path / "again")
+    file = shutil.copytree(prepared, tmp_path / "old") / "prepared.json"
+    file.write_text(file.read_text().replace('"format": 1', '"format": 0'))
+    with pytest.raises(ValueError, match="is of format 0, this version reads 1"):
+        open_prepared(tmp_path / "old")
+
+
+def test_settings_that_prepared_data_cannot_follow(prepared: Path, tmp_path: Path) -> None:
+    """Another split, column or revision had no effect on prepared data, and of 3 prepared rows a limit of 10 gave 3."""
+    raw = str(workshop() / "data")
+    for changes in ({"train": "nonsense"}, {"validation": "test"}, {"revision": "v2"}, {"columns": {"text": "no"}}):
+        (name,) = changes
+        with pytest.raises(ValueError, match=rf"data\.{name} is .*, but .* was prepared with"):
+            validation_rows(DataRecipe(source=str(prepared), **changes))
+    assert validation_rows(DataRecipe(source=str(prepared), validation=None)) == []
+    data = {"source": raw, "validation": None, "limit": 3, "exclude": {"speaker": ["odd"]}}
+    prepare(tiny_recipe(tmp_path / "m", data=data), tmp_path / "ids")
+    same = DataRecipe(**{**data, "source": str(tmp_path / "ids")})
+    assert len(training_rows(same)) == 2
+    for limit in (10, None):
+        with pytest.raises(ValueError, match=rf"data\.limit is {limit}, but .* was prepared with 3"):
+            training_rows(replace(same, limit=limit))
+    with pytest.raises(ValueError, match=r"data\.exclude is \{\}, but .* was prepared with \{'speaker': \['odd'\]\}"):
+        training_rows(replace(same, exclude={}))
+
+
+def test_what_is_excluded_from_prepared_data(prepared: Path, tmp_path: Path) -> None:
+    """A text could be excluded by its column's name from raw data, but not from prepared data; a column that was not
+    kept, or is misspelt, excluded nothing without a word."""
+    raw, ids = (DataRecipe(source=source) for source in (str(workshop() / "data"), str(prepared)))
+    said = training_rows(raw)[0]["text"]
+    for name in ("transcription", "text"):
+        kept = [len(training_rows(replace(data, exclude={name: [said]}))) for data in (raw, ids)]
+        assert kept[0] == kept[1] < 12
+    for name in ("speeker", "audio"):
+        with pytest.raises(
+            ValueError, match=rf"no column \['{name}'\]; there are .*'speaker', 'text', 'transcription'"
+        ):
+            training_rows(replace(ids, exclude={name: ["x"]}))
+    sound = {"audio": [training_rows(raw)[0]["speech"]]}
+    data = {"source": raw.source, "validation": None, "exclude": sound}
+    prepare(tiny_recipe(tmp_path / "m", data=data), tmp_path / "ids")
+    assert len(training_rows(DataRecipe(source=str(tmp_path / "ids"), exclude=sound))) == 11  # it is done already
+
+
+def test_a_codec_is_told_by_what_its_ids_depend_on(tmp_path: Path) -> None:
+    """Prepared data was refused when the model inside a codec came from another place, or a voice was changed."""
+
+    class Units:
+        def __init__(self, source: str, weights: str, speaker: int) -> None:
+            self.said = {"model": {"source": source, "weights_hash": weights}, "speaker": speaker, "layout": {"bos": 1}}
+
+        def save_pretrained(self, path: str) -> None:
+            (Path(path) / "codec.json").write_text(json.dumps(self.said))
+            (Path(path) / "vocoder").mkdir()
+            (Path(path) / "vocoder" / "config.json").write_text(str(self.said["speaker"]))
+
+    def told(*args: Any) -> str:
+        return codec_hash(Units(*args))  # type: ignore[arg-type]
+
+    assert told("someone/hubert", "a" * 64, 0) == told("elsewhere/hubert", "a" * 64, 1)
+    assert told("someone/hubert", "a" * 64, 0) != told("someone/hubert", "b" * 64, 0)
