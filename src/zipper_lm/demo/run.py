@@ -29,7 +29,7 @@ from transformers import set_seed
 from zipper_lm.card import refresh_card
 from zipper_lm.collation import collate
 from zipper_lm.config import TowerSpec
-from zipper_lm.data.tasks import TaskMixture, build_document, parse_task
+from zipper_lm.data.tasks import TaskMixture, build_document
 from zipper_lm.demo.bars import bar, train_with_bar
 from zipper_lm.demo.build import ASSETS, build, encode_sounds, fingerprint
 from zipper_lm.demo.corpus import Utterance, render
@@ -45,7 +45,6 @@ from zipper_lm.files import check_output, new_folder
 from zipper_lm.model import ZipperModel
 from zipper_lm.training.arguments import training_arguments
 from zipper_lm.training.data import measure_stretch
-from zipper_lm.training.guided_attention import guided_pairs
 from zipper_lm.training.trainer import ZipperTrainer, describe_parameters
 
 SAMPLE_RATE = 16_000
@@ -219,7 +218,6 @@ def _train(
             corrupt=sizes.fusion.corrupt,
             history_dropout=sizes.fusion.history_dropout,
             tower_learning_rate=sizes.fusion.tower_learning_rate,
-            guided=guided_pairs(sizes.fusion.guided_attention, {t: parse_task(t) for t in sizes.tasks}),
             score=score,
         )
         train_with_bar(trainer, console, "fusing")

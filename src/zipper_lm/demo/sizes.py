@@ -67,13 +67,7 @@ class DemoSizes:
     zips: ZipSpec = field(default_factory=lambda: ZipSpec(layers=4))
     tasks: Mapping[str, float] = field(default_factory=lambda: {"speech->text": 1.0, "text->speech": 1.26})
     fusion: TrainingRecipe = field(
-        default_factory=lambda: TrainingRecipe(
-            steps=1700,
-            batch_size=16,
-            learning_rate=1e-3,
-            tower_learning_rate=5e-4,
-            guided_attention={"text->speech": 1.0},
-        )
+        default_factory=lambda: TrainingRecipe(steps=1700, batch_size=16, learning_rate=1e-3, tower_learning_rate=5e-4)
     )
     generation: Mapping[str, Mapping[str, Any]] = field(
         default_factory=lambda: {
@@ -114,9 +108,7 @@ class DemoSizes:
             speech_training=TrainingRecipe(steps=2, batch_size=4),
             judge_epochs=1,
             zips=ZipSpec(layers=2),
-            fusion=TrainingRecipe(
-                steps=4, batch_size=4, log_every=2, evaluate_every=4, guided_attention={"text->speech": 1.0}
-            ),
+            fusion=TrainingRecipe(steps=4, batch_size=4, log_every=2, evaluate_every=4),
             generation={"text": {"max_new_tokens": 4}, "speech": {"max_new_tokens": 24}},
             examples=2,
         )
