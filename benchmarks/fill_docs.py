@@ -284,7 +284,7 @@ def claims() -> str:
         (task, share): difference(best(ZIPPERS, share), best(SINGLES, share), task)
         for task in TASKS
         for share in shares
-        if (share, SINGLE) in cells
+        if all(any(cells.get((share, arm)) for arm in arms) for arms in (ZIPPERS, SINGLES))
     }
     (task, point), worst = max(each.items(), key=lambda item: item[1].difference)
     frozen = [same for cell in cells.values() for record in cell for same in record["frozen_unchanged"].values()]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from filelock import FileLock
 from rich.console import Console
-from tiny_recipes import plain_recipe, workshop
+from tiny_experiment import plan
+from tiny_recipes import workshop
 
 from zipper_lm.experiments import run as run_module
 from zipper_lm.experiments.plan import (
@@ -26,32 +26,9 @@ from zipper_lm.experiments.plan import (
     runs_of,
     trials_of,
 )
-from zipper_lm.experiments.report import Results, _by_step, _differences, read_results, write_report
+from zipper_lm.experiments.report import read_results, write_report
 from zipper_lm.experiments.run import run_experiment
 from zipper_lm.recipe import build, to_mapping
-
-
-def plan(folder: Path, **changes: Any) -> Path:
-    """An experiment file and its recipe: Zipper, with two trials, and the single decoder, at two shares, two seeds."""
-    recipe = plain_recipe(folder / "unused")
-    recipe.pop("output")
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "output": "unused"}, sort_keys=False))
-    content = {
-        "question": "Which writes better?",
-        "recipe": "recipe.yaml",
-        "set": ["training.steps=1"],
-        "arms": {
-            "zipper": {"trials": {"slow": ["training.learning_rate=1e-6"], "fast": ["training.learning_rate=1e-2"]}},
-            "single": {"set": ["architecture=single-decoder"]},
-        },
-        "points": {"half": ["data.fraction=0.5"], "all": []},
-        "axis": "share of the pairs",
-        "seeds": [1, 2],
-        "tasks": ["asr", "tts"],
-        **changes,
-    }
-    (folder / "contest.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    return folder / "contest.yaml"
 
 
 def test_runs_differ_in_what_the_file_says(tmp_path: Path) -> None:
@@ -115,7 +92,7 @@ def test_from_file_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "8 of 8 runs, seeds 1, 2; 4 trials before them" in page
     assert "Which writes better?" in page
     assert "at half, zipper minus single:" in page
-    assert "| zipper | text, frozen | | bit-identical in every run |" in page
+    assert "| zipper | text, frozen |  | bit-identical in every run |" in page
     assert "| single | text |" in page, "what the single decoder forgets is told"
     assert (tmp_path / "page-results.png").stat().st_size > 5000
     for cell in read_results(tmp_path / "results").cells.values():
@@ -310,65 +287,6 @@ def test_a_record_of_other_data_says_so(tmp_path: Path) -> None:
     moved = read_experiment(plan(tmp_path, points={}, seeds=[1], arms={"single": {}}), [f"data={tmp_path / 'link'}"])
     with pytest.raises(ValueError, match=rf"settings.*\(data.source: {workshop() / 'data'}, now .*link\)"):
         run_experiment(moved, tmp_path / "results", tmp_path / "work", Console(quiet=True))
-
-
-def test_how_soon_each_comes_to_where(tmp_path: Path) -> None:
-    experiment = read_experiment(plan(tmp_path))
-
-    def record(course: dict[int, float]) -> dict[str, Any]:
-        return {"validation": [{"step": n, "eval_wer/speech->text": wer, "eval_wer": 0.0} for n, wer in course.items()]}
-
-    cells = {
-        ("all", "zipper"): [record({5: 40.0, 10: 20.0, 15: 8.0}), record({5: 50.0, 10: 20.0, 15: 10.0})],
-        ("all", "single"): [record({10: 90.0, 20: 30.0})],
-        ("half", "zipper"): [record({1: 1.0})],
-    }
-    text = _by_step(Results("contest", experiment, cells, 0), "asr")
-    assert "validation split" in text
-    assert text.splitlines()[-4:] == [
-        "| 5 | 45.0 (40.0 to 50.0) |  |",
-        "| 10 | 20.0 | 90.0 |",
-        "| 15 | 9.0 (8.0 to 10.0) |  |",
-        "| 20 |  | 30.0 |",
-    ]
-    few = {key: [record({5: 40.0, 10: 20.0})] for key in cells}
-    assert _by_step(Results("contest", experiment, few, 0), "asr") == ""
-
-
-def test_records_of_an_earlier_plan_are_left_out_of_the_report(tmp_path: Path) -> None:
-    file = plan(tmp_path, arms={"zipper": {}}, points={}, tasks=["asr"])
-    run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", Console(quiet=True))
-    fewer = json.loads((tmp_path / "results" / "experiment.json").read_text()) | {"seeds": [2]}
-    (tmp_path / "results" / "experiment.json").write_text(json.dumps(fewer))
-    assert [[r["run"]["seed"] for r in cell] for cell in read_results(tmp_path / "results").cells.values()] == [[2]]
-
-
-def test_what_is_not_run_yet_is_said(tmp_path: Path) -> None:
-    (tmp_path / "results").mkdir()
-    experiment = json.dumps({"question": "q", "recipe": "r", "arms": {"a": {}}, "tasks": ["asr"]})
-    (tmp_path / "results" / "experiment.json").write_text(experiment)
-    write_report([tmp_path / "results"], tmp_path / "page.md")
-    assert "not run" in (tmp_path / "page.md").read_text()
-    with pytest.raises(ValueError, match="run zipper experiment first"):
-        write_report([tmp_path], tmp_path / "page.md")
-
-
-@pytest.mark.parametrize(("oracle", "shares"), [(5.0, 1), (10.0, 0), (25.0, 0)])
-def test_no_share_of_nothing(oracle: float, shares: int, tmp_path: Path) -> None:
-    """A rate no higher than that of the codec alone gave differences of billions of per cent, or of the wrong sign."""
-    folder = tmp_path / "results"
-    folder.mkdir()
-    content = {"question": "q", "recipe": "r", "arms": {"a": {}, "b": {}}, "tasks": ["tts"], "seeds": [1]}
-    (folder / "experiment.json").write_text(json.dumps(content))
-    experiment = read_results(folder).experiment
-    said = {"references": ["one two"] * 5, "hypotheses": ["one two"] * 5, "oracle_wer": oracle}
-    cells = {
-        (PLAIN, arm): [{"run": {"seed": 1}, "scores": {"tts": {**said, "wer": wer}}}]
-        for arm, wer in (("a", 20.0), ("b", 10.0))
-    }
-    line = _differences(Results("results", experiment, cells, 0), "tts")
-    assert "+100 % relative" in line
-    assert line.count("above the codec alone") == shares
 
 
 def test_records_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:

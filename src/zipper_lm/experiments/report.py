@@ -63,7 +63,7 @@ def read_results(folder: str | Path) -> Results:
 
 
 def write_report(folders: Sequence[str | Path], page: str | Path) -> None:
-    """One page in Markdown, with a picture beside it for every experiment that has several points.
+    """One page in Markdown: what there is, then each experiment, with a picture beside it if it has several points.
 
     Args:
         folders: results of experiments. page: the file to write; replaced if it is there.
@@ -72,8 +72,15 @@ def write_report(folders: Sequence[str | Path], page: str | Path) -> None:
         ValueError: as `read_results`.
     """
     page = Path(page)
-    parts = ["# Results\n\nWritten by `zipper report` from the raw records; no number here is typed by hand.\n"]
-    for results in [read_results(folder) for folder in folders]:
+    found = [read_results(folder) for folder in folders]
+    parts = [
+        "# Results\n\nWritten by `zipper report` from the raw records; no number here is typed by hand.\n"
+        "WER in per cent on the test split: mean over seeds, least and most in brackets; without, of one run.\n",
+        "| experiment | question | runs |\n|---|---|---|",
+        *(f"| [{r.name}](#{r.name}) | {r.experiment.question} | {_runs(r)} |" for r in found),
+        "",
+    ]
+    for results in found:
         parts.append(_section(results))
         if len(points_of(results.experiment)) > 1 and results.cells:
             picture = page.with_name(f"{page.stem}-{results.name}.png")
@@ -84,16 +91,21 @@ def write_report(folders: Sequence[str | Path], page: str | Path) -> None:
         file.write_text("\n".join(parts), encoding="utf-8")
 
 
+def _runs(results: Results) -> str:
+    """How many of those that were planned."""
+    experiment = results.experiment
+    wanted = len(points_of(experiment)) * len(experiment.arms) * len(experiment.seeds)
+    return f"{sum(map(len, results.cells.values()))} of {wanted}"
+
+
 def _section(results: Results) -> str:
     experiment = results.experiment
-    done = sum(map(len, results.cells.values()))
-    wanted = len(points_of(experiment)) * len(experiment.arms) * len(experiment.seeds)
     lines = [
         f"## {results.name}\n",
         f"{experiment.question}\n",
         f"    zipper experiment experiments/{results.name}.yaml\n",
-        f"{done} of {wanted} runs, seeds {', '.join(map(str, experiment.seeds))}; {results.trials} trials before them, "
-        "chosen on validation. WER in per cent on the test split: mean over seeds, least and most in brackets.\n",
+        f"{_runs(results)} runs, seeds {', '.join(map(str, experiment.seeds))}; {results.trials} trials before them, "
+        "chosen on validation.\n",
     ]
     if experiment.notes:
         lines += [*(f"- {note}" for note in experiment.notes), ""]
@@ -125,58 +137,71 @@ def _by_step(results: Results, task: str) -> str:
         courses[arm] = course
     if max(map(len, courses.values())) < 3:
         return ""
-    lines = [
-        f"In the course of training{'' if point == PLAIN else f', at {point}'} (validation split):\n",
-        f"| step | {' | '.join(courses)} |",
-        "|---" * (len(courses) + 1) + "|",
+    steps = sorted({step for course in courses.values() for step in course})
+    rows = [
+        [str(step), *(spread(course[step]) if step in course else "" for course in courses.values())] for step in steps
     ]
-    for step in sorted({step for course in courses.values() for step in course}):
-        cells = [spread(course[step]) if step in course else "" for course in courses.values()]
-        lines.append(f"| {step} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    where = "" if point == PLAIN else f", at {point}"
+    return f"In the course of training{where} (validation split):\n\n{_grid(['step', *courses], rows)}"
 
 
 def _preservation(results: Results) -> str:
     """Perplexity of each modality alone before and after fusion, at the last point; frozen towers are compared bit by
     bit instead."""
     point = points_of(results.experiment)[-1]
-    lines = ["| arm | modality | perplexity before | after |", "|---|---|---|---|"]
+    rows: list[list[str]] = []
     for arm in results.experiment.arms:
         cell = results.cells.get((point, arm), [])
         for name in sorted({n for r in cell for n in r["perplexity_after"]}):
             before, after = ([r[f"perplexity_{when}"][name] for r in cell] for when in ("before", "after"))
-            lines.append(f"| {arm} | {name} | {spread(before)} | {spread(after)} |")
+            rows.append([arm, name, _constant(before), spread(after)])
         for name in sorted({n for r in cell for n in r["frozen_unchanged"]}):
             same = all(r["frozen_unchanged"].get(name, False) for r in cell)
-            verdict = "bit-identical in every run" if same else "CHANGED"
-            lines.append(f"| {arm} | {name}, frozen | | {verdict} |")
-    if len(lines) == 2:
+            rows.append([arm, f"{name}, frozen", "", "bit-identical in every run" if same else "CHANGED"])
+    if not rows:
         return ""
     where = "" if point == PLAIN else f"At {point}. "
-    return f"{where}Perplexity per token on each modality alone, on the validation split.\n\n" + "\n".join(lines)
+    heads = ["arm", "modality", "perplexity before", "after"]
+    return f"{where}Perplexity per token on each modality alone, on the validation split.\n\n{_lines(heads, rows)}"
 
 
 def table(results: Results, task: str) -> str:
-    """WER of arms by points, in Markdown: mean over seeds, least and most in brackets."""
+    """WER of arms by points, in Markdown."""
     arms = list(results.experiment.arms)
     extras = ["oracle_wer", "judge_wer_on_originals"]
     found = [e for e in extras if any(e in r["scores"][task] for cell in results.cells.values() for r in cell)]
     heads = [*arms, *(e.replace("_", " ").removesuffix(" wer") for e in found)]
-    lines = [f"| {results.experiment.axis or 'data'} | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    rows = []
     for point in points_of(results.experiment):
         cells = [results.cells.get((point, arm), []) for arm in arms]
         texts = [spread([r["scores"][task]["wer"] for r in cell]) for cell in cells]
-        texts += [spread([r["scores"][task][extra] for cell in cells for r in cell]) for extra in found]
-        lines.append(f"| {point} | {' | '.join(texts)} |")
-    return "\n".join(lines)
+        texts += [_constant([r["scores"][task][extra] for cell in cells for r in cell]) for extra in found]
+        rows.append([point, *texts])
+    return _grid([results.experiment.axis or "data", *heads], rows)
+
+
+def _grid(heads: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown, on its side where it would be wider than long."""
+    if len(heads) - 1 > 2 * len(rows):
+        heads, *rows = (list(column) for column in zip(heads, *rows))
+    return _lines(heads, rows)
+
+
+def _lines(heads: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows])
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean, least and most in brackets."""
+    """Mean, least and most in brackets; without them it is one value."""
     if not values:
         return "not run"
     mean = f"{np.mean(values):.1f}"
-    return mean if min(values) == max(values) else f"{mean} ({min(values):.1f} to {max(values):.1f})"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
+
+
+def _constant(values: Sequence[float]) -> str:
+    """As `spread`, of what is alike in all runs but for exceptions."""
+    return spread(values[:1] if len({f"{value:.1f}" for value in values}) == 1 else values)
 
 
 def _differences(results: Results, task: str) -> str:

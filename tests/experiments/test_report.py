@@ -1,0 +1,111 @@
+"""Records to a page: tables, spread, differences, and what is not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny_experiment import plan
+
+from zipper_lm.experiments.plan import (
+    PLAIN,
+    points_of,
+    read_experiment,
+)
+from zipper_lm.experiments.report import Results, _by_step, _differences, read_results, spread, table, write_report
+from zipper_lm.experiments.run import run_experiment
+
+
+def test_how_soon_each_comes_to_where(tmp_path: Path) -> None:
+    experiment = read_experiment(plan(tmp_path))
+
+    def record(course: dict[int, float]) -> dict[str, Any]:
+        return {"validation": [{"step": n, "eval_wer/speech->text": wer, "eval_wer": 0.0} for n, wer in course.items()]}
+
+    cells = {
+        ("all", "zipper"): [record({5: 40.0, 10: 20.0, 15: 8.0}), record({5: 50.0, 10: 20.0, 15: 10.0})],
+        ("all", "single"): [record({10: 90.0, 20: 30.0})],
+        ("half", "zipper"): [record({1: 1.0})],
+    }
+    text = _by_step(Results("contest", experiment, cells, 0), "asr")
+    assert "validation split" in text
+    assert text.splitlines()[-4:] == [
+        "| 5 | 45.0 (40.0 to 50.0) |  |",
+        "| 10 | 20.0 (20.0 to 20.0) | 90.0 |",
+        "| 15 | 9.0 (8.0 to 10.0) |  |",
+        "| 20 |  | 30.0 |",
+    ]
+    few = {key: [record({5: 40.0, 10: 20.0})] for key in cells}
+    assert _by_step(Results("contest", experiment, few, 0), "asr") == ""
+
+
+def test_one_run_is_told_from_several_alike() -> None:
+    """Two runs with the same errors looked like one."""
+    assert (spread([]), spread([3.0]), spread([3.0, 3.0])) == ("not run", "3.0", "3.0 (3.0 to 3.0)")
+
+
+def test_many_arms_are_read_from_top_to_bottom(tmp_path: Path) -> None:
+    """Sixteen arms at one point made a table of one line, 17 columns wide."""
+
+    def told(points: dict[str, Any]) -> list[str]:
+        experiment = read_experiment(plan(tmp_path, points=points))
+        scores = {"tts": {"wer": 20.0, "oracle_wer": 5.0}}
+        cells = {(point, "zipper"): [{"scores": scores}, {"scores": scores}] for point in points_of(experiment)}
+        return table(Results("contest", experiment, cells, 0), "tts").splitlines()
+
+    rate = "20.0 (20.0 to 20.0)"
+    head = "| share of the pairs |"
+    assert told({}) == [
+        f"{head} {PLAIN} |",
+        "| --- | --- |",
+        f"| zipper | {rate} |",
+        "| single | not run |",
+        "| oracle | 5.0 |",
+    ]
+    assert told({"half": [], "all": []}) == [
+        f"{head} zipper | single | oracle |",
+        "| --- | --- | --- | --- |",
+        f"| half | {rate} | not run | 5.0 |",
+        f"| all | {rate} | not run | 5.0 |",
+    ]
+
+
+def test_records_of_an_earlier_plan_are_left_out_of_the_report(tmp_path: Path) -> None:
+    file = plan(tmp_path, arms={"zipper": {}}, points={}, tasks=["asr"])
+    run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", Console(quiet=True))
+    fewer = json.loads((tmp_path / "results" / "experiment.json").read_text()) | {"seeds": [2]}
+    (tmp_path / "results" / "experiment.json").write_text(json.dumps(fewer))
+    assert [[r["run"]["seed"] for r in cell] for cell in read_results(tmp_path / "results").cells.values()] == [[2]]
+
+
+def test_what_is_not_run_yet_is_said(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    experiment = json.dumps({"question": "q", "recipe": "r", "arms": {"a": {}}, "tasks": ["asr"]})
+    (tmp_path / "results" / "experiment.json").write_text(experiment)
+    write_report([tmp_path / "results"], tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert "not run" in page
+    assert "| [results](#results) | q | 0 of 3 |" in page
+    with pytest.raises(ValueError, match="run zipper experiment first"):
+        write_report([tmp_path], tmp_path / "page.md")
+
+
+@pytest.mark.parametrize(("oracle", "shares"), [(5.0, 1), (10.0, 0), (25.0, 0)])
+def test_no_share_of_nothing(oracle: float, shares: int, tmp_path: Path) -> None:
+    """A rate no higher than that of the codec alone gave differences of billions of per cent, or of the wrong sign."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    content = {"question": "q", "recipe": "r", "arms": {"a": {}, "b": {}}, "tasks": ["tts"], "seeds": [1]}
+    (folder / "experiment.json").write_text(json.dumps(content))
+    experiment = read_results(folder).experiment
+    said = {"references": ["one two"] * 5, "hypotheses": ["one two"] * 5, "oracle_wer": oracle}
+    cells = {
+        (PLAIN, arm): [{"run": {"seed": 1}, "scores": {"tts": {**said, "wer": wer}}}]
+        for arm, wer in (("a", 20.0), ("b", 10.0))
+    }
+    line = _differences(Results("results", experiment, cells, 0), "tts")
+    assert "+100 % relative" in line
+    assert line.count("above the codec alone") == shares
