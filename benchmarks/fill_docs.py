@@ -168,19 +168,12 @@ FEW = "10-percent"
 TASKS = {"asr": "speech to text", "tts": "text to speech"}
 
 
-ZIPPERS = {
-    "zipper": "Zipper",
-    "zipper-longer-pretrained": "Zipper, speech tower pre-trained for longer",
-    "zipper-corrupt-guided-to-speak": "Zipper, noise in what is read, guided to speak",
-}
-SINGLES = {SINGLE: "single decoder", "single-decoder-corrupt": "single decoder, noise in what is read"}
+KINDS = {"zipper": "Zipper", SINGLE: "single decoder"}
 
-
-def _curve() -> dict[tuple[str, str], Cell]:
-    """Runs of 2000 steps by (share, arm), from the smallest share."""
-    cells, longer = (read_results(ROOT / "results" / name).cells for name in ("data-curve-long", "more-steps"))
-    cells["100-percent", "zipper-longer-pretrained"] = longer["100-percent", "zipper"]
-    return dict(sorted(cells.items(), key=lambda item: _pairs(item[0][0])))
+TRIED = (
+    *("data-curve-long", "more-steps", "augmentation", "pseudo-labels"),
+    *("few-pairs", "early-stopped-tower", "equal-exposure"),
+)
 
 
 def _error(cell: Cell) -> float:
@@ -188,30 +181,35 @@ def _error(cell: Cell) -> float:
     return sum(record["validation_score"] for record in cell) / len(cell)
 
 
-TRIED = ("data-curve-long", "augmentation", "pseudo-labels", "few-pairs", "early-stopped-tower", "equal-exposure")
-
-
 def _most_of(kind: str, share: str) -> Cell:
     """Of all that was tried with so many pairs, what has the lowest validation error."""
     tried = [read_results(ROOT / "results" / n).cells for n in TRIED]
+    start = kind.partition("-")[0]
     return min(
-        (cell for cells in tried for (point, arm), cell in cells.items() if point == share and arm.startswith(kind)),
+        (cell for cells in tried for (point, arm), cell in cells.items() if point == share and arm.startswith(start)),
         key=_error,
     )
 
 
+def _curve() -> dict[tuple[str, str], list[Cell]]:
+    """By (share, kind), from the smallest share that both were run with: as it is with 2000 steps, and made the most
+    of."""
+    cells = read_results(ROOT / "results" / "data-curve-long").cells
+    shares = [p for p in sorted({p for p, _ in cells}, key=_pairs) if all((p, kind) in cells for kind in KINDS)]
+    return {(p, kind): [cells[p, kind], _most_of(kind, p)] for p in shares for kind in KINDS}
+
+
 def comparison() -> str:
     """Zipper against a single decoder of its size that has seen as much, by share of the aligned data."""
-    cells = _curve()
-    arms = ZIPPERS | SINGLES
-    lines = [f"| test WER, % | pairs | {' | '.join(arms.values())} | seeds |", "|---|" + "---|" * (len(arms) + 2)]
+    curve = _curve()
+    heads = [f"{name}{how}" for name in KINDS.values() for how in ("", ", made the most of")]
+    lines = [f"| test WER, % | pairs | {' | '.join(heads)} |", "|---|---|" + "---|" * len(heads)]
     for task, name in TASKS.items():
-        for point in dict.fromkeys(point for point, _ in cells):
-            found = [cells.get((point, arm), []) for arm in arms]
-            rates = " | ".join(spread([r["scores"][task]["wer"] for r in cell]) for cell in found)
-            seeds = ", ".join(dict.fromkeys(str(len(cell)) for cell in found if cell))
+        for share in dict.fromkeys(share for share, _ in curve):
+            cells = [cell for kind in KINDS for cell in curve[share, kind]]
+            rates = " | ".join(spread([r["scores"][task]["wer"] for r in cell]) for cell in cells)
             heard = ", as the judge hears it" if task == "tts" else ""
-            lines.append(f"| {name}{heard} | {_pairs(point)} | {rates} | {seeds} |")
+            lines.append(f"| {name}{heard} | {_pairs(share)} | {rates} |")
     return "\n".join(lines)
 
 
@@ -255,43 +253,38 @@ def _rates(found: Comparison) -> str:
 
 
 def claims() -> str:
-    """The paper's claims, and what came of them on human digits. At each share, of each kind of model what has the
-    lowest validation error counts: among the arms of the data curve or, "made the most of", all that was tried."""
-    cells = _curve()
-    shares = list(dict.fromkeys(point for point, _ in cells))
+    """The paper's claims, and what came of them on human digits, plain and made the most of."""
+    curve, all_pairs = _curve(), "100-percent"
+    shares = list(dict.fromkeys(share for share, _ in curve))
 
-    def best(arms: dict[str, str], point: str) -> Cell:
-        return min((cells[point, arm] for arm in arms if cells.get((point, arm))), key=_error)
-
-    def difference(ours: Cell, theirs: Cell, task: str) -> Comparison:
-        found = compare(ours, theirs, task)
+    def against(task: str, share: str, most: bool, theirs: str | None = None) -> Comparison:
+        """Zipper with a share of the pairs minus the single decoder with as many, or with another share."""
+        found = compare(curve[share, "zipper"][most], curve[theirs or share, SINGLE][most], task)
         assert found is not None
         return found
 
-    most = best(SINGLES, "100-percent")
-    tts = difference(best(ZIPPERS, "100-percent"), most, "tts")
-    few: dict[str, Comparison] = {}
-    for share in ("1-percent", FEW):
-        few[f"{_pairs(share)} pairs"] = difference(best(ZIPPERS, share), best(SINGLES, share), "asr")
-        both = (_most_of(kind, share) for kind in ("zipper", "single"))
-        few[f"{_pairs(share)} pairs, each made the most of"] = difference(*both, "asr")
+    hows = {"": False, ", each made the most of": True}
+    tts = against("tts", all_pairs, True)
+    few = {
+        f"{_pairs(share)} pairs{how}": against("asr", share, most)
+        for share in ("1-percent", FEW)
+        for how, most in hows.items()
+    }
     less = {
-        (how, task): difference(cell, most, task)
-        for how, cell in (("", best(ZIPPERS, FEW)), (", made the most of", _most_of("zipper", FEW)))
-        for task in TASKS
+        (f"{_pairs(share)} pairs{how}", task): against(task, share, most, all_pairs)
+        for share, how, task in [(FEW, how, task) for how in hows for task in TASKS]
+        + [("1-percent", list(hows)[1], "tts")]
+        for most in [hows[how]]
     }
-    each = {
-        (task, share): difference(best(ZIPPERS, share), best(SINGLES, share), task)
-        for task in TASKS
-        for share in shares
-        if all(any(cells.get((share, arm)) for arm in arms) for arms in (ZIPPERS, SINGLES))
-    }
+    each = {(task, share): against(task, share, False) for task in TASKS for share in shares}
     (task, point), worst = max(each.items(), key=lambda item: item[1].difference)
-    frozen = [same for cell in cells.values() for record in cell for same in record["frozen_unchanged"].values()]
-    forgot = [r["perplexity_after"]["text"] / r["perplexity_before"]["text"] for r in most]
+    cells = [cell for share in shares for cell in curve[share, "zipper"]]
+    frozen = [same for cell in cells for record in cell for same in record["frozen_unchanged"].values()]
+    single = curve[all_pairs, SINGLE][0]
+    forgot = [r["perplexity_after"]["text"] / r["perplexity_before"]["text"] for r in single]
     rows: list[tuple[str, str, bool]] = [
         (
-            "text to speech with all the pairs: at least 40 % fewer errors than the single decoder",
+            "text to speech with all pairs, each made the most of: at least 40 % fewer errors than the single decoder",
             f"{_rates(tts)}, {tts.relative:+.0f} %: {_points(tts)}",
             tts.relative <= -40 and tts.high < 0,
         )
@@ -306,11 +299,11 @@ def claims() -> str:
     ]
     rows += [
         (
-            f"{TASKS[task]} with 300 pairs{how}: no worse than the single decoder with 3000",
+            f"{TASKS[task]} with {pairs}: no worse than the single decoder with 3000",
             f"{_rates(found)}: {_points(found)}",
             found.high <= 0,
         )
-        for (how, task), found in less.items()
+        for (pairs, task), found in less.items()
     ]
     rows += [
         (
