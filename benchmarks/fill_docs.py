@@ -214,7 +214,7 @@ def comparison() -> str:
 
 
 def few_pairs() -> str:
-    """What was tried where there are 300 pairs."""
+    """What was tried where there are 300 pairs, or 30."""
     curve, noise, labels = (
         read_results(ROOT / "results" / n) for n in ("data-curve-long", "augmentation", "pseudo-labels")
     )
@@ -235,6 +235,14 @@ def few_pairs() -> str:
         ("single decoder, that and pseudo-labels", labels, FEW, "single-decoder-corrupt-pseudo-labels"),
         ("single decoder, that and joined rows", labels, FEW, "single-decoder-joined-pseudo-labels"),
         ("single decoder with all 3000 pairs", curve, "100-percent", SINGLE),
+        ("Zipper with 30 pairs", curve, "1-percent", "zipper"),
+        (
+            "... and all of the above, the surest half, three times",
+            labels,
+            "1-percent",
+            "zipper-joined-guided-surest-thrice",
+        ),
+        ("single decoder with 30 pairs", curve, "1-percent", SINGLE),
     ]
     lines = ["| test WER, % | speech to text | text to speech | seeds |", "|---|---|---|---|"]
     for name, results, point, arm in rows:
