@@ -15,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from zipper_lm.experiments.report import Cell, Comparison, compare, number_of_seeds, read_results, spread
+from zipper_lm.experiments.comparison import Comparison, compare
+from zipper_lm.experiments.records import Cell, read_results
+from zipper_lm.experiments.report import spread
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "docs" / "runs"
@@ -257,7 +259,8 @@ def few_pairs() -> str:
 
 
 def _points(found: Comparison) -> str:
-    return f"{found.difference:+.1f} points ({found.low:+.1f} to {found.high:+.1f}), {number_of_seeds(found)}"
+    seeds = f"{found.seeds} seed{'s' * (found.seeds != 1)}"
+    return f"{found.difference:+.1f} points ({found.low:+.1f} to {found.high:+.1f}), {seeds}"
 
 
 def _rates(found: Comparison) -> str:

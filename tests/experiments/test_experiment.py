@@ -26,7 +26,8 @@ from zipper_lm.experiments.plan import (
     runs_of,
     trials_of,
 )
-from zipper_lm.experiments.report import read_results, write_report
+from zipper_lm.experiments.records import read_results
+from zipper_lm.experiments.report import write_report
 from zipper_lm.experiments.run import run_experiment
 from zipper_lm.recipe import build, to_mapping
 
@@ -91,7 +92,7 @@ def test_from_file_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     page = (tmp_path / "page.md").read_text()
     assert "8 of 8 runs, seeds 1, 2; 4 trials before them" in page
     assert "Which writes better?" in page
-    assert "at half, zipper minus single:" in page
+    assert "\n| half | single | " in page
     assert "| zipper | text, frozen |  | bit-identical in every run |" in page
     assert "| single | text |" in page, "what the single decoder forgets is told"
     assert (tmp_path / "page-results.png").stat().st_size > 5000

@@ -10,12 +10,9 @@ import pytest
 from rich.console import Console
 from tiny_experiment import plan
 
-from zipper_lm.experiments.plan import (
-    PLAIN,
-    points_of,
-    read_experiment,
-)
-from zipper_lm.experiments.report import Results, _by_step, _differences, read_results, spread, table, write_report
+from zipper_lm.experiments.plan import PLAIN, points_of, read_experiment
+from zipper_lm.experiments.records import Results, read_results
+from zipper_lm.experiments.report import _by_step, _differences, spread, table, write_report
 from zipper_lm.experiments.run import run_experiment
 
 
@@ -93,19 +90,42 @@ def test_what_is_not_run_yet_is_said(tmp_path: Path) -> None:
         write_report([tmp_path], tmp_path / "page.md")
 
 
-@pytest.mark.parametrize(("oracle", "shares"), [(5.0, 1), (10.0, 0), (25.0, 0)])
-def test_no_share_of_nothing(oracle: float, shares: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("oracle", "above"), [(5.0, "+200"), (10.0, ""), (25.0, "")])
+def test_no_share_of_nothing(oracle: float, above: str, tmp_path: Path) -> None:
     """A rate no higher than that of the codec alone gave differences of billions of per cent, or of the wrong sign."""
-    folder = tmp_path / "results"
-    folder.mkdir()
-    content = {"question": "q", "recipe": "r", "arms": {"a": {}, "b": {}}, "tasks": ["tts"], "seeds": [1]}
-    (folder / "experiment.json").write_text(json.dumps(content))
-    experiment = read_results(folder).experiment
+    experiment = read_experiment(plan(tmp_path, arms={"a": {}, "b": {}}, points={}, tasks=["tts"], seeds=[1]))
     said = {"references": ["one two"] * 5, "hypotheses": ["one two"] * 5, "oracle_wer": oracle}
     cells = {
         (PLAIN, arm): [{"run": {"seed": 1}, "scores": {"tts": {**said, "wer": wer}}}]
         for arm, wer in (("a", 20.0), ("b", 10.0))
     }
-    line = _differences(Results("results", experiment, cells, 0), "tts")
-    assert "+100 % relative" in line
-    assert line.count("above the codec alone") == shares
+    row = _differences(Results("results", experiment, cells, 0), "tts").splitlines()[-1]
+    assert row.split(" | ")[-3:] == ["+100", above, "1 |"]
+
+
+def test_each_difference_is_a_row_over_the_seeds_that_both_have(tmp_path: Path) -> None:
+    """Forty sentences, one a pair of arms and shares, were read by nobody."""
+    experiment = read_experiment(plan(tmp_path, points={"half": [], "all": []}, tasks=["asr"], seeds=[1, 2]))
+
+    def record(seed: int, wrong: int) -> dict[str, Any]:
+        said = ["one"] * (10 - wrong) + ["two"] * wrong
+        return {
+            "run": {"seed": seed},
+            "scores": {"asr": {"references": ["one"] * 10, "hypotheses": said, "wer": 10.0 * wrong}},
+        }
+
+    cells = {
+        ("half", "zipper"): [record(1, 6), record(2, 0)],
+        ("half", "single"): [record(1, 8)],
+        ("all", "zipper"): [record(1, 1)],
+        ("all", "single"): [record(1, 3), record(2, 1)],
+    }
+    beside, ahead = _differences(Results("contest", experiment, cells, 0), "asr").split("\n\nzipper minus each ")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (beside + "\n" + ahead).splitlines()]
+    told = {(row[0], row[2], row[3], row[4], row[6], row[8]) for row in rows if row and row[1] == "single"}
+    assert told == {
+        ("half", "60.0", "80.0", "-20.0", "-25", "1"),
+        ("all", "10.0", "30.0", "-20.0", "-67", "1"),
+        ("half", "30.0", "20.0", "+10.0", "+50", "2"),
+    }
+    assert ahead.startswith("other arm at all:")

@@ -2,64 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from zipper_lm.evaluation.scoring import SHORT_NAMES
-from zipper_lm.evaluation.word_error_rate import paired_interval
-from zipper_lm.experiments.plan import PLAIN, Experiment, points_of
-from zipper_lm.experiments.run import PLAN_FILE
+from zipper_lm.experiments.comparison import compare
+from zipper_lm.experiments.curves import draw
+from zipper_lm.experiments.plan import PLAIN, points_of
+from zipper_lm.experiments.records import Results, read_results
 from zipper_lm.files import new_file
-from zipper_lm.recipe import build
-
-Cell = list[dict[str, Any]]
-"""The records of one arm at one point, a seed each."""
-
-
-@dataclass(frozen=True)
-class Results:
-    """The records of one experiment.
-
-    Attributes:
-        name: of its folder. experiment: what was planned. cells: by (point, arm). trials: how many records of trials.
-    """
-
-    name: str
-    experiment: Experiment
-    cells: dict[tuple[str, str], Cell]
-    trials: int
-
-
-def read_results(folder: str | Path) -> Results:
-    """What `run_experiment` wrote; records of arms, points, seeds or tasks that the plan no longer has are left out.
-
-    Raises:
-        ValueError: if there is no experiment.
-    """
-    folder = Path(folder)
-    if not (folder / PLAN_FILE).is_file():
-        raise ValueError(f"{folder}: no {PLAN_FILE} there; run zipper experiment first")
-    experiment = build(Experiment, json.loads((folder / PLAN_FILE).read_text(encoding="utf-8")))
-    cells: dict[tuple[str, str], Cell] = defaultdict(list)
-    trials = 0
-    for file in sorted(folder.glob("*--*.json")):
-        record = json.loads(file.read_text(encoding="utf-8"))
-        run = record["run"]
-        if run["arm"] not in experiment.arms or run["point"] not in points_of(experiment):
-            continue  # of an earlier plan
-        if run["reported"]:
-            if run["seed"] not in experiment.seeds or not set(experiment.tasks) <= set(record["scores"]):
-                continue
-            cells[run["point"], run["arm"]].append(record)
-        else:
-            trials += 1
-    return Results(folder.name, experiment, dict(cells), trials)
 
 
 def write_report(folders: Sequence[str | Path], page: str | Path) -> None:
@@ -75,7 +29,9 @@ def write_report(folders: Sequence[str | Path], page: str | Path) -> None:
     found = [read_results(folder) for folder in folders]
     parts = [
         "# Results\n\nWritten by `zipper report` from the raw records; no number here is typed by hand.\n"
-        "WER in per cent on the test split: mean over seeds, least and most in brackets; without, of one run.\n",
+        "WER in per cent on the test split: mean over seeds, least and most in brackets; without, of one run.\n"
+        "Differences are of the seeds that both arms have, in points of WER with a 95 % paired bootstrap interval, "
+        "relative to the other arm's WER, and to what of it is above that of the codec alone.\n",
         "| experiment | question | runs |\n|---|---|---|",
         *(f"| [{r.name}](#{r.name}) | {r.experiment.question} | {_runs(r)} |" for r in found),
         "",
@@ -209,113 +165,24 @@ def _differences(results: Results, task: str) -> str:
     seeds that both have."""
     first, *others = results.experiment.arms
     points = points_of(results.experiment)
-    pairs = [(point, point) for point in points] + [(point, points[-1]) for point in points[:-1]]
-    lines = [_difference(results, task, (a, first), (b, other)) for a, b in pairs for other in others]
-    return "\n".join(line for line in lines if line)
+    beside = [((point, first), (point, other)) for point in points for other in others]
+    ahead = [((point, first), (points[-1], other)) for point in points[:-1] for other in others]
+    parts = [(f"{first} minus each other arm", beside), (f"{first} minus each other arm at {points[-1]}", ahead)]
+    tables = []
+    for told, pairs in parts:
+        if rows := [row for mine, other in pairs if (row := _difference(results, task, mine, other))]:
+            heads = [results.experiment.axis or "data", "other arm", first, "other", "points", "95 % interval"]
+            heads += ["relative, %", "above codec, %", "seeds"]
+            tables.append(f"{told}:\n\n{_lines(heads, rows)}")
+    return "\n\n".join(tables)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Two cells on the seeds that both have.
-
-    Attributes:
-        difference, low, high: ours minus theirs in points of WER, and its 95 % paired bootstrap interval.
-        ours, theirs: WER in per cent, mean over the seeds.
-        relative: the difference in per cent of theirs; above: of what is above the codec alone, `None` where that is
-            not known, or nothing is.
-        seeds: how many.
-    """
-
-    difference: float
-    low: float
-    high: float
-    ours: float
-    theirs: float
-    relative: float
-    above: float | None
-    seeds: int
-
-
-def compare(mine: Cell, other: Cell, task: str) -> Comparison | None:
-    """One cell minus another; `None` without a common seed."""
-    ours, theirs = ({r["run"]["seed"]: r["scores"][task] for r in cell} for cell in (mine, other))
-    if not (seeds := sorted(ours.keys() & theirs.keys())):
-        return None
-    references = ours[seeds[0]]["references"]
-    assert all(x[s]["references"] == references for x in (ours, theirs) for s in seeds), "one test split"
-    a, b = ([x[s]["hypotheses"] for s in seeds] for x in (ours, theirs))
-    difference, low, high = paired_interval(references, a, b)
-    rates = [float(np.mean([x[s]["wer"] for s in seeds])) for x in (ours, theirs)]
-    above = None
-    if all("oracle_wer" in x[s] for x in (ours, theirs) for s in seeds):
-        floors = [float(np.mean([x[s]["oracle_wer"] for s in seeds])) for x in (ours, theirs)]
-        left = [rate - floor for rate, floor in zip(rates, floors)]
-        above = _relative(*left) if min(left) > 0 else None  # else there is nothing to take a share of
-    return Comparison(
-        difference=difference,
-        low=low,
-        high=high,
-        ours=rates[0],
-        theirs=rates[1],
-        relative=_relative(*rates),
-        above=above,
-        seeds=len(seeds),
-    )
-
-
-def number_of_seeds(found: Comparison) -> str:
-    """In words."""
-    return f"{found.seeds} seed{'s' * (found.seeds != 1)}"
-
-
-def _difference(results: Results, task: str, mine: tuple[str, str], other: tuple[str, str]) -> str:
-    """One cell (point, arm) minus another, in words; empty without a common seed."""
+def _difference(results: Results, task: str, mine: tuple[str, str], other: tuple[str, str]) -> list[str]:
+    """A row: one cell (point, arm) minus another; empty without a common seed."""
     found = compare(results.cells.get(mine, []), results.cells.get(other, []), task)
     if found is None:
-        return ""
-    (point, arm), (elsewhere, against) = mine, other
-    if point == PLAIN:
-        names = f"{arm} minus {against}"
-    elif point == elsewhere:
-        names = f"at {point}, {arm} minus {against}"
-    else:
-        names = f"{arm} at {point} minus {against} at {elsewhere}"
-    above = "" if found.above is None else f", {found.above:+.0f} % of what is above the codec alone"
-    return (
-        f"- {names}: {found.difference:+.1f} points (95 % paired bootstrap {found.low:+.1f} to {found.high:+.1f}; "
-        f"{found.relative:+.0f} % relative{above}), {number_of_seeds(found)}."
-    )
-
-
-def _relative(ours: float, theirs: float) -> float:
-    return 100 * (ours - theirs) / max(theirs, 1e-9)
-
-
-def draw(results: Results, picture: Path) -> None:
-    """One panel a task: WER over points, the mean a line, least to most a band."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    tasks, points = results.experiment.tasks, points_of(results.experiment)
-    figure, panels = plt.subplots(
-        1, len(tasks), figsize=(6.5 * len(tasks), 4.2), constrained_layout=True, squeeze=False
-    )
-    for axes, task in zip(panels[0], tasks):
-        for arm in results.experiment.arms:
-            at = [i for i, p in enumerate(points) if results.cells.get((p, arm))]
-            rates = [[r["scores"][task]["wer"] for r in results.cells[points[i], arm]] for i in at]
-            if not at:
-                continue
-            (line,) = axes.plot(at, [np.mean(r) for r in rates], marker="o", label=arm)
-            axes.fill_between(at, [min(r) for r in rates], [max(r) for r in rates], color=line.get_color(), alpha=0.2)
-        axes.set_xticks(range(len(points)), points)
-        axes.set_xlabel(results.experiment.axis)
-        axes.set_ylabel("test WER (%)")
-        axes.set_title(task)
-        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # where all points are alike, they are not cut in half
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(picture, dpi=110)
-    plt.close(figure)
+        return []
+    above = "" if found.above is None else f"{found.above:+.0f}"
+    rates = [f"{found.ours:.1f}", f"{found.theirs:.1f}", f"{found.difference:+.1f}"]
+    interval = f"{found.low:+.1f} to {found.high:+.1f}"
+    return [mine[0], other[1], *rates, interval, f"{found.relative:+.0f}", above, str(found.seeds)]

@@ -1,0 +1,56 @@
+"""The records of an experiment, by arm and point."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zipper_lm.experiments.plan import Experiment, points_of
+from zipper_lm.experiments.run import PLAN_FILE
+from zipper_lm.recipe import build
+
+Cell = list[dict[str, Any]]
+"""The records of one arm at one point, a seed each."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """The records of one experiment.
+
+    Attributes:
+        name: of its folder. experiment: what was planned. cells: by (point, arm). trials: how many records of trials.
+    """
+
+    name: str
+    experiment: Experiment
+    cells: dict[tuple[str, str], Cell]
+    trials: int
+
+
+def read_results(folder: str | Path) -> Results:
+    """What `run_experiment` wrote; records of arms, points, seeds or tasks that the plan no longer has are left out.
+
+    Raises:
+        ValueError: if there is no experiment.
+    """
+    folder = Path(folder)
+    if not (folder / PLAN_FILE).is_file():
+        raise ValueError(f"{folder}: no {PLAN_FILE} there; run zipper experiment first")
+    experiment = build(Experiment, json.loads((folder / PLAN_FILE).read_text(encoding="utf-8")))
+    cells: dict[tuple[str, str], Cell] = defaultdict(list)
+    trials = 0
+    for file in sorted(folder.glob("*--*.json")):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        run = record["run"]
+        if run["arm"] not in experiment.arms or run["point"] not in points_of(experiment):
+            continue  # of an earlier plan
+        if run["reported"]:
+            if run["seed"] not in experiment.seeds or not set(experiment.tasks) <= set(record["scores"]):
+                continue
+            cells[run["point"], run["arm"]].append(record)
+        else:
+            trials += 1
+    return Results(folder.name, experiment, dict(cells), trials)
