@@ -113,6 +113,9 @@ def test_only_some_runs_and_the_trials_that_they_need(tmp_path: Path) -> None:
         "zipper--half--seed2",
     }
     more = tmp_path / "more"
+    arms: dict[str, Any] = {"zipper": {"points": ["half"]}, "single": {}}
+    with pytest.raises(ValueError, match="no run has a name like 'zipper--all"):
+        run_experiment(read_experiment(plan(tmp_path, arms=arms)), more, tmp_path / "work", only="zipper--all*")
     with pytest.raises(ValueError, match=r"only: no run has a name like 'zippr\*'; there are zipper--half--seed1, "):
         run_experiment(experiment, more, tmp_path / "work", Console(quiet=True), only="zippr*")
     assert not more.exists()
@@ -319,6 +322,7 @@ def test_records_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
         ({"seeds": [1, 1]}, "distinct"),
         ({"seeds": [0, 1], "arms": {"a": {"trials": {"x": []}}}}, "trial_seed 0 is among seeds"),
         ({"points": {"a/b": []}}, "'a/b' is no name"),
+        ({"arms": {"a": {"points": ["hlaf"]}}}, "arms.a.points: 'hlaf' is none of the points"),
     ],
 )
 def test_experiments_that_cannot_be(changes: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ from tiny_experiment import plan
 
 from zipper_lm.experiments.plan import PLAIN, points_of, read_experiment
 from zipper_lm.experiments.records import Results, read_results
-from zipper_lm.experiments.report import _by_step, _differences, spread, table, write_report
+from zipper_lm.experiments.report import _by_step, _differences, _runs, spread, table, write_report
 from zipper_lm.experiments.run import run_experiment
 
 
@@ -68,6 +68,15 @@ def test_many_arms_are_read_from_top_to_bottom(tmp_path: Path) -> None:
         f"| half | {rate} | not run | 5.0 |",
         f"| all | {rate} | not run | 5.0 |",
     ]
+
+
+def test_an_arm_that_is_compared_at_some_points_only(tmp_path: Path) -> None:
+    """112 runs were said to be missing from a table of 26, most of which nobody wanted."""
+    arms: dict[str, Any] = {"zipper": {}, "single": {"points": ["all"]}}
+    experiment = read_experiment(plan(tmp_path, arms=arms, tasks=["asr"], seeds=[1]))
+    results = Results("contest", experiment, {}, 0)
+    assert table(results, "asr").splitlines()[2:] == ["| half | not run |  |", "| all | not run | not run |"]
+    assert _runs(results) == "0 of 3"
 
 
 def test_records_of_an_earlier_plan_are_left_out_of_the_report(tmp_path: Path) -> None:

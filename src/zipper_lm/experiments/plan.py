@@ -32,11 +32,13 @@ class Arm:
         before: changes to a run that comes first, once, with all the data; the first tower of the arm's own runs starts
             from its model. For a single decoder that shall have seen unaligned data.
         trials: name to changes; one of them is chosen on the validation split.
+        points: where it is compared; none named is all.
     """
 
     set: list[str] = field(default_factory=list)
     before: list[str] = field(default_factory=list)
     trials: dict[str, list[str]] = field(default_factory=dict)
+    points: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -48,7 +50,7 @@ class Experiment:
         recipe: the fusion recipe, relative to the experiment file.
         set: changes to it, for every run.
         arms: by name.
-        points: name to changes; the places at which all arms are compared, in order. None is one place.
+        points: name to changes; the places at which arms are compared, in order. None is one place.
         axis: what the points are, for the report, such as ``"share of the aligned pairs"``.
         seeds: of the runs that are reported.
         trial_seed: of the trials; not among `seeds`.
@@ -85,6 +87,9 @@ class Experiment:
         for kind, names in (("arms", self.arms), ("points", self.points)):
             if bad := [name for name in names if not _is_name(name)]:
                 raise ValueError(f"{kind}: {bad[0]!r} is no name: letters, digits, '.', '-' and '_'")
+        for name, arm in self.arms.items():
+            if unknown := [point for point in arm.points if point not in self.points]:
+                raise ValueError(f"arms.{name}.points: {unknown[0]!r} is none of the points {list(self.points)}")
 
 
 def _is_name(text: str) -> bool:
@@ -161,6 +166,16 @@ def before_of(experiment: Experiment, arm: str) -> Run | None:
 def points_of(experiment: Experiment) -> list[str]:
     """The names of the points, in order."""
     return list(experiment.points) or [PLAIN]
+
+
+def cells_of(experiment: Experiment) -> list[tuple[str, str]]:
+    """Every point and arm that belong together, point by point."""
+    return [
+        (point, name)
+        for point in points_of(experiment)
+        for name, arm in experiment.arms.items()
+        if not arm.points or point in arm.points
+    ]
 
 
 def _run(experiment: Experiment, arm: str, point: str, trial: str, seed: int, *, reported: bool) -> Run:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zipper_lm.experiments.plan import Experiment, points_of
+from zipper_lm.experiments.plan import Experiment, cells_of
 from zipper_lm.experiments.run import PLAN_FILE
 from zipper_lm.recipe import build
 
@@ -31,7 +31,7 @@ class Results:
 
 
 def read_results(folder: str | Path) -> Results:
-    """What `run_experiment` wrote; records of arms, points, seeds or tasks that the plan no longer has are left out.
+    """What `run_experiment` wrote; records of arms, points, seeds or tasks that the plan does not have are left out.
 
     Raises:
         ValueError: if there is no experiment.
@@ -41,11 +41,11 @@ def read_results(folder: str | Path) -> Results:
         raise ValueError(f"{folder}: no {PLAN_FILE} there; run zipper experiment first")
     experiment = build(Experiment, json.loads((folder / PLAN_FILE).read_text(encoding="utf-8")))
     cells: dict[tuple[str, str], Cell] = defaultdict(list)
-    trials = 0
+    trials, planned = 0, cells_of(experiment)
     for file in sorted(folder.glob("*--*.json")):
         record = json.loads(file.read_text(encoding="utf-8"))
         run = record["run"]
-        if run["arm"] not in experiment.arms or run["point"] not in points_of(experiment):
+        if (run["point"], run["arm"]) not in planned:
             continue  # of an earlier plan
         if run["reported"]:
             if run["seed"] not in experiment.seeds or not set(experiment.tasks) <= set(record["scores"]):

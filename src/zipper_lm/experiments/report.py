@@ -11,7 +11,7 @@ import numpy as np
 from zipper_lm.evaluation.scoring import SHORT_NAMES
 from zipper_lm.experiments.comparison import compare
 from zipper_lm.experiments.curves import draw
-from zipper_lm.experiments.plan import PLAIN, points_of
+from zipper_lm.experiments.plan import PLAIN, cells_of, points_of
 from zipper_lm.experiments.records import Results, read_results
 from zipper_lm.files import new_file
 
@@ -50,7 +50,7 @@ def write_report(folders: Sequence[str | Path], page: str | Path) -> None:
 def _runs(results: Results) -> str:
     """How many of those that were planned."""
     experiment = results.experiment
-    wanted = len(points_of(experiment)) * len(experiment.arms) * len(experiment.seeds)
+    wanted = len(cells_of(experiment)) * len(experiment.seeds)
     return f"{sum(map(len, results.cells.values()))} of {wanted}"
 
 
@@ -127,10 +127,13 @@ def table(results: Results, task: str) -> str:
     extras = ["oracle_wer", "judge_wer_on_originals"]
     found = [e for e in extras if any(e in r["scores"][task] for cell in results.cells.values() for r in cell)]
     heads = [*arms, *(e.replace("_", " ").removesuffix(" wer") for e in found)]
-    rows = []
+    rows, planned = [], cells_of(results.experiment)
     for point in points_of(results.experiment):
         cells = [results.cells.get((point, arm), []) for arm in arms]
-        texts = [spread([r["scores"][task]["wer"] for r in cell]) for cell in cells]
+        texts = [
+            spread([r["scores"][task]["wer"] for r in cell]) if cell or (point, arm) in planned else ""
+            for arm, cell in zip(arms, cells)
+        ]
         texts += [_constant([r["scores"][task][extra] for cell in cells for r in cell]) for extra in found]
         rows.append([point, *texts])
     return _grid([results.experiment.axis or "data", *heads], rows)

@@ -35,7 +35,7 @@ from zipper_lm.experiments.plan import (
     Run,
     before_of,
     before_place,
-    points_of,
+    cells_of,
     recipe_of,
     run_hash,
     runs_of,
@@ -104,12 +104,11 @@ def _cells(experiment: Experiment, only: str) -> list[tuple[str, str, list[int]]
         ValueError: if there are none.
     """
     cells, names = [], []
-    for point in points_of(experiment):
-        for arm in experiment.arms:
-            runs = runs_of(experiment, arm, point)
-            names += [run.name for run in runs]
-            if wanted := [place for place, run in enumerate(runs) if fnmatchcase(run.name, only)]:
-                cells.append((point, arm, wanted))
+    for point, arm in cells_of(experiment):
+        runs = runs_of(experiment, arm, point)
+        names += [run.name for run in runs]
+        if wanted := [place for place, run in enumerate(runs) if fnmatchcase(run.name, only)]:
+            cells.append((point, arm, wanted))
     if not cells:
         raise ValueError(f"only: no run has a name like {only!r}; there are {', '.join(names)}")
     return cells
@@ -147,20 +146,19 @@ def _check(experiment: Experiment, results: Path) -> None:
         ValueError: if not.
     """
     sources = {}
-    for point in points_of(experiment):
-        for arm, chosen in experiment.arms.items():
-            if (before := before_of(experiment, arm)) is not None:
-                recipe_of(experiment, before, "")
-            for run in trials_of(experiment, arm, point):
-                recipe = recipe_of(experiment, run, "")
-                if recipe.data.validation is None:
-                    raise ValueError(f"arm {arm!r} has trials, but data.validation is null: nothing to choose by")
-                _known(experiment, [run], results)
-            for seed in range(len(experiment.seeds)):
-                runs = [runs_of(experiment, arm, point, trial)[seed] for trial in chosen.trials or [""]]
-                recipe = recipe_of(experiment, runs[0], "")
-                sources[recipe.data.source] = recipe
-                _known(experiment, runs, results)
+    for point, arm in cells_of(experiment):
+        if (before := before_of(experiment, arm)) is not None:
+            recipe_of(experiment, before, "")
+        for run in trials_of(experiment, arm, point):
+            recipe = recipe_of(experiment, run, "")
+            if recipe.data.validation is None:
+                raise ValueError(f"arm {arm!r} has trials, but data.validation is null: nothing to choose by")
+            _known(experiment, [run], results)
+        for seed in range(len(experiment.seeds)):
+            runs = [runs_of(experiment, arm, point, trial)[seed] for trial in experiment.arms[arm].trials or [""]]
+            recipe = recipe_of(experiment, runs[0], "")
+            sources[recipe.data.source] = recipe
+            _known(experiment, runs, results)
     for source, recipe in sources.items():
         read_rows(source, recipe.data.columns, TEST)
 
