@@ -233,7 +233,7 @@ def test_frozen_and_lora_towers_do_not_see_the_optimizer(tmp_path: Path) -> None
         ({"training": {"corrupt": {"image": 0.1}}}, "training.corrupt names .*image"),
         ({"training": {"corrupt": {"text": 1.5}}}, "training.corrupt must be in"),
         ({"training": {"join": {"text->text": 0.1}}}, "training.join names .*text->text"),
-        ({"scored": ["text->text"]}, r"scored names \['text->text'\], but the tasks are"),
+        ({"scored": ["text->text"]}, r"scored names \['text->text'\], but the tasks with a weight above 0 are"),
         ({"scored": []}, "scored: name at least one task"),
         (
             {"training": {"join": {"speech->text->speech": 0.1}}, "tasks": {"speech->text->speech": 1}},

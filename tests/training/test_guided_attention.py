@@ -44,6 +44,22 @@ def test_the_cost_is_the_papers() -> None:
     assert of(torch.full((3, 3), 1 / 3)) == pytest.approx((2 * (half + whole) + 2 * half) / 9)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing(reentrant: bool) -> None:
+    """The hooks are gone when layers are run again in the backward pass."""
+    grads = []
+    for checkpointing in (False, True):
+        model = tiny_model(gate=0.5).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        torch.stack(cost(model, [SPOKEN, LONGER])).sum().backward()
+        grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    assert any(grad.abs().max() > 0 for grad in grads[0].values())
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad)
+
+
 def test_a_batch_costs_what_its_documents_do() -> None:
     """Neither padding nor rows that read nothing through the pair count; queries count alike."""
     model = tiny_model(gate=0.5)

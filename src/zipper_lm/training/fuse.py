@@ -273,8 +273,9 @@ def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
             raise ValueError(f"{field} names {unknown}, but the towers are {names}")
     read_weights(recipe.tasks, names)
     if recipe.scored is not None:
-        if unknown := sorted(set(recipe.scored) - {t for t, weight in recipe.tasks.items() if weight > 0}):
-            raise ValueError(f"scored names {unknown}, but the tasks are {list(recipe.tasks)}")
+        trained = [template for template, weight in recipe.tasks.items() if weight > 0]
+        if unknown := sorted(set(recipe.scored) - set(trained)):
+            raise ValueError(f"scored names {unknown}, but the tasks with a weight above 0 are {trained}")
         if not recipe.scored:
             raise ValueError("scored: name at least one task, or leave it out for all")
     join = recipe.training.join
