@@ -1,4 +1,5 @@
-"""Write the result blocks of README.md and docs/ from the raw JSON under docs/runs; no number there is typed by hand.
+"""Write the result blocks of README.md and docs/ from the raw JSON under docs/runs and results, and draw
+docs/comparison.png; no number there is typed by hand.
 
 python benchmarks/fill_docs.py          # rewrite
 python benchmarks/fill_docs.py --check  # exit 1 if a page says anything else than its JSON
@@ -18,6 +19,7 @@ from typing import Any
 from zipper_lm.experiments.comparison import Comparison, compare
 from zipper_lm.experiments.records import Cell, read_results
 from zipper_lm.experiments.report import spread
+from zipper_lm.files import new_file
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "docs" / "runs"
@@ -184,13 +186,15 @@ def _error(cell: Cell) -> float:
 
 
 def _most_of(kind: str, share: str) -> Cell:
-    """Of all that was tried with so many pairs, what has the lowest validation error."""
-    tried = [read_results(ROOT / "results" / n).cells for n in TRIED]
+    """Of all that was tried with so many pairs, the lowest validation error; empty if only the plain one was."""
     start = kind.partition("-")[0]
-    return min(
-        (cell for cells in tried for (point, arm), cell in cells.items() if point == share and arm.startswith(start)),
-        key=_error,
-    )
+    tried = [
+        cell
+        for name in TRIED
+        for (point, arm), cell in read_results(ROOT / "results" / name).cells.items()
+        if point == share and arm.startswith(start)
+    ]
+    return min(tried, key=_error) if len(tried) > 1 else []
 
 
 def _curve() -> dict[tuple[str, str], list[Cell]]:
@@ -209,10 +213,55 @@ def comparison() -> str:
     for task, name in TASKS.items():
         for share in dict.fromkeys(share for share, _ in curve):
             cells = [cell for kind in KINDS for cell in curve[share, kind]]
-            rates = " | ".join(spread([r["scores"][task]["wer"] for r in cell]) for cell in cells)
+            rates = " | ".join(spread([r["scores"][task]["wer"] for r in x]) if x else "not tried" for x in cells)
             heard = ", as the judge hears it" if task == "tts" else ""
             lines.append(f"| {name}{heard} | {_pairs(share)} | {rates} |")
     return "\n".join(lines)
+
+
+def draw_comparison(picture: Path) -> None:
+    """The table of `comparison` as curves over the number of pairs, least to most as bars."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    curve = _curve()
+    shares = list(dict.fromkeys(share for share, _ in curve))
+    floor = curve[shares[-1], "zipper"][0][0]["scores"]["tts"]["oracle_wer"]
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), constrained_layout=True, sharey=True)
+    for axes, (task, name) in zip(panels, TASKS.items()):
+        for (kind, told), color in zip(KINDS.items(), ("C0", "C3")):
+            for most, (how, line) in enumerate((("", "--"), (", made the most of", "-"))):
+                run = [share for share in shares if curve[share, kind][most]]
+                rates = [[r["scores"][task]["wer"] for r in curve[share, kind][most]] for share in run]
+                means = [sum(x) / len(x) for x in rates]
+                bars = [[m - min(x) for m, x in zip(means, rates)], [max(x) - m for m, x in zip(means, rates)]]
+                axes.errorbar(
+                    [_pairs(share) for share in run],
+                    means,
+                    yerr=bars,
+                    linestyle=line,
+                    color=color,
+                    marker="o" if most else ".",
+                    capsize=3,
+                    alpha=1.0 if most else 0.6,
+                    label=told + how,
+                )
+        if task == "tts":
+            axes.axhline(floor, color="black", linewidth=1, linestyle=":", label="codec alone")
+        axes.set_xscale("log")
+        axes.set_xticks([_pairs(share) for share in shares], [str(_pairs(share)) for share in shares])
+        axes.minorticks_off()
+        axes.set_ylim(0, None)
+        axes.set_xlabel("aligned pairs")
+        axes.set_title(name)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("test WER (%)")
+    panels[1].legend()
+    with new_file(picture, overwrite=True) as file:
+        figure.savefig(file, dpi=110)
+    plt.close(figure)
 
 
 def few_pairs() -> str:
@@ -244,6 +293,7 @@ def few_pairs() -> str:
             "zipper-joined-guided-surest-thrice",
         ),
         ("single decoder with 30 pairs", curve, "1-percent", SINGLE),
+        ("... joined rows and pseudo-labels", labels, "1-percent", "single-decoder-joined-pseudo-labels"),
         ("Zipper with all 3000 pairs", curve, "100-percent", "zipper"),
         ("... a fifth left out, and guided attention to speak", curve, "100-percent", "zipper-corrupt-guided-to-speak"),
         ("... that, and half of the rows to read joined", curve, "100-percent", "zipper-joined-guided"),
@@ -453,6 +503,8 @@ def main() -> None:
             stale.append(name)
             if not arguments.check:
                 (ROOT / name).write_text(new, encoding="utf-8")
+    if not arguments.check:
+        draw_comparison(ROOT / "docs" / "comparison.png")
     print("differ from docs/runs:" if arguments.check else "rewritten:", ", ".join(stale) or "none")
     if arguments.check and stale:
         sys.exit(1)

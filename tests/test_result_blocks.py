@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zipper_lm.experiments.plan import points_of, read_experiment, recipe_of, run_hash, runs_of, trials_of
+from zipper_lm.experiments.plan import cells_of, read_experiment, recipe_of, run_hash, runs_of, trials_of
 from zipper_lm.experiments.report import write_report
 from zipper_lm.experiments.run import still_holds
 from zipper_lm.recipe import to_mapping
@@ -65,14 +65,13 @@ def test_every_record_is_of_its_experiment_as_it_stands(folder):
     """An experiment file that was changed after its runs would claim what was not run."""
     experiment = read_experiment(ROOT / "experiments" / f"{folder.name}.yaml")
     known = {}
-    for point in points_of(experiment):
-        for arm in experiment.arms.values():
-            assert set(arm.trials) == set(next(iter(experiment.arms.values())).trials), "as many trials for each arm"
-        for name in experiment.arms:
-            runs = [*trials_of(experiment, name, point)]
-            for trial in experiment.arms[name].trials or [""]:
-                runs += runs_of(experiment, name, point, trial)
-            known |= {run_hash(experiment, run): run for run in runs}
+    for arm in experiment.arms.values():
+        assert set(arm.trials) == set(next(iter(experiment.arms.values())).trials), "as many trials for each arm"
+    for point, name in cells_of(experiment):
+        runs = [*trials_of(experiment, name, point)]
+        for trial in experiment.arms[name].trials or [""]:
+            runs += runs_of(experiment, name, point, trial)
+        known |= {run_hash(experiment, run): run for run in runs}
     records = list(folder.glob("*--*.json"))
     assert records
     for file in records:
