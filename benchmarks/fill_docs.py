@@ -186,7 +186,9 @@ def _error(cell: Cell) -> float:
 
 
 def _most_of(kind: str, share: str) -> Cell:
-    """Of all that was tried with so many pairs, the lowest validation error; empty if only the plain one was."""
+    """Of all that was tried with so many pairs, the lowest validation error; empty if only the plain one was.
+
+    Where an experiment has some of another's runs, the one with all of them counts."""
     start = kind.partition("-")[0]
     tried = [
         cell
@@ -194,7 +196,9 @@ def _most_of(kind: str, share: str) -> Cell:
         for (point, arm), cell in read_results(ROOT / "results" / name).cells.items()
         if point == share and arm.startswith(start)
     ]
-    return min(tried, key=_error) if len(tried) > 1 else []
+    runs = [{record["run_hash"] for record in cell} for cell in tried]
+    whole = [cell for cell, hashes in zip(tried, runs) if not any(hashes < others for others in runs)]
+    return min(whole, key=_error) if len(tried) > 1 else []
 
 
 def _curve() -> dict[tuple[str, str], list[Cell]]:
