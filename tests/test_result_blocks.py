@@ -30,6 +30,7 @@ ORDER = (
     "window",
     "ablations-cpu",
     "digit-images-long",
+    "sounds-cpu",
 )
 fill_docs = runpy.run_path(str(ROOT / "benchmarks" / "fill_docs.py"))
 
