@@ -391,6 +391,21 @@ def claims() -> str:
     return "\n".join(lines + [f"| {c} | {found} | {'shown' if held else '**not shown**'} |" for c, found, held in rows])
 
 
+def notes_and_captions() -> str:
+    """Zipper against the single decoder on sounds that are no speech."""
+    results = read_results(ROOT / "results" / "sounds-cpu")
+    heads = ["captioned sounds", "Zipper", "single decoder", "codec alone"]
+    lines = [f"| test WER, % | {' | '.join(heads)} |", "|---|---|---|---|---|"]
+    for task, name in (("sound->text", "sound to caption"), ("text->sound", "caption to sound, as the judge hears it")):
+        for point in results.experiment.points:
+            cells = [results.cells.get((point, kind), []) for kind in KINDS]
+            rates = [spread([r["scores"][task]["wer"] for r in cell]) for cell in cells]
+            floors = [r["scores"][task]["oracle_wer"] for r in cells[0] if task == "text->sound"]
+            floor = f"{floors[0]:.1f}" if floors else ""
+            lines.append(f"| {name} | {_pairs(point)} | {' | '.join(rates)} | {floor} |")
+    return "\n".join(lines)
+
+
 def three_towers() -> str:
     """Three towers fused at once, beside two pairs that were trained apart and combined."""
     record = read("three-towers.json")
@@ -471,6 +486,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sounds": sounds,
     "combination": combination,
     "three-towers": three_towers,
+    "notes-and-captions": notes_and_captions,
     "claims": claims,
     "comparison": comparison,
     "few-pairs": few_pairs,
