@@ -299,6 +299,7 @@ def few_pairs() -> str:
         ("single decoder with 30 pairs", curve, "1-percent", SINGLE),
         ("... joined rows and pseudo-labels", labels, "1-percent", "single-decoder-joined-pseudo-labels"),
         ("Zipper with all 3000 pairs", curve, "100-percent", "zipper"),
+        ("... the speech tower frozen, too: zips alone are trained", curve, "100-percent", "zipper-all-frozen"),
         ("... a fifth left out, and guided attention to speak", curve, "100-percent", "zipper-corrupt-guided-to-speak"),
         ("... that, and half of the rows to read joined", curve, "100-percent", "zipper-joined-guided"),
         ("single decoder with all 3000 pairs", curve, "100-percent", SINGLE),
