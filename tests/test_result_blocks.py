@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ ORDER = (
     "digit-images-long",
     "sounds-cpu",
 )
+sys.path.insert(0, str(ROOT / "benchmarks"))  # as it is for a script there
 fill_docs = runpy.run_path(str(ROOT / "benchmarks" / "fill_docs.py"))
 
 
