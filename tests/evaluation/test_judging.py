@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from tiny_recipes import workshop
 
 from zipper_lm.evaluation import judging
@@ -21,9 +23,23 @@ def test_fitted_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Recogniser, "fit", lambda *_, **__: pytest.fail("fitted again"))
     shutil.copytree(workshop() / "data", tmp_path / "moved")
     again = judging.judge_for(str(tmp_path / "moved"))
-    assert all((a == b).all() for a, b in zip(first.state_dict().values(), again.state_dict().values()))
+    assert first.digest() == again.digest()
+    assert first.digest() != judging.load_judge(workshop() / "judge").digest()
     with pytest.raises(pytest.fail.Exception):
         judging.judge_for(str(workshop() / "data"), split="test")
+
+
+def test_other_sounds_of_the_same_names_have_a_judge_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A corpus that was made anew, with other sounds under the same names and texts, was judged by the old one's."""
+    monkeypatch.setenv("ZIPPER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(judging, "STEPS", 1)
+    data = shutil.copytree(workshop() / "data", tmp_path / "data")
+    first = judging.judge_for(str(data))
+    wave, rate = soundfile.read(data / "train" / "0.wav")
+    soundfile.write(data / "train" / "0.wav", np.concatenate([wave, wave]), rate)
+    assert judging.judge_for(str(data)).digest() != first.digest()
 
 
 def test_data_without_speech_has_no_judge(tmp_path: Path) -> None:

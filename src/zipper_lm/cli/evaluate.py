@@ -12,8 +12,6 @@ import typer
 from zipper_lm.cli.common import Json, Model, Overwrite, console, emit, load_model, settings_of
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from zipper_lm.evaluation.judging import Judge
     from zipper_lm.evaluation.scoring import Score
     from zipper_lm.generation import Writer
@@ -50,6 +48,7 @@ def evaluate(
     Example: [bold]zipper evaluate outputs/spoken-digits/model my/recordings --task tts --output heard/[/bold]
     """
     started = time.time()
+    from zipper_lm.bars import bar
     from zipper_lm.data.readers import read_rows
     from zipper_lm.data.tasks import parse_task
     from zipper_lm.document import Document
@@ -75,17 +74,14 @@ def evaluate(
     import torch
 
     torch.manual_seed(seed)
-    with _bars() as bars:
-        listener = _judge(judge, data, ends_in, bars) if judged else None
-        bar = bars.add_task("generating", total=len(rows))
-        score = score_task(
-            loaded, rows, task, judge=listener, settings=settings, progress=lambda n, _: bars.update(bar, completed=n)
-        )
-        result = {**score.summary(), "task": task, "template": score.task, "split": split}
-        if where:
-            result["where"] = where
-        if listener is not None:
-            result |= yardsticks(loaded, rows, listener, ends_in)
+    listener = _judge(judge, data, ends_in) if judged else None
+    with bar(console(), "generating", transient=True) as advance:
+        score = score_task(loaded, rows, task, judge=listener, settings=settings, progress=advance)
+    result = {**score.summary(), "task": task, "template": score.task, "split": split}
+    if where:
+        result["where"] = where
+    if listener is not None:
+        result |= yardsticks(loaded, rows, listener, ends_in)
     asked = {"data": place_of(data), "limit": limit, "set": changes, "seed": seed or None}
     if judged:
         asked["judge"] = place_of(judge or data)
@@ -131,27 +127,13 @@ def _chosen(rows: list[Any], conditions: list[str]) -> list[Any]:
     return rows
 
 
-def _bars() -> Progress:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    return Progress(*columns, TimeRemainingColumn(), console=console(), transient=True)
-
-
-def _judge(folder: str | None, data: str, modality: str, bars: Progress) -> Judge:
+def _judge(folder: str | None, data: str, modality: str) -> Judge:
     from zipper_lm.evaluation.judge import CONFIG_FILE
-    from zipper_lm.evaluation.judging import judge_for, load_judge
+    from zipper_lm.evaluation.judging import judge_told, load_judge
 
     if folder is not None and (Path(folder) / CONFIG_FILE).is_file():
         return load_judge(folder)
-    bar = bars.add_task("fitting a judge (once; cached)", total=None)
-
-    def told(step: int, steps: int, _: float) -> None:
-        bars.update(bar, completed=step, total=steps)
-
-    judge = judge_for(folder or data, modality=modality, progress=told)
-    bars.remove_task(bar)
-    return judge
+    return judge_told(console(), folder or data, modality=modality)
 
 
 def write_values(folder: Path, score: Score, overwrite: bool) -> None:

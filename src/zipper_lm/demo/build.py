@@ -22,9 +22,10 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, set_seed
 
-from zipper_lm.demo.bars import bar, train_with_bar
+from zipper_lm.bars import bar
 from zipper_lm.demo.corpus import DemoCorpus, Utterance, render
 from zipper_lm.demo.sizes import DemoSizes
+from zipper_lm.demo.training_bar import train_with_bar
 from zipper_lm.evaluation.judge import Recogniser
 from zipper_lm.files import new_folder
 from zipper_lm.modality.codec import Codec

@@ -26,15 +26,16 @@ from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
 
+from zipper_lm.bars import bar
 from zipper_lm.card import refresh_card
 from zipper_lm.collation import collate
 from zipper_lm.config import TowerSpec
 from zipper_lm.data.tasks import TaskMixture, build_document
-from zipper_lm.demo.bars import bar, train_with_bar
 from zipper_lm.demo.build import ASSETS, build, encode_sounds, fingerprint
 from zipper_lm.demo.corpus import Utterance, render
 from zipper_lm.demo.report import Example, ReportData, write_report
 from zipper_lm.demo.sizes import DemoSizes
+from zipper_lm.demo.training_bar import train_with_bar
 from zipper_lm.document import Document, Segment
 from zipper_lm.evaluation.attention import attention_maps
 from zipper_lm.evaluation.judge import Recogniser

@@ -6,6 +6,7 @@ which takes a second, so that no pickle is ever written or read.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -85,6 +86,13 @@ class PictureClassifier:
             for i, label in zip(there, found):
                 named[i] = self.captions[int(label)]
         return named
+
+    def digest(self) -> str:
+        """SHA-256, as hex, of all that decides what it says."""
+        digest = hashlib.sha256(json.dumps([self.captions, self.pictures.shape]).encode())
+        for array in (self.pictures, self.labels):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write `config.json` and `pictures.safetensors` into the folder `path`."""

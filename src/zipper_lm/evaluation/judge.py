@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -257,6 +258,13 @@ class Recogniser(nn.Module):
         packed = pack_padded_sequence(hidden, lengths.cpu(), batch_first=True, enforce_sorted=False)
         hidden, _ = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True)
         return self.head(self.dropout(hidden)).log_softmax(-1), lengths
+
+    def digest(self) -> str:
+        """SHA-256, as hex, of all that decides what it says."""
+        digest = hashlib.sha256(json.dumps(asdict(self.config)).encode())
+        for tensor in self.state_dict().values():
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     # -- storing ------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from filelock import FileLock
+from rich.console import Console
 
+from zipper_lm.bars import bar
 from zipper_lm.data.audio import read_audio
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.picture import is_picture, read_picture
@@ -38,6 +40,9 @@ class Judge(Protocol):
     def transcribe(self, values: Sequence[Any], /) -> list[str]:
         """What each value says, in lower case; nothing if it holds nothing."""
 
+    def digest(self) -> str:
+        """SHA-256, as hex, of all that decides what it says."""
+
 
 def cache_folder() -> Path:
     """``$ZIPPER_CACHE``, else ``zipper`` in the user's cache folder."""
@@ -53,6 +58,12 @@ def can_be_judged(codec: Codec) -> bool:
 def suits(judge: Judge, codec: Codec) -> bool:
     """Whether a judge can say what a codec decodes to."""
     return isinstance(judge, PictureClassifier) == (codec.kind in PICTURE_KINDS)
+
+
+def judge_told(console: Console, source: str, *arguments: Any, modality: str, **others: Any) -> Judge:
+    """As `judge_for`, with a bar while one is fitted."""
+    with bar(console, f"fitting a judge of {modality} (once; cached)", transient=True) as advance:
+        return judge_for(source, *arguments, modality=modality, progress=advance, **others)
 
 
 def judge_for(
@@ -138,22 +149,23 @@ def load_judge(path: str | Path) -> Judge:
 
 
 def _fingerprint(rows: Sequence[Mapping[str, Any]], modality: str) -> str:
-    """Of what is said in which file; a sound's path counts by its last two parts, so that a moved folder is the same;
-    pictures are small and count by what they show."""
+    """Of what is said in which file; a sound's file counts by its size and the last two parts of its path, so that a
+    moved folder is the same, and one of other sounds is not; pictures are small and count by what they show."""
     digest = hashlib.sha256(str(STEPS).encode())
     for row in rows:
         value = row[modality]
         try:
-            path = isinstance(value, (str, Path)) and not is_picture(value)
-            name = "/".join(Path(value).parts[-2:]) if path else _digest(value)
-        except ValueError:
+            name = _digest(value)
+        except (ValueError, OSError):
             continue  # nothing is fitted on it
         digest.update(json.dumps([name, row["text"]]).encode())
     return digest.hexdigest()[:16]
 
 
 def _digest(value: Any) -> str:
-    """Of a sound or picture that is no file: bytes, an array, or what holds them."""
+    """Of a sound or picture: a file, bytes, an array, or what holds them."""
+    if isinstance(value, (str, Path)) and not is_picture(value):
+        return f"{'/'.join(Path(value).parts[-2:])} {Path(value).stat().st_size}"
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
     if is_picture(value):

@@ -12,7 +12,7 @@ from rich.console import Console
 from zipper_lm.data.prepared import is_prepared, open_prepared
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.document import Document
-from zipper_lm.evaluation.judging import Judge, can_be_judged, judge_for, suits
+from zipper_lm.evaluation.judging import Judge, can_be_judged, judge_told, suits
 from zipper_lm.evaluation.scoring import counts_tokens, score_task
 from zipper_lm.generation import Writer
 from zipper_lm.recipe import build
@@ -74,18 +74,25 @@ def _judge_of(recipe: FuseRecipe, modality: str, model: Writer, given: Judge | N
     assert model.processor is not None
     if given is not None and suits(given, model.processor.codecs[modality]):
         return given
-    return made_by_main(partial(_fitted_judge, recipe, modality, console))
+    return made_by_main(partial(judge_of, recipe.data, modality, console))
 
 
-def _fitted_judge(recipe: FuseRecipe, modality: str, console: Console) -> Judge:
-    console.print(f"judge of {modality}: from the cache, or fitted on the originals now (once)")
-    data = recipe.data
+def judge_of(data: DataRecipe, modality: str, console: Console) -> Judge:
+    """The judge of a recipe's data, fitted on its originals or from the cache.
+
+    Args:
+        data: raw, or prepared from raw data that is still there. modality: it is to judge. console: where a bar is.
+
+    Raises:
+        ValueError: as `judge_for`, or for a stream.
+    """
     if is_prepared(data.source):  # it holds ids, a judge hears the originals
         data = build(DataRecipe, open_prepared(data.source).description["data"])
     if data.streaming:
         raise ValueError("a stream is not fetched as a whole to fit one on; name one (judge)")
     with randomness_kept():
-        return judge_for(
+        return judge_told(
+            console,
             data.source,
             data.columns,
             split=data.train,
