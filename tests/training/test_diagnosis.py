@@ -50,6 +50,14 @@ def test_batches_hold_every_task_and_whole_documents(tmp_path: Path) -> None:
     assert sum(len(batch["text"]["segments"]) for batch in many) == BATCHES * recipe.training.batch_size
 
 
+def test_tasks_without_weight_need_no_rows(tmp_path: Path) -> None:
+    """A task that was switched off by a weight of 0 ended a run after its training, before its model was saved."""
+    recipe, model, rows = fresh(tmp_path)
+    recipe.tasks = {"speech->text": 1.0, "image->text": 0.0}
+    (batch,) = some_batches(recipe, model, rows)
+    assert int((batch["text"]["labels"] >= 0).any(1).sum()) == len(rows) == 4
+
+
 def test_a_fresh_model_is_told_from_one_that_drifted(tmp_path: Path) -> None:
     recipe, model, rows = fresh(tmp_path)
     before = unimodal_perplexity(model, rows)

@@ -282,6 +282,19 @@ def test_what_is_read_is_not_overwritten(tmp_path: Path, output: str) -> None:
     prepare(recipe, inside, overwrite=True)  # what was written there before is an output
 
 
+def test_a_folder_that_only_looks_like_ours_is_kept(tmp_path: Path) -> None:
+    """Whatever lay beside the output under the working folder's name was deleted, without being told to."""
+    recipe = tiny_recipe(tmp_path / "out", overwrite=True)
+    for suffix in ("preparing", "training"):
+        (tmp_path / f"out.{suffix}").mkdir()
+        (tmp_path / f"out.{suffix}" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"out\.preparing is in the way"):
+        prepare(recipe, tmp_path / "out", overwrite=True)
+    with pytest.raises(ValueError, match=r"out\.training is in the way"):
+        fuse(recipe)
+    assert [file.read_text() for file in tmp_path.glob("out.*/notes.txt")] == ["mine", "mine"]
+
+
 def test_a_slash_at_the_end_of_the_output_is_no_matter(prepared: Path, tmp_path: Path) -> None:
     """The working folder of ``ids/`` was ``ids/.preparing``: after all was encoded, the output was found to exist."""
     prepare(tiny_recipe(tmp_path / "m"), f"{tmp_path / 'ids'}/", shard_rows=5)

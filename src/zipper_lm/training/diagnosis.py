@@ -48,12 +48,13 @@ def diagnose(
 
 
 def some_batches(recipe: FuseRecipe, model: Writer, rows: Sequence[Any]) -> list[Batch]:
-    """A few batches of every task and of whole documents, uncorrupted."""
+    """A few batches of every task that has a weight, and of whole documents, uncorrupted."""
     size = recipe.training.batch_size
     few = rows[: BATCHES * size]
     plain = [r for r in few if not isinstance(r, Document)]
     documents = [r for r in few if isinstance(r, Document)]
-    documents += [build_document(t, r) for t in recipe.tasks for r in plain[:: len(recipe.tasks)]]
+    tasks = [template for template, weight in recipe.tasks.items() if weight > 0]
+    documents += [build_document(task, row) for task in tasks for row in plain[:: len(tasks)]]
     return [collate(documents[i : i + size], model.specials) for i in range(0, len(documents), size)]
 
 

@@ -57,7 +57,7 @@ from zipper_lm.recipe import to_mapping
 from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.training.data import Item, clip_rows, encoded, encoded_modalities, items, open_split, validation_rows
 from zipper_lm.training.recipes import FuseRecipe
-from zipper_lm.training.working import beside, check_sources
+from zipper_lm.training.working import beside, check_ours, check_sources
 
 SHARD_ROWS = 1000
 SETTINGS_FILE = "settings.json"
@@ -190,6 +190,7 @@ def _begin(working: Path, settings: Mapping[str, Any], *, resume: bool, overwrit
         return
     if file.is_file() and not overwrite:
         raise ValueError(f"{working} holds an interrupted run: resume it (--resume), or start anew (--overwrite)")
+    check_ours(working, SETTINGS_FILE)
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)
     _write_json(file, settings)

@@ -62,9 +62,12 @@ def check_working(folder: Path, recipe: Mapping[str, Any], *, resume: bool, over
         resume: go on. overwrite: an interrupted run may be thrown away.
 
     Raises:
-        ValueError: nothing to resume, another recipe than the interrupted run's, or an interrupted run in the way.
+        ValueError: nothing to resume, another recipe than the interrupted run's, or an interrupted run or somebody
+            else's folder in the way.
     """
     newest = latest_checkpoint(folder)
+    if newest is None:
+        check_ours(folder, RECIPE_FILE)
     if not resume:
         if newest is not None and not overwrite:
             raise ValueError(
@@ -79,6 +82,12 @@ def check_working(folder: Path, recipe: Mapping[str, Any], *, resume: bool, over
     if changed:
         raise ValueError(f"cannot resume: the recipe's {changed} changed since {folder} was begun; put them back")
     return newest
+
+
+def check_ours(folder: Path, mark: str) -> None:
+    """Raise `ValueError` if a working folder, which is emptied before a run, holds things but not the file `mark`."""
+    if folder.exists() and not (folder.is_dir() and ((folder / mark).is_file() or not any(folder.iterdir()))):
+        raise ValueError(f"{folder} is in the way, and no run has begun it: move it, or choose another output")
 
 
 def begin(folder: Path, recipe: Mapping[str, Any]) -> None:
