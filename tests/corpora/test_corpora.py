@@ -81,6 +81,7 @@ def test_sentences_keep_speakers_and_lines_apart(tmp_path: Path) -> None:
             "nine men ate",
             "the sun is up",
             "a" * 300,
+            "He came, and saw nothing at all; they say; then he was found again.",
         ]
         * 2,
         "validation": ["the sun is up"],
@@ -88,7 +89,7 @@ def test_sentences_keep_speakers_and_lines_apart(tmp_path: Path) -> None:
     }.items():
         (tmp_path / f"{split}.txt").write_text("\n".join(lines) + "\n")
     counts = sentences.write_sentences(tmp_path / "out", tmp_path, train=4, longest=40)
-    assert counts == {"validation": 1, "test": 1, "judge": 1, "train": 3}
+    assert counts == {"validation": 1, "test": 1, "judge": 1, "train": 4}
     who = {
         s: {r["speaker"].split("+")[1].split()[0] for r in read_rows(str(tmp_path / "out"), split=s)} for s in counts
     }
@@ -97,6 +98,11 @@ def test_sentences_keep_speakers_and_lines_apart(tmp_path: Path) -> None:
     assert len(set(lines)) == len(lines), "no sentence is in two splits, though one was in two files, and each twice"
     texts = [r["text"] for r in read_rows(str(tmp_path / "out"), split="train")]
     assert all(not any(c.isdigit() for c in t) for t in texts)
+    assert texts == ["two dogs bark", "red boats sail", "nine men ate", "he came"]
+    alone = [row["text"] for row in read_rows(str(tmp_path / "out" / "text"))]
+    assert alone[0] == "two dogs bark", "the judge's lines are nobody else's"
+    assert "he came and saw nothing at all they say then he was found again" in alone, "a text tower has whole lines"
+    assert [row["text"] for row in read_rows(str(tmp_path / "out" / "text"), split="validation")] == ["the sun is up"]
     with pytest.raises(ValueError, match=r"no train\.txt"):
         sentences.write_sentences(tmp_path / "more", tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"at most 5 characters"):

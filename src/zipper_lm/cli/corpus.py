@@ -24,7 +24,9 @@ def corpus(
         ),
     ] = None,
     train: Annotated[int | None, typer.Option(help="sentences: most for training (10 000).", min=1)] = None,
-    longest: Annotated[int | None, typer.Option(help="sentences: most characters of one (200).", min=1)] = None,
+    longest: Annotated[
+        int | None, typer.Option(help="sentences: most characters of one (200); longer ones are cut.", min=1)
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -19,6 +20,7 @@ SPEAKERS = {"train": 0.55, "validation": 0.1, "test": 0.1, "judge": 0.25}
 """Share of the voice variants that each split has for itself."""
 VOICES = 100
 SEED = 0
+_PAUSES = re.compile(r"[,;:.?!()\"]+|--+")
 
 
 def write_sentences(
@@ -29,14 +31,15 @@ def write_sentences(
     longest: int = 200,
     overwrite: bool = False,
 ) -> dict[str, int]:
-    """Write rows ``{"speech": file, "text": sentence, "speaker": voice}`` in splits train, validation, test and judge.
+    """Write rows ``{"speech": file, "text": sentence, "speaker": voice}`` in splits train, validation, test and judge,
+    and, for a text tower, whole lines as ``{"text": line}`` in ``text/train.jsonl`` and ``text/validation.jsonl``.
 
     Args:
         folder: to be made.
         source: folder with ``train.txt``, ``validation.txt`` and ``test.txt``, a sentence a line. A fifth of the lines
             of ``train.txt`` are the judge's, and nobody else's.
         train: most sentences for training; for the judge, a quarter of it.
-        longest: most characters of a sentence; longer lines are left out.
+        longest: most characters of a sentence; longer lines are cut into phrases, at their punctuation.
         overwrite: replace what is there.
 
     Returns:
@@ -46,22 +49,41 @@ def write_sentences(
         ValueError: if a file is missing or holds no such line; and as `write_corpus`.
         ImportError: without `espeakng-loader` (the extra ``zipper-lm[demo]``).
     """
-    lines = {name: _lines(Path(source) / f"{name}.txt", longest) for name in ("train", "validation", "test")}
-    held_out = {*lines["validation"], *lines["test"]}
-    lines["train"] = [line for line in lines["train"] if line not in held_out]
+    lines = {name: _lines(Path(source) / f"{name}.txt") for name in ("train", "validation", "test")}
     fifth = max(1, len(lines["train"]) // 5)
-    lines |= {"judge": lines["train"][:fifth][: max(1, train // 4)], "train": lines["train"][fifth:][:train]}
-    if empty := [name for name, found in lines.items() if not found]:
+    lines |= {"judge": lines["train"][:fifth], "train": lines["train"][fifth:]}
+    sentences: dict[str, list[str]] = {}
+    taken: set[str] = set()
+    for name, most in (("validation", None), ("test", None), ("judge", max(1, train // 4)), ("train", train)):
+        found = dict.fromkeys(phrase for line in lines[name] for phrase in _phrases(line, longest))
+        sentences[name] = [phrase for phrase in found if phrase not in taken][:most]
+        taken |= set(sentences[name])
+    if empty := [name for name, found in sentences.items() if not found]:
         raise ValueError(f"{source}: no sentences of at most {longest} characters for {empty}")
-    return write_corpus(folder, _read_aloud(lines), "speech", ".flac", write_audio, overwrite=overwrite)
+    texts = {
+        f"text/{name}": [{"text": text} for line in lines[name] if _can_be_said(text := normalise(line))]
+        for name in ("train", "validation")
+    }
+    return write_corpus(folder, _read_aloud(sentences), "speech", ".flac", write_audio, texts, overwrite=overwrite)
 
 
-def _lines(file: Path, longest: int) -> list[str]:
+def _lines(file: Path) -> list[str]:
+    """Each once, so that no other split can have it too."""
     if not file.is_file():
         raise ValueError(f"{file.parent}: no {file.name} there")
-    texts = (normalise(line) for line in file.read_text(encoding="utf-8").splitlines())
-    kept = (t for t in texts if t and len(t) <= longest and t.isascii() and not any(c.isdigit() for c in t))
-    return list(dict.fromkeys(kept))  # each once, so that no other split can have it too
+    return list(dict.fromkeys(line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()))
+
+
+def _phrases(line: str, longest: int) -> list[str]:
+    """The line, or what is between its punctuation if it is longer: two words or more that can be said."""
+    whole = normalise(line)
+    parts = [whole] if len(whole) <= longest else [p for p in map(normalise, _PAUSES.split(line)) if " " in p]
+    return [part for part in parts if _can_be_said(part) and len(part) <= longest]
+
+
+def _can_be_said(text: str) -> bool:
+    """Letters alone: how a number is read, its digits do not say."""
+    return bool(text) and text.isascii() and not any(c.isdigit() for c in text)
 
 
 def _read_aloud(lines: Mapping[str, list[str]]) -> dict[str, Iterator[tuple[Any, dict[str, Any]]]]:

@@ -20,6 +20,7 @@ def write_corpus(
     modality: str,
     suffix: str,
     writer: Any,
+    more: Mapping[str, Iterable[dict[str, Any]]] | None = None,
     *,
     overwrite: bool = False,
 ) -> dict[str, int]:
@@ -28,6 +29,7 @@ def write_corpus(
     Args:
         folder: to be made. splits: name to pairs of a value and the other fields of its row.
         modality: field that names the file. suffix: of the files. writer: called with (path, value).
+        more: rows without such a file, by the path of their own JSONL file, without its ending.
         overwrite: replace what is at `folder`.
 
     Returns:
@@ -38,6 +40,9 @@ def write_corpus(
     """
     counts = {}
     with new_folder(folder, overwrite) as new, ExitStack() as open_files:
+        for path, others in (more or {}).items():
+            (new / path).parent.mkdir(exist_ok=True)
+            _write_lines(new / path, others)
         for split, rows in splits.items():
             (new / split).mkdir()
             lines = open_files.enter_context((new / f"{split}.jsonl").open("w", encoding="utf-8"))
@@ -67,7 +72,12 @@ def write_rows(
     counts = {}
     with new_folder(folder, overwrite) as new:
         for split, rows in splits.items():
-            lines = [json.dumps(row) + "\n" for row in rows]
-            (new / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-            counts[split] = len(lines)
+            counts[split] = _write_lines(new / split, rows)
     return counts
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """As JSONL; how many they are."""
+    lines = [json.dumps(row) + "\n" for row in rows]
+    path.with_name(f"{path.name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return len(lines)
