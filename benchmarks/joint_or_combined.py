@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from zipper_lm.combining import combine
 from zipper_lm.data.readers import read_rows
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.evaluation.judging import judge_for
 from zipper_lm.evaluation.scoring import score_task
+from zipper_lm.experiments.run import trained
 from zipper_lm.files import new_file
 from zipper_lm.loading import load
 from zipper_lm.recipe import read_recipe, to_mapping
-from zipper_lm.training.fuse import fuse, generation_settings
+from zipper_lm.training.fuse import generation_settings
 from zipper_lm.training.recipes import FuseRecipe
-from zipper_lm.training.working import working_folder
 
 RECIPE = Path(__file__).parent.parent / "examples" / "three-towers.yaml"
 PAIRS = ["speech->text", "text->speech", "image->text", "text->image"]
@@ -47,14 +48,6 @@ def recipe_of(data: str, work: Path, seed: int, changes: list[str], towers: tupl
     return replace(recipe, towers=named, tasks=tasks, training=training, output=output, generation=settings)
 
 
-def trained(recipe: FuseRecipe) -> dict[str, Any]:
-    """Run a recipe, go on with it, or take what is there."""
-    file = Path(recipe.output) / "run.json"
-    if not file.is_file():
-        return fuse(recipe, resume=working_folder(recipe.output).is_dir())
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def scores(model: Any, settings: dict[str, Any], data: str, tasks: list[str], seed: int) -> dict[str, Any]:
     """Every task on the test split; sounds and pictures by independent judges."""
     rows = list(read_rows(data, split="test"))
@@ -70,9 +63,10 @@ def scores(model: Any, settings: dict[str, Any], data: str, tasks: list[str], se
 def one_seed(data: str, work: Path, seed: int, changes: list[str]) -> dict[str, Any]:
     """Both ways, scored."""
     first = recipe_of(data, work, seed, changes)
-    joint = trained(first)
+    console = Console(stderr=True)
+    joint = trained(first, work, console)
     pairs = [recipe_of(data, work, seed, changes, towers) for towers in (("text", "speech"), ("text", "image"))]
-    apart = [trained(recipe) for recipe in pairs]
+    apart = [trained(recipe, work, console) for recipe in pairs]
     model = load(first.output)
     record = {"joint": {"seconds": joint["seconds"], "steps": joint["steps"]}}
     record["joint"]["scores"] = scores(model, generation_settings(first.output), data, PAIRS + CHAINS + DIRECT, seed)
@@ -99,7 +93,8 @@ def main() -> None:
         if str(seed) in record["seeds"]:
             continue
         record["seeds"][str(seed)] = one_seed(given.data, given.work, seed, given.set)
-        record["recipe"] = {k: v for k, v in to_mapping(read_recipe(RECIPE, [], FuseRecipe)).items() if k != "output"}
+        recipe = read_recipe(RECIPE, given.set, FuseRecipe)
+        record["recipe"] = {k: v for k, v in to_mapping(recipe).items() if k != "output"}
         with new_file(given.output, overwrite=True) as file:
             file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

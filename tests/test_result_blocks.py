@@ -58,7 +58,9 @@ def test_the_results_page_is_what_the_records_say(tmp_path):
     assert {f.name for f in folders} == {f.name for f in (ROOT / "results").iterdir()}, "every experiment is told"
     write_report(folders, tmp_path / "results.md")
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    command = "zipper report " + " ".join(f"results/{f.name}" for f in folders) + " --output docs/results.md"
+    command = (
+        "zipper report " + " ".join(f"results/{f.name}" for f in folders) + " --output docs/results.md --overwrite"
+    )
     assert (tmp_path / "results.md").read_text(encoding="utf-8") == page, f"run: {command}"
     assert {p.name for p in tmp_path.glob("*.png")} == {p.name for p in (ROOT / "docs").glob("results-*.png")}
 

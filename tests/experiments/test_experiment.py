@@ -13,6 +13,7 @@ from rich.console import Console
 from tiny_experiment import plan
 from tiny_recipes import workshop
 
+from zipper_lm.evaluation.judging import load_judge
 from zipper_lm.experiments import run as run_module
 from zipper_lm.experiments.plan import (
     PLAIN,
@@ -85,6 +86,7 @@ def test_from_file_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert str(tmp_path / "work") not in json.dumps(record)
     assert len(record["scores"]["asr"]["references"]) == 4
     assert "oracle_wer" in record["scores"]["tts"]
+    assert record["scores"]["tts"]["judge"] == load_judge(workshop() / "judge").digest()
     assert record["frozen_unchanged"] == {"text": True}
     assert {"torch", "cores", "python"} <= set(record["made_with"])
 
@@ -172,8 +174,14 @@ def test_trials_may_be_shorter(tmp_path: Path) -> None:
 
 
 def test_an_arm_may_start_from_a_model_trained_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share of the data in what all runs have held for that model, too: it saw less than the towers."""
     arms = {"seen": {"set": ["architecture=single-decoder"], "before": ["tasks={->text: 1}", "training.steps=2"]}}
-    file = plan(tmp_path, arms=arms, tasks=["asr"], seeds=[1])
+    shared = ["training.steps=1", "data.fraction=0.9", "data.limit=8"]
+    file = plan(tmp_path, arms=arms, tasks=["asr"], seeds=[1], set=shared)
+    labelled = read_experiment(file, ["pseudo_labels={task: speech->text}"])
+    first = before_of(labelled, "seen")
+    assert first is not None
+    assert recipe_of(labelled, first, "").pseudo_labels is None
     fused: list[Any] = []
     real = run_module.fuse
 
@@ -185,7 +193,7 @@ def test_an_arm_may_start_from_a_model_trained_before(tmp_path: Path, monkeypatc
     records = run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", Console(quiet=True))
     before, *others = fused
     assert before.tasks == {"->text": 1}
-    assert before.data.fraction == 1.0, "all the unaligned data, whatever share is aligned"
+    assert (before.data.fraction, before.data.limit) == (1.0, None), "all the unaligned data, whatever is aligned"
     assert [r.towers["text"].source for r in others] == [before.output] * 2
     assert len(records) == 2
     run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", Console(quiet=True))
@@ -312,6 +320,40 @@ def test_records_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     del made["recipe"]["training"]["clip"]  # a setting that is new since then is no other setting
     record.write_text(json.dumps(made))
     assert run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", console) == [made]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ["asr", "text->sound"]}, "task 'text->sound': unknown modality 'sound'"),
+        ({"arms": {"a": {}, "b": {"set": ["training.join={text->text: 0.5}"]}}}, "training.join names"),
+        ({"arms": {"a": {"before": ["scored=[asr]"]}}}, r"scored names \['asr'\]"),
+        ({"arms": {"a": {"trials": {"x": ["generation.text.temprature=1"]}}}}, "temprature"),
+    ],
+)
+def test_what_cannot_work_is_said_before_the_first_run(
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A misspelt task was found when the first model was trained, a setting that an arm cannot have when it was its
+    turn."""
+    monkeypatch.setattr(run_module, "fuse", None)
+    with pytest.raises(ValueError, match=message):
+        run_experiment(read_experiment(plan(tmp_path, **changes)), tmp_path / "results", tmp_path / "work")
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_test_split_is_of_the_revision_that_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was the newest one, whatever data.revision said."""
+    asked: list[str | None] = []
+
+    def rows(*_: Any, revision: str | None = None, **__: Any) -> Any:
+        asked.append(revision)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(run_module, "read_rows", rows)
+    with pytest.raises(ValueError, match="far enough"):
+        run_experiment(read_experiment(plan(tmp_path), ["data.revision=v1"]), tmp_path / "results", tmp_path / "work")
+    assert asked == ["v1"]
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,11 @@ def test_what_is_not_run_yet_is_said(tmp_path: Path) -> None:
     page = (tmp_path / "page.md").read_text()
     assert "not run" in page
     assert "| [results](#results) | q | 0 of 3 |" in page
+    (tmp_path / "page.md").write_text("mine")
+    with pytest.raises(ValueError, match="exists"):
+        write_report([tmp_path / "results"], tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text() == "mine"
+    write_report([tmp_path / "results"], tmp_path / "page.md", overwrite=True)
     with pytest.raises(ValueError, match="run zipper experiment first"):
         write_report([tmp_path], tmp_path / "page.md")
 
@@ -110,6 +115,30 @@ def test_no_share_of_nothing(oracle: float, above: str, tmp_path: Path) -> None:
     }
     row = _differences(Results("results", experiment, cells, 0), "tts").splitlines()[-1]
     assert row.split(" | ")[-3:] == ["+100", above, "1 |"]
+
+
+def heard(seed: int, references: list[str], originals: float) -> dict[str, Any]:
+    run = {"seed": seed, "arm": "a", "point": "all"}
+    said = {"references": references, "hypotheses": references, "wer": 0.0, "judge_wer_on_originals": originals}
+    return {"run": run, "scores": {"tts": said}}
+
+
+def test_what_different_judges_heard_is_told(tmp_path: Path) -> None:
+    """One cell of a page had two judges, one of which errs a quarter more often, and nothing said so."""
+    experiment = read_experiment(plan(tmp_path, arms={"a": {}, "b": {}}, points={}, tasks=["tts"]))
+    one, other = heard(1, ["one"], 3.3), heard(1, ["one"], 4.1)
+    for cell, said in ((one, "1"), (other, "1; 2 judges")):
+        cells = {(PLAIN, "a"): [one], (PLAIN, "b"): [cell]}
+        row = _differences(Results("results", experiment, cells, 0), "tts").splitlines()[-1]
+        assert row.split(" | ")[-1] == f"{said} |"
+
+
+def test_other_test_rows_are_refused(tmp_path: Path) -> None:
+    """A corpus that was made anew between two runs ended the report in an AssertionError."""
+    experiment = read_experiment(plan(tmp_path, arms={"a": {}, "b": {}}, points={}, tasks=["tts"]))
+    cells = {(PLAIN, "a"): [heard(1, ["one"], 3.3)], (PLAIN, "b"): [heard(1, ["two"], 3.3)]}
+    with pytest.raises(ValueError, match="not scored on the same rows"):
+        _differences(Results("results", experiment, cells, 0), "tts")
 
 
 def test_each_difference_is_a_row_over_the_seeds_that_both_have(tmp_path: Path) -> None:

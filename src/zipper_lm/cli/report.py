@@ -7,22 +7,21 @@ from typing import Annotated
 
 import typer
 
-from zipper_lm.cli.common import console
+from zipper_lm.cli.common import Overwrite, console
 
 
 def report(
     results: Annotated[
         list[Path], typer.Argument(metavar="RESULTS...", help="Folders of zipper experiment's records.")
     ],
-    output: Annotated[Path, typer.Option(metavar="FILE", help="The page; pictures go beside it.")] = Path(
-        "docs/results.md"
-    ),
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The page; pictures go beside it.")] = Path("report.md"),
+    overwrite: Overwrite = False,
 ) -> None:
-    """Turn the records of experiments into a page of tables and curves; a page that is there is replaced.
+    """Turn the records of experiments into a page of tables and curves.
 
-    Example: [bold]zipper report results/main results/data-curve --output docs/results.md[/bold]
+    Example: [bold]zipper report results/main results/data-curve --output my/report.md[/bold]
     """
     from zipper_lm.experiments.report import write_report
 
-    write_report(results, output)
+    write_report(results, output, overwrite=overwrite)
     console().print(f"{output} written")

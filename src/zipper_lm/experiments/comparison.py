@@ -19,7 +19,7 @@ class Comparison:
         ours, theirs: WER in per cent, mean over the seeds.
         relative: the difference in per cent of theirs; above: of what is above the codec alone, `None` where that is
             not known, or nothing is.
-        seeds: how many.
+        seeds: how many. judges: how many different ones heard what was generated; 0 where none is needed.
     """
 
     difference: float
@@ -30,15 +30,24 @@ class Comparison:
     relative: float
     above: float | None
     seeds: int
+    judges: int
 
 
 def compare(mine: Cell, other: Cell, task: str) -> Comparison | None:
-    """One cell minus another; `None` without a common seed."""
+    """One cell minus another; `None` without a common seed.
+
+    Raises:
+        ValueError: if they were scored on different rows.
+    """
     ours, theirs = ({r["run"]["seed"]: r["scores"][task] for r in cell} for cell in (mine, other))
     if not (seeds := sorted(ours.keys() & theirs.keys())):
         return None
     references = ours[seeds[0]]["references"]
-    assert all(x[s]["references"] == references for x in (ours, theirs) for s in seeds), "one test split"
+    if not all(x[s]["references"] == references for x in (ours, theirs) for s in seeds):
+        arms = " and ".join(f"{cell[0]['run']['arm']} at {cell[0]['run']['point']}" for cell in (mine, other))
+        raise ValueError(f"{task}: {arms} were not scored on the same rows; was the test split changed between them?")
+    # A judge says the same of the same originals, and no two that were fitted apart do.
+    judges = {x[s].get("judge_wer_on_originals") for x in (ours, theirs) for s in seeds} - {None}
     a, b = ([x[s]["hypotheses"] for s in seeds] for x in (ours, theirs))
     difference, low, high = paired_interval(references, a, b)
     rates = [float(np.mean([x[s]["wer"] for s in seeds])) for x in (ours, theirs)]
@@ -56,6 +65,7 @@ def compare(mine: Cell, other: Cell, task: str) -> Comparison | None:
         relative=_relative(*rates),
         above=above,
         seeds=len(seeds),
+        judges=len(judges),
     )
 
 

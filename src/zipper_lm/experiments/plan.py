@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zipper_lm.recipe import read_recipe, recipe_hash, to_mapping
-from zipper_lm.training.recipes import FuseRecipe
+from zipper_lm.training.recipes import DataRecipe, FuseRecipe
 
 PLAIN = "all"
 """Name of the one point of an experiment that has none."""
@@ -29,8 +29,8 @@ class Arm:
 
     Args:
         set: changes to the recipe, ``key=value`` each.
-        before: changes to a run that comes first, once, with all the data; the first tower of the arm's own runs starts
-            from its model. For a single decoder that shall have seen unaligned data.
+        before: changes to a run that comes first, once, with all the data and no pseudo-labels; the first tower of the
+            arm's own runs starts from its model. For a single decoder that shall have seen unaligned data.
         trials: name to changes; one of them is chosen on the validation split.
         points: where it is compared; none named is all.
     """
@@ -206,6 +206,8 @@ def recipe_of(experiment: Experiment, run: Run, output: str | Path, work: str | 
         ValueError: as `read_recipe`.
     """
     recipe = replace(read_recipe(experiment.recipe, run.changes, FuseRecipe), output=str(output), overwrite=True)
+    if run.point == BEFORE:  # the arm's settings, but for what makes less, or something else, of the data
+        recipe = replace(recipe, data=whole_data(recipe.data), pseudo_labels=None)
     recipe.towers = {n: replace(t, source=_tower_place(n, recipe, work)) for n, t in recipe.towers.items()}
     if run.point != BEFORE and (before := before_of(experiment, run.arm)) is not None:
         first = next(iter(recipe.towers.values()))
@@ -221,7 +223,12 @@ def recipe_of(experiment: Experiment, run: Run, output: str | Path, work: str | 
 
 def whole(recipe: FuseRecipe) -> FuseRecipe:
     """The recipe by which its towers are made: all the data, whatever share is aligned, and seed 0 for all runs."""
-    return replace(recipe, data=replace(recipe.data, fraction=1.0, limit=None), seed=0)
+    return replace(recipe, data=whole_data(recipe.data), seed=0)
+
+
+def whole_data(data: DataRecipe) -> DataRecipe:
+    """Without a share or a limit."""
+    return replace(data, fraction=1.0, limit=None)
 
 
 def before_place(experiment: Experiment, before: Run, work: str | Path) -> str:

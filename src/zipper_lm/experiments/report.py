@@ -13,37 +13,44 @@ from zipper_lm.experiments.comparison import compare
 from zipper_lm.experiments.curves import draw
 from zipper_lm.experiments.plan import PLAIN, cells_of, points_of
 from zipper_lm.experiments.records import Results, read_results
-from zipper_lm.files import new_file
+from zipper_lm.files import check_output, new_file
 
 
-def write_report(folders: Sequence[str | Path], page: str | Path) -> None:
+def write_report(folders: Sequence[str | Path], page: str | Path, *, overwrite: bool = False) -> None:
     """One page in Markdown: what there is, then each experiment, with a picture beside it if it has several points.
 
     Args:
-        folders: results of experiments. page: the file to write; replaced if it is there.
+        folders: results of experiments. page: the file to write. overwrite: replace it, and the pictures.
 
     Raises:
-        ValueError: as `read_results`.
+        ValueError: as `read_results`, or if the page or a picture exists and `overwrite` is false.
     """
     page = Path(page)
     found = [read_results(folder) for folder in folders]
+    pictures = {
+        r.name: page.with_name(f"{page.stem}-{r.name}.png")
+        for r in found
+        if len(points_of(r.experiment)) > 1 and r.cells
+    }
+    for file in (page, *pictures.values()):
+        check_output(file, overwrite, folder=False)
     parts = [
         "# Results\n\nWritten by `zipper report` from the raw records; no number here is typed by hand.\n"
         "WER in per cent on the test split: mean over seeds, least and most in brackets; without, of one run.\n"
         "Differences are of the seeds that both arms have, in points of WER with a 95 % paired bootstrap interval, "
-        "relative to the other arm's WER, and to what of it is above that of the codec alone.\n",
+        "relative to the other arm's WER, and to what of it is above that of the codec alone. Seeds and test rows are "
+        "drawn; of one seed it is rows alone, and says nothing of another seed.\n",
         "| experiment | question | runs |\n|---|---|---|",
         *(f"| [{r.name}](#{r.name}) | {r.experiment.question} | {_runs(r)} |" for r in found),
         "",
     ]
     for results in found:
         parts.append(_section(results))
-        if len(points_of(results.experiment)) > 1 and results.cells:
-            picture = page.with_name(f"{page.stem}-{results.name}.png")
-            with new_file(picture, overwrite=True) as file:
+        if picture := pictures.get(results.name):
+            with new_file(picture, overwrite) as file:
                 draw(results, file)
             parts.append(f"![{results.experiment.question}]({picture.name})\n")
-    with new_file(page, overwrite=True) as file:
+    with new_file(page, overwrite) as file:
         file.write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -90,8 +97,9 @@ def _by_step(results: Results, task: str) -> str:
             for entry in record["validation"]:
                 if key in entry:
                     course[entry["step"]].append(entry[key])
-        courses[arm] = course
-    if max(map(len, courses.values())) < 3:
+        if course:
+            courses[arm] = course
+    if max(map(len, courses.values()), default=0) < 3:
         return ""
     steps = sorted({step for course in courses.values() for step in course})
     rows = [
@@ -188,4 +196,5 @@ def _difference(results: Results, task: str, mine: tuple[str, str], other: tuple
     above = "" if found.above is None else f"{found.above:+.0f}"
     rates = [f"{found.ours:.1f}", f"{found.theirs:.1f}", f"{found.difference:+.1f}"]
     interval = f"{found.low:+.1f} to {found.high:+.1f}"
-    return [mine[0], other[1], *rates, interval, f"{found.relative:+.0f}", above, str(found.seeds)]
+    seeds = str(found.seeds) if found.judges < 2 else f"{found.seeds}; {found.judges} judges"
+    return [mine[0], other[1], *rates, interval, f"{found.relative:+.0f}", above, seeds]

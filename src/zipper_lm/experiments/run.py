@@ -24,11 +24,11 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from zipper_lm.card import RUN_FILE
-from zipper_lm.data.readers import read_rows
+from zipper_lm.data.readers import Rows, read_rows
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.document import Document
-from zipper_lm.evaluation.judging import Judge, judge_for, load_judge
-from zipper_lm.evaluation.scoring import SHORT_NAMES, score_task, yardsticks
+from zipper_lm.evaluation.judging import load_judge
+from zipper_lm.evaluation.scoring import SHORT_NAMES, counts_tokens, score_task, yardsticks
 from zipper_lm.experiments.plan import (
     BEFORE,
     Experiment,
@@ -45,10 +45,11 @@ from zipper_lm.experiments.plan import (
 from zipper_lm.files import new_file
 from zipper_lm.loading import load
 from zipper_lm.recipe import recipe_hash, to_mapping
-from zipper_lm.training.fuse import fuse, generation_settings, make_towers
+from zipper_lm.training.fuse import check_settings, fuse, generation_settings, make_towers
 from zipper_lm.training.processes import several
 from zipper_lm.training.pseudo_labels import labeller_recipe
-from zipper_lm.training.recipes import FuseRecipe
+from zipper_lm.training.recipes import DataRecipe, FuseRecipe
+from zipper_lm.training.scoring import judge_of
 from zipper_lm.training.trainer import latest_checkpoint
 from zipper_lm.training.working import working_folder
 
@@ -140,7 +141,7 @@ def _cell(
 
 
 def _check(experiment: Experiment, results: Path) -> None:
-    """Every recipe can be read, trials can be told apart, what is scored is there, and records are of this experiment.
+    """Every recipe can work, trials can be told apart, what is scored is there, and records are of this experiment.
 
     Raises:
         ValueError: if not.
@@ -148,19 +149,28 @@ def _check(experiment: Experiment, results: Path) -> None:
     sources = {}
     for point, arm in cells_of(experiment):
         if (before := before_of(experiment, arm)) is not None:
-            recipe_of(experiment, before, "")
+            check_settings(recipe_of(experiment, before, ""))
         for run in trials_of(experiment, arm, point):
             recipe = recipe_of(experiment, run, "")
+            check_settings(recipe)
             if recipe.data.validation is None:
                 raise ValueError(f"arm {arm!r} has trials, but data.validation is null: nothing to choose by")
             _known(experiment, [run], results)
         for seed in range(len(experiment.seeds)):
             runs = [runs_of(experiment, arm, point, trial)[seed] for trial in experiment.arms[arm].trials or [""]]
             recipe = recipe_of(experiment, runs[0], "")
-            sources[recipe.data.source] = recipe
+            check_settings(recipe)
+            for task in experiment.tasks:
+                parse_task(SHORT_NAMES.get(task, task), list(recipe.towers))
+            sources[recipe.data.source, recipe.data.revision] = recipe.data
             _known(experiment, runs, results)
-    for source, recipe in sources.items():
-        read_rows(source, recipe.data.columns, TEST)
+    for data in sources.values():
+        _test_rows(data)
+
+
+def _test_rows(data: DataRecipe) -> Rows:
+    """The split that is for scoring runs alone."""
+    return read_rows(data.source, data.columns, TEST, revision=data.revision)
 
 
 def _known(experiment: Experiment, runs: Sequence[Run], results: Path) -> dict[str, Any] | None:
@@ -207,9 +217,16 @@ def differences(recorded: Any, now: Any, key: str = "") -> list[str]:
     return [] if recorded == now else [f"{key}: {recorded}, now {now}"]
 
 
-def _trained(recipe: FuseRecipe, work: Path, console: Console) -> dict[str, Any]:
+def trained(recipe: FuseRecipe, work: Path, console: Console) -> dict[str, Any]:
     """The record of a fusion: made, gone on with, or, if only scoring was cut off, read. Its towers, and the model that
-    writes its pseudo-labels, are made first; a process that wants the same ones waits."""
+    writes its pseudo-labels, are made first; a process that wants the same ones waits.
+
+    Args:
+        recipe: of it. work: folder of the locks that such processes share. console: where progress is told.
+
+    Raises:
+        ValueError: as `fuse`. Interrupted: after Ctrl-C; call it again to go on.
+    """
     file = Path(recipe.output) / RUN_FILE
     if file.is_file():
         record = json.loads(file.read_text(encoding="utf-8"))
@@ -223,7 +240,7 @@ def _trained(recipe: FuseRecipe, work: Path, console: Console) -> dict[str, Any]
         first = labeller_recipe(recipe)
         with _alone(work, f"labeller-{Path(first.output).name}", console):
             if not Path(first.output).is_dir():
-                _trained(first, work, console)
+                trained(first, work, console)
     return fuse(recipe, resume=latest_checkpoint(working_folder(recipe.output)) is not None, console=console)
 
 
@@ -280,23 +297,23 @@ def _performed(experiment: Experiment, run: Run, results: Path, work: Path, cons
         with _alone(work, f"{BEFORE}-{Path(place).name}", console):
             recipe = recipe_of(experiment, before, place, work)
             if not _made_so(recipe):
-                _trained(recipe, work, console)
+                trained(recipe, work, console)
     output = work / run.name
     recipe = recipe_of(experiment, run, output, work)
     console.print(f"run {run.name}")
-    trained = _trained(recipe, work, console)
+    made = trained(recipe, work, console)
     # Errors where the tasks can be scored, else the loss: what `fuse` keeps the best checkpoint by.
-    validation = [e for e in trained["history"] if "eval_wer" in e or "eval_loss" in e]
+    validation = [e for e in made["history"] if "eval_wer" in e or "eval_loss" in e]
     record: dict[str, Any] = {
         "run": asdict(run),
         "run_hash": run_hash(experiment, run),
         "recipe": to_mapping(recipe_of(experiment, run, "")),  # as hashed: without the places of this machine
         "validation_score": min((e.get("eval_wer", e.get("eval_loss")) for e in validation), default=None),
         "validation": validation,
-        **{k: trained[k] for k in ("steps", "best_step", "frozen_unchanged", "signatures", "train_loss")},
-        **{k: trained[k] for k in ("perplexity_before", "perplexity_after", "parameters")},
-        "seconds_training": trained["seconds"],
-        "scores": _scores(experiment, recipe, output) if run.reported else {},
+        **{k: made[k] for k in ("steps", "best_step", "frozen_unchanged", "signatures", "train_loss")},
+        **{k: made[k] for k in ("perplexity_before", "perplexity_after", "parameters")},
+        "seconds_training": made["seconds"],
+        "scores": _scores(experiment, recipe, output, console) if run.reported else {},
     }
     record |= {"seconds": round(time.time() - started, 1), "made_with": _made_with()}
     with new_file(results / f"{run.name}.json") as file:
@@ -305,26 +322,23 @@ def _performed(experiment: Experiment, run: Run, results: Path, work: Path, cons
     return record
 
 
-def _scores(experiment: Experiment, recipe: FuseRecipe, output: Path) -> dict[str, Any]:
+def _scores(experiment: Experiment, recipe: FuseRecipe, output: Path, console: Console) -> dict[str, Any]:
     """Every task on the test split, with what was said and heard, and the judge's own errors."""
-    rows = [r for r in read_rows(recipe.data.source, recipe.data.columns, TEST) if not isinstance(r, Document)]
+    rows = [row for row in _test_rows(recipe.data) if not isinstance(row, Document)]
     model, settings = load(output), generation_settings(output)
+    assert model.processor is not None
     scores: dict[str, Any] = {}
     for task in experiment.tasks:
         ends_in = parse_task(SHORT_NAMES.get(task, task)).targets[-1]
-        judge = _judge(recipe, ends_in) if ends_in != "text" else None
+        judge = None
+        if ends_in != "text" and not counts_tokens(ends_in, model.processor.codecs.get(ends_in)):
+            judge = judge_of(recipe.data, ends_in, console) if recipe.judge is None else load_judge(recipe.judge)
         torch.manual_seed(recipe.seed)
         score = score_task(model, rows, task, judge=judge, settings=settings)
         scores[task] = {**score.summary(), "references": score.references, "hypotheses": score.hypotheses}
         if judge is not None:
-            scores[task] |= yardsticks(model, rows, judge, ends_in)
+            scores[task] |= {"judge": judge.digest(), **yardsticks(model, rows, judge, ends_in)}
     return scores
-
-
-def _judge(recipe: FuseRecipe, modality: str) -> Judge:
-    if recipe.judge is not None:
-        return load_judge(recipe.judge)
-    return judge_for(recipe.data.source, recipe.data.columns, split=recipe.data.train, modality=modality)
 
 
 def _made_with() -> dict[str, Any]:

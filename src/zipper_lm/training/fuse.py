@@ -262,11 +262,22 @@ def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
     """
     check_output(recipe.output, recipe.overwrite)
     check_sources(recipe.output, recipe)
-    names = list(recipe.towers)
-    tasks = {template: parse_task(template, names) for template in recipe.tasks}
     for tower in recipe.towers.values():
         if tower.pretrain is not None and not Path(tower.source).is_dir():
             check_output(tower.source)
+    if recipe.pseudo_labels is not None:
+        _check_place(recipe, recipe.pseudo_labels)
+    return check_settings(recipe)
+
+
+def check_settings(recipe: FuseRecipe) -> dict[str, Task]:
+    """That settings go together, wherever things are; returns the tasks by template.
+
+    Raises:
+        ValueError: naming field and value.
+    """
+    names = list(recipe.towers)
+    tasks = {template: parse_task(template, names) for template in recipe.tasks}
     by_tower = {"loss_weights": recipe.loss_weights, "generation": recipe.generation}
     for field, named in (by_tower | {"training.corrupt": recipe.training.corrupt}).items():
         if isinstance(named, dict) and (unknown := sorted(set(named) - set(names))):
@@ -299,12 +310,15 @@ def _joined_tasks(recipe: FuseRecipe) -> list[str]:
     return [t for t in recipe.tasks if (join.get(t) if isinstance(join, dict) else join)]
 
 
-def _check_pseudo_labels(recipe: FuseRecipe, wanted: PseudoLabelsRecipe, tasks: Mapping[str, Task]) -> None:
+def _check_place(recipe: FuseRecipe, wanted: PseudoLabelsRecipe) -> None:
     if not wanted.model:
         raise ValueError("pseudo_labels.model: name the folder of the model that writes, or where to make it")
     if not Path(wanted.model).is_dir():
         check_output(wanted.model)
         check_sources(wanted.model, replace(recipe, pseudo_labels=replace(wanted, model="")))
+
+
+def _check_pseudo_labels(recipe: FuseRecipe, wanted: PseudoLabelsRecipe, tasks: Mapping[str, Task]) -> None:
     labelled = parse_task(wanted.task, list(recipe.towers))
     if not labelled.given:
         raise ValueError(f"pseudo_labels.task {wanted.task!r} gives nothing; name what is known, such as speech->text")
