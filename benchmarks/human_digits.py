@@ -36,10 +36,9 @@ def _error(cell: Cell) -> float:
     return sum(record["validation_score"] for record in cell) / len(cell)
 
 
-def _most_of(kind: str, share: str) -> Cell:
-    """Of all that was tried with so many pairs, the lowest validation error; empty if only the plain one was.
-
-    Where an experiment has some of another's runs, the one with all of them counts."""
+def _tried(kind: str, share: str) -> list[Cell]:
+    """All that was tried with so many pairs. Where an experiment has some of another's runs, the one with all of them
+    counts."""
     start = kind.partition("-")[0]
     tried = [
         cell
@@ -48,8 +47,14 @@ def _most_of(kind: str, share: str) -> Cell:
         if point == share and arm.startswith(start)
     ]
     runs = [{record["run_hash"] for record in cell} for cell in tried]
-    whole = [cell for cell, hashes in zip(tried, runs) if not any(hashes < others for others in runs)]
-    return min(whole, key=_error) if len(tried) > 1 else []
+    whole = {frozenset(hashes): cell for cell, hashes in zip(tried, runs) if not any(hashes < o for o in runs)}
+    return list(whole.values())
+
+
+def _most_of(kind: str, share: str) -> Cell:
+    """Of all that was tried with so many pairs, the lowest validation error; empty if only the plain one was."""
+    tried = _tried(kind, share)
+    return min(tried, key=_error) if len(tried) > 1 else []
 
 
 def _curve() -> dict[tuple[str, str], list[Cell]]:
@@ -71,7 +76,9 @@ def comparison() -> str:
             rates = " | ".join(spread([r["scores"][task]["wer"] for r in x]) if x else "not tried" for x in cells)
             heard = ", as the judge hears it" if task == "tts" else ""
             lines.append(f"| {name}{heard} | {pairs_of(share)} | {rates} |")
-    return "\n".join(lines)
+    counts = {share: [len(_tried(kind, share)) for kind in KINDS] for share in dict.fromkeys(p for p, _ in curve)}
+    told = [f"{ours} and {theirs} with {pairs_of(p)}" for p, (ours, theirs) in counts.items() if ours + theirs > 2]
+    return "\n".join([*lines, "", f"Ways tried, of Zipper and of the single decoder: {'; '.join(told)} pairs."])
 
 
 def draw_comparison(picture: Path) -> None:
@@ -174,7 +181,7 @@ def _rates(found: Comparison) -> str:
 
 
 def claims() -> str:
-    """The paper's claims, and what came of them on human digits, plain and made the most of."""
+    """The paper's claims, and what came of them on human digits, plain and made the most of; one seed shows none."""
     curve, all_pairs = _curve(), "100-percent"
     shares = list(dict.fromkeys(share for share, _ in curve))
 
@@ -207,14 +214,14 @@ def claims() -> str:
         (
             "text to speech with all pairs, each made the most of: at least 40 % fewer errors than the single decoder",
             f"{_rates(tts)}, {tts.relative:+.0f} %: {_points(tts)}",
-            tts.relative <= -40 and tts.high < 0,
+            tts.relative <= -40 and tts.high < 0 and tts.seeds > 1,
         )
     ]
     rows += [
         (
             f"speech to text with {pairs}: at most a quarter of its errors",
             f"{_rates(found)}, {found.ours / found.theirs:.2f} of them: {_points(found)}",
-            found.ours / found.theirs <= 0.25,
+            found.ours / found.theirs <= 0.25 and found.seeds > 1,
         )
         for pairs, found in few.items()
     ]
@@ -222,7 +229,7 @@ def claims() -> str:
         (
             f"{TASKS[task]} with {pairs}: no worse than the single decoder with 3000",
             f"{_rates(found)}: {_points(found)}",
-            found.high <= 0,
+            found.high <= 0 and found.seeds > 1,
         )
         for (pairs, task), found in less.items()
     ]
