@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from zipper_lm.data.broken import Broken
 from zipper_lm.data.recombine import recombine
 
 CLIPS = [
@@ -39,6 +42,19 @@ def test_the_same_seed_makes_the_same() -> None:
 def test_clips_without_a_speaker_are_one_speakers() -> None:
     clips = [{k: v for k, v in c.items() if k != "speaker"} for c in CLIPS]
     assert len(list(recombine(clips, 3))) == 3
+
+
+def test_clips_that_cannot_be_read_are_left_out_and_listed(tmp_path: Path) -> None:
+    """One broken clip ended a run, whatever data.broken_limit said."""
+    (tmp_path / "no.wav").write_bytes(b"RIFF")
+    clips = [*CLIPS, {"speech": str(tmp_path / "no.wav"), "text": "three", "speaker": "cid"}]
+    broken = Broken(1)
+    assert {row["speaker"] for row in recombine(clips, 20, broken=broken)} == {"ann", "bob"}
+    assert [item["source"] for item in broken.items] == ["clips: 4"]
+    with pytest.raises(ValueError, match="clips: 4"):
+        recombine(clips, 20)
+    with pytest.raises(ValueError, match="none of 1 clips can be read"):
+        recombine(clips[-1:], 20, broken=Broken(1))
 
 
 @pytest.mark.parametrize(("clips", "count", "words"), [([], 1, 1), (CLIPS, 0, 1), (CLIPS, 1, 0)])

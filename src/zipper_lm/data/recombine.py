@@ -9,13 +9,21 @@ from typing import Any
 import numpy as np
 
 from zipper_lm.data.audio import SAMPLING_RATE, read_audio
+from zipper_lm.data.broken import Broken
+from zipper_lm.data.readers import Rows
 
 PAUSE_SECONDS = (0.05, 0.12)
 EDGE_SECONDS = (0.03, 0.1)
 
 
 def recombine(
-    rows: Sequence[dict[str, Any]], count: int, *, words: int = 5, seed: int = 0, speaker: str = "speaker"
+    rows: Sequence[dict[str, Any]],
+    count: int,
+    *,
+    words: int = 5,
+    seed: int = 0,
+    speaker: str = "speaker",
+    broken: Broken | None = None,
 ) -> Iterator[dict[str, Any]]:
     """New utterances of 1 to `words` clips, each of one speaker.
 
@@ -25,21 +33,27 @@ def recombine(
         words: the most clips in one.
         seed: of the draw.
         speaker: the column that names the speaker; clips without it count as one speaker's.
+        broken: where clips that cannot be read are listed, up to its limit; `None` allows none.
 
     Returns:
         Rows with ``speech`` as float32 ``[time]`` at 16 kHz, ``text``, and the speaker.
 
     Raises:
-        ValueError: if there are no clips, one cannot be read, or a number is below 1.
+        ValueError: if there are no clips, or none that can be read, too many cannot, or a number is below 1.
     """
     if not len(rows) or count < 1 or words < 1:
         raise ValueError(f"recombine: needs clips and count, words >= 1; got {len(rows)} clips, {count=}, {words=}")
     clips: dict[Any, list[tuple[np.ndarray, str]]] = defaultdict(list)
-    for number, row in enumerate(rows):
+    broken = broken or Broken()
+    for number in range(len(rows)):
         try:
-            clips[row.get(speaker)].append((read_audio(row["speech"]), row["text"]))
+            row = rows[number]
+            wave = read_audio(row["speech"])
+            clips[row.get(speaker)].append((wave, row["text"]))
         except ValueError as error:
-            raise ValueError(f"recombine: clip {number}: {error}") from error
+            broken.add(f"clips: {rows.where(number) if isinstance(rows, Rows) else number}", error)
+    if not clips:
+        raise ValueError(f"recombine: none of {len(rows)} clips can be read: {broken.told()}")
     return _utterances(clips, count, words, seed, speaker)
 
 

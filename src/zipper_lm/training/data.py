@@ -55,14 +55,17 @@ Opened = Rows | Stream | PreparedRows
 """A split that is open: rows are read when they are asked for; those that were prepared are encoded."""
 
 
-def training_rows(data: DataRecipe, seed: int = 0, opened: Opened | None = None) -> Sequence[Any] | Stream:
+def training_rows(
+    data: DataRecipe, seed: int = 0, opened: Opened | None = None, broken: Broken | None = None
+) -> Sequence[Any] | Stream:
     """The training split as the recipe wants it: limited, drawn from, excluded from, and with recombined clips.
 
     Args:
         data: the recipe. seed: of what is drawn. opened: the split from `open_split`, if that is done.
+        broken: where clips that cannot be read are listed; `None` allows none.
 
     Raises:
-        ValueError: as `open_split`.
+        ValueError: as `open_split` and `clip_rows`.
     """
     rows = open_split(data, TRAIN) if opened is None else opened
     if data.fraction < 1.0:
@@ -72,7 +75,7 @@ def training_rows(data: DataRecipe, seed: int = 0, opened: Opened | None = None)
     if data.clips is None:
         return rows
     assert not isinstance(rows, Stream)
-    return Joined(rows, clip_rows(data, seed))
+    return Joined(rows, clip_rows(data, seed, broken))
 
 
 def open_split(data: DataRecipe, split: str, *, check: bool = True) -> Opened:
@@ -126,7 +129,7 @@ def _prepared_otherwise(data: DataRecipe, name: str, value: Any, before: Any) ->
     )
 
 
-def clip_rows(data: DataRecipe, seed: int) -> Sequence[Any]:
+def clip_rows(data: DataRecipe, seed: int, broken: Broken | None = None) -> Sequence[Any]:
     """The recombined utterances that a recipe asks for.
 
     Raises:
@@ -135,8 +138,9 @@ def clip_rows(data: DataRecipe, seed: int) -> Sequence[Any]:
     assert data.clips is not None
     if is_prepared(data.source):
         return open_prepared(data.source).clips(data.clips, seed, data.exclude)
-    clips = read_rows(data.clips.source, data.columns).without(data.exclude)
-    return list(recombine(clips, data.clips.count, words=data.clips.words, seed=seed))
+    check = broken is None or broken.limit == 0
+    clips = read_rows(data.clips.source, data.columns, check=check).without(data.exclude)
+    return list(recombine(clips, data.clips.count, words=data.clips.words, seed=seed, broken=broken))
 
 
 def validation_rows(data: DataRecipe, *, check: bool = True) -> Sequence[Any]:

@@ -109,7 +109,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     how = joiners(model.processor.codecs, joined)
     console.print(describe_parameters(model))
     broken = Broken(recipe.data.broken_limit)
-    rows = _encoded(model, training_rows(recipe.data, recipe.seed, opened), named, broken)
+    rows = _encoded(model, training_rows(recipe.data, recipe.seed, opened, broken), named, broken)
     validation = _encoded(model, held_out, named, broken)
     pairs = len(rows)
     labelled: list[dict[str, Segment]] = []

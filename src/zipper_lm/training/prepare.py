@@ -109,8 +109,9 @@ def prepare(
     splits: dict[str, Any] = {TRAIN: open_split(data, TRAIN)}
     if data.validation is not None:
         splits[VALIDATION] = validation_rows(data)
+    broken = Broken(data.broken_limit)
     if data.clips is not None:
-        splits[CLIPS] = clip_rows(data, recipe.seed)
+        splits[CLIPS] = clip_rows(data, recipe.seed, broken)
     modalities = encoded_modalities(splits[TRAIN], named, list(codecs))
     settings = {
         "format": FORMAT,
@@ -123,7 +124,6 @@ def prepare(
     }
     working = beside(output, "preparing")
     _begin(working, settings, resume=resume, overwrite=overwrite)
-    broken = Broken(data.broken_limit)
     raw = {name: rows for name, rows in splits.items() if isinstance(rows, Rows)}
     job = _Job(recipe, modalities, raw, splits[TRAIN].columns, working)
     try:

@@ -111,7 +111,7 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
     broken = Broken(recipe.data.broken_limit)
     opened, held_out = open_unaligned(recipe.data)
     held_values = column(held_out, recipe.modality, broken) if held_out else []
-    values = column(training_rows(recipe.data, recipe.seed, opened), recipe.modality, broken)
+    values = column(training_rows(recipe.data, recipe.seed, opened, broken), recipe.modality, broken)
     codec = made_by_main(partial(recipe.codec.make, values, recipe.seed))
     backbone = make_backbone(recipe.backbone, codec)
     streams = Streams(encode_column(codec, values, broken), codec, recipe.context, recipe.seed)
