@@ -161,6 +161,8 @@ def few_pairs() -> str:
         ("... a fifth left out, and guided attention to speak", curve, "100-percent", "zipper-corrupt-guided-to-speak"),
         ("... that, and half of the rows to read joined", curve, "100-percent", "zipper-joined-guided"),
         ("single decoder with all 3000 pairs", curve, "100-percent", SINGLE),
+        ("... without history dropout", curve, "100-percent", "single-decoder-plain-history"),
+        ("... twice the steps", curve, "100-percent", "single-decoder-twice-the-steps"),
         ("... a fifth left out, and half of the rows to read joined", curve, "100-percent", "single-decoder-joined"),
     ]
     lines = ["| test WER, % | speech to text | text to speech | seeds |", "|---|---|---|---|"]
