@@ -15,6 +15,7 @@ import soundfile
 import soxr
 import torch
 
+from zipper_lm.data.mp3 import with_length
 from zipper_lm.files import new_file
 
 SAMPLING_RATE = 16_000
@@ -150,7 +151,7 @@ def _decode(file: BinaryIO, name: str, max_seconds: float) -> tuple[np.ndarray, 
     if size == 0:
         raise ValueError(f"{name}: the file is empty")
     file.seek(0)
-    _check_container(file, size, name)
+    file = _checked_container(file, size, name)
     file.seek(0)
     try:
         with soundfile.SoundFile(file) as sound:
@@ -169,13 +170,21 @@ def _decode(file: BinaryIO, name: str, max_seconds: float) -> tuple[np.ndarray, 
     return wave, rate, name
 
 
-def _check_container(file: BinaryIO, size: int, name: str) -> None:
-    """Find cuts that libsndfile hides: it trims the frame count of a WAV or Ogg file to what is there."""
+def _checked_container(file: BinaryIO, size: int, name: str) -> BinaryIO:
+    """Find cuts that libsndfile hides: it trims the frame count of a WAV or Ogg file to what is there, and guesses that
+    of an MP3 file which does not say it. Returns the file, or one that says it."""
     magic = file.read(4)
     if magic == b"RIFF":
         _check_riff(file, size, name)
     elif magic == b"OggS":
         _check_ogg(file, size, name)
+    elif magic[:3] == b"ID3" or (magic[0] == 0xFF and magic[1:] and magic[1] >= 0xE0):
+        file.seek(0)
+        try:
+            return io.BytesIO(with_length(file.read()))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return file
 
 
 def _check_riff(file: BinaryIO, size: int, name: str) -> None:
