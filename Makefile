@@ -8,7 +8,7 @@ STAMP := $(VENV)/.ready
 
 setup: $(STAMP)
 
-# torch first and pinned: an unpinned torch can pull gigabytes of GPU packages onto a machine without one.
+# torch first and pinned: where a build for CPUs alone is at hand, pip then takes that; others pull gigabytes.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -136,6 +136,22 @@ def sounds() -> str:
     return "\n".join(["| Sound | Text given | What the judge heard |", "|---|---|---|", *rows])
 
 
+def read_sentences() -> str:
+    """What examples/sentences-cpu.yaml measured."""
+    asr, tts, run = (read(f"sentences-cpu/{n}.json") for n in ("asr", "tts", "run"))
+    rows = [
+        ("speech to text", rate(asr), f"{asr['cer']:.1f}"),
+        ("text to speech, as the judge hears it", rate(tts), f"{tts['cer']:.1f}"),
+        ("speech codec alone, as the judge hears it", f"{tts['oracle_wer']:.1f}", ""),
+        ("original recordings, as the judge hears them", f"{tts['judge_wer_on_originals']:.1f}", ""),
+    ]
+    pairs, seed = run["data"]["rows"]["train"], run["recipe"]["seed"]
+    return (
+        f"{asr['utterances']} test phrases in held-out voices; {pairs} pairs, {run['steps']} steps, seed {seed}, "
+        f"one run.\n\n{table('', rows, 'characters wrong, %')}"
+    )
+
+
 def combination() -> str:
     """What two models do together that were trained apart."""
     found = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in (RUNS / "combination").glob("*-*.json")}
@@ -255,6 +271,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "combination": combination,
     "three-towers": three_towers,
     "notes-and-captions": notes_and_captions,
+    "read-sentences": read_sentences,
     "claims": claims,
     "comparison": comparison,
     "few-pairs": few_pairs,

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from zipper_lm.recipe import build, read_recipe, recipe_hash, to_mapping
+from zipper_lm.training.recipes import FuseRecipe
 
 
 @dataclass(kw_only=True)
@@ -213,6 +214,16 @@ def test_what_is_wrong_is_named(change, message):
 def test_missing_keys_are_named_together():
     with pytest.raises(ValueError, match=r"recipe: missing towers \(a mapping to .*\), data \(a mapping"):
         build(Recipe, {})
+
+
+def test_home_is_written_out(recipe, monkeypatch):
+    """Writers expanded ~, readers did not: a tower was trained for hours, saved, and not found again."""
+    monkeypatch.setenv("HOME", "/home/kim")
+    made = build(
+        FuseRecipe,
+        {"towers": {"text": "~/t", "speech": "s"}, "data": "~/d", "tasks": {"speech->text": 1}, "output": "~/o"},
+    )
+    assert (made.towers["text"].source, made.data.source, made.output) == ("/home/kim/t", "/home/kim/d", "/home/kim/o")
 
 
 def test_union_keeps_the_exact_type():

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -82,6 +83,24 @@ def check_output(path: str | Path, overwrite: bool = False, folder: bool = True)
         else:
             temporary.unlink()
         raise _Undo
+
+
+def check_apart(path: str | Path, read: Mapping[str, Any], ours: Sequence[str] = ()) -> None:
+    """Raise `ValueError` if an output would replace what is read.
+
+    Args:
+        path: of the output.
+        read: what the message calls each, and where it is; what is no path is passed over.
+        ours: files of which an output has one; a folder without, inside one that is read, is a part of that.
+    """
+    goal = Path(path).expanduser().resolve()
+    for what, source in read.items():
+        if not isinstance(source, str | Path):
+            continue
+        here = Path(source).expanduser().resolve()
+        part = bool(ours) and here in goal.parents and goal.is_dir() and not any((goal / o).is_file() for o in ours)
+        if goal == here or goal in here.parents or part:
+            raise ValueError(f"output {str(path)!r} would replace {what}, which is at {str(source)!r}")
 
 
 class _Undo(Exception):

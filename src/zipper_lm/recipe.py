@@ -46,19 +46,19 @@ def read_recipe(path: str | Path, overrides: Sequence[str], schema: type[T]) -> 
         key = key.strip()
         if not separator or not all(key.split(".")):
             raise ValueError(f"{COMMAND_LINE}: {override!r} is no override; write key=value, such as seed=1")
-        value = _parse(text, f"{COMMAND_LINE}: {key}")
+        value = parse_value(text, f"{COMMAND_LINE}: {key}")
         mapping = _override(mapping, schema, key.split("."), value, "")
         overridden.append(key)
-    return _build(schema, mapping, "", _Source(str(path), tuple(overridden)))
+    return _build(schema, _at_home(mapping), "", _Source(str(path), tuple(overridden)))
 
 
 def build(schema: type[T], mapping: Mapping[str, Any], where: str = "recipe") -> T:
     """Build a dataclass, and those nested in it, from plain values.
 
     Understood annotations: dataclasses, ``dict[str, X]``, ``list[X]``, tuples, unions and `Optional`,
-    `Literal`, `bool`, `int` (a whole float such as 1e4 too), `float` (an int too), `str`, `Path` (``~`` is
-    expanded), `Any`. A dataclass with a classmethod ``from_string(text)``, which returns an instance or a
-    mapping of fields, may be given as a plain string.
+    `Literal`, `bool`, `int` (a whole float such as 1e4 too), `float` (an int too), `str`, `Path`, `Any`. A
+    dataclass with a classmethod ``from_string(text)``, which returns an instance or a mapping of fields, may
+    be given as a plain string. Any string that begins with ``~/`` is a path in the user's home folder.
 
     Args:
         schema: a dataclass.
@@ -69,7 +69,16 @@ def build(schema: type[T], mapping: Mapping[str, Any], where: str = "recipe") ->
         ValueError: for an unknown key (with the nearest known one), a value of another type, a missing
             required key, and for whatever the dataclasses' own checks refuse.
     """
-    return _build(schema, mapping, "", _Source(where))
+    return _build(schema, _at_home(mapping), "", _Source(where))
+
+
+def _at_home(value: Any) -> Any:
+    """With ``~/`` written out, at whatever depth: who only reads a path and who makes it must mean the same place."""
+    if isinstance(value, Mapping):
+        return {key: _at_home(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_at_home(entry) for entry in value]
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def to_mapping(recipe: Any, *, defaults: bool = True) -> dict[str, Any]:
@@ -135,7 +144,8 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
-def _parse(text: str, where: str) -> Any:
+def parse_value(text: str, where: str) -> Any:
+    """A value as it is written in YAML 1.2. Raises `ValueError` that begins with `where`."""
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader: it makes plain values only
     except (yaml.YAMLError, RecursionError) as error:
@@ -149,7 +159,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"recipe: {path} is not UTF-8 text") from error
     except OSError as error:
         raise ValueError(f"recipe: cannot read {path}: {error.strerror or error}") from error
-    value = _parse(text, str(path))
+    value = parse_value(text, str(path))
     if value is None:
         raise ValueError(f"recipe: {path} is empty")
     if not isinstance(value, dict):
@@ -313,7 +323,7 @@ def _convert_scalar(annotation: Any, value: Any, key: str, source: _Source) -> A
     if annotation is str and isinstance(value, str):
         return value
     if annotation is Path and isinstance(value, str | Path) and str(value):
-        return Path(value).expanduser()
+        return Path(value)
     if annotation in (str, Path) and isinstance(value, int | float):  # bool is an int
         raise _mistyped(annotation, value, key, source, "put it in quotes, inside the shell's own if there are any")
     if annotation not in (None, type(None), bool, int, float, str, Path):

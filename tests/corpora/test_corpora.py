@@ -102,7 +102,11 @@ def test_sentences_keep_speakers_and_lines_apart(tmp_path: Path) -> None:
     alone = [row["text"] for row in read_rows(str(tmp_path / "out" / "text"))]
     assert alone[0] == "two dogs bark", "the judge's lines are nobody else's"
     assert "he came and saw nothing at all they say then he was found again" in alone, "a text tower has whole lines"
+    assert not {"the sun is up", "rain fell all night"} & set(alone), "no text of validation or test"
     assert [row["text"] for row in read_rows(str(tmp_path / "out" / "text"), split="validation")] == ["the sun is up"]
+    with pytest.raises(ValueError, match="would replace --source"):
+        sentences.write_sentences(tmp_path, tmp_path, overwrite=True)
+    assert (tmp_path / "train.txt").is_file()
     with pytest.raises(ValueError, match=r"no train\.txt"):
         sentences.write_sentences(tmp_path / "more", tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"at most 5 characters"):

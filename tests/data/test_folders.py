@@ -38,6 +38,26 @@ def test_one_metadata_file_above_the_splits(tmp_path):
     assert [row["text"] for row in read_rows(tmp_path, split="test")] == ["test/1.wav", "test/2.wav"]
 
 
+def test_folders_of_which_only_some_are_splits(tmp_path):
+    """One foreign folder beside train/ and test/ put the rows of test/ into the training split."""
+    for top in ("train", "test", "extra"):
+        sound(tmp_path / top / "1.wav")
+    rows = [{"file_name": f"{top}/1.wav", "text": "one"} for top in ("train", "test", "extra")]
+    write_metadata(tmp_path / "metadata.csv", rows)
+    with pytest.raises(
+        ValueError, match=r"in \['test', 'train'\], which are splits, and in \['extra'\], which are none"
+    ):
+        read_rows(tmp_path)
+
+
+def test_files_too_deep_to_be_found_are_told(tmp_path):
+    """They were left out, and nothing said."""
+    for name in ("train/a/1.wav", "train/b/x/2.wav"):
+        sound(tmp_path / name)
+    with pytest.raises(ValueError, match=r"such as .*b/x/2\.wav"):
+        read_rows(tmp_path)
+
+
 def test_imagefolder(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG")
     write_metadata(tmp_path / "metadata.csv", [{"file_name": "a.png", "text": "a cat"}])

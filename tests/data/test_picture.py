@@ -53,6 +53,14 @@ def test_the_same_pixels_from_every_kind_of_source(how: str, tmp_path: Path) -> 
     assert (np.asarray(read_picture(sources[how])) == GREY).all()
 
 
+def test_a_photograph_is_upright(tmp_path: Path) -> None:
+    """A camera that was turned writes the picture sideways, and says so in EXIF: it was read sideways."""
+    picture, said = Image.fromarray(GREY), Image.Exif()
+    said[0x0112] = 6  # to be turned to the right
+    picture.save(tmp_path / "a.png", exif=said)
+    assert (np.asarray(read_picture(tmp_path / "a.png")) == np.rot90(GREY, -1)).all()
+
+
 def test_colour_stays_colour() -> None:
     colour = np.zeros((2, 2, 3), dtype=np.uint8)
     colour[..., 1] = 200

@@ -57,6 +57,12 @@ def test_clips_that_cannot_be_read_are_left_out_and_listed(tmp_path: Path) -> No
         recombine(clips[-1:], 20, broken=Broken(1))
 
 
+def test_clips_without_text_are_told() -> None:
+    """A folder of files alone ended in KeyError: 'text'."""
+    with pytest.raises(ValueError, match=r"clips: 0: a clip needs speech and its text, this one has no \['text'\]"):
+        recombine([{"speech": CLIPS[0]["speech"]}], 1)
+
+
 @pytest.mark.parametrize(("clips", "count", "words"), [([], 1, 1), (CLIPS, 0, 1), (CLIPS, 1, 0)])
 def test_refused_at_once(clips: list, count: int, words: int) -> None:
     with pytest.raises(ValueError, match="recombine"):

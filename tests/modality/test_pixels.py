@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zipper_lm.modality.codec import Codec, load_codec
+from zipper_lm.modality.codec import Codec, load_codec, make_codec
 from zipper_lm.modality.pixels import PixelCodec, PixelCodecConfig
 
 
@@ -59,6 +59,12 @@ def test_ids_that_are_no_levels_are_refused(bad: list[int]) -> None:
 def test_sizes_out_of_range_are_refused(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{field} must be a whole number.*got {value}"):
         PixelCodecConfig(**{field: value})
+
+
+def test_a_source_that_is_no_codec_is_refused() -> None:
+    """A mistyped folder of a saved codec gave one of the default size."""
+    with pytest.raises(ValueError, match=r"codec\.source: no/such/codec holds no codec\.json"):
+        make_codec("pixels", source="no/such/codec")
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:  # of an extra that is not installed
             if debugging.get():
                 raise
             fail(f"error: {error}", USER_ERROR)
@@ -116,6 +116,7 @@ def settings_of(model: str, changes: Sequence[str]) -> dict[str, dict[str, Any]]
         ValueError: for another form, or a name that is no generation setting.
     """
     from zipper_lm.hub import local_folder
+    from zipper_lm.recipe import parse_value
     from zipper_lm.speaking import known_settings
     from zipper_lm.training.fuse import generation_settings
 
@@ -128,12 +129,5 @@ def settings_of(model: str, changes: Sequence[str]) -> dict[str, dict[str, Any]]
             raise ValueError(f"--set {change!r}: write modality.name=value, such as speech.temperature=0.7")
         if name not in known:
             raise ValueError(f"--set {change!r}: no generation setting {name!r}; see transformers.GenerationConfig")
-        settings.setdefault(modality, {})[name] = _value(text)
+        settings.setdefault(modality, {})[name] = parse_value(text, f"--set {change!r}")
     return settings
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text

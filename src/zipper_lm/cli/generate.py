@@ -151,6 +151,8 @@ def _given(text: str) -> Segment:
     modality, colon, value = text.partition(":")
     if not colon or not modality or not value:
         raise ValueError(f'--input {text!r}: write modality:value, such as text:"three one four" or speech:in.wav')
+    if modality != "text" and value.startswith("~"):  # of no word of its own, a shell leaves it
+        value = str(Path(value).expanduser())
     if modality == "speech" and not Path(value).is_file():
         raise ValueError(f"--input {text!r}: no file {value!r}")
     return Segment(modality, value)
@@ -208,11 +210,11 @@ def _matched(goals: list[Goal], segments: list[Segment]) -> list[tuple[Goal, Seg
 def _check_suffix(goal: Goal, codec: Any) -> None:
     """Raise `ValueError` if the file cannot hold what the codec makes; text may go into any file."""
     from zipper_lm.cli.values import SUFFIXES
-    from zipper_lm.modality.codec import PICTURE_KINDS
+    from zipper_lm.modality.codec import PICTURE_KINDS, can_decode
 
-    made = {"speech": "sound", **dict.fromkeys(PICTURE_KINDS, "picture")}.get(getattr(codec, "kind", ""))
-    if made is None:
+    if codec is None or not can_decode(codec) or (codec.rate is None and codec.kind not in PICTURE_KINDS):
         return
+    made = "picture" if codec.kind in PICTURE_KINDS else "sound"
     suffix = goal.file.suffix.lower() if goal.file is not None else ""
     if suffix not in SUFFIXES[made]:
         expected = " or ".join(SUFFIXES[made])

@@ -13,8 +13,9 @@ import numpy as np
 
 from zipper_lm.corpora.writing import write_corpus
 from zipper_lm.data.audio import write_audio
-from zipper_lm.data.voices import VARIANTS, Voice, synthesise, voices
+from zipper_lm.data.voices import VARIANTS, Voice, espeak, synthesise, voices
 from zipper_lm.evaluation.word_error_rate import normalise
+from zipper_lm.files import check_apart
 
 SPEAKERS = {"train": 0.55, "validation": 0.1, "test": 0.1, "judge": 0.25}
 """Share of the voice variants that each split has for itself."""
@@ -46,9 +47,12 @@ def write_sentences(
         Rows in each split.
 
     Raises:
-        ValueError: if a file is missing or holds no such line; and as `write_corpus`.
+        ValueError: if a file is missing or holds no such line, or `folder` would replace `source`; and as
+            `write_corpus`.
         ImportError: without `espeakng-loader` (the extra ``zipper-lm[demo]``).
     """
+    check_apart(folder, {"--source": source})
+    espeak()  # or its absence is found by the first worker
     lines = {name: _lines(Path(source) / f"{name}.txt") for name in ("train", "validation", "test")}
     fifth = max(1, len(lines["train"]) // 5)
     lines |= {"judge": lines["train"][:fifth], "train": lines["train"][fifth:]}
@@ -60,15 +64,20 @@ def write_sentences(
         taken |= set(sentences[name])
     if empty := [name for name, found in sentences.items() if not found]:
         raise ValueError(f"{source}: no sentences of at most {longest} characters for {empty}")
+    spoken = {name: {p for line in lines[name] for p in _phrases(line, longest)} for name in ("validation", "test")}
     texts = {
-        f"text/{name}": [{"text": text} for line in lines[name] if _can_be_said(text := normalise(line))]
-        for name in ("train", "validation")
+        f"text/{name}": [
+            {"text": text}
+            for line in lines[name]
+            if _can_be_said(text := normalise(line)) and not held_out.intersection([text, *_phrases(line, longest)])
+        ]
+        for name, held_out in (("train", spoken["validation"] | spoken["test"]), ("validation", spoken["test"]))
     }
     return write_corpus(folder, _read_aloud(sentences), "speech", ".flac", write_audio, texts, overwrite=overwrite)
 
 
 def _lines(file: Path) -> list[str]:
-    """Each once, so that no other split can have it too."""
+    """Each once."""
     if not file.is_file():
         raise ValueError(f"{file.parent}: no {file.name} there")
     return list(dict.fromkeys(line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()))

@@ -17,6 +17,7 @@ from PIL import Image
 from zipper_lm.corpora.digit_images import WORDS, digit_splits
 from zipper_lm.corpora.writing import write_corpus
 from zipper_lm.data.readers import read_rows
+from zipper_lm.files import check_apart
 
 SEED = 0
 CLIPS = {"train": "train", "validation": "validation", "test": "test", "judge": "train"}
@@ -63,4 +64,5 @@ def write_spoken_digit_images(folder: str | Path, source: str | Path, *, overwri
         picture.save(path)
         shutil.copyfile(sound, path.with_suffix(sound.suffix))
 
+    check_apart(folder, {"--source": source})
     return write_corpus(folder, {s: beside(s) for s in CLIPS}, "image", ".png", write, overwrite=overwrite)

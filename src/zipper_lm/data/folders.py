@@ -60,6 +60,11 @@ def _file_splits(folder: Path, others: set[str]) -> dict[str, Loader]:
     splits = {name: top for name, top in splits.items() if usual_name(name, name) not in known}
     found = {name: (_media(top, "*"), _media(top, "*/*")) for name, top in splits.items()}
     for name, (alone, shown) in found.items():
+        if deeper := _media(splits[name], "*/*/**/*"):
+            raise ValueError(
+                f"data: {splits[name]} has sounds or pictures in sub-folders of sub-folders, such as {deeper[0]}, "
+                "where none are looked for; move them up, or write metadata"
+            )
         if alone and shown:
             raise ValueError(
                 f"data: {splits[name]} has {len(alone)} sounds or pictures of its own and {len(shown)} in sub-folders, "
@@ -107,7 +112,13 @@ def _metadata_of(folder: Path) -> Path | None:
 def _metadata_splits(metadata: Path) -> dict[str, Loader]:
     """One metadata file: flat, or with all its files in sub-folders named after splits."""
     tops = {Path(_file_name(where, row)).parts[0] for where, row in _metadata_lines(metadata)}
-    if tops and all(usual_name(top, "") and (metadata.parent / top).is_dir() for top in tops):
+    splits = {top for top in tops if usual_name(top, "") and (metadata.parent / top).is_dir()}
+    if splits and splits < tops:
+        raise ValueError(
+            f"data: {metadata} names files in {sorted(splits)}, which are splits, and in {sorted(tops - splits)}, "
+            "which are none: the rows of a test split would be trained on; keep one kind, or write one per split"
+        )
+    if splits:
         return {top: _metadata_loader(metadata, top) for top in sorted(tops)}
     return {usual_name(metadata.parent.resolve().name, "train"): _metadata_loader(metadata, "")}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from zipper_lm.data.table import IMAGE_SUFFIXES
 
@@ -80,7 +80,7 @@ def _opened(file: Any, name: str) -> Image.Image:
     try:
         with Image.open(file) as image:
             image.load()  # a file that is cut off shows it here
-            return image.copy()
+            return ImageOps.exif_transpose(image)  # as it was held: a copy, upright
     except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise ValueError(f"picture {name}: not readable ({error})") from error
 

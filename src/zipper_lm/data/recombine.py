@@ -11,6 +11,7 @@ import numpy as np
 from zipper_lm.data.audio import SAMPLING_RATE, read_audio
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.readers import Rows
+from zipper_lm.document import Document
 
 PAUSE_SECONDS = (0.05, 0.12)
 EDGE_SECONDS = (0.03, 0.1)
@@ -48,6 +49,8 @@ def recombine(
     for number in range(len(rows)):
         try:
             row = rows[number]
+            if missing := [n for n in ("speech", "text") if isinstance(row, Document) or row.get(n) is None]:
+                raise ValueError(f"a clip needs speech and its text, this one has no {missing}")
             wave = read_audio(row["speech"])
             clips[row.get(speaker)].append((wave, row["text"]))
         except ValueError as error:

@@ -186,7 +186,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 def _speak(text: str, voice: Voice) -> tuple[np.ndarray, int]:
     """Samples ``[n]`` float32 as espeak-ng made them, and their rate in Hz."""
-    loader = _loader()
+    loader = espeak()
     data_folder = loader.get_data_path()
     if voice.variant and not Path(data_folder, "voices", "!v", voice.variant).is_file():
         raise ValueError(f"voice.variant {voice.variant!r} is not known to espeak-ng; see VARIANTS")
@@ -230,7 +230,7 @@ def _unload(library: ctypes.CDLL) -> None:
         _ctypes.dlclose(library._handle)
 
 
-def _loader() -> ModuleType:
+def espeak() -> ModuleType:
     """The wheel that holds the library. Raises `ImportError` naming the extra."""
     try:
         import espeakng_loader

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from scipy.spatial.distance import cdist
 from sklearn.cluster import MiniBatchKMeans
 
@@ -147,7 +147,8 @@ class ColorClusters(LaidOut):
     def save_pretrained(self, path: str | Path) -> None:
         """Write `codec.json` and `colors.safetensors` into the folder `path`."""
         with files_into(path, last=CODEC_FILE) as folder:
-            save_file({"colors": self.colors}, folder / COLORS_FILE)
+            # Not save_file: it makes files that only their owner can read.
+            (folder / COLORS_FILE).write_bytes(save({"colors": self.colors}))
             said = {"kind": self.kind, "size": asdict(self.size), "layout": self.layout.settings()}
             (folder / CODEC_FILE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
 

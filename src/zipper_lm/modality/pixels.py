@@ -61,6 +61,10 @@ class PixelCodec:
         **options: Any,
     ) -> PixelCodec:
         """As a recipe asks for it: nothing is fitted, `options` are those of `PixelCodecConfig`."""
+        if source is not None:
+            raise ValueError(
+                f"codec.source: {source} holds no codec.json, and a codec of pixels is made of nothing else"
+            )
         return cls(PixelCodecConfig(**options))
 
     @property

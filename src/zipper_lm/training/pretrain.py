@@ -17,8 +17,9 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, EarlyStoppingCall
 from zipper_lm.collation import IGNORED
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.prepared import TRAIN, is_prepared
-from zipper_lm.files import check_output, new_folder
-from zipper_lm.modality.codec import Codec
+from zipper_lm.data.readers import PREPARED_FILE
+from zipper_lm.files import check_apart, check_output, new_folder
+from zipper_lm.modality.codec import CODEC_FILE, Codec
 from zipper_lm.recipe import to_mapping
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
 from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt, tell_tidily
@@ -101,6 +102,9 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
         Interrupted: after Ctrl-C; a checkpoint has been written.
     """
     check_output(recipe.output, overwrite)
+    clips = recipe.data.clips and recipe.data.clips.source
+    read = {"data.source": recipe.data.source, "data.clips.source": clips, "codec.source": recipe.codec.source}
+    check_apart(recipe.output, read, [PREPARED_FILE, CODEC_FILE])
     if recipe.codec.source is None and (recipe.modality, recipe.codec.kind) in (("text", "speech"), ("speech", "text")):
         raise ValueError(f"codec.kind is {recipe.codec.kind!r}, but modality is {recipe.modality!r}")
     working, plain = working_folder(recipe.output), to_mapping(recipe)

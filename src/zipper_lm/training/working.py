@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zipper_lm.data.readers import PREPARED_FILE
+from zipper_lm.files import check_apart
 from zipper_lm.hub import CONFIG_FILE
 from zipper_lm.training.recipes import FuseRecipe
 from zipper_lm.training.trainer import latest_checkpoint
@@ -33,7 +34,6 @@ def beside(output: str | Path, suffix: str) -> Path:
 def check_sources(output: str | Path, recipe: FuseRecipe) -> None:
     """Raise `ValueError` if `output` would replace what a recipe reads: its towers, codecs, data or the model that
     writes pseudo-labels, or a folder in them that is no output."""
-    goal = Path(output).expanduser().resolve()
     read: dict[str, Any] = {"data.source": recipe.data.source}
     if recipe.data.clips is not None:
         read["data.clips.source"] = recipe.data.clips.source
@@ -45,13 +45,7 @@ def check_sources(output: str | Path, recipe: FuseRecipe) -> None:
         if tower.pretrain is not None and (alone := tower.pretrain.data) is not None:
             read[f"the unaligned data of tower {name!r}"] = alone.source
             read[f"the clips of tower {name!r}"] = alone.clips and alone.clips.source
-    for what, source in read.items():
-        if not isinstance(source, str):
-            continue
-        here = Path(source).expanduser().resolve()
-        part = here in goal.parents and goal.is_dir() and not any((goal / name).is_file() for name in _OUTPUTS)
-        if goal == here or goal in here.parents or part:
-            raise ValueError(f"output {str(output)!r} would replace {what}, which is at {source!r}")
+    check_apart(output, read, _OUTPUTS)
 
 
 def check_working(folder: Path, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path | None:
