@@ -200,3 +200,53 @@ def test_an_object_that_is_no_longer_its_source(changed: bool, tmp_path: Path) -
     model.save_pretrained(tmp_path / "model")
     assert (tmp_path / "model" / "towers" / "text").is_dir() == changed
     assert torch.equal(logits_of(ZipperModel.from_pretrained(tmp_path / "model")), logits_of(model))
+
+
+# --- trained towers in another dtype, and what is in the way ------------------------------------------------------
+
+
+def test_a_trained_tower_in_bf16_is_the_same_when_it_is_loaded(tmp_path: Path) -> None:
+    """It was made in float32 and cast, which rounds the frequencies of rotary positions too: other logits, the more so
+    the longer the stream."""
+    tiny_backbone("llama", 31, 2).to(torch.bfloat16).save_pretrained(tmp_path / "text")
+    towers = {"text": TowerSpec(source=str(tmp_path / "text"), train="full"), "speech": tiny_backbone("gpt2", 53, 2)}
+    model = ZipperModel.fuse(towers).eval()
+    model.save_pretrained(tmp_path / "model")
+    again = ZipperModel.from_pretrained(tmp_path / "model")
+    ids = torch.randint(3, 31, (2, 140))
+    with torch.no_grad():
+        logits = [m.tower("text").backbone(ids).logits for m in (model, again)]
+    assert logits[0].dtype == torch.bfloat16
+    assert torch.equal(*logits)
+
+
+def test_a_dtype_is_for_trained_towers_too(tmp_path: Path) -> None:
+    folder = saved(tmp_path, "full")
+    model = ZipperModel.from_pretrained(folder, dtype=torch.bfloat16)
+    assert {name: model.tower(name).backbone.dtype for name in model.names} == dict.fromkeys(
+        ["text", "speech"], torch.bfloat16
+    )
+
+
+def test_files_that_are_no_checkpoint_are_kept(tmp_path: Path) -> None:
+    """Without a config.json beside them, a user's weights or picture of the same name were replaced."""
+    for name in ("model.safetensors", "architecture.png"):
+        (tmp_path / name).write_text("mine")
+    model = tiny_model()
+    with pytest.raises(ValueError, match=r"already holds \['architecture.png', 'model.safetensors'\]"):
+        model.save_pretrained(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["architecture.png", "model.safetensors"]
+    model.save_pretrained(tmp_path, overwrite=True)
+    ZipperModel.from_pretrained(tmp_path)
+
+
+def test_what_a_tower_is_loaded_from_is_not_overwritten(tmp_path: Path) -> None:
+    """The only copy of a frozen backbone became a checkpoint that names itself as that backbone's place."""
+    model = ZipperModel.from_pretrained(saved(tmp_path))
+    before = (tmp_path / "text" / "config.json").read_bytes()
+    for folder in (tmp_path / "text", tmp_path):
+        with pytest.raises(ValueError, match="would replace tower 'text'"):
+            model.save_pretrained(folder, overwrite=True)
+    assert (tmp_path / "text" / "config.json").read_bytes() == before
+    with pytest.raises(ValueError, match=r"unknown arguments \['bundle_tower'\]"):
+        model.save_pretrained(tmp_path / "more", bundle_tower=True)

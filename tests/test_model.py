@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import doc, open_gates, tiny_backbone, tiny_model
+from transformers import OPTConfig, OPTForCausalLM
 
 from zipper_lm import TowerSpec, ZipperModel, ZipSpec
 from zipper_lm.collation import IGNORED, collate
@@ -219,3 +220,49 @@ def test_specials_out_of_range() -> None:
 def test_a_folder_that_is_none() -> None:
     with pytest.raises(ValueError, match="tower 'no/such': no such folder here"):
         ZipperModel.fuse({"text": TowerSpec(source="no/such"), "speech": tiny_backbone("gpt2", 53)})
+
+
+def test_a_tower_alone_gets_all_its_inputs_where_it_is() -> None:
+    """The mask stayed on the CPU: on a GPU every fusion with a trained tower failed before its first step."""
+    model = tiny_model().to("meta")
+    found: list[set[str]] = []
+
+    class Seen(Exception):
+        pass
+
+    def see(_: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        found.append({v.device.type for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)})
+        raise Seen
+
+    for name in model.names:
+        model.tower(name).backbone.register_forward_pre_hook(see, with_kwargs=True)
+        with pytest.raises(Seen):
+            model.unimodal_loss(name, [[4, 5, 6]])
+    assert found == [{"meta"}] * 2
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_frozen_tower_drops_nothing_out_under_gradient_checkpointing(reentrant: bool) -> None:
+    """Its layers are in training mode then, so that they checkpoint, and OPT's drop out in the layer itself."""
+    sizes = {"hidden_size": 32, "ffn_dim": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+    opt = OPTConfig(dropout=0.5, word_embed_proj_dim=32, vocab_size=31, **sizes)
+    model = ZipperModel.fuse({"text": OPTForCausalLM(opt), "speech": tiny_backbone("gpt2", 53)}, zips=ZipSpec(layers=2))
+    open_gates(model, 0.5)
+    batch = collate(DOCUMENTS, model.specials)
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        model(batch).loss.backward()
+        return [p.grad.clone() for p in model.zips.parameters() if p.grad is not None]
+
+    plain = gradients()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.train()
+    layer = model.tower("text").layers[0]
+    assert layer.training, "or it would not checkpoint"
+    for _ in range(2):
+        torch.testing.assert_close(gradients(), plain)
+    assert layer.training
+    model.eval()
+    assert not layer.training
+    torch.testing.assert_close(gradients(), plain)

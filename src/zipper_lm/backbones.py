@@ -115,19 +115,23 @@ def quantization_config(fields: Mapping[str, Any]) -> Any:
         raise ValueError(f"tower.quantization {dict(fields)}: {error}") from error
 
 
-def build_backbone(config: ZipperConfig, name: str, **hub: Any) -> PreTrainedModel:
-    """A backbone with random weights from its recorded config."""
+def build_backbone(config: ZipperConfig, name: str, dtype: torch.dtype | None = None, **hub: Any) -> PreTrainedModel:
+    """A backbone with random weights from its recorded config, in a dtype of its own or the recorded one."""
     spec = config.tower_specs[name]
     if spec.trust_remote_code:  # its code is where its weights are
-        return load_backbone(spec, **hub)
-    return from_config(config.backbone_config(name), spec)
+        return load_backbone(spec, dtype=dtype or recorded_dtype(spec), **hub)
+    return from_config(config.backbone_config(name), spec, dtype)
 
 
-def from_config(config: PreTrainedConfig, spec: TowerSpec) -> PreTrainedModel:
-    """A backbone with random weights, in the dtype that its spec records."""
+def from_config(config: PreTrainedConfig, spec: TowerSpec, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """A backbone with random weights, in a dtype, or that which its spec records.
+
+    It is made in it, as `from_pretrained` does: ``.to(dtype)`` would round buffers too that are float32 there, such as
+    the frequencies of rotary positions.
+    """
     owner = _class_of(config, spec)
-    model = owner.from_config(config) if owner is AutoModelForCausalLM else owner(config)
-    return model.to(recorded_dtype(spec))
+    make = owner.from_config if owner is AutoModelForCausalLM else owner._from_config
+    return make(config, dtype=dtype or recorded_dtype(spec))
 
 
 def set_training(tower: Tower, spec: TowerSpec) -> None:

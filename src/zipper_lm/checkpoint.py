@@ -7,6 +7,7 @@ weights hash, and never stored, unless asked for. A model card says in words wha
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import shutil
@@ -37,6 +38,7 @@ from zipper_lm.backbones import (
 )
 from zipper_lm.card import refresh_card
 from zipper_lm.config import TowerSpec, ZipperConfig
+from zipper_lm.files import check_apart
 from zipper_lm.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, local_folder
 from zipper_lm.modality.codec import Codec
 from zipper_lm.tower import Tower
@@ -86,10 +88,15 @@ def save(
         push_to_hub: upload the checkpoint afterwards (`repo_id` and other arguments of `sharing.push` in kwargs).
 
     Raises:
-        ValueError: if a checkpoint is there already, the folder cannot be written, or a tower that has a source is to
-            be stored but differs from it.
+        ValueError: if a checkpoint is there already, or a file of a name that it needs, or what a tower is loaded from;
+            if the folder cannot be written, a tower that has a source is to be stored but differs from it, or an
+            argument is unknown.
     """
     specs = model.config.tower_specs
+    known = {*inspect.signature(PreTrainedModel.save_pretrained).parameters, "safe_serialization"}
+    if not push_to_hub and (unknown := sorted(set(kwargs) - known)):
+        raise ValueError(f"save_pretrained: unknown arguments {unknown}")
+    check_apart(save_directory, {f"tower {n!r}": s.source for n, s in specs.items() if not _is_nowhere_else(n, s)})
     bundled = _bundled(model, bundle_towers)
     config = _as_saved(model, bundled)
 
@@ -158,14 +165,15 @@ def _alone(name: str, spec: TowerSpec, tower: Tower) -> TowerSpec:
 def write_checkpoint(
     folder: Path, tensors: Mapping[str, Tensor], fingerprint: str, fill: Callable[[Path], None], overwrite: bool
 ) -> None:
-    """Put a checkpoint into a folder, whole or not at all. Other files there are left alone.
+    """Put a checkpoint into a folder, whole or not at all. Other files there are left alone; one that is in the way is
+    replaced only with `overwrite`.
 
     Args:
         folder: made if missing. tensors: the weights. fingerprint: of the config they belong to, kept beside them.
         fill: writes `config.json` and whatever else belongs to it into a folder. overwrite: replace what is there.
 
     Raises:
-        ValueError: if a checkpoint is there already, or the folder cannot be written.
+        ValueError: if a checkpoint or another file that it needs is there already, or the folder cannot be written.
     """
     if (folder / CONFIG_FILE).exists() and not overwrite:
         raise ValueError(f"{folder} already holds a checkpoint; pass overwrite=True to replace it")
@@ -182,6 +190,8 @@ def write_checkpoint(
         stored = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         save_file(stored, new / WEIGHTS_FILE, metadata={"config": fingerprint})
         fill(new)
+        if not overwrite:
+            _check_free(new, folder)
         _move_in(new, folder, staging / "old")
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -199,6 +209,12 @@ def _bundle(name: str) -> str:
 
 def _is_nowhere_else(name: str, spec: TowerSpec) -> bool:
     return spec.source in ("", _bundle(name))
+
+
+def _check_free(new: Path, folder: Path) -> None:
+    names = sorted(str(file.relative_to(new)) for file in new.rglob("*") if file.is_file())
+    if there := [name for name in names if (folder / name).exists()]:
+        raise ValueError(f"{folder} already holds {there}; pass overwrite=True to replace them")
 
 
 def _move_in(new: Path, folder: Path, old: Path) -> None:
@@ -275,7 +291,8 @@ def load(
                 "trust_remote_code=True, or load a local copy of the model"
             )
         if spec.train == "full" and given is None:
-            backbones[name] = _fetched(name, spec, partial(build_backbone, config, name, **hub))
+            own = None if dtype == "auto" else dtype
+            backbones[name] = _fetched(name, spec, partial(build_backbone, config, name, own, **hub))
             continue
         if spec.train == "full" and isinstance(given, PreTrainedModel):
             raise ValueError(f"towers= gives a model for {name!r}, which was trained: its weights would be overwritten")

@@ -32,7 +32,7 @@ from zipper_lm.config import TowerSpec, ZipperConfig, ZipSpec
 from zipper_lm.document import Document, Segment
 from zipper_lm.grouping import read_apart
 from zipper_lm.reading import read
-from zipper_lm.tower import Tower
+from zipper_lm.tower import Tower, rest_in_forward
 from zipper_lm.zips import InputProjection, ZipLayer
 
 if TYPE_CHECKING:
@@ -206,6 +206,7 @@ class ZipperModel(PreTrainedModel):
                 for layer in backbone.modules():  # layers checkpoint their activations in training mode only
                     if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
                         layer.training = mode
+                        rest_in_forward(layer)
         return self
 
     # --- what the trainer asks -----------------------------------------------------------------------------------
@@ -244,7 +245,7 @@ class ZipperModel(PreTrainedModel):
         """
         documents = [Document([Segment(name, ids=list(row), target=True)]) for row in rows]
         stream, tower = collate(documents, self.specials)[name], self.tower(name)
-        logits, _ = tower(stream["input_ids"].to(tower.device), stream["attention_mask"])
+        logits, _ = tower(stream["input_ids"].to(tower.device), stream["attention_mask"].to(tower.device))
         labels = _targets(stream, logits)
         loss = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="sum")
         return float(loss), int((labels != IGNORED).sum())

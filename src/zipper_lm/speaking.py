@@ -221,21 +221,41 @@ def speak(
     return [row[: row.index(special.eos)] if special.eos in row else row for row in written]
 
 
+class OwnSettings(GenerationConfig):
+    """Settings as they were given. `generate()` fills what is not given from the backbone's own generation config, such
+    as beams or a repetition penalty, which nobody asked for here; of this one it takes the library's defaults."""
+
+    def update(self, defaults_only: bool = False, allow_custom_entries: bool = False, **kwargs: Any) -> Any:
+        """As of its base, but whatever is offered for what is not given, it is the default."""
+        if defaults_only:
+            kwargs = self._get_default_generation_params()
+        return super().update(defaults_only, allow_custom_entries, **kwargs)
+
+
 def known_settings() -> set[str]:
     """What may stand in a modality's settings."""
     return {*vars(GenerationConfig()), STOP_THRESHOLD}
 
 
 def generation_config(name: str, settings: Mapping[str, Any] | GenerationConfig | None) -> GenerationConfig:
-    """A copy to be written to, with our defaults."""
+    """A copy to be written to, with our defaults.
+
+    Raises:
+        ValueError: for a setting that is unknown, of another type, or out of range.
+    """
     if isinstance(settings, GenerationConfig):
-        config = copy.deepcopy(settings)
+        config = OwnSettings()
+        config.__dict__.update(copy.deepcopy(settings.__dict__))
     else:
         if unknown := sorted(set(settings or {}) - known_settings()):
             raise ValueError(f"settings for {name!r}: unknown {unknown}; see transformers.GenerationConfig")
         fields = {"do_sample": False, **(settings or {})}
+        _check_types(name, fields)
         threshold = fields.pop(STOP_THRESHOLD, None)
-        config = GenerationConfig(**fields)
+        try:
+            config = OwnSettings(**fields)
+        except TypeError as error:
+            raise ValueError(f"settings for {name!r}: {error}") from error
         setattr(config, STOP_THRESHOLD, threshold)
     if config.max_new_tokens is None and config.max_length in (None, 20):
         config.max_new_tokens = MAX_NEW_TOKENS
@@ -248,3 +268,17 @@ def generation_config(name: str, settings: Mapping[str, Any] | GenerationConfig 
             "segment"
         )
     return config
+
+
+def _check_types(name: str, fields: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for text where a number or a truth value belongs: ``"False"`` would count as true."""
+    like = {**GenerationConfig._get_default_generation_params(), "max_new_tokens": 0, "guidance_scale": 1.0}
+    like |= {STOP_THRESHOLD: 0.5, "early_stopping": None}  # which may be a word
+    for key, value in fields.items():
+        expected = like.get(key)
+        if value is None or not isinstance(expected, bool | int | float):
+            continue
+        kind = bool if isinstance(expected, bool) else int | float
+        if not isinstance(value, kind):
+            wanted = "true or false" if kind is bool else "a number"
+            raise ValueError(f"settings for {name!r}: {key} must be {wanted}, got {value!r}")

@@ -142,6 +142,22 @@ def alone(layers: LayerList) -> Iterator[None]:
         _listening.reset(token)
 
 
+def rest_in_forward(layer: nn.Module) -> None:
+    """A layer that is in training mode for its caller's sake, who then checkpoints its activations, computes as in
+    evaluation mode: some families drop out within it."""
+    if _rest not in layer._forward_pre_hooks.values():
+        layer.register_forward_pre_hook(_rest)
+        layer.register_forward_hook(_rise, always_call=True)
+
+
+def _rest(layer: Any, args: Any) -> None:
+    layer.rests, layer.training = layer.training, False
+
+
+def _rise(layer: Any, args: Any, output: Any) -> None:
+    layer.training = layer.rests
+
+
 class _Probe:
     """Forward hooks that note the shape of what leaves each layer."""
 
@@ -320,8 +336,12 @@ def _small_forward(backbone: nn.Module, **kwargs: Any) -> Tensor:
     training = backbone.training
     backbone.eval()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
+        cuda = device.type == "cuda"
+        with torch.random.fork_rng(devices=[device] if cuda else []):
+            # Not torch.manual_seed: it seeds every GPU, and what is not saved before is not put back.
+            torch.default_generator.manual_seed(0)
+            if cuda:
+                torch.cuda.default_generators[embedding_of(backbone).get_device()].manual_seed(0)
             ids = torch.full(PROBE, 1 if padding == 0 else 0, device=device)
             if "use_cache" in inspect.signature(backbone.forward).parameters:
                 kwargs["use_cache"] = False

@@ -157,6 +157,14 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         SingleDecoder.from_pretrained(tmp_path)
 
 
+def test_what_a_backbone_ships_for_generation_is_not_asked_for():
+    model, settings = single(), {"text": {"max_new_tokens": 6}}
+    documents = [Document([Segment("speech", ids=[3, 4, 5])])]
+    plain = model.generate(documents, ["text"], settings=settings, decode=False)[0][-1].ids
+    model.backbone.generation_config.update(num_beams=3, repetition_penalty=5.0)
+    assert model.generate(documents, ["text"], settings=settings, decode=False)[0][-1].ids == plain
+
+
 def test_what_cannot_be_expanded():
     backbone = tiny_backbone("llama", 31)
     with pytest.raises(ValueError, match="needs codecs for 'text' and one more"):

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 ORDER = "zipper.order"
 PARTS = ("inputs", "outputs")
-SOUNDS = (".wav", ".flac")
 
 
 class InOrder(TyperCommand):
@@ -47,8 +46,6 @@ class Goal:
         modality, colon, file = text.partition(":")
         if not modality or (colon and not file):
             raise ValueError(f"--output {text!r}: write a modality, or modality:file, such as speech:out.wav")
-        if modality == "speech" and Path(file).suffix.lower() not in SOUNDS:
-            raise ValueError(f"--output {text!r}: speech needs a file ending in {' or '.join(SOUNDS)}")
         if not file:
             return cls(modality, None)
         check_output(file, overwrite, folder=False)
@@ -212,10 +209,16 @@ def _check_suffix(goal: Goal, codec: Any) -> None:
     from zipper_lm.cli.values import SUFFIXES
     from zipper_lm.modality.codec import PICTURE_KINDS, can_decode
 
-    if codec is None or not can_decode(codec) or (codec.rate is None and codec.kind not in PICTURE_KINDS):
+    suffix = goal.file.suffix.lower() if goal.file is not None else ""
+    if codec is None or not can_decode(codec):
+        if suffix in SUFFIXES["sound"] + SUFFIXES["picture"]:
+            raise ValueError(
+                f"--output {goal.modality}: this model writes ids, which {suffix!r} is no file for; use .txt"
+            )
+        return
+    if codec.rate is None and codec.kind not in PICTURE_KINDS:
         return
     made = "picture" if codec.kind in PICTURE_KINDS else "sound"
-    suffix = goal.file.suffix.lower() if goal.file is not None else ""
     if suffix not in SUFFIXES[made]:
         expected = " or ".join(SUFFIXES[made])
         raise ValueError(f"--output {goal.modality}: a {made} needs a file ending in {expected}, got {suffix!r}")
