@@ -228,7 +228,7 @@ def claims() -> str:
             f"{_rates(found)}, {found.relative:+.0f} %: {_points(found)}",
             found.relative <= -40 and found.high < 0 and found.seeds > 1,
         )
-        for how, found in (("", tts), (f" in {2 * STEPS} steps", twice["tts"]))
+        for how, found in ((f" in {STEPS} steps", tts), (f" in {2 * STEPS} steps", twice["tts"]))
         if found is not None
     ]
     rows += [
