@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 from zipper_lm import __version__
 from zipper_lm.cli import app
+from zipper_lm.cli.common import settings_of
 from zipper_lm.data.audio import read_audio
 from zipper_lm.training.fuse import build_model
 
@@ -86,6 +87,20 @@ def test_the_traceback_only_if_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(zipper(*words).exception, ValueError)
     monkeypatch.setenv("ZIPPER_DEBUG", "1")
     assert isinstance(zipper("fuse", "nowhere.yaml").exception, ValueError)
+
+
+def test_an_extra_that_is_missing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was a traceback, from a worker of a process pool."""
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    for name in ("train", "validation", "test"):
+        (tmp_path / f"{name}.txt").write_text(f"this is {name}\n")
+    said = refused("corpus", "sentences", str(tmp_path / "out"), "--source", str(tmp_path))
+    assert "pip install 'zipper-lm[demo]'" in said
+
+
+def test_settings_are_read_as_recipes_are(model: Path) -> None:
+    """``True`` stayed a word, which transformers took for no: greedy search, and nothing said."""
+    assert settings_of(str(model), ["text.do_sample=True", "text.top_k=5"])["text"]["do_sample"] is True
 
 
 def test_prepare_then_fuse(tmp_path: Path) -> None:

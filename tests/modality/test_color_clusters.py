@@ -139,6 +139,7 @@ def test_ids_that_are_no_clusters_are_refused() -> None:
 def test_saved_and_loaded(imagegpt: str, tmp_path: Path) -> None:
     codec = make_codec("color-clusters", source=imagegpt, width=3, offset=1, bos=0, eos=0, pad=0)
     codec.save_pretrained(tmp_path)
+    assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1, "who can read one file can read all"
     again = load_codec(tmp_path)
     assert isinstance(again, ColorClusters)
     assert isinstance(codec, ColorClusters)
