@@ -116,9 +116,9 @@ def settings_of(model: str, changes: Sequence[str]) -> dict[str, dict[str, Any]]
         ValueError: for another form, or a name that is no generation setting.
     """
     from zipper_lm.hub import local_folder
-    from zipper_lm.recipe import parse_value
     from zipper_lm.speaking import known_settings
     from zipper_lm.training.fuse import generation_settings
+    from zipper_lm.yaml_values import parse_value
 
     settings = {name: dict(values) for name, values in generation_settings(local_folder(model)).items()}
     known = known_settings()

@@ -61,7 +61,14 @@ def suits(judge: Judge, codec: Codec) -> bool:
 
 
 def judge_told(console: Console, source: str, *arguments: Any, modality: str, **others: Any) -> Judge:
-    """As `judge_for`, with a bar while one is fitted."""
+    """As `judge_for`, with a bar while one is fitted.
+
+    Args:
+        console: where the bar is. source, arguments, modality, others: as of `judge_for`, but for `progress`.
+
+    Raises:
+        ValueError: as `judge_for`.
+    """
     with bar(console, f"fitting a judge of {modality} (once; cached)", transient=True) as advance:
         return judge_for(source, *arguments, modality=modality, progress=advance, **others)
 

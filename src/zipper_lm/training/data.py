@@ -132,6 +132,9 @@ def _prepared_otherwise(data: DataRecipe, name: str, value: Any, before: Any) ->
 def clip_rows(data: DataRecipe, seed: int, broken: Broken | None = None) -> Sequence[Any]:
     """The recombined utterances that a recipe asks for.
 
+    Args:
+        data: the recipe. seed: of the draw. broken: where clips that cannot be read are listed; `None` allows none.
+
     Raises:
         ValueError: as `read_rows` and `recombine`, or if prepared data has others or none.
     """

@@ -98,7 +98,7 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
         are the tower's.
 
     Raises:
-        ValueError: if the output exists, the data cannot be read, or a setting is wrong.
+        ValueError: if the output exists or would replace what is read, the data cannot be read, or a setting is wrong.
         Interrupted: after Ctrl-C; a checkpoint has been written.
     """
     check_output(recipe.output, overwrite)
