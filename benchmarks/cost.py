@@ -1,11 +1,13 @@
 """What fusion costs beside the baselines, measured side by side: training, first token, each further token, memory.
 
 python benchmarks/cost.py docs/runs/cost-cpu.json [--repeats 5] [--quick]
+python benchmarks/cost.py docs/runs/cost-large-gpu.json --size large
 
-Three random models of the sizes of `examples/spoken-digits.yaml`: Zipper (text frozen, speech trained), one decoder
-with an expanded vocabulary and Zipper's text backbone, and one with as many parameters as Zipper. They take turns,
-`repeats` times; a figure is the median over the turns. On a CPU, whose speed differs from machine to machine and minute
-to minute, what counts is the ratio to Zipper in the same turn; absolute times are written on a GPU only.
+Three random models: Zipper (text frozen, speech trained), one decoder with an expanded vocabulary and Zipper's text
+backbone, and one with as many parameters as Zipper. `small` is `examples/spoken-digits.yaml` in float32; `large` a text
+tower of a billion parameters and a speech tower of a third of that, in bfloat16. They take turns, `repeats` times; a
+figure is the median over the turns. On a CPU, whose speed differs from machine to machine and minute to minute, what
+counts is the ratio to Zipper in the same turn; absolute times and peaks of memory are written on a GPU only.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,49 +35,76 @@ from zipper_lm.baselines.single_decoder import expand
 from zipper_lm.collation import Batch, collate
 from zipper_lm.config import ZipSpec
 from zipper_lm.generation import Writer
-from zipper_lm.modality.text import TextCodec
 from zipper_lm.training.trainer import parameter_groups
 
-UNITS, LETTERS = 515, 64
+UNITS = 515  # ids of the speech tower
 RATIO = 4  # units of speech to one token of text
 GENERATED = 32
 MODELS = ("zipper", "single-decoder", "single-decoder-as-large")
 
 
-class Units:
-    """A codec that only says how many ids there are."""
+@dataclass(frozen=True)
+class Size:
+    """Width and layers of the backbones; heads are so wide; ids of text; documents and units of each measurement."""
 
-    kind, vocab_size, bos_id, eos_id, pad_id, rate = "units", UNITS, UNITS - 3, UNITS - 2, UNITS - 1, 25.0
+    text: tuple[int, int]
+    speech: tuple[int, int]
+    as_large: tuple[int, int]
+    heads: int | None
+    letters: int
+    dtype: torch.dtype
+    batches: tuple[tuple[int, int], ...]
+
+
+SIZES = {
+    "small": Size(
+        (128, 4), (192, 6), (272, 5), None, 64, torch.float32, ((1, 64), (8, 64), (32, 64), (8, 256), (1, 1024))
+    ),
+    "large": Size((2048, 16), (1024, 24), (2304, 19), 128, 32000, torch.bfloat16, ((1, 256), (16, 256), (4, 1024))),
+}
+
+
+class Ids:
+    """A codec that only says how many ids there are; the last three are special."""
+
+    kind, rate = "units", 25.0
+
+    def __init__(self, count: int) -> None:
+        self.vocab_size, self.bos_id, self.eos_id, self.pad_id = count, count - 3, count - 2, count - 1
 
     def decode(self, ids: Any) -> list[Any]:
         """Nothing is heard here."""
         return [None for _ in ids]
 
 
-def backbone(ids: int, width: int, layers: int) -> LlamaForCausalLM:
+def device() -> str:
+    """The GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def backbone(ids: int, width: int, layers: int, size: Size) -> LlamaForCausalLM:
     """A random one; special ids are the last three."""
     special = {"bos_token_id": ids - 3, "eos_token_id": ids - 2, "pad_token_id": ids - 1}
     sizes = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=ids, max_position_embeddings=4096, **sizes, **heads, **special))
+    count = width // size.heads if size.heads else 4
+    heads = {"num_attention_heads": count, "num_key_value_heads": count}
+    with torch.device(device()):
+        made = LlamaForCausalLM(LlamaConfig(vocab_size=ids, max_position_embeddings=4096, **sizes, **heads, **special))
+    return made.to(size.dtype)
 
 
-def make(name: str) -> Writer:
+def make(name: str, size: Size) -> Writer:
     """One of `MODELS`."""
     torch.manual_seed(0)
     if name == "zipper":
-        backbones = {"text": backbone(LETTERS, 128, 4), "speech": backbone(UNITS, 192, 6)}
+        backbones = {"text": backbone(size.letters, *size.text, size), "speech": backbone(UNITS, *size.speech, size)}
         model: Writer = ZipperModel.fuse(
             backbones, zips=ZipSpec(layers=4, positions="sinusoid"), train={"speech": "full"}
         )
     else:
-        letters = TextCodec.train(["abcdefghijklmnopqrstuvwxyz"], vocab_size=LETTERS)
-        width, layers = (128, 4) if name == "single-decoder" else (272, 5)
-        base = backbone(letters.vocab_size, width, layers)
-        for kind in ("bos", "eos", "pad"):
-            setattr(base.config, f"{kind}_token_id", getattr(letters, f"{kind}_id"))
-        model = expand("text", base, {"text": letters, "speech": Units()})  # type: ignore[dict-item]
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+        base = backbone(size.letters, *(size.text if name == "single-decoder" else size.as_large), size)
+        model = expand("text", base, {"text": Ids(size.letters), "speech": Ids(UNITS)})  # type: ignore[dict-item]
+    return model.to(device())
 
 
 def documents(task: str, batch: int, length: int) -> list[Document]:
@@ -110,13 +140,15 @@ class Trainee:
         self.model = model
         mixed = [*documents("asr", (batch + 1) // 2, length), *documents("tts", batch // 2, length)]
         self.batch: Batch = collate(mixed, model.specials)  # the model moves it
+        self.half = any(p.dtype == torch.bfloat16 for p in model.parameters())
         groups = parameter_groups(model, tower_learning_rate=1e-5, weight_decay=0.0)
         self.optimizer = torch.optim.AdamW(groups, lr=1e-5)
 
     def step(self) -> None:
         """Forward, backward, update."""
         self.model.train()
-        loss = self.model(self.batch).loss
+        with torch.autocast(device(), torch.bfloat16, enabled=self.half):  # as Trainer's `bf16`
+            loss = self.model(self.batch).loss
         assert loss is not None
         loss.backward()
         self.optimizer.step()
@@ -178,19 +210,37 @@ def kept_memory(model: Writer, batch: int, length: int) -> float:
     return sum(kept.values()) / 2**20
 
 
+def peak_memory(model: Writer, batch: int, length: int) -> dict[str, float]:
+    """MiB at the peak on a GPU, weights included: of a training step with its optimizer's state, and of speaking."""
+    own = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    others = torch.cuda.memory_allocated() - own
+
+    def peak(work: Callable[[], Any]) -> float:
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return round((torch.cuda.max_memory_allocated() - others) / 2**20, 1)
+
+    trainee = Trainee(model, batch, length)
+    trainee.step()  # makes the optimizer's state
+    training = peak(trainee.step)
+    del trainee
+    return {"training step": training, "tts": peak(lambda: speak(model, "tts", batch, length, GENERATED))}
+
+
 def main() -> None:
     """Measure, write the JSON, show a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="one size only")
+    parser.add_argument("--size", choices=list(SIZES), default="small")
+    parser.add_argument("--quick", action="store_true", help="four documents of 64 units only")
     given = parser.parse_args()
     logging.disable_progress_bar()
     gpu = torch.cuda.is_available()
-    models = {name: make(name) for name in MODELS}
-    sizes = [(4, 64)] if given.quick else [(1, 64), (8, 64), (32, 64), (8, 256), (1, 1024)]
+    size = SIZES[given.size]
+    models = {name: make(name, size) for name in MODELS}
     rows = []
-    for batch, length in sizes:
+    for batch, length in [(4, 64)] if given.quick else size.batches:
         times = measure(models, batch, length, given.repeats)
         memory = {name: round(kept_memory(model, batch, length), 2) for name, model in models.items()}
         row: dict[str, Any] = {"batch": batch, "units": length, "ratio_to_zipper": {}, "kept_for_backward_mib": memory}
@@ -200,9 +250,12 @@ def main() -> None:
             row["milliseconds"] = {
                 n: {w: round(1e3 * statistics.median(t), 3) for w, t in of.items()} for n, of in times.items()
             }
+            row["peak_mib"] = {name: peak_memory(model, batch, length) for name, model in models.items()}
         rows.append(row)
         print(f"batch {batch}, {length} units: done", file=sys.stderr)
     record = {
+        "size": given.size,
+        "dtype": str(size.dtype).removeprefix("torch."),
         "parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in models.items()},
         "trained": {n: sum(p.numel() for p in m.parameters() if p.requires_grad) for n, m in models.items()},
         "repeats": given.repeats,

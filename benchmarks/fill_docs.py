@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,12 +216,11 @@ def _exact(scores: list[dict[str, Any] | None]) -> str:
 
 
 def cost() -> str:
-    """What the baselines cost, as a multiple of Zipper."""
+    """What the baselines cost on a CPU, as a multiple of Zipper."""
     record = read("cost-cpu.json")
     others = list(record["rows"][0]["ratio_to_zipper"])
-    size = ", ".join(f"{name} {count / 1e6:.1f} million" for name, count in record["parameters"].items())
     lines = [
-        f"{record['device']}; median of {record['repeats']} turns. Parameters: {size}.",
+        f"{record['device']}; median of {record['repeats']} turns. Parameters: {_millions(record['parameters'])}.",
         "",
         f"| batch | units of speech | what | {' | '.join(others)} |",
         "|---|---|---|" + "---|" * len(others),
@@ -233,6 +233,32 @@ def cost() -> str:
         kept = row["kept_for_backward_mib"]
         ratios = " | ".join(f"{kept[o] / kept['zipper']:.2f}" for o in others)
         lines.append(f"{where} memory kept for the backward pass | {ratios} |")
+    return "\n".join(lines)
+
+
+def _millions(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count / 1e6:.1f} million" for name, count in counts.items())
+
+
+def cost_on_gpu(name: str) -> str:
+    """Milliseconds and GiB of all three, from a record that was made on a GPU."""
+    record = read(name)
+    models = list(record["parameters"])
+    lines = [
+        f"{record['device']}, {record['dtype']}, torch {record['versions']['torch']}; median of {record['repeats']} "
+        f"turns. Parameters: {_millions(record['parameters'])}; trained: {_millions(record['trained'])}.",
+        "",
+        f"| batch | units of speech | what | {' | '.join(models)} |",
+        "|---|---|---|" + "---|" * len(models),
+    ]
+    for row in record["rows"]:
+        where = f"| {row['batch']} | {row['units']} |"
+        for what in row["milliseconds"]["zipper"]:
+            times = " | ".join(f"{row['milliseconds'][m][what]:.1f}" for m in models)
+            lines.append(f"{where} {what}, ms | {times} |")
+        for what in row["peak_mib"]["zipper"]:
+            peaks = " | ".join(f"{row['peak_mib'][m][what] / 1024:.2f}" for m in models)
+            lines.append(f"{where} {what}: peak of memory, GiB | {peaks} |")
     return "\n".join(lines)
 
 
@@ -276,6 +302,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "comparison": comparison,
     "few-pairs": few_pairs,
     "cost": cost,
+    "cost-gpu": partial(cost_on_gpu, "cost-gpu.json"),
+    "cost-large-gpu": partial(cost_on_gpu, "cost-large-gpu.json"),
     "time-to": time_to,
 }
 
