@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from human_digits import KINDS, SINGLE, claims, comparison, draw_comparison, few_pairs, pairs_of
+from human_digits import KINDS, SINGLE, claims, comparison, draw_comparison, few_pairs, longer, pairs_of
 
 from zipper_lm.experiments.records import Cell, read_results
 from zipper_lm.experiments.report import spread
@@ -301,6 +301,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "claims": claims,
     "comparison": comparison,
     "few-pairs": few_pairs,
+    "longer": longer,
     "cost": cost,
     "cost-gpu": partial(cost_on_gpu, "cost-gpu.json"),
     "cost-large-gpu": partial(cost_on_gpu, "cost-large-gpu.json"),
