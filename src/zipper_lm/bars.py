@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -13,17 +13,24 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+T = TypeVar("T")
+SECONDS = 5.0
+"""At least so long between two lines."""
 
 
 @contextmanager
 def bar(console: Console, what: str, *, transient: bool = False) -> Iterator[Callable[..., None]]:
     """Yields ``advance(done, total, note)``; total and note may be left out.
 
-    Where there is no terminal, such as in a log file, a line is printed at every tenth of the way.
+    Where there is no terminal, such as in a log file, a line is printed at every tenth of the way; none of what takes
+    a few seconds.
 
     Args:
         console: where it is drawn. what: its name. transient: whether it goes away when it is done.
@@ -31,13 +38,8 @@ def bar(console: Console, what: str, *, transient: bool = False) -> Iterator[Cal
     if not console.is_terminal:
         yield _Lines(console, what)
         return
-    columns: tuple[ProgressColumn, ...] = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    columns += (TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns += (_Throughput(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=console, transient=transient) as progress:
         task = progress.add_task(what.ljust(28), total=None, note="")
 
@@ -47,19 +49,45 @@ def bar(console: Console, what: str, *, transient: bool = False) -> Iterator[Cal
         yield advance
 
 
+def barred(steps: Iterable[T], console: Console, what: str, total: int | None = None) -> Iterator[T]:
+    """The steps, one by one, with a bar that goes away.
+
+    Args:
+        steps: what is gone through. console, what: as of `bar`. total: how many; `None` is their length, if they have
+            one.
+    """
+    if total is None and isinstance(steps, Sized):
+        total = len(steps)
+    with bar(console, what, transient=True) as advance:
+        for done, step in enumerate(steps, 1):
+            yield step
+            advance(done, total)
+
+
 def _shown(note: Any) -> str:
     return f"loss {note:.3f}" if isinstance(note, float) else str(note)
+
+
+class _Throughput(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.3g}/s" if task.speed else "")
 
 
 class _Lines:
     def __init__(self, console: Console, what: str) -> None:
         self.console, self.what = console, what
-        self.started, self.tenths, self.total = time.monotonic(), 0, 0
+        self.started = self.told = time.monotonic()
+        self.total, self.tenths = 0, 0
+        self.first: int | None = None
 
     def __call__(self, done: int, total: int | None = None, note: Any = "") -> None:
         self.total = total or self.total
-        tenths = 10 * done // self.total if self.total else 0
-        if tenths > self.tenths:
-            self.tenths = tenths
-            seconds = time.monotonic() - self.started
-            self.console.print(f"{self.what} {done}/{self.total}, {seconds:.0f} s {_shown(note)}".rstrip())
+        tenths, now = 10 * done // self.total if self.total else 0, time.monotonic()
+        if self.first is None:  # what is gone on with was not done here
+            self.first, self.tenths = done, tenths
+        if tenths > self.tenths and now - self.told >= SECONDS:
+            self.tenths, self.told = tenths, now
+            seconds, line = now - self.started, f"{self.what} {done}/{self.total}"
+            if rate := (done - self.first) / seconds:
+                line += f", {rate:.3g}/s, {seconds:.0f} s, {(self.total - done) / rate:.0f} s left"
+            self.console.print(f"{line} {_shown(note)}".rstrip(), soft_wrap=True)

@@ -19,7 +19,7 @@ from tiny_hub import Hub
 from tiny_recipes import plain_recipe, tiny_recipe, workshop
 from typer.testing import CliRunner, Result
 
-from zipper_lm import __version__
+from zipper_lm import __version__, bars
 from zipper_lm.cli import app
 from zipper_lm.cli.common import settings_of
 from zipper_lm.data.audio import read_audio
@@ -114,6 +114,19 @@ def test_prepare_then_fuse(tmp_path: Path) -> None:
     )
     assert answered("fuse", tmp_path / "recipe.yaml", f"data={tmp_path / 'ids'}")["steps"] == 2
     assert "holds prepared ids" in refused("evaluate", tmp_path / "m", tmp_path / "ids")
+
+
+def test_training_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands turn transformers' own notes off, and its progress bars went with them: `zipper fuse`, `pretrain`
+    and `experiment` said nothing at all from the first step to the last, however long they took."""
+    monkeypatch.setattr(bars, "SECONDS", 0.0)
+    plain = plain_recipe(tmp_path / "model", training={"arguments": {}, "evaluate_every": 1})
+    (tmp_path / "fuse.yaml").write_text(yaml.safe_dump(plain))
+    result = zipper("fuse", tmp_path / "fuse.yaml")
+    assert result.exit_code == 0, result.output
+    told = result.stderr.splitlines()
+    assert any(line.startswith("fusing 2/2, ") and "/s" in line and "loss" in line for line in told), told
+    assert any(line.startswith("step 1: wer/speech->text ") for line in told), told
 
 
 def test_fuse_then_verify(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from tiny import tiny_model
 
 from zipper_lm import Document, Segment
 from zipper_lm.collation import IGNORED, Specials, collate
-from zipper_lm.training.callbacks import log_line
 from zipper_lm.training.trainer import (
     CorruptedDocuments,
     LikeLengths,
@@ -129,12 +128,6 @@ def test_a_working_folder_knows_its_recipe(tmp_path: Path) -> None:
     assert check_working(folder, same, resume=False, overwrite=True) is None
     begin(folder, same)
     assert latest_checkpoint(folder) is None
-
-
-def test_log_lines_are_short() -> None:
-    line = log_line({"loss": 1.23456, "loss_text": 2.0, "gate/a<-b.0": 0.1, "grad_norm": 3.0, "epoch": 1})
-    assert line == "loss 1.235, loss text 2"
-    assert log_line({"eval_wer/speech->text": 12.5}) == "wer/speech->text 12.5"
 
 
 def test_a_checkpoint_in_training_has_no_card(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def pretrain(
     from zipper_lm.training.pretrain import pretrain as run
 
     quiet()
-    metrics = run(read, overwrite=overwrite, resume=resume)
+    metrics = run(read, overwrite=overwrite, resume=resume, console=console())
     shown = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in metrics.items())
     console().print(f"tower and codec written to {read.output}: {shown}")
     if json:

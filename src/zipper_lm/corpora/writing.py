@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 
+from zipper_lm.bars import barred
 from zipper_lm.files import new_folder
 
 
@@ -47,7 +47,7 @@ def write_corpus(
             (new / split).mkdir()
             lines = open_files.enter_context((new / f"{split}.jsonl").open("w", encoding="utf-8"))
             counts[split] = 0
-            for value, fields in track(rows, split, console=Console(stderr=True), transient=True):
+            for value, fields in barred(rows, Console(stderr=True), split):
                 name = f"{split}/{counts[split]:05d}{suffix}"
                 writer(new / name, value)
                 lines.write(json.dumps({modality: name, **fields}) + "\n")

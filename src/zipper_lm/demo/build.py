@@ -25,7 +25,6 @@ from transformers import Trainer, set_seed
 from zipper_lm.bars import bar
 from zipper_lm.demo.corpus import DemoCorpus, Utterance, render
 from zipper_lm.demo.sizes import DemoSizes
-from zipper_lm.demo.training_bar import train_with_bar
 from zipper_lm.evaluation.judge import Recogniser
 from zipper_lm.files import new_folder
 from zipper_lm.modality.codec import Codec
@@ -33,6 +32,7 @@ from zipper_lm.modality.speech import SpeechCodec
 from zipper_lm.modality.text import TextCodec
 from zipper_lm.training.arguments import training_arguments
 from zipper_lm.training.pretrain import PadStreams, Streams, make_backbone
+from zipper_lm.training.progress import train_with_bar
 from zipper_lm.training.recipes import TrainingRecipe
 
 ASSETS = Path(__file__).parent / "assets"
@@ -173,7 +173,7 @@ def _tower(
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
             model=backbone,
-            args=training_arguments(training, scratch, sizes.seed, save_strategy="no", report_to=[], disable_tqdm=True),
+            args=training_arguments(training, scratch, sizes.seed, save_strategy="no", report_to=[]),
             train_dataset=Streams(rows, codec, sizes.context, sizes.seed),
             data_collator=PadStreams(codec.pad_id),
         )

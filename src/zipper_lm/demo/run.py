@@ -35,7 +35,6 @@ from zipper_lm.demo.build import ASSETS, build, encode_sounds, fingerprint
 from zipper_lm.demo.corpus import Utterance, render
 from zipper_lm.demo.report import Example, ReportData, write_report
 from zipper_lm.demo.sizes import DemoSizes
-from zipper_lm.demo.training_bar import train_with_bar
 from zipper_lm.document import Document, Segment
 from zipper_lm.evaluation.attention import attention_maps
 from zipper_lm.evaluation.judge import Recogniser
@@ -46,6 +45,7 @@ from zipper_lm.files import check_output, new_folder
 from zipper_lm.model import ZipperModel
 from zipper_lm.training.arguments import training_arguments
 from zipper_lm.training.data import measure_stretch
+from zipper_lm.training.progress import train_with_bar
 from zipper_lm.training.trainer import ZipperTrainer, describe_parameters
 
 SAMPLE_RATE = 16_000
@@ -208,7 +208,6 @@ def _train(
             sizes.seed,
             save_strategy="no",
             report_to=[],
-            disable_tqdm=True,
             eval_strategy="steps" if sizes.fusion.evaluate_every else "no",
             eval_steps=sizes.fusion.evaluate_every,
         )

@@ -40,6 +40,7 @@ def training_arguments(recipe: TrainingRecipe, folder: str | Path, seed: int, **
         raise ValueError(f"training.arguments: {doubled} are set by the recipe's own fields")
     free = {
         "per_device_eval_batch_size": recipe.batch_size,
+        "disable_tqdm": False,  # else it follows the verbosity of transformers
         "lr_scheduler_type": "cosine",
         "save_total_limit": 2,
         "report_to": ["tensorboard"],

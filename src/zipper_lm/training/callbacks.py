@@ -1,4 +1,4 @@
-"""What training says while it runs, and how it stops when it is interrupted."""
+"""How training stops when it is interrupted."""
 
 from __future__ import annotations
 
@@ -7,37 +7,13 @@ import sys
 import threading
 from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from zipper_lm.training.processes import any_of
 
 
 class Interrupted(KeyboardInterrupt):
     """Training was stopped by the user after a checkpoint was written."""
-
-
-class TidyProgress(ProgressCallback):
-    """Trainer's progress bar (throughput, time left), with one readable line per log instead of a dict."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Write the line above the bar, on standard error."""
-        if state.is_world_process_zero and self.training_bar is not None and (line := log_line(logs or {})):
-            self.training_bar.write(f"step {state.global_step}: {line}", file=sys.stderr)
-
-
-def log_line(logs: dict[str, Any]) -> str:
-    """Losses, learning rate and scores of one log; gates and bookkeeping go to TensorBoard alone."""
-    shown = {k: v for k, v in logs.items() if k.startswith(("loss", "eval_")) or k == "learning_rate"}
-    return ", ".join(f"{k.removeprefix('eval_').replace('_', ' ')} {float(v):.4g}" for k, v in shown.items())
-
-
-def tell_tidily(trainer: Trainer) -> None:
-    """Exchange Trainer's own way of printing logs for `TidyProgress`; without progress bars nothing is printed."""
-    bars = not trainer.args.disable_tqdm
-    for kind in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(kind)
-    if bars:
-        trainer.add_callback(TidyProgress())
 
 
 class StopOnInterrupt(TrainerCallback):

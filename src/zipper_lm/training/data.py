@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
+from zipper_lm.bars import barred
 from zipper_lm.data.audio import read_audio
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.picture import is_picture, read_picture
@@ -363,4 +363,4 @@ def token_counts(rows: Sequence[Any]) -> Iterator[dict[str, tuple[int, int]]]:
 
 def _told(steps: Iterable[T], what: str, total: int | None) -> Iterable[T]:
     """With a progress bar on standard error: standard output is for results."""
-    return track(steps, description=what, total=total, transient=True, console=Console(stderr=True))
+    return barred(steps, Console(stderr=True), what, total)

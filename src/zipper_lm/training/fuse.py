@@ -48,6 +48,7 @@ from zipper_lm.training.diagnosis import diagnose, unimodal_perplexity
 from zipper_lm.training.guided_attention import guided_pairs
 from zipper_lm.training.pretrain import check_length, open_unaligned, pretrain
 from zipper_lm.training.processes import from_main, is_main, wait
+from zipper_lm.training.progress import train_with_bar
 from zipper_lm.training.pseudo_labels import (
     check_labeller,
     label,
@@ -163,7 +164,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     )
     before = unimodal_perplexity(model, validation)
     try:
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        result = train_with_bar(trainer, console, "fusing", str(checkpoint) if checkpoint else None)
     finally:
         stop.release()
     if stop.stopped:
@@ -229,7 +230,12 @@ def make_towers(recipe: FuseRecipe, console: Console, halted: Sequence[str] = ()
         tower = recipe.towers[name]
         console.print(f"pre-training tower {name!r} on unaligned data -> {tower.source}")
         console.print(
-            pretrain(_pretrain_recipe(name, tower, recipe), overwrite=recipe.overwrite, resume=name in halted)
+            pretrain(
+                _pretrain_recipe(name, tower, recipe),
+                overwrite=recipe.overwrite,
+                resume=name in halted,
+                console=console,
+            )
         )
 
 

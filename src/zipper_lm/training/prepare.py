@@ -25,9 +25,9 @@ from typing import Any
 import pyarrow as pa
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from zipper_lm import __version__
+from zipper_lm.bars import bar
 from zipper_lm.collation import Specials
 from zipper_lm.config import TowerSpec
 from zipper_lm.data.broken import Broken
@@ -285,14 +285,13 @@ def _encode(
     lengths = [len(rows) if isinstance(rows, Sequence) else None for rows in splits.values()]
     total = None if None in lengths else sum(n for n in lengths if n)
     shards = chain.from_iterable(_shards(name, rows, shard_rows) for name, rows in splits.items())
-    started, done = time.monotonic(), 0
-    with _progress(console) as bars, closing(_written(job, shards, processes)) as written:
-        bar = bars.add_task("encoding", total=total, speed="")
+    done, told = 0, console or Console(stderr=True)
+    with bar(told, "encoding", transient=True) as advance, closing(_written(job, shards, processes)) as written:
         for note in written:
             notes[Path(note["file"]).parts[0]].append(note)
             broken.extend(note["broken"])
             done += note["rows"] + len(note["broken"])
-            bars.update(bar, completed=done, speed=f"{done / (time.monotonic() - started):.1f} rows/s")
+            advance(done, total)
     return notes
 
 
@@ -406,11 +405,6 @@ def _summary(notes: Sequence[Mapping[str, Any]], codecs: Mapping[str, Codec]) ->
         "seconds": {name: round(tokens[name] / rate, 1) for name, rate in rates.items() if rate},
         "shards": [{key: note[key] for key in ("file", "rows", "bytes", "sha256")} for note in notes],
     }
-
-
-def _progress(console: Console | None) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
-    return Progress(*columns, TimeRemainingColumn(), console=console or Console(stderr=True), transient=True)
 
 
 def _write_json(file: Path, content: Any) -> None:

@@ -22,9 +22,10 @@ from zipper_lm.files import check_apart, check_output, new_folder
 from zipper_lm.modality.codec import CODEC_FILE, Codec
 from zipper_lm.recipe import to_mapping
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
-from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt, tell_tidily
+from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt
 from zipper_lm.training.data import Opened, column, encode_column, open_split, training_rows, validation_rows
 from zipper_lm.training.processes import is_main, made_by_main, wait
+from zipper_lm.training.progress import train_with_bar
 from zipper_lm.training.recipes import DataRecipe, PretrainRecipe
 from zipper_lm.training.signatures import overfitted
 from zipper_lm.training.tower_trainer import TowerTrainer
@@ -85,13 +86,16 @@ def make_backbone(fields: dict[str, Any], codec: Codec) -> PreTrainedModel:
         raise ValueError(f"backbone {kind!r}: {error}") from error
 
 
-def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = False) -> dict[str, float]:
+def pretrain(
+    recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = False, console: Console | None = None
+) -> dict[str, float]:
     """Fit the codec, train the tower, and write both to `recipe.output`.
 
     Args:
         recipe: what to do.
         overwrite: replace what is at `recipe.output`, and throw an interrupted run away.
         resume: go on from the newest checkpoint of an interrupted run with the same recipe.
+        console: where progress is told; `None` is standard error.
 
     Returns:
         ``train_loss`` and, with a validation split, ``perplexity`` on it (per token) at ``best_step``, whose weights
@@ -111,6 +115,7 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
     checkpoint = check_working(working, plain, resume=resume, overwrite=overwrite)
     evaluation = evaluation_arguments(recipe.training, recipe.data.validation, "eval_loss")
     arguments = training_arguments(recipe.training, working, recipe.seed, **evaluation)
+    console = console or Console(stderr=True, quiet=not is_main())  # after the arguments, which say how to connect
     set_seed(recipe.seed)
     broken = Broken(recipe.data.broken_limit)
     opened, held_out = open_unaligned(recipe.data)
@@ -128,7 +133,7 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
                 f"(data.broken_limit={recipe.data.broken_limit}): {broken.told()}"
             )
     if broken.items:
-        Console(stderr=True, quiet=not is_main()).print(f"[yellow]{broken.told()}[/yellow]")
+        console.print(f"[yellow]{broken.told()}[/yellow]")
     check_length(backbone, [len(s) for part in (streams, held_streams) if part for s in part.streams], recipe.modality)
     del values, held_values, opened, held_out  # raw sound is large
     if checkpoint is None and is_main():
@@ -143,9 +148,8 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
         data_collator=PadStreams(codec.pad_id),
         callbacks=[stop, *([EarlyStoppingCallback(patience)] if patience else [])],
     )
-    tell_tidily(trainer)
     try:
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        result = train_with_bar(trainer, console, "pre-training", str(checkpoint) if checkpoint else None)
     finally:
         stop.release()
     if stop.stopped:
@@ -158,7 +162,7 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = 
         metrics["best_step"] = best
         logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry and entry["step"] <= best]
         for signature in overfitted(recipe.modality, logged[-1], held_out_loss) if logged else ():
-            Console(stderr=True, quiet=not is_main()).print(f"[yellow]{signature.name}:[/yellow] {signature.message}")
+            console.print(f"[yellow]{signature.name}:[/yellow] {signature.message}")
     if is_main():
         with new_folder(recipe.output, overwrite) as folder:
             backbone.config.use_cache = True  # Trainer turned it off

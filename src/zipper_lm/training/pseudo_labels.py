@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 
+from zipper_lm.bars import barred
 from zipper_lm.collation import collate
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.prepared import TRAIN, codec_hash, is_prepared, open_prepared
@@ -136,8 +136,7 @@ def label(
     known = encode_rows(model.processor, rows, list(task.given), broken)
     labelled: list[dict[str, Segment]] = []
     losses: list[float] = []
-    console = Console(stderr=True)
-    for start in track(range(0, len(known), BATCH), "pseudo-labels", transient=True, console=console):
+    for start in barred(range(0, len(known), BATCH), Console(stderr=True), "pseudo-labels"):
         given = [[replace(row[m]) for m in task.given] for row in known[start : start + BATCH]]
         documents = [Document(segments) for segments in given if all(s.ids for s in segments)]
         written = labeller.generate(documents, list(task.targets), settings=settings, decode="text" in task.targets)

@@ -24,7 +24,6 @@ from zipper_lm.collation import Batch, Specials, collate
 from zipper_lm.document import Document, Segment
 from zipper_lm.generation import Writer
 from zipper_lm.hub import WEIGHTS_FILE
-from zipper_lm.training.callbacks import tell_tidily
 from zipper_lm.training.guided_attention import Pair, watched
 from zipper_lm.training.processes import from_main
 
@@ -218,7 +217,6 @@ class ZipperTrainer(Trainer):
             data_collator=DocumentCollator(model.specials),
             callbacks=callbacks,
         )
-        tell_tidily(self)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer class, on our groups."""
