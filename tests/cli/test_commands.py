@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import soundfile
 import yaml
@@ -23,6 +24,7 @@ from zipper_lm import __version__, bars
 from zipper_lm.cli import app
 from zipper_lm.cli.common import settings_of
 from zipper_lm.data.audio import read_audio
+from zipper_lm.evaluation.public_recogniser import PublicRecogniser
 from zipper_lm.training.fuse import build_model
 
 COMMANDS = (
@@ -313,6 +315,23 @@ def test_evaluate_speaking(model: Path, tmp_path: Path) -> None:
     assert len(rows) == result["utterances"] == 4
     assert all(soundfile.info(tmp_path / "said" / row["file_name"]).samplerate == 16_000 for row in rows)
     assert "exists" in refused(*words, "--output", tmp_path / "said")
+
+
+def test_a_judge_on_the_hub(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Heard:
+        def transcribe(self, values: Sequence[Any]) -> list[str]:
+            return ["one"] * len(values)
+
+        def digest(self) -> str:
+            return "0"
+
+    monkeypatch.setattr(huggingface_hub, "repo_exists", lambda name, repo_type: repo_type == "model")
+    monkeypatch.setattr(PublicRecogniser, "from_pretrained", lambda source: asked.append(source) or Heard())
+    result = answered("evaluate", model, workshop() / "data", "--task", "tts", "--judge", "someone/whisper")
+    assert asked == ["someone/whisper"]
+    assert result["utterances"] == 4
 
 
 def test_what_evaluate_refuses(model: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def evaluate(
     ] = None,
     judge: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="A judge, or other data to fit one on; default: DATA."),
+        typer.Option(metavar="SOURCE", help="A judge, a recogniser on the Hub, or data to fit one on; default: DATA."),
     ] = None,
     changes: Annotated[
         list[str] | None,
@@ -127,13 +127,23 @@ def _chosen(rows: list[Any], conditions: list[str]) -> list[Any]:
     return rows
 
 
-def _judge(folder: str | None, data: str, modality: str) -> Judge:
+def _judge(given: str | None, data: str, modality: str) -> Judge:
     from zipper_lm.evaluation.judge import CONFIG_FILE
     from zipper_lm.evaluation.judging import judge_told, load_judge
 
-    if folder is not None and (Path(folder) / CONFIG_FILE).is_file():
-        return load_judge(folder)
-    return judge_told(console(), folder or data, modality=modality)
+    if given is not None and ((Path(given) / CONFIG_FILE).is_file() or _is_model(given)):
+        return load_judge(given)
+    return judge_told(console(), given or data, modality=modality)
+
+
+def _is_model(source: str) -> bool:
+    """Whether the Hub has a model of that name; a data set is what else it can be."""
+    import huggingface_hub
+
+    try:
+        return not Path(source).exists() and huggingface_hub.repo_exists(source, repo_type="model")
+    except Exception:  # no name for it, or no Hub: reading it as data says what is wrong
+        return False
 
 
 def write_values(folder: Path, score: Score, overwrite: bool) -> None:

@@ -23,6 +23,7 @@ from zipper_lm.data.readers import list_splits, read_rows
 from zipper_lm.document import Document
 from zipper_lm.evaluation.classifier import KIND, PictureClassifier
 from zipper_lm.evaluation.judge import CONFIG_FILE, Recogniser
+from zipper_lm.evaluation.public_recogniser import PublicRecogniser
 from zipper_lm.files import new_folder
 from zipper_lm.modality.codec import PICTURE_KINDS, Codec, can_decode
 
@@ -34,8 +35,8 @@ JUDGE_SPLIT = "judge"
 
 
 class Judge(Protocol):
-    """Says in words what it hears or sees: a `Recogniser` of sounds (mono float arrays at 16 kHz), or a
-    `PictureClassifier`."""
+    """Says in words what it hears or sees: a `Recogniser` or `PublicRecogniser` of sounds (mono float arrays at
+    16 kHz), or a `PictureClassifier`."""
 
     def transcribe(self, values: Sequence[Any], /) -> list[str]:
         """What each value says, in lower case; nothing if it holds nothing."""
@@ -144,15 +145,22 @@ def _fitted(
     return Recogniser.fit(values, texts, epochs=epochs, progress=progress)
 
 
-def load_judge(path: str | Path) -> Judge:
-    """Load a judge of either kind from its folder.
+def load_judge(source: str | Path) -> Judge:
+    """Load a judge of any kind.
+
+    Args:
+        source: folder of a `Recogniser` or `PictureClassifier`; folder or Hub id of a `PublicRecogniser`.
 
     Raises:
         ValueError: if there is none.
     """
-    config = Path(path) / CONFIG_FILE
-    kind = json.loads(config.read_text(encoding="utf-8")).get("kind") if config.is_file() else None
-    return PictureClassifier.from_pretrained(path) if kind == KIND else Recogniser.from_pretrained(path)
+    config = Path(source) / CONFIG_FILE
+    if not Path(source).is_dir():
+        return PublicRecogniser.from_pretrained(source)
+    said = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    if "model_type" in said:  # a checkpoint of transformers
+        return PublicRecogniser.from_pretrained(source)
+    return PictureClassifier.from_pretrained(source) if said.get("kind") == KIND else Recogniser.from_pretrained(source)
 
 
 def _fingerprint(rows: Sequence[Mapping[str, Any]], modality: str) -> str:

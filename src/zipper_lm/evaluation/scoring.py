@@ -14,7 +14,7 @@ import numpy as np
 from zipper_lm.data.audio import read_audio
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.document import Document, Segment
-from zipper_lm.evaluation.judge import Recogniser
+from zipper_lm.evaluation.classifier import PictureClassifier
 from zipper_lm.evaluation.judging import Judge, suits
 from zipper_lm.evaluation.word_error_rate import bootstrap_interval, normalise, word_error_rate
 from zipper_lm.modality.codec import Codec
@@ -146,7 +146,7 @@ def counts_tokens(modality: str, codec: Codec | None) -> bool:
 
 def transcribe(judge: Judge, values: Sequence[Any]) -> list[str]:
     """What the judge hears or sees; nothing in a wave that is too short to hold a word."""
-    if not isinstance(judge, Recogniser):
+    if isinstance(judge, PictureClassifier):
         return judge.transcribe(values)
     waves: Sequence[np.ndarray] = values
     audible = [i for i, wave in enumerate(waves) if len(wave) >= 1600]
@@ -166,7 +166,7 @@ def yardsticks(
     assert model.processor is not None
     codec, texts = model.processor.codecs[modality], [_text(row) for row in rows]
     originals = [row[modality] for row in rows]
-    if isinstance(judge, Recogniser):
+    if not isinstance(judge, PictureClassifier):
         originals = [read_audio(value) for value in originals]
     again = codec.decode(codec.encode(originals))
     return {

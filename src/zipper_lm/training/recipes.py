@@ -355,8 +355,8 @@ class FuseRecipe:
         loss_weights: per modality.
         training: how to train.
         generation: per modality, arguments of `transformers.GenerationConfig` for evaluation, kept with the model.
-        judge: folder of a recogniser or picture classifier, to score what is generated; null fits one on the data set's
-            split ``judge``, else on the training split, once.
+        judge: folder of a recogniser or picture classifier, to score what is generated, or folder or Hub id of a public
+            speech recogniser; null fits one on the data set's split ``judge``, else on the training split, once.
         output: folder for the model.
         overwrite: replace what is at `output`.
         seed: of everything.

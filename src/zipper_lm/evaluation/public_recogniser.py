@@ -1,0 +1,68 @@
+"""A speech recogniser that was published, as a judge: for an open vocabulary, on which a small one cannot be fitted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soxr
+import torch
+from transformers import AutomaticSpeechRecognitionPipeline, pipeline
+
+from zipper_lm.backbones import weights_hash
+from zipper_lm.data.audio import SAMPLING_RATE
+from zipper_lm.evaluation.word_error_rate import normalise
+from zipper_lm.hub import reaching
+
+
+class PublicRecogniser:
+    """Any checkpoint of transformers' ``automatic-speech-recognition`` pipeline: CTC (wav2vec 2.0, HuBERT, ...), or one
+    that writes by generation (Whisper, ...), which may write words that nobody said.
+
+    Sounds are heard one at a time: so what one of them says does not depend on what it is batched with, as it would
+    with encoders that do not mask padding.
+    """
+
+    def __init__(self, recogniser: AutomaticSpeechRecognitionPipeline) -> None:
+        self.recogniser: Any = recogniser  # transformers has its parts as optional
+
+    def transcribe(self, waves: Sequence[np.ndarray], /) -> list[str]:
+        """Words in lower case, without punctuation.
+
+        Args:
+            waves: float arrays [samples], mono at 16 kHz.
+        """
+        return [normalise(self._heard(np.asarray(wave, dtype=np.float32))) for wave in waves]
+
+    def _heard(self, wave: np.ndarray) -> str:
+        rate = self.recogniser.feature_extractor.sampling_rate
+        if rate != SAMPLING_RATE:
+            wave = soxr.resample(wave, SAMPLING_RATE, rate, quality="HQ")
+        return str(self.recogniser({"raw": wave, "sampling_rate": rate})["text"])
+
+    def digest(self) -> str:
+        """SHA-256, as hex, of weights, vocabulary and the settings of its features."""
+        vocabulary = self.recogniser.tokenizer.get_vocab()
+        settings = self.recogniser.feature_extractor.to_dict()
+        told = json.dumps([weights_hash(self.recogniser.model), vocabulary, settings], sort_keys=True, default=str)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> PublicRecogniser:
+        """From a folder or the Hub, onto the GPU if there is one.
+
+        Args:
+            source: Hub id or folder.
+
+        Raises:
+            ValueError: if it cannot be loaded, or is no speech recogniser.
+        """
+        with reaching("judge", source):
+            made: Any = pipeline(
+                "automatic-speech-recognition", model=str(source), device=0 if torch.cuda.is_available() else -1
+            )
+        return cls(made)

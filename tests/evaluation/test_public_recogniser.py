@@ -1,0 +1,87 @@
+"""A published speech recogniser as a judge; here a small CTC checkpoint of the same classes, written by the test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_backbone
+from tiny_recipes import tiny_recipe
+from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
+
+from zipper_lm.evaluation.judging import load_judge
+from zipper_lm.evaluation.public_recogniser import PublicRecogniser
+from zipper_lm.training.fuse import fuse
+
+LETTERS = ("<pad>", "<s>", "</s>", "<unk>", "|", *"EINORSTWX")
+
+
+def checkpoint(folder: Path, says: str, rate: int = 16_000) -> Path:
+    """A wav2vec 2.0 that hears one letter in everything."""
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(LETTERS)}))
+    Wav2Vec2CTCTokenizer(str(folder / "vocab.json")).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(sampling_rate=rate).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(
+        vocab_size=len(LETTERS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=(8, 8),
+        conv_stride=(20, 16),
+        conv_kernel=(20, 16),
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        pad_token_id=0,
+    )
+    model = Wav2Vec2ForCTC(config)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.bias.fill_(-9.0)
+        model.lm_head.bias[LETTERS.index(says)] = 9.0
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_what_it_hears_is_in_lower_case(tmp_path: Path) -> None:
+    judge = load_judge(checkpoint(tmp_path / "w", "W"))
+    assert isinstance(judge, PublicRecogniser)
+    noise = np.random.default_rng(0)
+    assert judge.transcribe([noise.normal(size=n).astype(np.float32) for n in (8000, 20000)]) == ["w", "w"]
+
+
+def test_its_digest_is_of_its_weights(tmp_path: Path) -> None:
+    first, other = (load_judge(checkpoint(tmp_path / s, s)) for s in "WX")
+    assert first.digest() == load_judge(tmp_path / "W").digest()
+    assert first.digest() != other.digest()
+
+
+def test_one_that_wants_another_rate_gets_it(tmp_path: Path) -> None:
+    judge = load_judge(checkpoint(tmp_path / "w", "W", rate=8000))
+    heard: list[int] = []
+    assert isinstance(judge, PublicRecogniser)
+    inner = judge.recogniser
+    judge.recogniser = type("Spy", (), {"feature_extractor": inner.feature_extractor, "__call__": None})()
+    type(judge.recogniser).__call__ = lambda _, said: heard.append(len(said["raw"])) or inner(said)  # type: ignore
+    assert judge.transcribe([np.zeros(16000, np.float32)]) == ["w"]
+    assert heard == [8000]
+
+
+def test_a_fusion_is_scored_by_it(tmp_path: Path) -> None:
+    judge = str(checkpoint(tmp_path / "w", "W"))
+    record = fuse(tiny_recipe(tmp_path / "m", judge=judge, training={"evaluate_every": 2}))
+    (scores,) = [entry for entry in record["history"] if "eval_wer" in entry]
+    assert scores["eval_wer/text->speech"] == 100.0  # "w" is none of the words
+
+
+def test_what_is_no_recogniser_is_refused(tmp_path: Path) -> None:
+    tiny_backbone("llama", 20).save_pretrained(tmp_path / "llm")
+    with pytest.raises(ValueError, match=r"judge .*llm"):
+        load_judge(tmp_path / "llm")
+    with pytest.raises(ValueError, match=r"judge .*no such folder"):
+        load_judge(tmp_path / "missing")
