@@ -219,12 +219,8 @@ def cost() -> str:
     """What the baselines cost on a CPU, as a multiple of Zipper."""
     record = read("cost-cpu.json")
     others = list(record["rows"][0]["ratio_to_zipper"])
-    lines = [
-        f"{record['device']}; median of {record['repeats']} turns. Parameters: {_millions(record['parameters'])}.",
-        "",
-        f"| batch | units of speech | what | {' | '.join(others)} |",
-        "|---|---|---|" + "---|" * len(others),
-    ]
+    told = f"{record['device']}; median of {record['repeats']} turns. Parameters: {_millions(record['parameters'])}."
+    lines = _headed(told, others)
     for row in record["rows"]:
         where = f"| {row['batch']} | {row['units']} |"
         for what in row["ratio_to_zipper"][others[0]]:
@@ -236,6 +232,11 @@ def cost() -> str:
     return "\n".join(lines)
 
 
+def _headed(told: str, models: list[str]) -> list[str]:
+    heads = f"| batch | units of speech | what | {' | '.join(models)} |"
+    return [told, "", heads, "|---|---|---|" + "---|" * len(models)]
+
+
 def _millions(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count / 1e6:.1f} million" for name, count in counts.items())
 
@@ -244,13 +245,11 @@ def cost_on_gpu(name: str) -> str:
     """Milliseconds and GiB of all three, from a record that was made on a GPU."""
     record = read(name)
     models = list(record["parameters"])
-    lines = [
+    told = (
         f"{record['device']}, {record['dtype']}, torch {record['versions']['torch']}; median of {record['repeats']} "
-        f"turns. Parameters: {_millions(record['parameters'])}; trained: {_millions(record['trained'])}.",
-        "",
-        f"| batch | units of speech | what | {' | '.join(models)} |",
-        "|---|---|---|" + "---|" * len(models),
-    ]
+        f"turns. Parameters: {_millions(record['parameters'])}; trained: {_millions(record['trained'])}."
+    )
+    lines = _headed(told, models)
     for row in record["rows"]:
         where = f"| {row['batch']} | {row['units']} |"
         for what in row["milliseconds"]["zipper"]:
