@@ -241,6 +241,35 @@ def test_a_tower_alone_gets_all_its_inputs_where_it_is() -> None:
     assert found == [{"meta"}] * 2
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_layers_are_computed_again_under_gradient_checkpointing(frozen: bool) -> None:
+    """A frozen tower's layers were put into evaluation mode by a hook that ran before transformers asked for it: its
+    activations were all kept, where there is most to save."""
+    train = {} if frozen else {"text": "full"}
+    towers = {"text": tiny_backbone("llama", 31), "speech": tiny_backbone("gpt2", 53)}
+    model = ZipperModel.fuse(towers, zips=ZipSpec(layers=2), train=train)
+    open_gates(model, 0.5)
+    batch = collate(DOCUMENTS, model.specials)
+    counts: dict[bool, list[int]] = {}
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        counts[checkpointing] = [0] * 4
+        hooks = []
+        for place, layer in enumerate(model.tower("text").layers):
+
+            def count(*_: object, of: list[int] = counts[checkpointing], place: int = place) -> None:
+                of[place] += 1
+
+            hooks.append(layer.mlp.register_forward_pre_hook(count))
+        model(batch).loss.backward()
+        for hook in hooks:
+            hook.remove()
+    assert counts[False][0] > 0
+    assert counts[True] == [2 * n for n in counts[False]]
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_frozen_tower_drops_nothing_out_under_gradient_checkpointing(reentrant: bool) -> None:
     """Its layers are in training mode then, so that they checkpoint, and OPT's drop out in the layer itself."""

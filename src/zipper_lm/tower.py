@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from types import MethodType
 from typing import Any, Protocol
 
@@ -145,17 +146,27 @@ def alone(layers: LayerList) -> Iterator[None]:
 def rest_in_forward(layer: nn.Module) -> None:
     """A layer that is in training mode for its caller's sake, who then checkpoints its activations, computes as in
     evaluation mode: some families drop out within it."""
-    if _rest not in layer._forward_pre_hooks.values():
-        layer.register_forward_pre_hook(_rest)
-        layer.register_forward_hook(_rise, always_call=True)
+    checkpoint: Any = layer._gradient_checkpointing_func
+    if not isinstance(checkpoint, _AtRest):
+        layer._gradient_checkpointing_func = _AtRest(layer, checkpoint)  # type: ignore[assignment]
 
 
-def _rest(layer: Any, args: Any) -> None:
-    layer.rests, layer.training = layer.training, False
+class _AtRest:
+    """In place of a layer's way of checkpointing: hooks would not do, for some versions of transformers ask for the
+    layer's mode after them."""
 
+    def __init__(self, layer: nn.Module, checkpoint: Any) -> None:
+        self.layer, self.checkpoint = layer, checkpoint
 
-def _rise(layer: Any, args: Any, output: Any) -> None:
-    layer.training = layer.rests
+    def __call__(self, function: Any, *args: Any) -> Any:
+        return self.checkpoint(partial(self._compute, function), *args)
+
+    def _compute(self, function: Any, *args: Any) -> Any:
+        mode, self.layer.training = self.layer.training, False
+        try:
+            return function(*args)
+        finally:
+            self.layer.training = mode
 
 
 class _Probe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 from zipper_lm.training.arguments import training_arguments
 from zipper_lm.training.recipes import TrainingRecipe
@@ -29,3 +30,22 @@ def test_the_recipes_own_fields_are_not_set_twice(name: str, tmp_path: Path) -> 
 def test_unknown_fields_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="bf17"):
         training_arguments(TrainingRecipe(arguments={"bf17": True}), tmp_path, seed=0)
+
+
+def test_one_process_uses_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two GPUs in sight and no launcher, Trainer split each batch by DataParallel, whose replicas have no
+    parameters to ask for their device: every fusion ended at its first step."""
+    prepare = TrainingArguments.__post_init__
+
+    def with_two(arguments: TrainingArguments) -> None:
+        prepare(arguments)
+        assert arguments.n_gpu <= 1  # sets the devices up
+        arguments._n_gpu = 2
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", with_two)
+    assert training_arguments(TrainingRecipe(), tmp_path, seed=0).n_gpu == 1
+
+
+def test_a_batch_need_not_have_all_modalities(tmp_path: Path) -> None:
+    more = {"gradient_checkpointing": True}
+    assert training_arguments(TrainingRecipe(arguments=more), tmp_path, seed=0).ddp_find_unused_parameters

@@ -62,7 +62,6 @@ class PublicRecogniser:
             ValueError: if it cannot be loaded, or is no speech recogniser.
         """
         with reaching("judge", source):
-            made: Any = pipeline(
-                "automatic-speech-recognition", model=str(source), device=0 if torch.cuda.is_available() else -1
-            )
+            gpu = torch.cuda.current_device() if torch.cuda.is_available() else -1  # of several processes each its own
+            made: Any = pipeline("automatic-speech-recognition", model=str(source), device=gpu)
         return cls(made)

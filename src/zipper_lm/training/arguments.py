@@ -48,11 +48,18 @@ def training_arguments(recipe: TrainingRecipe, folder: str | Path, seed: int, **
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": False,
         "restore_callback_states_from_checkpoint": True,
+        # A batch need not have all modalities. Trainer's own default is False under gradient checkpointing, for the
+        # reentrant kind.
+        "ddp_find_unused_parameters": True,
+        "ddp_timeout": 7200,  # seconds; the others wait while one process fits a codec or a judge
     }
     try:
-        return TrainingArguments(**{**free, **recipe.arguments, **fixed})
+        arguments = TrainingArguments(**{**free, **recipe.arguments, **fixed})
     except (TypeError, ImportError) as error:
         raise ValueError(f"training.arguments: {error}") from error
+    if arguments.n_gpu > 1:  # one process: Trainer would split each batch by DataParallel, which towers cannot take
+        arguments._n_gpu = 1
+    return arguments
 
 
 def evaluation_arguments(recipe: TrainingRecipe, validation: str | None, metric: str) -> dict[str, Any]:

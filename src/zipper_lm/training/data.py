@@ -20,6 +20,7 @@ from zipper_lm.data.table import missing_file, readable
 from zipper_lm.document import Document
 from zipper_lm.modality.codec import Codec
 from zipper_lm.processor import ZipperProcessor
+from zipper_lm.training.processes import is_main
 from zipper_lm.training.recipes import DataRecipe
 
 if TYPE_CHECKING:
@@ -363,4 +364,4 @@ def token_counts(rows: Sequence[Any]) -> Iterator[dict[str, tuple[int, int]]]:
 
 def _told(steps: Iterable[T], what: str, total: int | None) -> Iterable[T]:
     """With a progress bar on standard error: standard output is for results."""
-    return barred(steps, Console(stderr=True), what, total)
+    return barred(steps, Console(stderr=True, quiet=not is_main()), what, total)
