@@ -73,3 +73,25 @@ def test_steps_of_unknown_length_are_gone_through() -> None:
     file = io.StringIO()
     assert list(barred((n for n in range(3)), Console(file=file), "encoding")) == [0, 1, 2]
     assert file.getvalue() == ""
+
+
+def test_the_first_item_counts_too(clock: Clock) -> None:
+    """Its time did and its work did not: two items of a minute each were half as fast as they were."""
+    file = io.StringIO()
+    for _ in barred(range(4), Console(file=file), "encoding"):
+        clock.now += 60
+    assert file.getvalue().splitlines()[1] == "encoding 2/4, 0.0167/s, 120 s, 120 s left"
+
+
+def test_work_of_unknown_length_says_how_much_is_done(clock: Clock) -> None:
+    file = io.StringIO()
+    for _ in barred((n for n in range(3)), Console(file=file), "encoding"):
+        clock.now += 600
+    assert file.getvalue().splitlines()[0] == "encoding 1, 0.00167/s, 600 s"
+
+
+def test_a_quiet_console_swallows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with bar(Console(force_terminal=True, quiet=True), "fusing") as advance:
+        advance(1, 2, "loss 1")
+        print("from elsewhere")
+    assert capsys.readouterr().out == "from elsewhere\n"

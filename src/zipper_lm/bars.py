@@ -23,24 +23,30 @@ from rich.text import Text
 T = TypeVar("T")
 SECONDS = 5.0
 """At least so long between two lines."""
+LONGEST = 600.0
+"""At most so long."""
 
 
 @contextmanager
 def bar(console: Console, what: str, *, transient: bool = False) -> Iterator[Callable[..., None]]:
-    """Yields ``advance(done, total, note)``; total and note may be left out.
+    """Yields ``advance(done, total, note)``; total and note may be left out. Throughput is of what follows the first
+    call: so tell first what is done already.
 
-    Where there is no terminal, such as in a log file, a line is printed at every tenth of the way; none of what takes
-    a few seconds.
+    Where there is no terminal, such as in a log file, a line is printed at every tenth of the way and every ten
+    minutes; none of what takes a few seconds.
 
     Args:
         console: where it is drawn. what: its name. transient: whether it goes away when it is done.
     """
+    if console.quiet:  # a bar would swallow what others print
+        yield lambda *_: None
+        return
     if not console.is_terminal:
         yield _Lines(console, what)
         return
     columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     columns += (_Throughput(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=console, transient=transient) as progress:
+    with Progress(*columns, console=console, transient=transient, speed_estimate_period=600) as progress:
         task = progress.add_task(what.ljust(28), total=None, note="")
 
         def advance(done: int, total: int | None = None, note: Any = "") -> None:
@@ -59,6 +65,7 @@ def barred(steps: Iterable[T], console: Console, what: str, total: int | None = 
     if total is None and isinstance(steps, Sized):
         total = len(steps)
     with bar(console, what, transient=True) as advance:
+        advance(0, total)
         for done, step in enumerate(steps, 1):
             yield step
             advance(done, total)
@@ -85,9 +92,11 @@ class _Lines:
         tenths, now = 10 * done // self.total if self.total else 0, time.monotonic()
         if self.first is None:  # what is gone on with was not done here
             self.first, self.tenths = done, tenths
-        if tenths > self.tenths and now - self.told >= SECONDS:
+        gap = now - self.told
+        if (tenths > self.tenths and gap >= SECONDS) or gap >= LONGEST:
             self.tenths, self.told = tenths, now
-            seconds, line = now - self.started, f"{self.what} {done}/{self.total}"
+            seconds, line = now - self.started, f"{self.what} {done}" + (f"/{self.total}" if self.total else "")
             if rate := (done - self.first) / seconds:
-                line += f", {rate:.3g}/s, {seconds:.0f} s, {(self.total - done) / rate:.0f} s left"
+                line += f", {rate:.3g}/s, {seconds:.0f} s"
+                line += f", {(self.total - done) / rate:.0f} s left" if self.total else ""
             self.console.print(f"{line} {_shown(note)}".rstrip(), soft_wrap=True)

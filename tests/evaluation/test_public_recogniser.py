@@ -66,17 +66,18 @@ def test_one_that_wants_another_rate_gets_it(tmp_path: Path) -> None:
     heard: list[int] = []
     assert isinstance(judge, PublicRecogniser)
     inner = judge.recogniser
-    judge.recogniser = type("Spy", (), {"feature_extractor": inner.feature_extractor, "__call__": None})()
+    judge.recogniser = type("Spy", (), {"feature_extractor": inner.feature_extractor, "type": "ctc"})()
     type(judge.recogniser).__call__ = lambda _, said: heard.append(len(said["raw"])) or inner(said)  # type: ignore
     assert judge.transcribe([np.zeros(16000, np.float32)]) == ["w"]
     assert heard == [8000]
 
 
-def test_a_fusion_is_scored_by_it(tmp_path: Path) -> None:
+def test_a_fusion_is_scored_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = str(checkpoint(tmp_path / "w", "W"))
+    monkeypatch.setattr(PublicRecogniser, "_heard", lambda *_: "six six six six six six")
     record = fuse(tiny_recipe(tmp_path / "m", judge=judge, training={"evaluate_every": 2}))
     (scores,) = [entry for entry in record["history"] if "eval_wer" in entry]
-    assert scores["eval_wer/text->speech"] == 100.0  # "w" is none of the words
+    assert scores["eval_wer/text->speech"] > 100.0  # as nothing else would give
 
 
 def test_what_is_no_recogniser_is_refused(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def evaluate(
     torch.manual_seed(seed)
     listener = _judge(judge, data, ends_in) if judged else None
     with bar(console(), "generating", transient=True) as advance:
+        advance(0, len(rows))
         score = score_task(loaded, rows, task, judge=listener, settings=settings, progress=advance)
     result = {**score.summary(), "task": task, "template": score.task, "split": split}
     if where:

@@ -42,13 +42,15 @@ class PublicRecogniser:
         rate = self.recogniser.feature_extractor.sampling_rate
         if rate != SAMPLING_RATE:
             wave = soxr.resample(wave, SAMPLING_RATE, rate, quality="HQ")
-        return str(self.recogniser({"raw": wave, "sampling_rate": rate})["text"])
+        whisper = {"return_timestamps": True} if self.recogniser.type == "seq2seq_whisper" else {}  # for over 30 s
+        return str(self.recogniser({"raw": wave, "sampling_rate": rate}, **whisper)["text"])
 
     def digest(self) -> str:
-        """SHA-256, as hex, of weights, vocabulary and the settings of its features."""
-        vocabulary = self.recogniser.tokenizer.get_vocab()
-        settings = self.recogniser.feature_extractor.to_dict()
-        told = json.dumps([weights_hash(self.recogniser.model), vocabulary, settings], sort_keys=True, default=str)
+        """SHA-256, as hex, of weights, vocabulary and the settings of its features and of its generation."""
+        model = self.recogniser.model
+        generation = model.generation_config.to_dict() if model.can_generate() else {}
+        parts = [self.recogniser.tokenizer.get_vocab(), self.recogniser.feature_extractor.to_dict(), generation]
+        told = json.dumps([weights_hash(model), *parts], sort_keys=True, default=str)
         return hashlib.sha256(told.encode()).hexdigest()
 
     @classmethod

@@ -287,6 +287,7 @@ def _encode(
     shards = chain.from_iterable(_shards(name, rows, shard_rows) for name, rows in splits.items())
     done, told = 0, console or Console(stderr=True)
     with bar(told, "encoding", transient=True) as advance, closing(_written(job, shards, processes)) as written:
+        advance(0, total)
         for note in written:
             notes[Path(note["file"]).parts[0]].append(note)
             broken.extend(note["broken"])

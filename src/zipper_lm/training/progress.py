@@ -40,8 +40,8 @@ class _Told(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if logs and "loss" in logs:
             self.note = f"loss {float(logs['loss']):.3f}"
-        if line := score_line(logs or {}):
-            self.console.print(f"step {state.global_step}: {line}")
+        if state.is_world_process_zero and (line := score_line(logs or {})):
+            self.console.print(f"step {state.global_step}: {line}", soft_wrap=True, markup=False)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.advance(state.global_step, state.max_steps, self.note)

@@ -107,7 +107,7 @@ class TrainingRecipe:
             pairs are few. For text and sound; in all tasks, or by task.
         guided_attention: task to weight of a loss on attention that leaves the diagonal, for a zipper whose modalities
             run in step, such as ``{text->speech: 2}`` (`zipper_lm.training.guided_attention`).
-        log_every: steps between log lines.
+        log_every: steps between points in the logs.
         arguments: further fields of `transformers.TrainingArguments` (bf16, gradient_checkpointing, ...).
     """
 
