@@ -43,14 +43,19 @@ GENERATED = 32
 MODELS = ("zipper", "single-decoder", "single-decoder-as-large")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Size:
-    """Width and layers of the backbones; heads are so wide; ids of text; documents and units of each measurement."""
+    """What is measured.
+
+    Args:
+        text, speech, as_large: width and layers of each backbone. head: width of one; `None` is four heads.
+        letters: ids of text. dtype: of the backbones. batches: documents and units of speech in each.
+    """
 
     text: tuple[int, int]
     speech: tuple[int, int]
     as_large: tuple[int, int]
-    heads: int | None
+    head: int | None
     letters: int
     dtype: torch.dtype
     batches: tuple[tuple[int, int], ...]
@@ -58,9 +63,23 @@ class Size:
 
 SIZES = {
     "small": Size(
-        (128, 4), (192, 6), (272, 5), None, 64, torch.float32, ((1, 64), (8, 64), (32, 64), (8, 256), (1, 1024))
+        text=(128, 4),
+        speech=(192, 6),
+        as_large=(272, 5),
+        head=None,
+        letters=64,
+        dtype=torch.float32,
+        batches=((1, 64), (8, 64), (32, 64), (8, 256), (1, 1024)),
     ),
-    "large": Size((2048, 16), (1024, 24), (2304, 19), 128, 32000, torch.bfloat16, ((1, 256), (16, 256), (4, 1024))),
+    "large": Size(
+        text=(2048, 16),
+        speech=(1024, 24),
+        as_large=(2304, 19),
+        head=128,
+        letters=32000,
+        dtype=torch.bfloat16,
+        batches=((1, 256), (16, 256), (4, 1024)),
+    ),
 }
 
 
@@ -86,7 +105,7 @@ def backbone(ids: int, width: int, layers: int, size: Size) -> LlamaForCausalLM:
     """A random one; special ids are the last three."""
     special = {"bos_token_id": ids - 3, "eos_token_id": ids - 2, "pad_token_id": ids - 1}
     sizes = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers}
-    count = width // size.heads if size.heads else 4
+    count = width // size.head if size.head else 4
     heads = {"num_attention_heads": count, "num_key_value_heads": count}
     with torch.device(device()):
         made = LlamaForCausalLM(LlamaConfig(vocab_size=ids, max_position_embeddings=4096, **sizes, **heads, **special))
@@ -147,7 +166,7 @@ class Trainee:
     def step(self) -> None:
         """Forward, backward, update."""
         self.model.train()
-        with torch.autocast(device(), torch.bfloat16, enabled=self.half):  # as Trainer's `bf16`
+        with torch.autocast(device(), torch.bfloat16, enabled=self.half):  # zips are float32
             loss = self.model(self.batch).loss
         assert loss is not None
         loss.backward()

@@ -57,7 +57,7 @@ def test_what_was_done_before_is_no_throughput(clock: Clock) -> None:
     assert file.getvalue().splitlines() == ["fusing 6000/10000, 10/s, 100 s, 400 s left"]
 
 
-def test_a_terminal_has_throughput_and_time_left() -> None:
+def test_a_terminal_has_throughput_and_the_loss() -> None:
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=120)
     seen = list(barred(range(50), console, "encoding"))

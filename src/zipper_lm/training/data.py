@@ -7,7 +7,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
-from rich.console import Console
 
 from zipper_lm.bars import barred
 from zipper_lm.data.audio import read_audio
@@ -20,7 +19,7 @@ from zipper_lm.data.table import missing_file, readable
 from zipper_lm.document import Document
 from zipper_lm.modality.codec import Codec
 from zipper_lm.processor import ZipperProcessor
-from zipper_lm.training.processes import is_main
+from zipper_lm.training.processes import main_console
 from zipper_lm.training.recipes import DataRecipe
 
 if TYPE_CHECKING:
@@ -364,4 +363,4 @@ def token_counts(rows: Sequence[Any]) -> Iterator[dict[str, tuple[int, int]]]:
 
 def _told(steps: Iterable[T], what: str, total: int | None) -> Iterable[T]:
     """With a progress bar on standard error: standard output is for results."""
-    return barred(steps, Console(stderr=True, quiet=not is_main()), what, total)
+    return barred(steps, main_console(), what, total)

@@ -47,7 +47,7 @@ from zipper_lm.training.data import (
 from zipper_lm.training.diagnosis import diagnose, unimodal_perplexity
 from zipper_lm.training.guided_attention import guided_pairs
 from zipper_lm.training.pretrain import check_length, open_unaligned, pretrain
-from zipper_lm.training.processes import from_main, is_main, wait
+from zipper_lm.training.processes import from_main, is_main, main_console, wait
 from zipper_lm.training.progress import train_with_bar
 from zipper_lm.training.pseudo_labels import (
     check_labeller,
@@ -90,7 +90,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     checkpoint = check_working(working, plain, resume=here, overwrite=recipe.overwrite)
     evaluation = evaluation_arguments(recipe.training, recipe.data.validation, "eval_wer")
     arguments = training_arguments(recipe.training, working, recipe.seed, **evaluation)
-    console = console or Console(stderr=True, quiet=not is_main())  # after the arguments, which say how to connect
+    console = console or main_console()  # after the arguments, which say how to connect
     judge = load_judge(recipe.judge) if recipe.judge is not None else None
     named = {m for task in tasks.values() for m in task.modalities}
     prepared = open_prepared(recipe.data.source) if is_prepared(recipe.data.source) else None

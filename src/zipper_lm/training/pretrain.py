@@ -24,7 +24,7 @@ from zipper_lm.recipe import to_mapping
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
 from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt
 from zipper_lm.training.data import Opened, column, encode_column, open_split, training_rows, validation_rows
-from zipper_lm.training.processes import is_main, made_by_main, wait
+from zipper_lm.training.processes import is_main, made_by_main, main_console, wait
 from zipper_lm.training.progress import train_with_bar
 from zipper_lm.training.recipes import DataRecipe, PretrainRecipe
 from zipper_lm.training.signatures import overfitted
@@ -115,7 +115,7 @@ def pretrain(
     checkpoint = check_working(working, plain, resume=resume, overwrite=overwrite)
     evaluation = evaluation_arguments(recipe.training, recipe.data.validation, "eval_loss")
     arguments = training_arguments(recipe.training, working, recipe.seed, **evaluation)
-    console = console or Console(stderr=True, quiet=not is_main())  # after the arguments, which say how to connect
+    console = console or main_console()  # after the arguments, which say how to connect
     set_seed(recipe.seed)
     broken = Broken(recipe.data.broken_limit)
     opened, held_out = open_unaligned(recipe.data)

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from rich.console import Console
 
 T = TypeVar("T")
 
@@ -19,6 +20,11 @@ T = TypeVar("T")
 def is_main() -> bool:
     """Whether this process is the one that writes."""
     return PartialState().is_main_process
+
+
+def main_console() -> Console:
+    """For people, on standard error; the main process alone is heard."""
+    return Console(stderr=True, quiet=not is_main())
 
 
 def several() -> bool:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from zipper_lm.bars import barred
 from zipper_lm.collation import collate
@@ -27,7 +26,7 @@ from zipper_lm.data.tasks import Task, build_document, parse_task
 from zipper_lm.document import Document, Segment
 from zipper_lm.generation import Writer
 from zipper_lm.training.data import Joined, Opened, encode_rows, open_split
-from zipper_lm.training.processes import is_main
+from zipper_lm.training.processes import main_console
 from zipper_lm.training.recipes import DataRecipe, FuseRecipe, PseudoLabelsRecipe
 
 BATCH = 32
@@ -137,7 +136,7 @@ def label(
     known = encode_rows(model.processor, rows, list(task.given), broken)
     labelled: list[dict[str, Segment]] = []
     losses: list[float] = []
-    for start in barred(range(0, len(known), BATCH), Console(stderr=True, quiet=not is_main()), "pseudo-labels"):
+    for start in barred(range(0, len(known), BATCH), main_console(), "pseudo-labels"):
         given = [[replace(row[m]) for m in task.given] for row in known[start : start + BATCH]]
         documents = [Document(segments) for segments in given if all(s.ids for s in segments)]
         written = labeller.generate(documents, list(task.targets), settings=settings, decode="text" in task.targets)
