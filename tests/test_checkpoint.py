@@ -210,7 +210,7 @@ def test_a_trained_tower_in_bf16_is_the_same_when_it_is_loaded(tmp_path: Path) -
     the longer the stream."""
     tiny_backbone("llama", 31, 2).to(torch.bfloat16).save_pretrained(tmp_path / "text")
     towers = {"text": TowerSpec(source=str(tmp_path / "text"), train="full"), "speech": tiny_backbone("gpt2", 53, 2)}
-    model = ZipperModel.fuse(towers).eval()
+    model = ZipperModel.fuse(towers, dtype=torch.bfloat16).eval()
     model.save_pretrained(tmp_path / "model")
     again = ZipperModel.from_pretrained(tmp_path / "model")
     ids = torch.randint(3, 31, (2, 140))

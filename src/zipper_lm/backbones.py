@@ -143,7 +143,7 @@ def set_training(tower: Tower, spec: TowerSpec) -> None:
 
 
 def add_adapters(backbone: PreTrainedModel, lora: Mapping[str, Any] | None) -> frozenset[str]:
-    """Give a backbone LoRA adapters, and train nothing else.
+    """Give a backbone LoRA adapters, and train nothing else. They are float32, whatever the backbone is.
 
     Args:
         backbone: changed in place. lora: arguments of `peft.LoraConfig`; by default every linear layer has an adapter.
@@ -152,9 +152,11 @@ def add_adapters(backbone: PreTrainedModel, lora: Mapping[str, Any] | None) -> f
         The names of the adapters' parameters.
     """
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import cast_adapter_dtype
 
     before = {id(p) for p in backbone.parameters()}
     inject_adapter_in_model(LoraConfig(**{"target_modules": "all-linear", **(lora or {})}), backbone)
+    cast_adapter_dtype(backbone, "default")  # PEFT's own models do so; injecting alone takes the backbone's dtype
     added = frozenset(n for n, p in backbone.named_parameters() if id(p) not in before)
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_(name in added)

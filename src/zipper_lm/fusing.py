@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
@@ -53,7 +54,8 @@ def fuse(
         zips: which tower reads which, and how; `None` is all pairs, four layers evenly spaced.
         train: by name, ``"frozen"`` (default), ``"full"`` or ``"lora"``.
         loss_weights, handover_weight: see `ZipperConfig`.
-        dtype: of the backbones; `None` takes the checkpoint's. New weights have torch's default dtype.
+        dtype: of the backbones; `None` takes the checkpoint's, and float32 for a tower that is trained in full: a small
+            update is lost in half precision. New weights have torch's default dtype.
         hub: `cache_dir`, `token`, `local_files_only` for the Hub.
 
     Raises:
@@ -71,13 +73,17 @@ def fuse(
     backbones: dict[str, PreTrainedModel] = {}
     found: dict[str, Codec] = {}
     for name, given in towers.items():
-        if isinstance(given, PreTrainedModel):
-            spec, backbone = TowerSpec(source=given.name_or_path or ""), given
+        if isinstance(given, TowerSpec):
+            spec = given
         else:
-            spec = given if isinstance(given, TowerSpec) else TowerSpec(source=str(given))
-            backbone = load_backbone(spec, dtype=dtype, **hub)
+            spec = TowerSpec(source=(given.name_or_path or "") if isinstance(given, PreTrainedModel) else str(given))
         if train and name in train:
             spec = replace(spec, train=train[name])  # type: ignore[arg-type]
+        if isinstance(given, PreTrainedModel):
+            backbone = given
+        else:
+            own = torch.float32 if dtype is None and spec.train == "full" else dtype
+            backbone = load_backbone(spec, dtype=own, **hub)
         codec = codec_of(spec, (codecs or {}).get(name), **hub)
         if codec is not None:
             found[name] = codec

@@ -55,6 +55,19 @@ def test_old_ids_keep_their_embeddings(kind):
     assert model.backbone.get_output_embeddings().weight.shape[0] == 51
 
 
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_it_is_float32_whatever_its_checkpoint_is(train, tmp_path):
+    """It took the checkpoint's bfloat16, in which small updates are lost."""
+    tiny_backbone("llama", 31).to(torch.bfloat16).save_pretrained(tmp_path / "text")
+    codecs = {"text": Ids(31, 0), "speech": Ids(20, 17)}
+    model = expand("text", tmp_path / "text", codecs, train=train)  # type: ignore[arg-type]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    model.processor = None  # this codec has no files
+    model.save_pretrained(tmp_path / "m")
+    again = SingleDecoder.from_pretrained(tmp_path / "m")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
 def test_losses_are_the_backbones_own_by_modality():
     model = single()
     output = model(collate(DOCUMENTS, model.specials))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from zipper_lm.training.trainer import (
     CorruptedDocuments,
     LikeLengths,
     ZipperTrainer,
+    check_precision,
     latest_checkpoint,
     randomness_kept,
 )
@@ -135,3 +137,19 @@ def test_a_checkpoint_in_training_has_no_card(tmp_path: Path) -> None:
     ZipperTrainer._save(trainer, str(tmp_path / "checkpoint"))  # type: ignore[arg-type]
     assert (tmp_path / "checkpoint" / "model.safetensors").is_file()
     assert not list((tmp_path / "checkpoint").glob("*.md"))
+
+
+def test_half_precision_that_is_trained_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A loaded model may have any dtype: nothing said that bfloat16 weights hardly move."""
+    model = tiny_model()
+    model.tower("text").backbone.to(torch.float16)  # frozen
+    with caplog.at_level(logging.WARNING):
+        check_precision(model)
+    assert not caplog.records
+    model.zips.to(torch.bfloat16)
+    with caplog.at_level(logging.WARNING):
+        check_precision(model)
+    assert "zips." in caplog.text
+    assert "bfloat16, in which small updates are lost" in caplog.text
+    with pytest.raises(ValueError, match=r"training: \w+ is float16, whose range is too narrow .*float32"):
+        check_precision(model.half())

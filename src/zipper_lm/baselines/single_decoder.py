@@ -281,7 +281,8 @@ def expand(
 
     Args:
         base: the modality that the backbone already has.
-        source: the backbone: Hub id, path, loaded model or `TowerSpec`.
+        source: the backbone: Hub id, path, loaded model or `TowerSpec`. It is loaded in float32: a small update is
+            lost in half precision, and new ids are trained under LoRA, too.
         codecs: of every modality, the base's too. Its order, the base first, is the order of the ids.
         train: ``"full"`` or ``"lora"`` (adapters, embeddings and head). lora: arguments of `peft.LoraConfig`.
         loss_weights: by modality.
@@ -301,7 +302,7 @@ def expand(
         spec, backbone = TowerSpec(source=source.name_or_path or ""), source
     else:
         spec = source if isinstance(source, TowerSpec) else TowerSpec(source=str(source))
-        backbone = load_backbone(spec, **hub)
+        backbone = load_backbone(spec, dtype=torch.float32, **hub)
     embedding: Any = backbone.get_input_embeddings()
     offset = int(embedding.weight.shape[0])
     if codecs[base].vocab_size > offset:

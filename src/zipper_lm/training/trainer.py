@@ -6,6 +6,7 @@ the parameter groups, the documents' collation, saving, evaluation by generation
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ from zipper_lm.training.processes import from_main
 
 LAST_WRITTEN = "trainer_state.json"
 """What Trainer writes last; a checkpoint without it was cut off."""
+
+logger = logging.getLogger(__name__)
 
 SHORT = 8
 """A given segment of fewer tokens is not corrupted: a short text has no redundancy to lose."""
@@ -56,6 +59,19 @@ def parameter_groups(model: Writer, *, tower_learning_rate: float, weight_decay:
         | ({"lr": tower_learning_rate} if tower else {})
         for (tower, matrix), group in groups.items()
     ]
+
+
+def check_precision(model: Writer) -> None:
+    """Refuse to train float16 weights, and warn of bfloat16 ones: an update of less than 1/256 of one is lost."""
+    half = {torch.float16: "", torch.bfloat16: ""}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype in half:
+            half[parameter.dtype] = half[parameter.dtype] or name
+    advice = "load it with dtype=torch.float32; training.arguments: {bf16: true} computes in bfloat16"
+    if name := half[torch.float16]:
+        raise ValueError(f"training: {name} is float16, whose range is too narrow for training; {advice}")
+    if name := half[torch.bfloat16]:
+        logger.warning("training: %s is bfloat16, in which small updates are lost; %s", name, advice)
 
 
 class CorruptedDocuments(Dataset[Document]):
@@ -184,6 +200,9 @@ class ZipperTrainer(Trainer):
         tower_learning_rate: for towers that are trained.
         guided: weights of pairs of towers whose attention is held to the diagonal.
         score: called with the model at each evaluation; returns metrics without the ``eval_`` prefix.
+
+    Raises:
+        ValueError: for a model with float16 weights that are trained.
     """
 
     def __init__(
@@ -199,6 +218,7 @@ class ZipperTrainer(Trainer):
         score: Callable[[Any], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        check_precision(model)
         self.tower_learning_rate, self.guided, self.score = tower_learning_rate, guided or {}, score
         self.part_losses: dict[str, list[float]] = {}
         documents = CorruptedDocuments(
