@@ -8,6 +8,7 @@ from tiny import tiny_backbone
 
 from zipper_lm import Document, Segment, ZipperModel
 from zipper_lm.collation import collate
+from zipper_lm.config import TowerSpec
 
 
 def test_no_tokenizer_no_codec(tmp_path: Path) -> None:
@@ -35,6 +36,9 @@ def test_what_is_trained_is_float32(tmp_path: Path, dtype: torch.dtype) -> None:
     assert {p.dtype for p in by_training(again)[True]} == {torch.float32}
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
     assert ZipperModel.fuse(towers, train={"speech": "full"}, dtype=dtype).tower("speech").backbone.dtype == dtype
+    own = {**towers, "speech": TowerSpec(source=str(towers["speech"]), train="full", config={"dtype": "float64"})}
+    model = ZipperModel.fuse(own)
+    assert [model.tower(name).backbone.dtype for name in own] == [dtype, torch.float64]
 
 
 def by_training(model: ZipperModel) -> dict[bool, list[torch.nn.Parameter]]:

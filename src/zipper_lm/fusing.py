@@ -54,8 +54,8 @@ def fuse(
         zips: which tower reads which, and how; `None` is all pairs, four layers evenly spaced.
         train: by name, ``"frozen"`` (default), ``"full"`` or ``"lora"``.
         loss_weights, handover_weight: see `ZipperConfig`.
-        dtype: of the backbones; `None` takes the checkpoint's, and float32 for a tower that is trained in full: a small
-            update is lost in half precision. New weights have torch's default dtype.
+        dtype: of the backbones; `None` takes that of `TowerSpec.config`, else the checkpoint's, and float32 for a tower
+            that is trained in full: a small update is lost in half precision. New weights have torch's default dtype.
         hub: `cache_dir`, `token`, `local_files_only` for the Hub.
 
     Raises:
@@ -82,7 +82,8 @@ def fuse(
         if isinstance(given, PreTrainedModel):
             backbone = given
         else:
-            own = torch.float32 if dtype is None and spec.train == "full" else dtype
+            asked = dtype is not None or "dtype" in (spec.config or {})
+            own = torch.float32 if spec.train == "full" and not asked else dtype
             backbone = load_backbone(spec, dtype=own, **hub)
         codec = codec_of(spec, (codecs or {}).get(name), **hub)
         if codec is not None:
