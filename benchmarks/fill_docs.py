@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from human_digits import KINDS, SINGLE, claims, comparison, draw_comparison, few_pairs, longer, pairs_of
+from human_digits import KINDS, SINGLE, claims, comparison, draw_comparison, few_pairs, in_short, longer, pairs_of
 
 from zipper_lm.experiments.records import Cell, read_results
 from zipper_lm.experiments.report import spread
@@ -25,7 +25,10 @@ from zipper_lm.experiments.report import spread
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "docs" / "runs"
 SOUNDS = ROOT / "docs" / "sounds"
-PAGES = ("README.md", "docs/recipes.md", "docs/spoken-digits.md", "docs/cost.md")
+PAGES = (
+    *("README.md", "docs/comparison.md", "docs/concepts.md"),
+    *("docs/recipes.md", "docs/spoken-digits.md", "docs/cost.md"),
+)
 BLOCK = re.compile(r"<!-- results:([\w-]+) -->\n.*?<!-- end of results -->", re.DOTALL)
 
 
@@ -300,6 +303,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "claims": claims,
     "comparison": comparison,
     "few-pairs": few_pairs,
+    "in-short": in_short,
     "longer": longer,
     "cost": cost,
     "cost-gpu": partial(cost_on_gpu, "cost-gpu.json"),

@@ -19,6 +19,8 @@ def pairs_of(point: str) -> int:
 
 
 FEW = "10-percent"
+SHARES = ("1-percent", FEW, "100-percent")
+"""At which more than the plain one was tried."""
 
 STEPS = 2000
 """Of what is compared as one curve; what had more is told apart."""
@@ -189,8 +191,18 @@ def few_pairs() -> str:
 
 def longer() -> str:
     """With all the pairs, what more steps give both."""
+    most = [_curve()["100-percent", kind][True] for kind in KINDS]
+    return _both({f"{STEPS} steps, each made the most of": most} | _longer())
+
+
+def in_short() -> str:
+    """Each made the most of, by the number of pairs, and with all of them what more steps give both."""
     curve = _curve()
-    rows = {f"{STEPS} steps, each made the most of": [curve["100-percent", kind][True] for kind in KINDS]} | _longer()
+    few = {f"{pairs_of(p)} pairs, {STEPS} steps": [curve[p, kind][True] for kind in KINDS] for p in SHARES}
+    return _both(few | {f"{pairs_of(SHARES[-1])} pairs, {told}": cells for told, cells in _longer().items()})
+
+
+def _both(rows: dict[str, list[Cell]]) -> str:
     heads = [f"{name}: {task}" for name in KINDS.values() for task in TASKS.values()]
     lines = [f"| test WER, % | {' | '.join(heads)} | seeds |", "|---|" + "---|" * (len(heads) + 1)]
     for told, cells in rows.items():
