@@ -66,14 +66,11 @@ class _Speaker:
     def before(self, depth: int, hidden_states: Tensor) -> Tensor:
         if depth:
             return hidden_states
-        rows, new = len(self.now), hidden_states.shape[1]
-        start, self.next = self.next, self.next + new
-        known = self.segments.shape[1]
-        index = torch.arange(start, start + new, device=self.device)
-        old = index[index < known]
-        tail = (index[index >= known] - known).expand(rows, -1)
-        segments = torch.cat([self.segments[:, old], self.now.expand(-1, tail.shape[1])], 1)
-        self.positions_here = torch.cat([self.positions[:, old], tail], 1)
+        rows, start, known = len(self.now), self.next, self.segments.shape[1]
+        self.next = end = start + hidden_states.shape[1]
+        tail = torch.arange(max(start, known) - known, max(end, known) - known, device=self.device).expand(rows, -1)
+        segments = torch.cat([self.segments[:, start:end], self.now.expand(-1, tail.shape[1])], 1)
+        self.positions_here = torch.cat([self.positions[:, start:end], tail], 1)
         repeats = len(hidden_states) // rows
         self.views = {}
         for source, source_segments in self.sources.items():

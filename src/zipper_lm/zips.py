@@ -9,6 +9,7 @@ only what is finished before it), so cross-attention needs no causal order of it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +69,8 @@ class View:
         return View(self.allowed[rows], self.seen[rows])
 
 
+@lru_cache(maxsize=64)  # every zip layer asks at every token, with a tower's width
+@torch.inference_mode(False)
 def _frequencies(count: int, device: torch.device) -> Tensor:
     """From 2 down to 0.002 per token, geometrically: periods of 3 to 3000 tokens, the lengths of segments."""
     return 2.0 * torch.exp(torch.arange(count, device=device) * (-torch.log(torch.tensor(1e3)) / max(count, 1)))
