@@ -15,6 +15,8 @@ from zipper_lm.experiments.records import Results, read_results
 from zipper_lm.experiments.report import _by_step, _differences, _runs, spread, table, write_report
 from zipper_lm.experiments.run import run_experiment
 
+OURS = {"recipe": {"architecture": "zipper"}}
+
 
 def test_how_soon_each_comes_to_where(tmp_path: Path) -> None:
     experiment = read_experiment(plan(tmp_path))
@@ -110,7 +112,7 @@ def test_no_share_of_nothing(oracle: float, above: str, tmp_path: Path) -> None:
     experiment = read_experiment(plan(tmp_path, arms={"a": {}, "b": {}}, points={}, tasks=["tts"], seeds=[1]))
     said = {"references": ["one two"] * 5, "hypotheses": ["one two"] * 5, "oracle_wer": oracle}
     cells = {
-        (PLAIN, arm): [{"run": {"seed": 1}, "scores": {"tts": {**said, "wer": wer}}}]
+        (PLAIN, arm): [{**OURS, "run": {"seed": 1}, "scores": {"tts": {**said, "wer": wer}}}]
         for arm, wer in (("a", 20.0), ("b", 10.0))
     }
     row = _differences(Results("results", experiment, cells, 0), "tts").splitlines()[-1]
@@ -120,7 +122,7 @@ def test_no_share_of_nothing(oracle: float, above: str, tmp_path: Path) -> None:
 def heard(seed: int, references: list[str], originals: float) -> dict[str, Any]:
     run = {"seed": seed, "arm": "a", "point": "all"}
     said = {"references": references, "hypotheses": references, "wer": 0.0, "judge_wer_on_originals": originals}
-    return {"run": run, "scores": {"tts": said}}
+    return {**OURS, "run": run, "scores": {"tts": said}}
 
 
 def test_what_different_judges_heard_is_told(tmp_path: Path) -> None:
@@ -145,18 +147,20 @@ def test_each_difference_is_a_row_over_the_seeds_that_both_have(tmp_path: Path) 
     """Forty sentences, one a pair of arms and shares, were read by nobody."""
     experiment = read_experiment(plan(tmp_path, points={"half": [], "all": []}, tasks=["asr"], seeds=[1, 2]))
 
-    def record(seed: int, wrong: int) -> dict[str, Any]:
+    def record(seed: int, wrong: int, kind: str = "zipper") -> dict[str, Any]:
         said = ["one"] * (10 - wrong) + ["two"] * wrong
         return {
+            "recipe": {"architecture": kind},
             "run": {"seed": seed},
             "scores": {"asr": {"references": ["one"] * 10, "hypotheses": said, "wer": 10.0 * wrong}},
         }
 
+    other = "single-decoder"
     cells = {
         ("half", "zipper"): [record(1, 6), record(2, 0)],
-        ("half", "single"): [record(1, 8)],
+        ("half", "single"): [record(1, 8, other)],
         ("all", "zipper"): [record(1, 1)],
-        ("all", "single"): [record(1, 3), record(2, 1)],
+        ("all", "single"): [record(1, 3, other), record(2, 1, other)],
     }
     beside, ahead = _differences(Results("contest", experiment, cells, 0), "asr").split("\n\nzipper minus each ")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (beside + "\n" + ahead).splitlines()]
@@ -167,3 +171,6 @@ def test_each_difference_is_a_row_over_the_seeds_that_both_have(tmp_path: Path) 
         ("half", "30.0", "20.0", "+10.0", "+50", "2"),
     }
     assert ahead.startswith("other arm at all:")
+    alike = {key: [{**r, **OURS} for r in cell] for key, cell in cells.items()}
+    alone = _differences(Results("contest", experiment, alike, 0), "asr")
+    assert alone == beside, "less data is compared with another architecture alone: the rest were two thirds of a page"

@@ -172,12 +172,14 @@ def _constant(values: Sequence[float]) -> str:
 
 
 def _differences(results: Results, task: str) -> str:
-    """The first arm against each other one, at the same point and, with less data, against their last point; over the
-    seeds that both have."""
+    """The first arm against each other one, at the same point, and, with less data, against the last point of those of
+    another architecture; over the seeds that both have."""
     first, *others = results.experiment.arms
+    kind = {arm: r["recipe"]["architecture"] for (_, arm), cell in results.cells.items() for r in cell}
+    foreign = [arm for arm in others if {first, arm} <= kind.keys() and kind[arm] != kind[first]]
     points = points_of(results.experiment)
     beside = [((point, first), (point, other)) for point in points for other in others]
-    ahead = [((point, first), (points[-1], other)) for point in points[:-1] for other in others]
+    ahead = [((point, first), (points[-1], other)) for point in points[:-1] for other in foreign]
     parts = [(f"{first} minus each other arm", beside), (f"{first} minus each other arm at {points[-1]}", ahead)]
     tables = []
     for told, pairs in parts:
