@@ -23,4 +23,8 @@ def load(source: str | Path) -> Writer:
     """
     owner = SingleDecoder if is_single_decoder(local_folder(source)) else ZipperModel
     model = owner.from_pretrained(source)
-    return model.to("cuda") if torch.cuda.is_available() else model  # type: ignore[arg-type]
+    if not torch.cuda.is_available():
+        return model
+    if model.processor is not None:
+        model.processor.to("cuda")
+    return model.to("cuda")  # type: ignore[arg-type]

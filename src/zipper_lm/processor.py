@@ -7,8 +7,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
+import torch
 from transformers import AutoProcessor
 from transformers.utils import PushToHubMixin
 
@@ -17,6 +18,7 @@ from zipper_lm.config import ZipperConfig
 from zipper_lm.document import Document, Segment, check_modalities
 from zipper_lm.modality.codec import Codec, load_codec
 from zipper_lm.modality.layout import LaidOut
+from zipper_lm.modality.pretrained import RunsModel
 
 PROCESSOR_FILE = "processor_config.json"
 
@@ -87,6 +89,13 @@ class ZipperProcessor(PushToHubMixin):
         # A tower may write ids that it has between its special ones and the codec's units.
         known = codec.layout.content if isinstance(codec, LaidOut) else range(codec.vocab_size)
         return codec.decode([[i for i in row if i in known and i not in special] for row in ids])
+
+    def to(self, device: torch.device | str) -> Self:
+        """Run the pre-trained models inside codecs (speech encoders, neural audio codecs, autoencoders) on a device."""
+        for codec in self.codecs.values():
+            if isinstance(codec, RunsModel):
+                codec.to(device)
+        return self
 
     def _codec(self, modality: str) -> Codec:
         if modality not in self.codecs:

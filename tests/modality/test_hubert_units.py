@@ -28,7 +28,8 @@ from transformers import (
 from tests.modality.test_speech import voice
 from tests.modality.test_unit_vocoder import network, published
 from tests.tiny import tiny_backbone
-from zipper_lm import ZipperModel
+from zipper_lm import ZipperModel, ZipperProcessor
+from zipper_lm.collation import Specials
 from zipper_lm.modality import hubert_units, unit_vocoder
 from zipper_lm.modality.codec import Codec, can_decode, load_codec, make_codec
 from zipper_lm.modality.hubert_units import HubertUnits
@@ -256,6 +257,21 @@ def test_vocoder_speaks_and_is_saved(source: Path, tmp_path: Path, deduplicate: 
     for other in (loaded, pickle.loads(pickle.dumps(codec))):  # with several processes, each gets the codec pickled
         assert other.encode([voice(1)]) == [ids]
         assert np.array_equal(other.decode([ids])[0], sound)
+
+
+def test_a_processor_takes_encoder_and_vocoder_to_a_device(source: Path, tmp_path: Path) -> None:
+    """Everybody's encoders stayed on the CPU. Here they go to the device without data: all but the way back is run."""
+    vocoder = str(published(network(), tmp_path / "vocoder"))
+    codec = made(source, codebook="km.npy", vocoder=vocoder)
+    special = Specials(codec.bos_id, codec.eos_id, codec.pad_id)
+    processor = ZipperProcessor({"speech": codec}, {"speech": special, "ids": special}).to("meta")
+    assert processor.codecs["speech"] is codec
+    assert codec.vocoder is not None
+    for model in (codec.model, codec.vocoder.model):
+        assert {p.device.type for p in model.parameters()} == {"meta"}
+    for run in (lambda: codec.encode([voice(1)]), lambda: codec.decode([[3, 4]])):
+        with pytest.raises(NotImplementedError, match="copy out of meta tensor"):
+            run()
 
 
 def test_vocoders_that_do_not_fit(source: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from zipper_lm.modality import vq_image
 from zipper_lm.modality.codec import Codec, load_codec, make_codec
 from zipper_lm.modality.vq_image import VqImageCodec
 
@@ -195,3 +196,12 @@ def test_sources_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     JanusVQVAE(JanusVQVAEConfig(**JANUS)).save_pretrained(alone)
     with pytest.raises(ValueError, match=r"image processor .* cannot be loaded from that folder"):
         make_codec("vq-image", source=str(alone))
+
+
+@pytest.mark.parametrize(("owner", "config", "size"), [(JanusVQVAE, JANUS, 6), (Emu3VQVAE, EMU, 8)], ids=str)
+def test_pictures_go_where_the_model_is(owner: Any, config: dict[str, Any], size: int) -> None:
+    """They stayed on the CPU, so that a codec whose model was on a GPU could not read one. Here the model is on the
+    device without data, which shows the same."""
+    model = owner(owner.config_class(**config)).to("meta").eval()
+    assert vq_image._encoded(model, torch.zeros(2, 3, size, size)).device == torch.device("meta")
+    assert vq_image._decoded(model, torch.zeros(2, 3, 3, dtype=torch.long)).device == torch.device("meta")

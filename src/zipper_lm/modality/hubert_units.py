@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from zipper_lm.modality.folder import files_into
 from zipper_lm.modality.kmeans import ENOUGH, fit_centroids, means, nearest
 from zipper_lm.modality.layout import IdLayout, LaidOut
 from zipper_lm.modality.mel import BANDS, HOP, log_mel, mel_to_sound, normalise_loudness
-from zipper_lm.modality.pretrained import ModelSource, keep_model, kept_model, open_model
+from zipper_lm.modality.pretrained import ModelSource, RunsModel, keep_model, kept_model, open_model
 from zipper_lm.modality.unit_vocoder import UnitVocoder
 
 WEIGHTS_FILE = "codec.safetensors"
@@ -76,10 +76,10 @@ class UnitSounds:
         return mel_to_sound(self.mels[row].reshape(-1, BANDS))
 
 
-class HubertUnits(LaidOut):
+class HubertUnits(LaidOut, RunsModel):
     """Sound <-> units of a pre-trained encoder. Make one with `make` or `from_pretrained`.
 
-    The model runs where it is (``codec.model.to("cuda")``), one sound at a time: so no sound's units depend on what it
+    The model runs where it is (`to`), one sound at a time: so no sound's units depend on what it
     is batched with, and none on padding, which encoders such as HuBERT base do not mask in their convolutions.
 
     Args:
@@ -123,6 +123,12 @@ class HubertUnits(LaidOut):
         self.sounds = sounds
         if vocoder is not None:
             _check_vocoder(vocoder, len(codebook), self.rate, config.deduplicate)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Run on this device from now on, the vocoder too."""
+        if self.vocoder is not None:
+            self.vocoder.model.to(device)
+        return super().to(device)
 
     @property
     def rate(self) -> float:

@@ -27,7 +27,7 @@ from zipper_lm.hub import check_hub_arguments, reaching
 from zipper_lm.modality.codec import CODEC_FILE, read_codec_file
 from zipper_lm.modality.folder import files_into
 from zipper_lm.modality.layout import IdLayout, LaidOut
-from zipper_lm.modality.pretrained import ModelSource, keep_model, kept_model, open_model
+from zipper_lm.modality.pretrained import ModelSource, RunsModel, keep_model, kept_model, open_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +80,10 @@ def codes_format(config: PreTrainedConfig) -> CodesFormat:
     )
 
 
-class NeuralAudioCodec(LaidOut):
+class NeuralAudioCodec(LaidOut, RunsModel):
     """Sound <-> codes of a pre-trained neural audio codec. Make one with `make` or `from_pretrained`.
 
-    The model runs where it is (``codec.model.to("cuda")``), one sound at a time and each in one piece.
+    The model runs where it is (`to`), one sound at a time and each in one piece.
 
     Args:
         model: a codec model of transformers. at: where it came from.

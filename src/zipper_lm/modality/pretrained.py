@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel
@@ -41,6 +41,17 @@ class ModelSource:
     weights_hash: str | None = None
     local: bool = False
     hub: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+class RunsModel:
+    """A codec with a model, which runs on the model's device; ids and values are on the CPU always."""
+
+    model: Any
+
+    def to(self, device: torch.device | str) -> Self:
+        """Run on this device from now on."""
+        self.model.to(device)
+        return self
 
 
 def open_model(owner: Any, at: ModelSource) -> tuple[Any, ModelSource]:

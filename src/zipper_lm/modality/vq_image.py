@@ -19,7 +19,7 @@ from zipper_lm.hub import check_hub_arguments, reaching
 from zipper_lm.modality.codec import CODEC_FILE, read_codec_file
 from zipper_lm.modality.folder import files_into
 from zipper_lm.modality.layout import IdLayout, LaidOut
-from zipper_lm.modality.pretrained import ModelSource, keep_model, kept_model, open_model
+from zipper_lm.modality.pretrained import ModelSource, RunsModel, keep_model, kept_model, open_model
 
 VqModel = JanusVQVAE | Emu3VQVAE
 PREFIX = r"^(?:model\.)?vqmodel\."
@@ -52,7 +52,7 @@ class PictureForm:
         object.__setattr__(self, "resample", int(self.resample))
 
 
-class VqImageCodec(LaidOut):
+class VqImageCodec(LaidOut, RunsModel):
     """Pictures <-> codes of a `JanusVQVAE` or an `Emu3VQVAE`, from the top left, row by row.
 
     Args:
@@ -163,7 +163,7 @@ class VqImageCodec(LaidOut):
         pictures: list[Image.Image] = []
         for start in range(0, len(rows), BATCH):
             units = torch.tensor([row + [0] * (count - len(row)) for row in rows[start : start + BATCH]])
-            pixels = _decoded(self.model, units.view(-1, *self.grid)).permute(0, 2, 3, 1).numpy()
+            pixels = _decoded(self.model, units.view(-1, *self.grid)).permute(0, 2, 3, 1).cpu().numpy()
             shades = np.clip(np.round((pixels * self.form.std + self.form.mean) * 255), 0, 255).astype(np.uint8)
             pictures += [Image.fromarray(picture) for picture in shades]
         return pictures
@@ -233,6 +233,7 @@ def _fixed_size(model: VqModel) -> int | None:
 
 def _encoded(model: VqModel, pixels: Tensor) -> Tensor:
     """Codes, int64 ``[batch, codes]``, of pictures ``[batch, 3, height, width]``."""
+    pixels = pixels.to(model.device)
     if isinstance(model, JanusVQVAE):
         return model.encode(pixels).image_tokens.view(len(pixels), -1)
     sizes = torch.tensor([pixels.shape[-2:]] * len(pixels))
@@ -241,4 +242,5 @@ def _encoded(model: VqModel, pixels: Tensor) -> Tensor:
 
 def _decoded(model: Any, codes: Tensor) -> Tensor:
     """Pictures ``[batch, 3, height, width]`` of codes ``[batch, rows, columns]``."""
+    codes = codes.to(model.device)
     return model.decode(codes.flatten(1) if isinstance(model, JanusVQVAE) else codes)

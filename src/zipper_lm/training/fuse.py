@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from rich.console import Console
 from transformers import EarlyStoppingCallback, set_seed
 
@@ -104,6 +105,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     set_seed(recipe.seed)
     model = build_model(recipe)
     assert model.processor is not None
+    model.processor.to(PartialState().device)
     if prepared is not None:
         prepared.check_codecs(model.processor.codecs)
     joined = sorted({m for template in _joined_tasks(recipe) for m in tasks[template].modalities})
