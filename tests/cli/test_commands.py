@@ -317,7 +317,9 @@ def test_evaluate_speaking(model: Path, tmp_path: Path) -> None:
     assert "exists" in refused(*words, "--output", tmp_path / "said")
 
 
-def test_a_judge_on_the_hub(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fetched", [False, True])
+def test_a_judge_on_the_hub(fetched: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that had been fetched was taken for a data set where the Hub cannot be reached."""
     asked: list[str] = []
 
     class Heard:
@@ -327,7 +329,18 @@ def test_a_judge_on_the_hub(model: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         def digest(self) -> str:
             return "0"
 
-    monkeypatch.setattr(huggingface_hub, "repo_exists", lambda name, repo_type: repo_type == "model")
+    def on_the_hub(name: str, repo_type: str) -> bool:
+        if fetched:
+            raise huggingface_hub.errors.OfflineModeIsEnabled
+        return repo_type == "model"
+
+    if fetched:
+        kept = tmp_path / "models--someone--whisper"
+        for file, text in (("refs/main", "c0ffee"), ("snapshots/c0ffee/config.json", "{}")):
+            (kept / file).parent.mkdir(parents=True)
+            (kept / file).write_text(text)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "repo_exists", on_the_hub)
     monkeypatch.setattr(PublicRecogniser, "from_pretrained", lambda source: asked.append(source) or Heard())
     result = answered("evaluate", model, workshop() / "data", "--task", "tts", "--judge", "someone/whisper")
     assert asked == ["someone/whisper"]

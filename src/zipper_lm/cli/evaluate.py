@@ -138,11 +138,14 @@ def _judge(given: str | None, data: str, modality: str) -> Judge:
 
 
 def _is_model(source: str) -> bool:
-    """Whether the Hub has a model of that name; a data set is what else it can be."""
+    """Whether the Hub, or what was fetched from it, has a model of that name; a data set is what else it can be."""
     import huggingface_hub
 
+    if Path(source).exists():
+        return False
     try:
-        return not Path(source).exists() and huggingface_hub.repo_exists(source, repo_type="model")
+        fetched = huggingface_hub.try_to_load_from_cache(source, "config.json")
+        return isinstance(fetched, str) or huggingface_hub.repo_exists(source, repo_type="model")
     except Exception:  # no name for it, or no Hub: reading it as data says what is wrong
         return False
 
