@@ -247,8 +247,8 @@ class ZipperModel(PreTrainedModel):
         stream, tower = collate(documents, self.specials)[name], self.tower(name)
         logits, _ = tower(stream["input_ids"].to(tower.device), stream["attention_mask"].to(tower.device))
         labels = _targets(stream, logits)
-        loss = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="sum")
-        return float(loss), int((labels != IGNORED).sum())
+        counts = labels != IGNORED
+        return float(loss_at(counts, logits, labels, reduction="sum")), int(counts.sum())
 
     # --- forward -------------------------------------------------------------------------------------------------
 
@@ -274,8 +274,8 @@ class ZipperModel(PreTrainedModel):
         for name, stream in batch.items():
             logits = reading.logits[name]
             labels = _targets(stream, logits)
-            if (labels != IGNORED).any():
-                losses[name] = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), labels, ignore_index=IGNORED)
+            if (counts := labels != IGNORED).any():
+                losses[name] = loss_at(counts, logits, labels)
         device = next(iter(reading.logits.values())).device
         total = [self.config.loss_weights.get(n, 1.0) * loss.to(device) for n, loss in losses.items()]
         if losses and self.config.handover_weight:
@@ -344,6 +344,16 @@ class ZipperModel(PreTrainedModel):
     def stream(self, document: Document, schedule: Any, **kwargs: Any) -> Iterator[generation.StreamedToken]:
         """As `generate` for one document, token by token; see `zipper_lm.generation.stream`."""
         return generation.stream(self, document, schedule, **kwargs)
+
+
+def loss_at(counts: Tensor, logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """Next-token cross-entropy where it counts: elsewhere no float32 copy of the logits is made, and no gradient.
+
+    Args:
+        counts: bool ``[batch, time - 1]``. logits: ``[batch, time, vocab]``. labels: int64 ``[batch, time - 1]``, the
+            next tokens. reduction: ``"mean"`` or ``"sum"``.
+    """
+    return F.cross_entropy(logits[:, :-1][counts].float(), labels[counts], reduction=reduction)
 
 
 def _targets(stream: TowerBatch, logits: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -29,7 +28,7 @@ from zipper_lm.collation import IGNORED, Batch, Specials, collate
 from zipper_lm.config import TowerSpec, backbone_config, config_hash, plain
 from zipper_lm.document import Document, Segment
 from zipper_lm.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, local_folder
-from zipper_lm.model import ZipperOutput
+from zipper_lm.model import ZipperOutput, loss_at
 
 if TYPE_CHECKING:
     from zipper_lm.modality.codec import Codec
@@ -154,14 +153,11 @@ class SingleDecoder(PreTrainedModel):
             input_ids=joined.input_ids.to(device), attention_mask=joined.attention_mask.to(device), use_cache=False
         )
         labels, owners = (x[:, 1:].to(device) for x in (joined.labels, joined.owners))
-        each = F.cross_entropy(
-            output.logits[:, :-1].transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="none"
-        )
         losses: dict[str, Tensor] = {}
         for index, modality in enumerate(self.modalities):
             here = (owners == index) & (labels != IGNORED)
             if here.any():
-                losses[modality.name] = each[here].mean()
+                losses[modality.name] = loss_at(here, output.logits, labels)
         total = [self.config.loss_weights.get(n, 1.0) * loss for n, loss in losses.items()]
         return ZipperOutput(
             loss=torch.stack(total).sum() if total else None, losses=losses, logits={"decoder": output.logits}
