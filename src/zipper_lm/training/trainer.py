@@ -220,7 +220,7 @@ class ZipperTrainer(Trainer):
     ) -> None:
         check_precision(model)
         self.tower_learning_rate, self.guided, self.score = tower_learning_rate, guided or {}, score
-        self.part_losses: dict[str, list[float]] = {}
+        self.part_losses: dict[str, list[torch.Tensor]] = {}
         documents = CorruptedDocuments(
             train_dataset,
             model.specials,
@@ -273,13 +273,14 @@ class ZipperTrainer(Trainer):
             parts["guided_attention"] = torch.stack([cost.to(total.device) for cost in costs]).sum()
             total = total + parts["guided_attention"]
         for name, loss in parts.items():
-            self.part_losses.setdefault(name, []).append(float(loss.detach()))
+            self.part_losses.setdefault(name, []).append(loss.detach())  # on the device: a number would wait for it
         return (total, output) if return_outputs else total
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the losses by modality and the gates to training's log lines."""
         if "loss" in logs:
-            logs |= {f"loss_{name}": round(float(np.mean(v)), 4) for name, v in self.part_losses.items()}
+            means = {name: float(torch.stack(losses).mean()) for name, losses in self.part_losses.items()}
+            logs |= {f"loss_{name}": round(mean, 4) for name, mean in means.items()}
             self.part_losses = {}
             for name, value in self.accelerator.unwrap_model(self.model).gates().items():
                 logs[f"gate/{name}"] = round(value, 5)
