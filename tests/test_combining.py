@@ -97,11 +97,14 @@ def test_a_chain_goes_through_all_three(models: tuple[ZipperModel, ZipperModel])
 
 
 @torch.no_grad()
-def test_adapters_come_along(models: tuple[ZipperModel, ZipperModel], tmp_path: Path) -> None:
-    """A new model makes new adapters in a LoRA tower: combining used to put fresh ones in place of the trained ones."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_adapters_come_along(models: tuple[ZipperModel, ZipperModel], tmp_path: Path, dtype: torch.dtype) -> None:
+    """A new model makes new adapters in a LoRA tower: combining used to put fresh ones in place of the trained ones,
+    and to forget which they are where they are cast from half precision."""
     text = tiny_backbone("llama", 31, 4)
     torch.manual_seed(0)
-    towers = {"text": text, "speech": tiny_backbone("llama", 53, 3, 1)}
+    tiny_backbone("llama", 53, 3, 1).to(dtype).save_pretrained(tmp_path / "speech")
+    towers = {"text": text, "speech": tmp_path / "speech"}
     speech = ZipperModel.fuse(towers, zips=ZipSpec(layers=2), train={"speech": "lora"}).eval()
     open_gates(speech, 0.7)
     for name, parameter in speech.tower("speech").backbone.named_parameters():
@@ -113,6 +116,11 @@ def test_adapters_come_along(models: tuple[ZipperModel, ZipperModel], tmp_path: 
     assert all(torch.equal(before[n], after[n]) for n in before)
     assert all(torch.equal(before[n], g) for n, g in speech(collate(SPOKEN, speech.specials)).logits.items())
     assert both.tower("speech").adapter_names == speech.tower("speech").adapter_names
+    again = combine([both, pair(text, "protein", "mistral", 3)])
+    assert again.tower("speech").adapter_names == speech.tower("speech").adapter_names
+    again.save_pretrained(tmp_path / "all")
+    loaded = ZipperModel.from_pretrained(tmp_path / "all")(collate(SPOKEN, again.specials)).logits
+    assert all(torch.equal(before[n], loaded[n]) for n in before)
 
 
 def test_saved_loaded_combined_again_and_verified(models: tuple[ZipperModel, ZipperModel], tmp_path: Path) -> None:

@@ -2,9 +2,10 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zipper_lm import ZipSpec
-from zipper_lm.zips import InputProjection, View, ZipLayer, rotate, sinusoid
+from zipper_lm.zips import InputProjection, View, ZipLayer, _frequencies, rotate, sinusoid
 
 B, Q, M, D, S = 2, 5, 7, 24, 16
 
@@ -173,3 +174,23 @@ def test_softmax_is_never_over_nothing() -> None:
     view = View.of(visible)
     assert view.allowed.tolist() == [[[[True, True], [True, False]]]]
     assert view.seen.tolist() == [[[False], [True]]]
+
+
+def test_what_is_kept_of_frequencies_is_everybodys() -> None:
+    """They are worked out once: first asked for under a tracer, or with another default dtype, they were a fake tensor,
+    or bfloat16, for the rest of the process."""
+    places, count = torch.tensor([[1000, 3]]), 13
+    _frequencies.cache_clear()
+    with FakeTensorMode() as mode:
+        sinusoid(mode.from_tensor(places), 2 * count, torch.float32)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.inference_mode():
+            first = sinusoid(places, 2 * count, torch.float32)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    kept = _frequencies(count, places.device)
+    assert kept is _frequencies(count, places.device)
+    assert (type(kept), kept.dtype, kept.is_inference()) == (torch.Tensor, torch.float32, False)
+    _frequencies.cache_clear()
+    assert torch.equal(first, sinusoid(places, 2 * count, torch.float32))

@@ -43,6 +43,12 @@ def _class_of(config: PreTrainedConfig, spec: TowerSpec) -> Any:
     )
 
 
+def dtype_in_training(spec: TowerSpec) -> torch.dtype | None:
+    """To load what is trained in full: float32, as small updates are lost in half precision; `None` if the spec's own
+    `config` says which."""
+    return None if {"dtype", "torch_dtype"} & (spec.config or {}).keys() else torch.float32
+
+
 def load_backbone(spec: TowerSpec, *, dtype: Any = None, **hub: Any) -> PreTrainedModel:
     """Load one backbone from a path or the Hub, in evaluation mode.
 
@@ -154,10 +160,11 @@ def add_adapters(backbone: PreTrainedModel, lora: Mapping[str, Any] | None) -> f
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
-    before = {id(p) for p in backbone.parameters()}
+    before = list(backbone.parameters())  # kept: the cast below frees adapters that are there, and ids with them
     inject_adapter_in_model(LoraConfig(**{"target_modules": "all-linear", **(lora or {})}), backbone)
     cast_adapter_dtype(backbone, "default")  # PEFT's own models do so; injecting alone takes the backbone's dtype
-    added = frozenset(n for n, p in backbone.named_parameters() if id(p) not in before)
+    known = {id(p) for p in before}
+    added = frozenset(n for n, p in backbone.named_parameters() if id(p) not in known)
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_(name in added)
     return added

@@ -7,12 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from zipper_lm.backbones import came_from, check_same_backbone, dtype_name, load_backbone, recorded_dtype
+from zipper_lm.backbones import (
+    came_from,
+    check_same_backbone,
+    dtype_in_training,
+    dtype_name,
+    load_backbone,
+    recorded_dtype,
+)
 from zipper_lm.config import TowerSpec, ZipperConfig, ZipSpec, expand, plain
 from zipper_lm.hub import HUB_ARGUMENTS, local_folder
 from zipper_lm.modality.codec import CODEC_FILE, Codec, load_codec
@@ -82,8 +88,7 @@ def fuse(
         if isinstance(given, PreTrainedModel):
             backbone = given
         else:
-            asked = dtype is not None or "dtype" in (spec.config or {})
-            own = torch.float32 if spec.train == "full" and not asked else dtype
+            own = dtype_in_training(spec) if dtype is None and spec.train == "full" else dtype
             backbone = load_backbone(spec, dtype=own, **hub)
         codec = codec_of(spec, (codecs or {}).get(name), **hub)
         if codec is not None:

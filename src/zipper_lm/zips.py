@@ -73,19 +73,26 @@ class View:
 @torch.inference_mode(False)
 def _frequencies(count: int, device: torch.device) -> Tensor:
     """From 2 down to 0.002 per token, geometrically: periods of 3 to 3000 tokens, the lengths of segments."""
-    return 2.0 * torch.exp(torch.arange(count, device=device) * (-torch.log(torch.tensor(1e3)) / max(count, 1)))
+    fall = -torch.log(torch.tensor(1e3, dtype=torch.float32, device="cpu")) / max(count, 1)
+    return 2.0 * torch.exp(torch.arange(count, dtype=torch.float32, device=device) * fall)
+
+
+def _angles(places: Tensor, count: int) -> Tensor:
+    """Places ``[..., 1]`` times `count` frequencies, float32."""
+    make = _frequencies if type(places) is Tensor else _frequencies.__wrapped__  # nothing that a tracer makes is kept
+    return places.float() * make(count, places.device)
 
 
 def sinusoid(positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """Sinusoids of positions ``[..., T]`` as ``[..., T, width]`` (after Vaswani et al. 2017, section 3.5)."""
-    angle = positions[..., None].float() * _frequencies((width + 1) // 2, positions.device)
+    angle = _angles(positions[..., None], (width + 1) // 2)
     return torch.cat([angle.sin(), angle.cos()], -1)[..., :width].to(dtype)
 
 
 def rotate(x: Tensor, positions: Tensor) -> Tensor:
     """Rotary positions (Su et al. 2021) on ``[B, H, T, C]`` with C even, at positions ``[B, T]``."""
     half = x.shape[-1] // 2
-    angle = positions[:, None, :, None].float() * _frequencies(half, x.device)
+    angle = _angles(positions[:, None, :, None], half)
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     first, second = x[..., :half], x[..., half:]
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)

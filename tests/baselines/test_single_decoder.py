@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from zipper_lm import Document, Segment
 from zipper_lm.baselines.single_decoder import SingleDecoder, expand
 from zipper_lm.collation import IGNORED, collate
+from zipper_lm.config import TowerSpec
 
 
 class Ids:
@@ -66,6 +67,18 @@ def test_it_is_float32_whatever_its_checkpoint_is(train, tmp_path):
     model.save_pretrained(tmp_path / "m")
     again = SingleDecoder.from_pretrained(tmp_path / "m")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    half = TowerSpec(source=str(tmp_path / "text"), config={"dtype": "bfloat16"})
+    coarse = expand("text", half, codecs, train=train)  # type: ignore[arg-type]
+    assert coarse.backbone.dtype == torch.bfloat16, "as it was asked for"
+    coarse.processor = None
+    coarse.save_pretrained(tmp_path / "coarse")
+    fine = SingleDecoder.from_pretrained(tmp_path / "coarse", dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in fine.parameters():
+            parameter.add_(1e-6)
+    fine.save_pretrained(tmp_path / "fine")
+    again = SingleDecoder.from_pretrained(tmp_path / "fine")
+    assert all(torch.equal(a, b) for a, b in zip(fine.parameters(), again.parameters(), strict=True))
 
 
 def test_losses_are_the_backbones_own_by_modality():

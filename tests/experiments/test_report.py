@@ -162,7 +162,7 @@ def test_each_difference_is_a_row_over_the_seeds_that_both_have(tmp_path: Path) 
         ("all", "zipper"): [record(1, 1)],
         ("all", "single"): [record(1, 3, other), record(2, 1, other)],
     }
-    beside, ahead = _differences(Results("contest", experiment, cells, 0), "asr").split("\n\nzipper minus each ")
+    beside, ahead = _differences(Results("contest", experiment, cells, 0), "asr").split("\n\nzipper minus each arm ")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (beside + "\n" + ahead).splitlines()]
     told = {(row[0], row[2], row[3], row[4], row[6], row[8]) for row in rows if row and row[1] == "single"}
     assert told == {
@@ -170,7 +170,7 @@ def test_each_difference_is_a_row_over_the_seeds_that_both_have(tmp_path: Path) 
         ("all", "10.0", "30.0", "-20.0", "-67", "1"),
         ("half", "30.0", "20.0", "+10.0", "+50", "2"),
     }
-    assert ahead.startswith("other arm at all:")
+    assert ahead.startswith("of another architecture at all:")
     alike = {key: [{**r, **OURS} for r in cell] for key, cell in cells.items()}
     alone = _differences(Results("contest", experiment, alike, 0), "asr")
     assert alone == beside, "less data is compared with another architecture alone: the rest were two thirds of a page"

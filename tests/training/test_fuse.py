@@ -240,6 +240,10 @@ def test_frozen_and_lora_towers_do_not_see_the_optimizer(tmp_path: Path) -> None
             "names a modality t",
         ),
         ({"tasks": {"speech->text": 0}}, "at least one task a weight above zero"),
+        (
+            {"towers": {"text": "t", "speech": {"source": "s", "train": "full", "config": {"dtype": "float16"}}}},
+            "towers.speech.config: dtype float16 is too narrow for training",
+        ),
         ({"training": {"patience": 2}, "data": {"source": "x", "validation": None}}, "training.patience"),
     ],
 )

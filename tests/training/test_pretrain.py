@@ -212,6 +212,12 @@ def test_any_family_can_be_made() -> None:
     assert gpt2.config.vocab_size == codec.vocab_size
 
 
+def test_a_tower_in_float16_is_not_trained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is float16, whose range is too narrow for training"):
+        pretrain(recipe(tmp_path / "t", backbone=SMALL | {"dtype": "float16"}))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "setting",
     [{"history_dropout": 0.5}, {"corrupt": 0.1}, {"interleave": 0.2}, {"join": 0.5}, {"tower_learning_rate": 1.0}],

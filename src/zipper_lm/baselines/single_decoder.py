@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from zipper_lm import sharing
-from zipper_lm.backbones import add_adapters, came_from, dtype_name, from_config, load_backbone, without_aliases
+from zipper_lm.backbones import (
+    add_adapters,
+    came_from,
+    dtype_in_training,
+    dtype_name,
+    from_config,
+    load_backbone,
+    without_aliases,
+)
 from zipper_lm.baselines import writing
 from zipper_lm.baselines.vocabulary import Modality, join
 from zipper_lm.card import refresh_card
@@ -239,6 +247,11 @@ class SingleDecoder(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *_: Any, **kwargs: Any) -> SingleDecoder:  # type: ignore[override]
         """Load what `save_pretrained` wrote.
 
+        Args:
+            pretrained_model_name_or_path: folder or Hub id.
+            kwargs: `dtype` of the backbone, where it shall be another than it was saved in; `revision`, `cache_dir`,
+                `token`, `local_files_only`.
+
         Raises:
             ValueError: if there is nothing, or tensors are missing, unknown or of the wrong shape.
         """
@@ -248,7 +261,11 @@ class SingleDecoder(PreTrainedModel):
         folder = local_folder(pretrained_model_name_or_path, kwargs.get("revision"), **hub)
         if not (folder / CONFIG_FILE).is_file():
             raise ValueError(f"{pretrained_model_name_or_path}: no {CONFIG_FILE} there")
-        model = cls(SingleDecoderConfig.from_pretrained(folder))
+        config = SingleDecoderConfig.from_pretrained(folder)
+        dtype = None if (asked := kwargs.get("dtype")) == "auto" else asked
+        backbone = from_config(backbone_config("the single decoder", config.spec.backbone), config.spec, dtype)
+        config.decoder["backbone"] = {**(config.spec.backbone or {}), "dtype": dtype_name(backbone.dtype)}
+        model = cls(config, backbone)
         model.load_own(folder / WEIGHTS_FILE)
         if (folder / "processor_config.json").is_file():
             model.processor = ZipperProcessor.from_pretrained(folder, **hub)
@@ -278,7 +295,7 @@ def expand(
     Args:
         base: the modality that the backbone already has.
         source: the backbone: Hub id, path, loaded model or `TowerSpec`. It is loaded in float32: a small update is
-            lost in half precision, and new ids are trained under LoRA, too.
+            lost in half precision, and new ids are trained under LoRA, too. `TowerSpec.config` may say otherwise.
         codecs: of every modality, the base's too. Its order, the base first, is the order of the ids.
         train: ``"full"`` or ``"lora"`` (adapters, embeddings and head). lora: arguments of `peft.LoraConfig`.
         loss_weights: by modality.
@@ -298,7 +315,7 @@ def expand(
         spec, backbone = TowerSpec(source=source.name_or_path or ""), source
     else:
         spec = source if isinstance(source, TowerSpec) else TowerSpec(source=str(source))
-        backbone = load_backbone(spec, dtype=torch.float32, **hub)
+        backbone = load_backbone(spec, dtype=dtype_in_training(spec), **hub)
     embedding: Any = backbone.get_input_embeddings()
     offset = int(embedding.weight.shape[0])
     if codecs[base].vocab_size > offset:

@@ -180,7 +180,10 @@ def _differences(results: Results, task: str) -> str:
     points = points_of(results.experiment)
     beside = [((point, first), (point, other)) for point in points for other in others]
     ahead = [((point, first), (points[-1], other)) for point in points[:-1] for other in foreign]
-    parts = [(f"{first} minus each other arm", beside), (f"{first} minus each other arm at {points[-1]}", ahead)]
+    parts = [
+        (f"{first} minus each other arm", beside),
+        (f"{first} minus each arm of another architecture at {points[-1]}", ahead),
+    ]
     tables = []
     for told, pairs in parts:
         if rows := [row for mine, other in pairs if (row := _difference(results, task, mine, other))]:

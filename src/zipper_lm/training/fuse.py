@@ -11,11 +11,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from rich.console import Console
 from transformers import EarlyStoppingCallback, set_seed
 
-from zipper_lm.backbones import weights_hash
+from zipper_lm.backbones import dtype_in_training, weights_hash
 from zipper_lm.baselines.single_decoder import SingleDecoder, expand, is_single_decoder
 from zipper_lm.card import GENERATION_FILE, RUN_FILE, refresh_card
 from zipper_lm.config import TowerSpec
@@ -105,7 +104,8 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     set_seed(recipe.seed)
     model = build_model(recipe)
     assert model.processor is not None
-    model.processor.to(PartialState().device)
+    if arguments.device.type == "cuda":
+        model.processor.to(arguments.device)
     if prepared is not None:
         prepared.check_codecs(model.processor.codecs)
     joined = sorted({m for template in _joined_tasks(recipe) for m in tasks[template].modalities})
@@ -290,6 +290,10 @@ def check_settings(recipe: FuseRecipe) -> dict[str, Task]:
     for field, named in (by_tower | {"training.corrupt": recipe.training.corrupt}).items():
         if isinstance(named, dict) and (unknown := sorted(set(named) - set(names))):
             raise ValueError(f"{field} names {unknown}, but the towers are {names}")
+    for name, tower in recipe.towers.items():
+        dtype = (tower.config or {}).get("dtype")
+        if tower.train == "full" and dtype == "float16":
+            raise ValueError(f"towers.{name}.config: dtype float16 is too narrow for training (train: full)")
     read_weights(recipe.tasks, names)
     if recipe.scored is not None:
         trained = [template for template, weight in recipe.tasks.items() if weight > 0]
@@ -399,7 +403,7 @@ def build_model(recipe: FuseRecipe) -> Writer:
         return ZipperModel.fuse(towers, codecs=codecs, zips=recipe.zips, loss_weights=recipe.loss_weights)
     base, spec = next(iter(towers.items()))
     if is_single_decoder(spec.source):
-        single = SingleDecoder.from_pretrained(spec.source)
+        single = SingleDecoder.from_pretrained(spec.source, dtype=dtype_in_training(spec))
         if sorted(single.names) != sorted(towers) or (spec.train == "lora") != (single.config.spec.train == "lora"):
             raise ValueError(
                 f"towers.{base}.source is a single decoder of {single.names}, trained {single.config.spec.train!r}; "

@@ -20,6 +20,7 @@ from zipper_lm.data.prepared import TRAIN, is_prepared
 from zipper_lm.data.readers import PREPARED_FILE
 from zipper_lm.files import check_apart, check_output, new_folder
 from zipper_lm.modality.codec import CODEC_FILE, Codec
+from zipper_lm.modality.pretrained import RunsModel
 from zipper_lm.recipe import to_mapping
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
 from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt
@@ -29,6 +30,7 @@ from zipper_lm.training.progress import train_with_bar
 from zipper_lm.training.recipes import DataRecipe, PretrainRecipe
 from zipper_lm.training.signatures import overfitted
 from zipper_lm.training.tower_trainer import TowerTrainer
+from zipper_lm.training.trainer import check_precision
 from zipper_lm.training.working import begin, check_working, keep_logs, working_folder
 
 
@@ -122,7 +124,10 @@ def pretrain(
     held_values = column(held_out, recipe.modality, broken) if held_out else []
     values = column(training_rows(recipe.data, recipe.seed, opened, broken), recipe.modality, broken)
     codec = made_by_main(partial(recipe.codec.make, values, recipe.seed))
+    if isinstance(codec, RunsModel) and arguments.device.type == "cuda":
+        codec.to(arguments.device)
     backbone = make_backbone(recipe.backbone, codec)
+    check_precision(backbone)
     streams = Streams(encode_column(codec, values, broken), codec, recipe.context, recipe.seed)
     held_streams = None
     if held_out:

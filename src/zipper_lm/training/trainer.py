@@ -61,13 +61,13 @@ def parameter_groups(model: Writer, *, tower_learning_rate: float, weight_decay:
     ]
 
 
-def check_precision(model: Writer) -> None:
+def check_precision(model: nn.Module) -> None:
     """Refuse to train float16 weights, and warn of bfloat16 ones: an update of less than 1/256 of one is lost."""
     half = {torch.float16: "", torch.bfloat16: ""}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dtype in half:
             half[parameter.dtype] = half[parameter.dtype] or name
-    advice = "load it with dtype=torch.float32; training.arguments: {bf16: true} computes in bfloat16"
+    advice = "load it as float32 (towers.NAME.config: {dtype: float32}) and set training.arguments: {bf16: true}"
     if name := half[torch.float16]:
         raise ValueError(f"training: {name} is float16, whose range is too narrow for training; {advice}")
     if name := half[torch.bfloat16]:
