@@ -25,7 +25,7 @@ SHARES = ("1-percent", FEW, "100-percent")
 STEPS = 2000
 """Of what is compared as one curve; what had more is told apart."""
 LONGER = {
-    "4000 steps, as was best in 2000": (
+    "4000 steps, what was best with 2000": (
         "data-curve-long",
         "zipper-joined-guided-twice-the-steps",
         "single-decoder-twice-the-steps",
@@ -198,17 +198,17 @@ def longer() -> str:
 def in_short() -> str:
     """Each made the most of, by the number of pairs, and with all of them what more steps give both."""
     curve = _curve()
-    few = {f"{pairs_of(p)} pairs, {STEPS} steps": [curve[p, kind][True] for kind in KINDS] for p in SHARES}
-    return _both(few | {f"{pairs_of(SHARES[-1])} pairs, {told}": cells for told, cells in _longer().items()})
+    told = f"pairs, {STEPS} steps, each made the most of"
+    few = {f"{pairs_of(p)} {told}": [curve[p, kind][True] for kind in KINDS] for p in SHARES}
+    return _both(few | {f"{pairs_of(SHARES[-1])} pairs, {how}": cells for how, cells in _longer().items()})
 
 
 def _both(rows: dict[str, list[Cell]]) -> str:
     heads = [f"{name}: {task}" for name in KINDS.values() for task in TASKS.values()]
-    lines = [f"| test WER, % | {' | '.join(heads)} | seeds |", "|---|" + "---|" * (len(heads) + 1)]
+    lines = [f"| test WER, % | {' | '.join(heads)} | seeds of each |", "|---|" + "---|" * (len(heads) + 1)]
     for told, cells in rows.items():
         rates = [spread([r["scores"][t]["wer"] for r in cell]) if cell else "not run" for cell in cells for t in TASKS]
-        seeds = " and ".join(dict.fromkeys(str(len(cell)) for cell in cells))
-        lines.append(f"| {told} | {' | '.join(rates)} | {seeds} |")
+        lines.append(f"| {told} | {' | '.join(rates)} | {', '.join(str(len(cell)) for cell in cells)} |")
     return "\n".join(lines)
 
 
