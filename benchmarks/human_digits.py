@@ -302,9 +302,9 @@ def claims() -> str:
     rows += [
         (
             f"at least as good, on average, at each of {len({p for _, p in each})} shares",
-            f"worst: {TASKS[task]} with {pairs_of(point)} pairs, {_rates(worst)}: {_points(worst)}; of both tasks and all "
-            f"shares, better beyond chance at {sum(f.high < 0 for f in each.values())} of {len(each)}, worse at "
-            f"{sum(f.low > 0 for f in each.values())}",
+            f"worst: {TASKS[task]} with {pairs_of(point)} pairs, {_rates(worst)}: {_points(worst)}; of both tasks and "
+            f"all shares, better beyond chance at {sum(found.high < 0 for found in each.values())} of {len(each)}, "
+            f"worse at {sum(found.low > 0 for found in each.values())}",
             worst.difference <= 0,
         ),
         (
