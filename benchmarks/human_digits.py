@@ -180,6 +180,8 @@ def few_pairs() -> str:
         ("... without history dropout", curve, "100-percent", "single-decoder-plain-history"),
         ("... twice the steps", curve, "100-percent", "single-decoder-twice-the-steps"),
         ("... a fifth left out, and half of the rows to read joined", curve, "100-percent", "single-decoder-joined"),
+        ("... as small as Zipper's text tower", curve, "100-percent", "single-decoder-seen-unaligned"),
+        ("... LoRA, without the unaligned sound", curve, "100-percent", "single-decoder-as-large-lora"),
     ]
     lines = ["| test WER, % | speech to text | text to speech | seeds |", "|---|---|---|---|"]
     for name, results, point, arm in rows:
