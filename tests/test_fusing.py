@@ -23,8 +23,8 @@ def test_no_tokenizer_no_codec(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_what_is_trained_is_float32(tmp_path: Path, dtype: torch.dtype) -> None:
-    """Towers took the dtype of their checkpoints, adapters that of their towers: of bfloat16 weights two thirds did not
-    move at a rate of 3e-5, and nothing said so. What is frozen stays as it is stored."""
+    """Towers took the dtype of their checkpoints, adapters that of their towers: of bfloat16 weights most do not
+    move at small rates, and nothing said so. What is frozen stays as it is stored."""
     for name, kind, vocab in (("text", "gpt2", 31), ("speech", "llama", 53)):
         tiny_backbone(kind, vocab).to(dtype).save_pretrained(tmp_path / name)
     towers = {name: tmp_path / name for name in ("text", "speech")}

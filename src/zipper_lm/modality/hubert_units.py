@@ -79,8 +79,8 @@ class UnitSounds:
 class HubertUnits(LaidOut, RunsModel):
     """Sound <-> units of a pre-trained encoder. Make one with `make` or `from_pretrained`.
 
-    The model runs where it is (`to`), one sound at a time: so no sound's units depend on what it
-    is batched with, and none on padding, which encoders such as HuBERT base do not mask in their convolutions.
+    The model runs where it is (`to`), one sound at a time: so no sound's units depend on what it is batched with, and
+    none on padding, which encoders such as HuBERT base do not mask in their convolutions.
 
     Args:
         model: encoder with `conv_stride` in its config and `output_hidden_states`. at: where it came from.

@@ -62,7 +62,11 @@ def parameter_groups(model: Writer, *, tower_learning_rate: float, weight_decay:
 
 
 def check_precision(model: nn.Module) -> None:
-    """Refuse to train float16 weights, and warn of bfloat16 ones: an update of less than 1/256 of one is lost."""
+    """Warn of bfloat16 weights that are trained: they have 8 bits, so that an update of less than 1/512 of one is lost.
+
+    Raises:
+        ValueError: for float16 weights that are trained.
+    """
     half = {torch.float16: "", torch.bfloat16: ""}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dtype in half:
