@@ -5,9 +5,10 @@ python benchmarks/cost.py docs/runs/cost-large-gpu.json --size large
 
 Three random models: Zipper (text frozen, speech trained), one decoder with an expanded vocabulary and Zipper's text
 backbone, and one with as many parameters as Zipper. `small` is `examples/spoken-digits.yaml` in float32; `large` a text
-tower of a billion parameters and a speech tower of a third of that, in bfloat16. They take turns, `repeats` times; a
-figure is the median over the turns. On a CPU, whose speed differs from machine to machine and minute to minute, what
-counts is the ratio to Zipper in the same turn; absolute times and peaks of memory are written on a GPU only.
+tower of a billion parameters and a speech tower of a third of that, in bfloat16; what is trained is float32 then, under
+autocast, as in `zipper fuse`. They take turns, `repeats` times; a figure is the median over the turns. On a CPU,
+whose speed differs from machine to machine and minute to minute, what counts is the ratio to Zipper in the same turn;
+absolute times and peaks of memory are written on a GPU only.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -153,20 +155,19 @@ def _wait() -> None:
 
 
 class Trainee:
-    """A model with its optimizer and one batch of half ASR, half TTS."""
+    """A model with its optimizer and one batch of half ASR, half TTS; `half`: under autocast to bfloat16."""
 
-    def __init__(self, model: Writer, batch: int, length: int) -> None:
-        self.model = model
+    def __init__(self, model: Writer, batch: int, length: int, half: bool) -> None:
+        self.model, self.half = model, half
         mixed = [*documents("asr", (batch + 1) // 2, length), *documents("tts", batch // 2, length)]
         self.batch: Batch = collate(mixed, model.specials)  # the model moves it
-        self.half = any(p.dtype == torch.bfloat16 for p in model.parameters())
         groups = parameter_groups(model, tower_learning_rate=1e-5, weight_decay=0.0)
         self.optimizer = torch.optim.AdamW(groups, lr=1e-5)
 
     def step(self) -> None:
         """Forward, backward, update."""
         self.model.train()
-        with torch.autocast(device(), torch.bfloat16, enabled=self.half):  # zips are float32
+        with torch.autocast(device(), torch.bfloat16, enabled=self.half):
             loss = self.model(self.batch).loss
         assert loss is not None
         loss.backward()
@@ -184,20 +185,35 @@ def speak(model: Writer, task: str, batch: int, length: int, tokens: int) -> Non
         model.generate(given, [target], settings=settings)
 
 
-def measure(models: dict[str, Writer], batch: int, length: int, repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds in every turn, by model and what is measured."""
-    trainees = {name: Trainee(model, batch, length) for name, model in models.items()}
-    works: dict[str, Callable[[str], Any]] = {"training step": lambda n: trainees[n].step()}
-    for task in ("asr", "tts"):
-        works[f"{task}: first token"] = lambda n, t=task: speak(models[n], t, batch, length, 1)
-        works[f"{task}: {GENERATED} tokens"] = lambda n, t=task: speak(models[n], t, batch, length, GENERATED)
-    taken: dict[str, dict[str, list[float]]] = {n: {w: [] for w in works} for n in models}
+Times = dict[str, dict[str, list[float]]]
+"""Seconds in every turn, by model and what is measured."""
+
+
+def turns(models: dict[str, Writer], works: dict[str, Callable[[str], Any]], repeats: int) -> Times:
+    """Every work of every model in every turn; the first turn warms up and is not counted."""
+    taken: Times = {n: {w: [] for w in works} for n in models}
     for turn in range(repeats + 1):
         for what, work in works.items():
             for name in models:
                 spent = seconds(lambda work=work, name=name: work(name))
-                if turn:  # the first turn warms up
+                if turn:
                     taken[name][what].append(spent)
+    return taken
+
+
+def training(models: dict[str, Writer], batch: int, length: int, half: bool, repeats: int) -> Times:
+    """Training steps."""
+    trainees = {name: Trainee(model, batch, length, half) for name, model in models.items()}
+    return turns(models, {"training step": lambda n: trainees[n].step()}, repeats)
+
+
+def speaking(models: dict[str, Writer], batch: int, length: int, repeats: int) -> Times:
+    """First and further tokens."""
+    works: dict[str, Callable[[str], Any]] = {}
+    for task in ("asr", "tts"):
+        works[f"{task}: first token"] = lambda n, t=task: speak(models[n], t, batch, length, 1)
+        works[f"{task}: {GENERATED} tokens"] = lambda n, t=task: speak(models[n], t, batch, length, GENERATED)
+    taken = turns(models, works, repeats)
     for of in taken.values():
         for task in ("asr", "tts"):
             pairs = zip(of.pop(f"{task}: {GENERATED} tokens"), of[f"{task}: first token"])
@@ -210,7 +226,7 @@ def ratio(theirs: list[float], ours: list[float]) -> float:
     return round(statistics.median(a / b for a, b in zip(theirs, ours)), 3)
 
 
-def kept_memory(model: Writer, batch: int, length: int) -> float:
+def kept_memory(model: Writer, batch: int, length: int, half: bool) -> float:
     """MiB that one training step keeps for its backward pass, parameters not counted: what grows with the batch."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
@@ -221,29 +237,33 @@ def kept_memory(model: Writer, batch: int, length: int) -> float:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    trainee = Trainee(model, batch, length)
+    trainee = Trainee(model, batch, length, half)
     model.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast(device(), torch.bfloat16, enabled=half):
         loss = model(trainee.batch).loss  # held until all is counted, so that no storage is freed and used again
     assert loss is not None
     return sum(kept.values()) / 2**20
 
 
-def peak_memory(model: Writer, batch: int, length: int) -> dict[str, float]:
-    """MiB at the peak on a GPU, weights included: of a training step with its optimizer's state, and of speaking."""
+def peak(model: Writer, work: Callable[[], Any]) -> float:
+    """MiB at the peak on a GPU, this model's weights included and others' not."""
     own = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     others = torch.cuda.memory_allocated() - own
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return round((torch.cuda.max_memory_allocated() - others) / 2**20, 1)
 
-    def peak(work: Callable[[], Any]) -> float:
-        torch.cuda.reset_peak_memory_stats()
-        work()
-        return round((torch.cuda.max_memory_allocated() - others) / 2**20, 1)
 
-    trainee = Trainee(model, batch, length)
-    trainee.step()  # makes the optimizer's state
-    training = peak(trainee.step)
-    del trainee
-    return {"training step": training, "tts": peak(lambda: speak(model, "tts", batch, length, GENERATED))}
+def peak_of_training(model: Writer, batch: int, length: int, half: bool) -> float:
+    """Of a training step, with its optimizer's state."""
+
+    def step_twice() -> None:  # the first makes the state
+        trainee = Trainee(model, batch, length, half)
+        trainee.step()
+        trainee.step()
+
+    return peak(model, step_twice)
 
 
 def main() -> None:
@@ -257,24 +277,48 @@ def main() -> None:
     logging.disable_progress_bar()
     gpu = torch.cuda.is_available()
     size = SIZES[given.size]
+    batches = [(4, 64)] if given.quick else size.batches
     models = {name: make(name, size) for name in MODELS}
+    masters = [p for m in models.values() for p in m.parameters() if p.requires_grad and p.dtype == size.dtype]
+    half = size.dtype == torch.bfloat16
+    times: list[Times] = []
+    memory: list[dict[str, float]] = []
+    peaks: list[dict[str, dict[str, float]]] = []
+    for parameter in masters:
+        parameter.data = parameter.data.float()
+    for batch, length in batches:
+        times.append(training(models, batch, length, half, given.repeats))
+        memory.append({name: round(kept_memory(model, batch, length, half), 2) for name, model in models.items()})
+        if gpu:
+            peaks.append({n: {"training step": peak_of_training(m, batch, length, half)} for n, m in models.items()})
+        print(f"training, batch {batch}, {length} units: done", file=sys.stderr)
+    for parameter in masters:
+        parameter.data = parameter.data.to(size.dtype)
+    for place, (batch, length) in enumerate(batches):
+        for name, taken in speaking(models, batch, length, given.repeats).items():
+            times[place][name] |= taken
+            if gpu:
+                work = partial(speak, models[name], "tts", batch, length, GENERATED)
+                peaks[place][name]["tts"] = peak(models[name], work)
+        print(f"speaking, batch {batch}, {length} units: done", file=sys.stderr)
     rows = []
-    for batch, length in [(4, 64)] if given.quick else size.batches:
-        times = measure(models, batch, length, given.repeats)
-        memory = {name: round(kept_memory(model, batch, length), 2) for name, model in models.items()}
-        row: dict[str, Any] = {"batch": batch, "units": length, "ratio_to_zipper": {}, "kept_for_backward_mib": memory}
-        for name in MODELS[1:]:
-            row["ratio_to_zipper"][name] = {w: ratio(t, times["zipper"][w]) for w, t in times[name].items()}
+    for place, (batch, length) in enumerate(batches):
+        zipper = times[place]["zipper"]
+        row: dict[str, Any] = {"batch": batch, "units": length, "kept_for_backward_mib": memory[place]}
+        row["ratio_to_zipper"] = {
+            name: {what: ratio(taken, zipper[what]) for what, taken in times[place][name].items()}
+            for name in MODELS[1:]
+        }
         if gpu:
             row["milliseconds"] = {
-                n: {w: round(1e3 * statistics.median(t), 3) for w, t in of.items()} for n, of in times.items()
+                n: {w: round(1e3 * statistics.median(t), 3) for w, t in of.items()} for n, of in times[place].items()
             }
-            row["peak_mib"] = {name: peak_memory(model, batch, length) for name, model in models.items()}
+            row["peak_mib"] = peaks[place]
         rows.append(row)
-        print(f"batch {batch}, {length} units: done", file=sys.stderr)
     record = {
         "size": given.size,
         "dtype": str(size.dtype).removeprefix("torch."),
+        "dtype_of_what_is_trained": "float32",
         "parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in models.items()},
         "trained": {n: sum(p.numel() for p in m.parameters() if p.requires_grad) for n, m in models.items()},
         "repeats": given.repeats,

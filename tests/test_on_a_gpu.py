@@ -1,0 +1,143 @@
+"""What only a GPU can show; skipped where there is none. Other tests train and load on a GPU, too, where there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_recipes import plain_recipe, say, tiny_recipe, workshop
+from transformers import AutoModelForCausalLM, Emu3VQVAE, JanusImageProcessor
+from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
+
+from tests.modality.test_hubert_units import LAYER, WIDTH, encoder
+from tests.modality.test_neural_audio import CODEBOOKS, build, sound
+from tests.modality.test_unit_vocoder import network, published
+from tests.modality.test_vq_image import EMU, HALF, pictures
+from tests.tiny import ids_of, limits, often_ending, tiny_model
+from zipper_lm import Document, Segment, ZipperModel
+from zipper_lm.baselines.single_decoder import SingleDecoder
+from zipper_lm.evaluation.preservation import verify
+from zipper_lm.loading import load
+from zipper_lm.modality.codec import make_codec
+from zipper_lm.modality.pretrained import RunsModel
+from zipper_lm.recipe import build as build_recipe
+from zipper_lm.training.fuse import fuse
+from zipper_lm.training.recipes import FuseRecipe
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+ALIKE = 0.95
+"""Of ids that have to be the same on both devices: convolutions in TF32 put a few vectors nearer to another code."""
+
+
+def share_alike(here: list[list[int]], there: list[list[int]]) -> float:
+    assert [len(row) for row in here] == [len(row) for row in there]
+    return float(np.mean(np.concatenate(here) == np.concatenate(there)))
+
+
+def reads_and_writes_alike(codec: Any, values: list[Any], tolerance: float) -> None:
+    """Ids of the values, and values of those ids, are the CPU's on a GPU; the model is there."""
+    assert isinstance(codec, RunsModel)
+    here = codec.encode(values)
+    back = codec.decode(here)
+    codec.to("cuda")
+    assert {p.device.type for p in codec.model.parameters()} == {"cuda"}
+    assert share_alike(here, codec.encode(values)) >= ALIKE
+    for mine, theirs in zip(back, codec.decode(here)):
+        assert np.asarray(mine).shape == np.asarray(theirs).shape
+        assert np.abs(np.float32(mine) - np.float32(theirs)).mean() <= tolerance * max(1e-6, np.abs(mine).max())
+
+
+@pytest.mark.parametrize("family", CODEBOOKS)
+def test_neural_audio(family: str, tmp_path: Path) -> None:
+    build(family).save_pretrained(tmp_path)
+    reads_and_writes_alike(make_codec("neural-audio", source=str(tmp_path)), [sound(0.5), sound(0.8, seed=1)], 0.02)
+
+
+def test_units_of_an_encoder_and_a_vocoder(tmp_path: Path) -> None:
+    encoder().save_pretrained(tmp_path / "encoder")
+    np.save(tmp_path / "km.npy", np.random.default_rng(0).standard_normal((12, WIDTH)).astype(np.float32))
+    vocoder = published(network(), tmp_path / "vocoder")
+    codec = make_codec(
+        "hubert-units",
+        source=str(tmp_path / "encoder"),
+        layer=LAYER,
+        codebook=str(tmp_path / "km.npy"),
+        vocoder=str(vocoder),
+        normalize=True,
+    )
+    reads_and_writes_alike(codec, [sound(0.5), sound(0.8, seed=1)], 0.02)
+
+
+def test_pictures(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    Emu3VQVAE(Emu3VQVAEConfig(**EMU)).save_pretrained(tmp_path)
+    JanusImageProcessor(**HALF).save_pretrained(tmp_path)
+    reads_and_writes_alike(make_codec("vq-image", source=str(tmp_path), height=8, width=8), pictures(8, 8), 0.02)
+
+
+def test_greedy_search_writes_what_it_writes_on_a_cpu() -> None:
+    """In float32, rows of several lengths, in both directions."""
+    model = often_ending(tiny_model(gate=0.5)).eval()
+    given = {
+        target: [Document([Segment(source, ids=list(range(3, 3 + n)))]) for n in (2, 7, 12)]
+        for source, target in (("text", "speech"), ("speech", "text"))
+    }
+    settings = limits(model, 20)
+    here = {t: ids_of(model.generate(d, [t], settings=settings)) for t, d in given.items()}
+    model.to("cuda")
+    assert here == {t: ids_of(model.generate(d, [t], settings=settings)) for t, d in given.items()}
+
+
+@pytest.mark.parametrize("architecture", ["zipper", "single-decoder"])
+def test_fused_in_bfloat16(architecture: str, tmp_path: Path) -> None:
+    """Checkpoints in bfloat16, trained under autocast: what is trained is float32 and moves, the frozen tower keeps its
+    dtype and its bits, and the model reads and writes."""
+    towers: dict[str, Any] = {}
+    for name in ("text", "speech"):
+        source = tmp_path / name
+        source.mkdir()
+        for file in (workshop() / name).iterdir():
+            (source / file.name).write_bytes(file.read_bytes())
+        AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(source)
+        towers[name] = {"source": str(source), "train": "full" if name == "speech" else "frozen"}
+    if architecture == "single-decoder":
+        towers["text"]["train"] = "full"
+    plain = plain_recipe(tmp_path / "model", towers=towers, architecture=architecture)
+    plain["training"]["arguments"]["bf16"] = True
+    record = fuse(build_recipe(FuseRecipe, plain))
+    losses = [entry["loss"] for entry in record["history"] if "loss" in entry]
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()
+    model = load(tmp_path / "model")
+    assert next(model.parameters()).device.type == "cuda"
+    dtypes = {p.dtype for p in model.parameters()}
+    if architecture == "zipper":
+        assert isinstance(model, ZipperModel)
+        assert record["frozen_unchanged"] == {"text": True}
+        assert {p.dtype for p in model.tower("text").backbone.parameters()} == {torch.bfloat16}
+        assert {p.dtype for p in model.tower("speech").backbone.parameters()} == {torch.float32}
+        reports = {r.name: r for r in verify(ZipperModel.from_pretrained(tmp_path / "model"), tmp_path / "model")}
+        assert reports["text"].identical
+        assert not reports["speech"].identical
+    else:
+        assert isinstance(model, SingleDecoder)
+        assert dtypes == {torch.float32}
+    given = [Document([Segment("speech", value=say("one six"))])]
+    written = model.generate(given, ["text"], settings={"text": {"max_new_tokens": 4}})
+    assert [s.modality for s in written[0]] == ["speech", "text"]
+
+
+def test_two_runs_are_one(tmp_path: Path) -> None:
+    """The same recipe twice gives the same weights to the bit, so that a comparison between GPUs' runs is one of
+    recipes."""
+    weights = []
+    for name in ("first", "second"):
+        fuse(tiny_recipe(tmp_path / name, training={"steps": 3, "corrupt": 0.3}))
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
