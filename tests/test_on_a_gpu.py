@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped where there is none. Other tests train and load on a GPU, too, where there is one."""
+"""What only a GPU can show; skipped where there is none. Where there is one, other tests train and load on it, too."""
 
 from __future__ import annotations
 
