@@ -52,6 +52,7 @@ class _Speaker:
         # The number of the segment being written, in every row.
         self.now = torch.tensor([[len(d)] for d in request.documents], device=self.device)
         self.next = past  # which token of the stream the coming forward begins with
+        self.has_read = False  # since it was told so
         self.sources: dict[str, Tensor] = {}
         self.zips: dict[int, list[tuple[str, ZipLayer, Memory]]] = {}
         for (reader, source), pairs in self.model.layer_pairs.items():
@@ -66,6 +67,7 @@ class _Speaker:
     def before(self, depth: int, hidden_states: Tensor) -> Tensor:
         if depth:
             return hidden_states
+        self.has_read = True
         rows, start, known = len(self.now), self.next, self.segments.shape[1]
         self.next = end = start + hidden_states.shape[1]
         tail = torch.arange(max(start, known) - known, max(end, known) - known, device=self.device).expand(rows, -1)
@@ -104,15 +106,18 @@ class Stop(StoppingCriteria):
 class _Place(StoppingCriteria):
     """Ends nothing; tells a speaker after each step with which token the next forward begins.
 
-    Counting forwards would not do: assisted decoding steps back behind tokens that were not accepted. Without a cache
-    every forward begins with the first.
+    Counting forwards would not do: assisted decoding steps back behind tokens that were not accepted. Before a forward
+    transformers 5.17 asks once more, with tokens that are only proposed: what counts is the first time after a forward.
+    Without a cache every forward begins with the first.
     """
 
     def __init__(self, speaker: _Speaker, cached: bool) -> None:
         self.speaker, self.cached = speaker, cached
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        self.speaker.next = input_ids.shape[1] - 1 if self.cached else 0  # the newest token has not been read
+        if self.speaker.has_read:
+            self.speaker.next = input_ids.shape[1] - 1 if self.cached else 0  # the newest token has not been read
+            self.speaker.has_read = False
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
