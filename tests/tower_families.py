@@ -244,7 +244,11 @@ DRAFT = Known(
 KNOWN = {
     "blt": Known(UNSUPPORTED, "upstream, no cache: its config lacks a layer count", ("bare model, cached",)),
     "cpmant": Known(NOT_CAUSAL, "the prompt is read in both directions", (LEAK,)),
-    "gemma3n": Known(NO_CONFIG, "its vision tower needs timm; as `gemma3n_text` it passes", ("timm",)),
+    "gemma3n": Known(
+        NO_CONFIG,
+        "its vision tower needs timm, or with it another config; as `gemma3n_text` it passes",
+        ("timm", "'sliding_attention' is not in list"),
+    ),
     "gemma4_assistant": DRAFT,
     "gemma4_unified_assistant": DRAFT,
     "prophetnet": Known(UNSUPPORTED, "its n-gram streams lie one after the other in time", ("passes [(3, 15, 32)]",)),

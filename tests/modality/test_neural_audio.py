@@ -196,6 +196,19 @@ def test_first_codebooks_are_those_of_all(folders: dict[str, str], family: str) 
 
 
 @pytest.mark.parametrize("family", CODEBOOKS)
+def test_all_of_a_model_that_was_used_goes_to_a_device(folders: dict[str, str], family: str) -> None:
+    """Mimi computes its codebooks when they are first used and keeps them where they are then: a codec that had read
+    anything on the CPU could read nothing on a GPU. Here the model goes to the device without data."""
+    codec = make_codec("neural-audio", source=folders[family])
+    assert isinstance(codec, NeuralAudioCodec)
+    codec.encode([sound()])
+    model: Any = codec.to("meta").model
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    assert bool(kept) == (family == "mimi")
+    assert {t.device.type for t in (*model.parameters(), *model.buffers(), *kept)} == {"meta"}
+
+
+@pytest.mark.parametrize("family", CODEBOOKS)
 @pytest.mark.parametrize("samples", [1, 161, 640])
 def test_short_sounds(folders: dict[str, str], family: str, samples: int) -> None:
     codec = made(folders, family)

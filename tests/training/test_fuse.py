@@ -147,7 +147,7 @@ def test_early_stopping_and_the_best_checkpoint(tmp_path: Path, monkeypatch: pyt
     real = trainer_module.ZipperTrainer.evaluate
 
     def evaluate(self: ZipperTrainer, *args: Any, **kwargs: Any) -> Any:
-        states.append(self.model.zips["text"]["speech"][0].q_proj.weight.detach().clone())  # type: ignore[union-attr]
+        states.append(self.model.zips["text"]["speech"][0].q_proj.weight.detach().clone().cpu())  # type: ignore[union-attr]
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(ZipperTrainer, "evaluate", evaluate)

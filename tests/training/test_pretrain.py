@@ -96,7 +96,7 @@ def test_the_best_checkpoint_comes_back_whole(family: str, tmp_path: Path, monke
     kept: list[dict[str, torch.Tensor]] = []
 
     def evaluate(self: Trainer, *_: Any, **__: Any) -> dict[str, float]:
-        kept.append({n: t.clone() for n, t in self.model.state_dict().items()})
+        kept.append({n: t.clone().cpu() for n, t in self.model.state_dict().items()})
         return {"eval_loss": float(next(losses))}
 
     monkeypatch.setattr(TowerTrainer, "evaluate", evaluate)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from zipper_lm.backbones import lacking_tensors, weights_hash
@@ -51,6 +52,10 @@ class RunsModel:
     def to(self, device: torch.device | str) -> Self:
         """Run on this device from now on."""
         self.model.to(device)
+        for module in self.model.modules():
+            for name, value in list(vars(module).items()):
+                if isinstance(value, Tensor):  # which `to` does not know of: Mimi's codebooks, once they were used
+                    setattr(module, name, value.to(device))
         return self
 
 
