@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from human_digits import KINDS, SINGLE, claims, comparison, draw_comparison, few_pairs, in_short, longer, pairs_of
+from human_digits import KINDS, SINGLE, claims, comparison, draw_comparison, few_pairs, in_short, longer
 
+from zipper_lm.experiments.comparison import compare
 from zipper_lm.experiments.records import Cell, read_results
 from zipper_lm.experiments.report import spread
 
@@ -179,19 +180,44 @@ def combination() -> str:
     return "\n".join(lines)
 
 
-def notes_and_captions() -> str:
-    """Zipper against the single decoder on sounds that are no speech."""
-    results = read_results(ROOT / "results" / "sounds-cpu")
-    heads = ["captioned sounds", "Zipper", "single decoder", "codec alone"]
-    lines = [f"| test WER, % | {' | '.join(heads)} |", "|---|---|---|---|---|"]
-    for task, name in (("sound->text", "sound to caption"), ("text->sound", "caption to sound, as the judge hears it")):
-        for point in results.experiment.points:
-            cells = [results.cells.get((point, kind), []) for kind in KINDS]
-            rates = [spread([r["scores"][task]["wer"] for r in cell]) for cell in cells]
-            floors = [r["scores"][task]["oracle_wer"] for r in cells[0] if task == "text->sound"]
-            floor = f"{floors[0]:.1f}" if floors else ""
-            lines.append(f"| {name} | {pairs_of(point)} | {' | '.join(rates)} | {floor} |")
+def other_pair(name: str, most: int, tasks: dict[str, str], longer: tuple[str, str, str] | None = None) -> str:
+    """Zipper against the single decoder between other modalities: at every share, with a tenth of the pairs against
+    all of them, and with more steps.
+
+    Args:
+        name: of the experiment. most: aligned pairs at 100 %. tasks: the experiment's, and their names in the table.
+        longer: how long, and the two arms, at 100 %.
+    """
+    results = read_results(ROOT / "results" / name)
+    told = {
+        point: str(round(most * float(point.removesuffix("-percent")) / 100)) for point in results.experiment.points
+    }
+    tenth, whole = "10-percent", "100-percent"
+    zipper, single = KINDS
+    rows = {pairs: ((point, zipper), (point, single)) for point, pairs in told.items()}
+    rows[f"{told[tenth]}, single decoder {told[whole]}"] = ((tenth, zipper), (whole, single))
+    if longer is not None:
+        rows[f"{told[whole]}, {longer[0]}"] = ((whole, longer[1]), (whole, longer[2]))
+    lines = [
+        "| test WER, % | pairs | Zipper | single decoder | Zipper minus single decoder, points | codec alone | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task, what in tasks.items():
+        for pairs, keys in rows.items():
+            ours, theirs = (results.cells.get(key, []) for key in keys)
+            if (found := compare(ours, theirs, task)) is None:
+                continue
+            rates = " | ".join(spread([r["scores"][task]["wer"] for r in cell]) for cell in (ours, theirs))
+            floor = ours[0]["scores"][task].get("oracle_wer")
+            difference = f"{found.difference:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
+            codec = "" if floor is None else f"{floor:.1f}"
+            lines.append(f"| {what} | {pairs} | {rates} | {difference} | {codec} | {found.seeds} |")
     return "\n".join(lines)
+
+
+NOTES = {"sound->text": "sound to caption", "text->sound": "caption to sound, as the judge hears it"}
+THRICE = ("three times the steps", "zipper-thrice-the-steps", "single-decoder-thrice-the-steps")
+PICTURES = {"image->text": "picture to name", "text->image": "name to picture, as the classifier sees it"}
 
 
 def three_towers() -> str:
@@ -298,7 +324,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sounds": sounds,
     "combination": combination,
     "three-towers": three_towers,
-    "notes-and-captions": notes_and_captions,
+    "notes-and-captions": partial(other_pair, "sounds-cpu", 3000, NOTES, THRICE),
+    "pictures-and-names": partial(other_pair, "digit-images-long", 1000, PICTURES),
     "read-sentences": read_sentences,
     "claims": claims,
     "comparison": comparison,

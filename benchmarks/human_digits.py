@@ -33,6 +33,14 @@ LONGER = {
     "8000 steps, tuned alike": ("converged", "zipper", SINGLE),
 }
 """With all the pairs: how long, and the experiment and its two arms."""
+LONGER_FEW = {
+    "4000 steps, joined rows, no pseudo-labels": (
+        "data-curve-long",
+        "zipper-joined-guided-twice-the-steps",
+        "single-decoder-joined-twice-the-steps",
+    )
+}
+"""The same with 300."""
 
 TASKS = {"asr": "speech to text", "tts": "text to speech"}
 
@@ -162,6 +170,7 @@ def few_pairs() -> str:
         ("single decoder, that and pseudo-labels", labels, FEW, "single-decoder-corrupt-pseudo-labels"),
         ("single decoder, that and joined rows", labels, FEW, "single-decoder-joined-pseudo-labels"),
         ("... joined rows and no pseudo-labels, twice the steps", curve, FEW, "single-decoder-joined-twice-the-steps"),
+        ("Zipper, the same and guided attention to speak", curve, FEW, "zipper-joined-guided-twice-the-steps"),
         ("Zipper with 30 pairs", curve, "1-percent", "zipper"),
         (
             "... and all of the above, the surest half, three times",
@@ -193,16 +202,20 @@ def few_pairs() -> str:
 
 def longer() -> str:
     """With all the pairs, what more steps give both."""
-    most = [_curve()["100-percent", kind][True] for kind in KINDS]
-    return _both({f"{STEPS} steps, each made the most of": most} | _longer())
+    most = [_curve()[SHARES[-1], kind][True] for kind in KINDS]
+    return _both({f"{STEPS} steps, each made the most of": most} | _longer(LONGER, SHARES[-1]))
 
 
 def in_short() -> str:
     """Each made the most of, by the number of pairs, and with all of them what more steps give both."""
     curve = _curve()
     told = f"pairs, {STEPS} steps, each made the most of"
-    few = {f"{pairs_of(p)} {told}": [curve[p, kind][True] for kind in KINDS] for p in SHARES}
-    return _both(few | {f"{pairs_of(SHARES[-1])} pairs, {how}": cells for how, cells in _longer().items()})
+    rows = {}
+    for share in SHARES:
+        rows[f"{pairs_of(share)} {told}"] = [curve[share, kind][True] for kind in KINDS]
+        arms = {FEW: LONGER_FEW, SHARES[-1]: LONGER}.get(share, {})
+        rows |= {f"{pairs_of(share)} pairs, {how}": cells for how, cells in _longer(arms, share).items()}
+    return _both(rows)
 
 
 def _both(rows: dict[str, list[Cell]]) -> str:
@@ -214,11 +227,11 @@ def _both(rows: dict[str, list[Cell]]) -> str:
     return "\n".join(lines)
 
 
-def _longer() -> dict[str, list[Cell]]:
+def _longer(longer: dict[str, tuple[str, str, str]], share: str) -> dict[str, list[Cell]]:
     """Zipper's runs and the single decoder's, by how long."""
     return {
-        told: [read_results(ROOT / "results" / name).cells.get(("100-percent", arm), []) for arm in arms]
-        for told, (name, *arms) in LONGER.items()
+        told: [read_results(ROOT / "results" / name).cells.get((share, arm), []) for arm in arms]
+        for told, (name, *arms) in longer.items()
     }
 
 
@@ -255,7 +268,10 @@ def claims() -> str:
         + [("1-percent", list(hows)[1], "tts")]
         for most in [hows[how]]
     }
-    more = _longer()
+    for how, cells in _longer(LONGER_FEW, FEW).items():
+        if (found := compare(*cells, "asr")) is not None:
+            few[f"{pairs_of(FEW)} pairs, {how}"] = found
+    more = _longer(LONGER, all_pairs)
     each = {(task, share): against(task, share, False) for task in TASKS for share in shares}
     (task, point), worst = max(each.items(), key=lambda item: item[1].difference)
     zippers = [cell for share in shares for cell in curve[share, "zipper"]]
