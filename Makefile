@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-all lint format clean
+.PHONY: setup demo test test-all test-oldest lint format clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,13 @@ test: setup
 test-all: setup
 	$(BIN)/python -m pytest -n auto -m ""
 
+# The oldest versions that pyproject.toml allows, in a folder of their own.
+test-oldest:
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[demo,dev]"
+	$(VENV)-oldest/bin/python -m pytest -n auto
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,4 +42,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) $(VENV)-oldest build dist src/*.egg-info
