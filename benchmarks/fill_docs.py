@@ -180,31 +180,31 @@ def combination() -> str:
     return "\n".join(lines)
 
 
-def other_pair(name: str, most: int, tasks: dict[str, str], longer: tuple[str, str, str] | None = None) -> str:
+def other_pair(name: str, most: int, tasks: dict[str, str], longer: tuple[str, str, str, str] | None = None) -> str:
     """Zipper against the single decoder between other modalities: at every share, with a tenth of the pairs against
     all of them, and with more steps.
 
     Args:
         name: of the experiment. most: aligned pairs at 100 %. tasks: the experiment's, and their names in the table.
-        longer: how long, and the two arms, at 100 %.
+        longer: how long, the experiment and its two arms, at 100 %.
     """
     results = read_results(ROOT / "results" / name)
-    told = {
-        point: str(round(most * float(point.removesuffix("-percent")) / 100)) for point in results.experiment.points
-    }
+    cells, points = results.cells, results.experiment.points
+    told = {point: str(round(most * float(point.removesuffix("-percent")) / 100)) for point in points}
     tenth, whole = "10-percent", "100-percent"
     zipper, single = KINDS
-    rows = {pairs: ((point, zipper), (point, single)) for point, pairs in told.items()}
-    rows[f"{told[tenth]}, single decoder {told[whole]}"] = ((tenth, zipper), (whole, single))
+    rows = {pairs: (cells.get((point, zipper), []), cells.get((point, single), [])) for point, pairs in told.items()}
+    rows[f"{told[tenth]}, single decoder {told[whole]}"] = (rows[told[tenth]][0], rows[told[whole]][1])
     if longer is not None:
-        rows[f"{told[whole]}, {longer[0]}"] = ((whole, longer[1]), (whole, longer[2]))
+        how, other, *arms = longer
+        more = read_results(ROOT / "results" / other).cells
+        rows[f"{told[whole]}, {how}"] = (more.get((whole, arms[0]), []), more.get((whole, arms[1]), []))
     lines = [
         "| test WER, % | pairs | Zipper | single decoder | Zipper minus single decoder, points | codec alone | seeds |",
         "|---|---|---|---|---|---|---|",
     ]
     for task, what in tasks.items():
-        for pairs, keys in rows.items():
-            ours, theirs = (results.cells.get(key, []) for key in keys)
+        for pairs, (ours, theirs) in rows.items():
             if (found := compare(ours, theirs, task)) is None:
                 continue
             rates = " | ".join(spread([r["scores"][task]["wer"] for r in cell]) for cell in (ours, theirs))
@@ -216,7 +216,7 @@ def other_pair(name: str, most: int, tasks: dict[str, str], longer: tuple[str, s
 
 
 NOTES = {"sound->text": "sound to caption", "text->sound": "caption to sound, as the judge hears it"}
-THRICE = ("three times the steps", "zipper-thrice-the-steps", "single-decoder-thrice-the-steps")
+THRICE = ("three times the steps", "sounds-variants", "zipper-thrice-the-steps", "single-decoder-thrice-the-steps")
 PICTURES = {"image->text": "picture to name", "text->image": "name to picture, as the classifier sees it"}
 
 

@@ -49,7 +49,7 @@ KINDS = {"zipper": "Zipper", SINGLE: "single decoder"}
 
 TRIED = (
     *("data-curve-long", "more-steps", "augmentation", "pseudo-labels"),
-    *("few-pairs", "early-stopped-tower", "equal-exposure"),
+    *("few-pairs", "window-digits", "early-stopped-tower", "equal-exposure"),
 )
 
 

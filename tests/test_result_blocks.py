@@ -30,9 +30,11 @@ ORDER = (
     "few-pairs",
     "digit-images",
     "window",
+    "window-digits",
     "ablations-cpu",
     "digit-images-long",
     "sounds-cpu",
+    "sounds-variants",
 )
 sys.path.insert(0, str(ROOT / "benchmarks"))  # as it is for a script there
 fill_docs = runpy.run_path(str(ROOT / "benchmarks" / "fill_docs.py"))
