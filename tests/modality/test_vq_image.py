@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -196,6 +198,21 @@ def test_sources_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     JanusVQVAE(JanusVQVAEConfig(**JANUS)).save_pretrained(alone)
     with pytest.raises(ValueError, match=r"image processor .* cannot be loaded from that folder"):
         make_codec("vq-image", source=str(alone))
+
+
+def test_what_the_file_leaves_out_is_the_processors_own(
+    janus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without torchvision transformers 5.17 makes no image processor at all; its file alone is enough where it says
+    mean, deviation and filter."""
+    shutil.copytree(janus, tmp_path / "janus")
+    file = tmp_path / "janus" / "preprocessor_config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "resample"}))
+    own = SimpleNamespace(image_mean=[0.1] * 3, image_std=[0.2] * 3, resample=2)
+    monkeypatch.setattr(vq_image.AutoImageProcessor, "from_pretrained", lambda *_, **__: own)
+    lacking, whole = (make_codec("vq-image", source=str(at)) for at in (tmp_path / "janus", janus))
+    assert (lacking.form.mean[0], lacking.form.std[0], lacking.form.resample) == (0.1, 0.2, 2)
+    assert whole.form.mean[0] == 0.5
 
 
 @pytest.mark.parametrize(("owner", "config", "size"), [(JanusVQVAE, JANUS, 6), (Emu3VQVAE, EMU, 8)], ids=str)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor, Emu3VQVAE, JanusVQVAE
+from transformers import AutoConfig, AutoImageProcessor, Emu3VQVAE, ImageProcessingMixin, JanusVQVAE
 
 from zipper_lm.data.picture import read_picture, rgb
 from zipper_lm.hub import check_hub_arguments, reaching
@@ -118,13 +118,13 @@ class VqImageCodec(LaidOut, RunsModel):
         if height is None or width is None:
             raise ValueError(f"vq-image codec: {source} takes pictures of many sizes; give height and width")
         with reaching("image processor", source, revision):
-            processor = AutoImageProcessor.from_pretrained(source, revision=revision or "main", **hub)
+            said = _said_of_pictures(source, revision=revision or "main", **hub)
         form = PictureForm(
             height=height,
             width=width,
-            mean=processor.image_mean,
-            std=processor.image_std,
-            resample=processor.resample,
+            mean=said["image_mean"],
+            std=said["image_std"],
+            resample=said["resample"],
         )
         return cls(
             model,
@@ -229,6 +229,17 @@ def _step(model: VqModel) -> int:
 def _fixed_size(model: VqModel) -> int | None:
     """Height and width in pixels of a Janus; `None` if the model takes any multiple of its step."""
     return model.config.num_patches * _step(model) if isinstance(model, JanusVQVAE) else None
+
+
+def _said_of_pictures(source: str, **where: Any) -> dict[str, Any]:
+    """Mean, deviation and filter of a checkpoint's image processor. As its file says, which takes no more than that;
+    what it leaves to the defaults of its class is asked of that, which takes torchvision with older transformers."""
+    names = ("image_mean", "image_std", "resample")
+    said, _ = ImageProcessingMixin.get_image_processor_dict(source, **where)
+    if all(name in said for name in names):
+        return said
+    processor = AutoImageProcessor.from_pretrained(source, **where)
+    return {name: getattr(processor, name) for name in names}
 
 
 def _encoded(model: VqModel, pixels: Tensor) -> Tensor:
