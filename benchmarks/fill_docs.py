@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from human_digits import KINDS, SINGLE, claims, comparison, draw_comparison, few_pairs, in_short, longer
+from human_digits import KINDS, SINGLE, beyond_chance, claims, comparison, draw_comparison, few_pairs, in_short, longer
 
 from zipper_lm.experiments.comparison import compare
 from zipper_lm.experiments.records import Cell, read_results
@@ -180,13 +180,17 @@ def combination() -> str:
     return "\n".join(lines)
 
 
-def other_pair(name: str, most: int, tasks: dict[str, str], longer: tuple[str, str, str, str] | None = None) -> str:
+Longer = tuple[str, str, dict[str, tuple[str, str]]]
+"""How long, the experiment, and at which shares which two of its arms."""
+
+
+def other_pair(name: str, most: int, tasks: dict[str, str], longer: Longer | None = None) -> str:
     """Zipper against the single decoder between other modalities: at every share, with a tenth of the pairs against
     all of them, and with more steps.
 
     Args:
         name: of the experiment. most: aligned pairs at 100 %. tasks: the experiment's, and their names in the table.
-        longer: how long, the experiment and its two arms, at 100 %.
+        longer: what had more steps.
     """
     results = read_results(ROOT / "results" / name)
     cells, points = results.cells, results.experiment.points
@@ -196,9 +200,10 @@ def other_pair(name: str, most: int, tasks: dict[str, str], longer: tuple[str, s
     rows = {pairs: (cells.get((point, zipper), []), cells.get((point, single), [])) for point, pairs in told.items()}
     rows[f"{told[tenth]}, single decoder {told[whole]}"] = (rows[told[tenth]][0], rows[told[whole]][1])
     if longer is not None:
-        how, other, *arms = longer
+        how, other, arms = longer
         more = read_results(ROOT / "results" / other).cells
-        rows[f"{told[whole]}, {how}"] = (more.get((whole, arms[0]), []), more.get((whole, arms[1]), []))
+        for point, (ours, theirs) in arms.items():
+            rows[f"{told[point]}, {how}"] = (more.get((point, ours), []), more.get((point, theirs), []))
     lines = [
         "| test WER, % | pairs | Zipper | single decoder | Zipper minus single decoder, points | codec alone | seeds |",
         "|---|---|---|---|---|---|---|",
@@ -216,7 +221,14 @@ def other_pair(name: str, most: int, tasks: dict[str, str], longer: tuple[str, s
 
 
 NOTES = {"sound->text": "sound to caption", "text->sound": "caption to sound, as the judge hears it"}
-THRICE = ("three times the steps", "sounds-variants", "zipper-thrice-the-steps", "single-decoder-thrice-the-steps")
+THRICE: Longer = (
+    "three times the steps",
+    "sounds-variants",
+    {
+        "10-percent": ("zipper-thrice-the-steps-lower-rate", "single-decoder-thrice-the-steps"),
+        "100-percent": ("zipper-thrice-the-steps", "single-decoder-thrice-the-steps"),
+    },
+)
 PICTURES = {"image->text": "picture to name", "text->image": "name to picture, as the classifier sees it"}
 
 
@@ -327,6 +339,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "notes-and-captions": partial(other_pair, "sounds-cpu", 3000, NOTES, THRICE),
     "pictures-and-names": partial(other_pair, "digit-images-long", 1000, PICTURES),
     "read-sentences": read_sentences,
+    "beyond-chance": beyond_chance,
     "claims": claims,
     "comparison": comparison,
     "few-pairs": few_pairs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from zipper_lm.evaluation.word_error_rate import word_error_rate
 from zipper_lm.experiments.comparison import Comparison, compare
 from zipper_lm.experiments.records import Cell, read_results
 from zipper_lm.experiments.report import spread
@@ -101,6 +102,32 @@ def comparison() -> str:
     counts = {share: [len(_tried(kind, share)) for kind in KINDS] for share in dict.fromkeys(p for p, _ in curve)}
     told = [f"{ours} and {theirs} with {pairs_of(p)}" for p, (ours, theirs) in counts.items() if ours + theirs > 2]
     return "\n".join([*lines, "", f"Ways tried, of Zipper and of the single decoder: {'; '.join(told)} pairs."])
+
+
+def beyond_chance() -> str:
+    """With the fewest pairs: errors of what was written, and of the same when it is held against other rows' references
+    (those of the next five rows), as if nothing had been read. Who writes less makes fewer errors, read or not."""
+    curve = _curve()
+    heads = ["test WER, %", "pairs", "", "as written", "against other rows", "words written, of those said"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for task, name in TASKS.items():
+        for share in list(dict.fromkeys(share for share, _ in curve))[:3]:
+            for kind, model in KINDS.items():
+                scores = [record["scores"][task] for record in curve[share, kind][0]]
+                others = [_against_others(score["references"], score["hypotheses"]) for score in scores]
+                words = [_words(score["hypotheses"]) / _words(score["references"]) for score in scores]
+                rates = f"{spread([score['wer'] for score in scores])} | {spread(others)}"
+                lines.append(f"| {name} | {pairs_of(share)} | {model} | {rates} | {sum(words) / len(words):.2f} |")
+    return "\n".join(lines)
+
+
+def _words(texts: list[str]) -> int:
+    return sum(len(text.split()) for text in texts)
+
+
+def _against_others(references: list[str], hypotheses: list[str]) -> float:
+    moved = [references[shift:] + references[:shift] for shift in range(1, 6)]
+    return sum(word_error_rate(other, hypotheses).wer for other in moved) / len(moved)
 
 
 def draw_comparison(picture: Path) -> None:
