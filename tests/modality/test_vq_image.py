@@ -209,7 +209,7 @@ def test_what_the_file_leaves_out_is_the_processors_own(
     file = tmp_path / "janus" / "preprocessor_config.json"
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "resample"}))
     own = SimpleNamespace(image_mean=[0.1] * 3, image_std=[0.2] * 3, resample=2)
-    monkeypatch.setattr(vq_image.AutoImageProcessor, "from_pretrained", lambda *_, **__: own)
+    monkeypatch.setattr(vq_image, "AutoImageProcessor", SimpleNamespace(from_pretrained=lambda *_, **__: own))
     lacking, whole = (make_codec("vq-image", source=str(at)) for at in (tmp_path / "janus", janus))
     assert (lacking.form.mean[0], lacking.form.std[0], lacking.form.resample) == (0.1, 0.2, 2)
     assert whole.form.mean[0] == 0.5
