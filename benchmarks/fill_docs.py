@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from human_digits import KINDS, SINGLE, beyond_chance, claims, comparison, draw_comparison, few_pairs, in_short, longer
+from human_digits import KINDS, SINGLE, claims, comparison, draw_comparison, few_pairs, in_short, longer, what_is_read
 
 from zipper_lm.experiments.comparison import compare
 from zipper_lm.experiments.records import Cell, read_results
@@ -318,7 +318,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "three-towers": three_towers,
     "notes-and-captions": notes_and_captions,
     "read-sentences": read_sentences,
-    "beyond-chance": beyond_chance,
     "claims": claims,
     "comparison": comparison,
     "few-pairs": few_pairs,
@@ -328,6 +327,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cost-gpu": partial(cost_on_gpu, "cost-gpu.json"),
     "cost-large-gpu": partial(cost_on_gpu, "cost-large-gpu.json"),
     "time-to": time_to,
+    "what-is-read": what_is_read,
 }
 
 
