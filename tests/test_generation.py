@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import doc, ids_of, limits, tiny_backbone, tiny_model
@@ -6,6 +8,7 @@ from transformers import GenerationConfig
 from zipper_lm import Document, Segment, ZipperModel, ZipSpec
 from zipper_lm.collation import collate
 from zipper_lm.generation import StreamedToken
+from zipper_lm.speaking import _Place
 from zipper_lm.zips import ZipLayer
 
 RAGGED = [doc(("speech", [5, 6, 7, 8])), doc(("text", [5, 6]), ("speech", [9]))]
@@ -81,6 +84,7 @@ def test_documents_that_start_with_nothing() -> None:
         (RAGGED, [], {}, "non-empty list"),
         (RAGGED, ["text"], {"smell": {}}, r"settings name \['smell'\]"),
         (RAGGED, ["text"], {"speech": {"num_return_sequences": 2, "do_sample": True}}, "num_return_sequences=2"),
+        (RAGGED, ["text"], {"speech": {"assistant_early_exit": 2}}, "assistant_early_exit=2"),
         (RAGGED, ["text"], {"speech": {"max_new_token": 2}}, r"settings for 'speech': unknown \['max_new_token'\]"),
         ([doc(("smell", [1]))], ["text"], {}, "unknown modality 'smell'"),
         ([doc(("text", [31]))], ["speech"], {}, "text: token id 31 out of range"),
@@ -227,3 +231,16 @@ def test_settings_of_another_type_are_refused(settings: dict[str, str], message:
     """They ended in a TypeError deep inside, or, like "False", counted as true."""
     with pytest.raises(ValueError, match=f"settings for 'text': {message}"):
         tiny_model().generate(RAGGED, ["text"], settings={"text": settings})
+
+
+def test_proposed_tokens_do_not_move_the_place() -> None:
+    """Before each forward of assisted decoding, transformers 5.17 asks the stopping criteria about tokens that are only
+    proposed: queries stood behind them, and prompt lookup wrote other tokens than greedy search."""
+    speaker = SimpleNamespace(next=0, has_read=False)
+    place = _Place(speaker, cached=True)  # type: ignore[arg-type]
+    places = []
+    for forward, length in ((False, 13), (True, 11), (False, 14), (True, 12)):
+        speaker.has_read |= forward
+        place(torch.zeros(1, length, dtype=torch.long), None)
+        places.append(speaker.next)
+    assert places == [0, 10, 10, 11]

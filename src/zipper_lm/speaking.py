@@ -269,6 +269,11 @@ def generation_config(name: str, settings: Mapping[str, Any] | GenerationConfig 
             f"settings for {name!r}: num_return_sequences={config.num_return_sequences}, but a document has one next "
             "segment"
         )
+    if config.assistant_early_exit is not None:
+        raise ValueError(
+            f"settings for {name!r}: assistant_early_exit={config.assistant_early_exit}, but a tower without its last "
+            "layers would lack the zips there; prompt_lookup_num_tokens proposes tokens without a second model"
+        )
     return config
 
 
