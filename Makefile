@@ -25,7 +25,7 @@ test: setup
 test-all: setup
 	$(BIN)/python -m pytest -n auto -m ""
 
-# The oldest versions that pyproject.toml allows, in a folder of their own.
+# The oldest versions that pyproject.toml allows but for torch, in a folder of their own; Python 3.11 or 3.12.
 test-oldest:
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints.txt torch
