@@ -226,8 +226,9 @@ def ratio(theirs: list[float], ours: list[float]) -> float:
     return round(statistics.median(a / b for a, b in zip(theirs, ours)), 3)
 
 
-def kept_memory(model: Writer, batch: int, length: int, half: bool) -> float:
-    """MiB that one training step keeps for its backward pass, parameters not counted: what grows with the batch."""
+def kept_memory(model: Writer, batch: int, length: int) -> float:
+    """MiB that one training step keeps for its backward pass, parameters not counted: what grows with the batch.
+    Without autocast, which would keep copies of the weights, too."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -237,10 +238,9 @@ def kept_memory(model: Writer, batch: int, length: int, half: bool) -> float:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    trainee = Trainee(model, batch, length, half)
+    trainee = Trainee(model, batch, length, half=False)
     model.train()
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, torch.autocast(device(), torch.bfloat16, enabled=half):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = model(trainee.batch).loss  # held until all is counted, so that no storage is freed and used again
     assert loss is not None
     return sum(kept.values()) / 2**20
@@ -288,13 +288,13 @@ def main() -> None:
         parameter.data = parameter.data.float()
     for batch, length in batches:
         times.append(training(models, batch, length, half, given.repeats))
-        memory.append({name: round(kept_memory(model, batch, length, half), 2) for name, model in models.items()})
         if gpu:
             peaks.append({n: {"training step": peak_of_training(m, batch, length, half)} for n, m in models.items()})
         print(f"training, batch {batch}, {length} units: done", file=sys.stderr)
     for parameter in masters:
         parameter.data = parameter.data.to(size.dtype)
     for place, (batch, length) in enumerate(batches):
+        memory.append({name: round(kept_memory(model, batch, length), 2) for name, model in models.items()})
         for name, taken in speaking(models, batch, length, given.repeats).items():
             times[place][name] |= taken
             if gpu:
