@@ -198,6 +198,12 @@ def few_pairs() -> str:
         ("that, and guided attention to speak", labels, FEW, "zipper-joined-guided-pseudo-labels"),
         ("a fifth left out, and guided attention in both tasks", noise, FEW, "zipper-corrupt-guided"),
         ("a fifth left out, and guided attention to speak", noise, FEW, "zipper-corrupt-guided-to-speak"),
+        (
+            "that, half of the rows to read joined, and twice the steps",
+            curve,
+            FEW,
+            "zipper-joined-guided-twice-the-steps",
+        ),
         ("half of all rows joined, and a fifth left out", noise, FEW, "zipper-joined-and-corrupt"),
         ("pseudo-labels", labels, FEW, "zipper-pseudo-labels"),
         ("pseudo-labels: the surest, twice", labels, FEW, "zipper-surest-twice"),
@@ -207,7 +213,6 @@ def few_pairs() -> str:
         ("single decoder, that and pseudo-labels", labels, FEW, "single-decoder-corrupt-pseudo-labels"),
         ("single decoder, that and joined rows", labels, FEW, "single-decoder-joined-pseudo-labels"),
         ("... joined rows and no pseudo-labels, twice the steps", curve, FEW, "single-decoder-joined-twice-the-steps"),
-        ("Zipper, the same and guided attention to speak", curve, FEW, "zipper-joined-guided-twice-the-steps"),
         ("Zipper with 30 pairs", curve, "1-percent", "zipper"),
         (
             "... and all of the above, the surest half, three times",

@@ -246,7 +246,7 @@ KNOWN = {
     "cpmant": Known(NOT_CAUSAL, "the prompt is read in both directions", (LEAK,)),
     "gemma3n": Known(
         NO_CONFIG,
-        "its vision tower needs timm, or with it another config; as `gemma3n_text` it passes",
+        "its vision tower needs timm, and with it the tiny config is invalid; as `gemma3n_text` it passes",
         ("timm", "'sliding_attention' is not in list"),
     ),
     "gemma4_assistant": DRAFT,
