@@ -8,7 +8,7 @@ backbone, and one with as many parameters as Zipper. `small` is `examples/spoken
 tower of a billion parameters and a speech tower of a third of that, in bfloat16; what is trained is float32 then, under
 autocast, as in `zipper fuse`. They take turns, `repeats` times; a figure is the median over the turns. On a CPU,
 whose speed differs from machine to machine and minute to minute, what counts is the ratio to Zipper in the same turn;
-absolute times and peaks of memory are written on a GPU only.
+absolute times and peaks of memory are written on a GPU only. The record is written anew after every batch.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +36,7 @@ from zipper_lm import Document, Segment, ZipperModel
 from zipper_lm.baselines.single_decoder import expand
 from zipper_lm.collation import Batch, collate
 from zipper_lm.config import ZipSpec
+from zipper_lm.files import new_file
 from zipper_lm.generation import Writer
 from zipper_lm.training.trainer import parameter_groups
 
@@ -266,6 +267,64 @@ def peak_of_training(model: Writer, batch: int, length: int, half: bool) -> floa
     return peak(model, step_twice)
 
 
+@dataclass(kw_only=True)
+class Measured:
+    """What was measured of one batch, by model: seconds in every turn, MiB kept for the backward pass, MiB at peaks."""
+
+    batch: int
+    units: int
+    times: Times
+    kept: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """Ratios, and on a GPU times and peaks; without what was not reached yet."""
+        zipper = self.times[MODELS[0]]
+        row: dict[str, Any] = {"batch": self.batch, "units": self.units}
+        if self.kept:
+            row["kept_for_backward_mib"] = self.kept
+        row["ratio_to_zipper"] = {
+            name: {what: ratio(taken, zipper[what]) for what, taken in self.times[name].items()} for name in MODELS[1:]
+        }
+        if self.peaks:
+            row["milliseconds"] = {
+                n: {w: round(1e3 * statistics.median(t), 3) for w, t in of.items()} for n, of in self.times.items()
+            }
+            row["peak_mib"] = self.peaks
+        return row
+
+
+def measure(
+    models: dict[str, Writer], size: Size, batches: Sequence[tuple[int, int]], repeats: int
+) -> Iterator[list[Measured]]:
+    """Training of every batch, then writing; all that is there, after each."""
+    gpu = torch.cuda.is_available()
+    half = size.dtype == torch.bfloat16
+    masters = [p for m in models.values() for p in m.parameters() if p.requires_grad and p.dtype == size.dtype]
+    found: list[Measured] = []
+    for parameter in masters:
+        parameter.data = parameter.data.float()
+    for batch, length in batches:
+        found.append(Measured(batch=batch, units=length, times=training(models, batch, length, half, repeats)))
+        if gpu:
+            for name, model in models.items():
+                found[-1].peaks[name] = {"training step": peak_of_training(model, batch, length, half)}
+        print(f"training, batch {batch}, {length} units: done", file=sys.stderr)
+        yield found
+    for parameter in masters:
+        parameter.data = parameter.data.to(size.dtype)
+    for one in found:
+        batch, length = one.batch, one.units
+        one.kept = {name: round(kept_memory(model, batch, length), 2) for name, model in models.items()}
+        for name, taken in speaking(models, batch, length, repeats).items():
+            one.times[name] |= taken
+            if gpu:
+                work = partial(speak, models[name], "tts", batch, length, GENERATED)
+                one.peaks[name]["tts"] = peak(models[name], work)
+        print(f"speaking, batch {batch}, {length} units: done", file=sys.stderr)
+        yield found
+
+
 def main() -> None:
     """Measure, write the JSON, show a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -275,61 +334,26 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="four documents of 64 units only")
     given = parser.parse_args()
     logging.disable_progress_bar()
-    gpu = torch.cuda.is_available()
     size = SIZES[given.size]
-    batches = [(4, 64)] if given.quick else size.batches
     models = {name: make(name, size) for name in MODELS}
-    masters = [p for m in models.values() for p in m.parameters() if p.requires_grad and p.dtype == size.dtype]
-    half = size.dtype == torch.bfloat16
-    times: list[Times] = []
-    memory: list[dict[str, float]] = []
-    peaks: list[dict[str, dict[str, float]]] = []
-    for parameter in masters:
-        parameter.data = parameter.data.float()
-    for batch, length in batches:
-        times.append(training(models, batch, length, half, given.repeats))
-        if gpu:
-            peaks.append({n: {"training step": peak_of_training(m, batch, length, half)} for n, m in models.items()})
-        print(f"training, batch {batch}, {length} units: done", file=sys.stderr)
-    for parameter in masters:
-        parameter.data = parameter.data.to(size.dtype)
-    for place, (batch, length) in enumerate(batches):
-        memory.append({name: round(kept_memory(model, batch, length), 2) for name, model in models.items()})
-        for name, taken in speaking(models, batch, length, given.repeats).items():
-            times[place][name] |= taken
-            if gpu:
-                work = partial(speak, models[name], "tts", batch, length, GENERATED)
-                peaks[place][name]["tts"] = peak(models[name], work)
-        print(f"speaking, batch {batch}, {length} units: done", file=sys.stderr)
-    rows = []
-    for place, (batch, length) in enumerate(batches):
-        zipper = times[place]["zipper"]
-        row: dict[str, Any] = {"batch": batch, "units": length, "kept_for_backward_mib": memory[place]}
-        row["ratio_to_zipper"] = {
-            name: {what: ratio(taken, zipper[what]) for what, taken in times[place][name].items()}
-            for name in MODELS[1:]
-        }
-        if gpu:
-            row["milliseconds"] = {
-                n: {w: round(1e3 * statistics.median(t), 3) for w, t in of.items()} for n, of in times[place].items()
-            }
-            row["peak_mib"] = peaks[place]
-        rows.append(row)
-    record = {
+    gpu = torch.cuda.is_available()
+    record: dict[str, Any] = {
         "size": given.size,
         "dtype": str(size.dtype).removeprefix("torch."),
         "dtype_of_what_is_trained": "float32",
         "parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in models.items()},
         "trained": {n: sum(p.numel() for p in m.parameters() if p.requires_grad) for n, m in models.items()},
         "repeats": given.repeats,
-        "rows": rows,
         "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {p: version(p) for p in ("torch", "transformers", "zipper-lm")},
     }
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    for found in measure(models, size, [(4, 64)] if given.quick else size.batches, given.repeats):
+        record["rows"] = [one.row() for one in found]
+        with new_file(given.output, overwrite=True) as file:
+            file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     table = Table("batch", "units", "what", *MODELS[1:], title="as a multiple of Zipper")
-    for row in rows:
+    for row in record["rows"]:
         for what in row["ratio_to_zipper"][MODELS[1]]:
             cells = [f"{row['ratio_to_zipper'][n][what]:.2f}" for n in MODELS[1:]]
             table.add_row(str(row["batch"]), str(row["units"]), what, *cells)

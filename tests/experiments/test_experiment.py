@@ -89,6 +89,7 @@ def test_from_file_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert record["scores"]["tts"]["judge"] == load_judge(workshop() / "judge").digest()
     assert record["frozen_unchanged"] == {"text": True}
     assert {"torch", "cores", "python"} <= set(record["made_with"])
+    assert "scored_with" not in record
 
     write_report([tmp_path / "results"], tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
@@ -281,9 +282,13 @@ def test_scoring_that_was_cut_off_does_not_train_again(tmp_path: Path, monkeypat
         patch.setattr(run_module, "score_task", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", console)
+    here = run_module.made_with()
     monkeypatch.setattr(run_module, "fuse", None)
+    monkeypatch.setattr(run_module, "made_with", lambda: {**here, "cores": 1000})
     (record,) = run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", console)
     assert record["scores"]["asr"]["utterances"] == 4
+    assert record["made_with"] == here, "what a GPU had trained and a CPU scored was said to be made on a CPU"
+    assert record["scored_with"]["cores"] == 1000
 
 
 def test_a_record_of_other_data_says_so(tmp_path: Path) -> None:

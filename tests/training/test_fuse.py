@@ -53,6 +53,7 @@ def test_what_a_run_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     record = fuse(tiny_recipe(tmp_path / "model", training={"steps": 3, "evaluate_every": 2}), console=console)
     folder = tmp_path / "model"
     assert json.loads((folder / "run.json").read_text())["recipe_hash"] == record["recipe_hash"]
+    assert record["made_with"]["torch"] == torch.__version__
     assert generation_settings(folder)["text"] == {"max_new_tokens": 4}
     assert record["frozen_unchanged"] == {"text": True}
     scored = [entry for entry in record["history"] if "eval_wer" in entry]

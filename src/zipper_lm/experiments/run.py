@@ -7,15 +7,12 @@ is at (the system lets go of it if the process dies), and the others take what i
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from fnmatch import fnmatchcase
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +43,7 @@ from zipper_lm.files import new_file
 from zipper_lm.loading import load
 from zipper_lm.recipe import recipe_hash, to_mapping
 from zipper_lm.training.fuse import check_settings, fuse, generation_settings, make_towers
+from zipper_lm.training.machine import made_with
 from zipper_lm.training.processes import several
 from zipper_lm.training.pseudo_labels import labeller_recipe
 from zipper_lm.training.recipes import DataRecipe, FuseRecipe
@@ -315,7 +313,10 @@ def _performed(experiment: Experiment, run: Run, results: Path, work: Path, cons
         "seconds_training": made["seconds"],
         "scores": _scores(experiment, recipe, output, console) if run.reported else {},
     }
-    record |= {"seconds": round(time.time() - started, 1), "made_with": _made_with()}
+    here = made_with()  # a model may have come from another machine, where its scores were cut off
+    record |= {"seconds": round(time.time() - started, 1), "made_with": made.get("made_with", here)}
+    if run.reported and record["made_with"] != here:
+        record["scored_with"] = here
     with new_file(results / f"{run.name}.json") as file:
         file.write_text(json.dumps(record, indent=1, default=float) + "\n", encoding="utf-8")
     shutil.rmtree(output, ignore_errors=True)
@@ -339,17 +340,3 @@ def _scores(experiment: Experiment, recipe: FuseRecipe, output: Path, console: C
         if judge is not None:
             scores[task] |= {"judge": judge.digest(), **yardsticks(model, rows, judge, ends_in)}
     return scores
-
-
-def _made_with() -> dict[str, Any]:
-    """Packages and machine."""
-    packages: Sequence[str] = ("zipper-lm", "torch", "transformers", "accelerate", "peft", "datasets", "numpy")
-    device: Mapping[str, Any] = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    return {
-        **{p: version(p) for p in packages},
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processor": platform.machine(),
-        **device,
-    }

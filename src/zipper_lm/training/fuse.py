@@ -46,6 +46,7 @@ from zipper_lm.training.data import (
 )
 from zipper_lm.training.diagnosis import diagnose, unimodal_perplexity
 from zipper_lm.training.guided_attention import guided_pairs
+from zipper_lm.training.machine import made_with
 from zipper_lm.training.pretrain import check_length, open_unaligned, pretrain
 from zipper_lm.training.processes import from_main, is_main, main_console, wait
 from zipper_lm.training.progress import train_with_bar
@@ -74,7 +75,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
 
     Returns:
         The run's record, also written to ``run.json`` beside the model: recipe and its hash, scores on the validation
-        split, losses, gates, failure signatures, perplexities, seconds.
+        split, losses, gates, failure signatures, perplexities, seconds, versions and machine.
 
     Raises:
         ValueError: for anything in the recipe that cannot work, before training starts.
@@ -186,6 +187,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
             },
             **({"pseudo_labels": len(labelled)} if labelled else {}),
         },
+        "made_with": made_with(),
         "seconds": round(time.time() - started, 1),
         "train_loss": result.training_loss,
         "steps": trainer.state.global_step,
