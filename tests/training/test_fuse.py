@@ -202,6 +202,29 @@ def test_a_single_decoder_is_trained_on_unaligned_data_and_then_further(tmp_path
     assert all(torch.equal(t, weights(tmp_path / "a")[n]) for n, t in weights(tmp_path / "b").items())
 
 
+def test_a_single_decoder_trained_in_full_goes_on_under_lora(tmp_path: Path) -> None:
+    """It was refused, so that the baseline under LoRA could see no unaligned data: adapters are too few for that."""
+    here = workshop()
+    towers: dict[str, Any] = {"text": str(here / "text"), "speech": str(here / "speech")}
+    first = fuse(tiny_recipe(tmp_path / "a", towers=towers, architecture="single-decoder", judge=None))
+    towers["text"] = {"source": str(tmp_path / "a"), "train": "lora", "lora": {"r": 2}}
+    second = fuse(tiny_recipe(tmp_path / "b", towers=towers, architecture="single-decoder", judge=None))
+    assert second["perplexity_before"] == pytest.approx(first["perplexity_after"])
+    assert second["parameters"]["trained"] < first["parameters"]["trained"]
+    old, new = weights(tmp_path / "a"), weights(tmp_path / "b")
+    same = [
+        n for n, t in old.items() if torch.equal(t, new.get(n, new.get(n.replace(".weight", ".base_layer.weight"))))
+    ]
+    changed = set(old) - set(same)
+    assert changed
+    assert all("embed" in n or "head" in n for n in changed), "the layers' own weights stay"
+    assert any("lora" in n and t.any() for n, t in new.items())
+    towers["text"] = {"source": str(tmp_path / "b"), "train": "full"}
+    recipe = tiny_recipe(tmp_path / "c", towers=towers, architecture="single-decoder")
+    with pytest.raises(ValueError, match=r"trained 'lora'; the recipe has .* and train 'full'"):
+        build_model(recipe)
+
+
 def test_unimodal_documents_leave_the_zips_alone(tmp_path: Path) -> None:
     """``->speech`` is replay: the trained tower goes on reading its own modality as it did before."""
     record = fuse(tiny_recipe(tmp_path / "m", tasks={"->speech": 1.0}, judge=None))

@@ -203,6 +203,23 @@ class SingleDecoder(PreTrainedModel):
         tokens = sum(stream["input_ids"].numel() for stream in batch.values())
         return 6 * tokens * self.backbone.num_parameters(exclude_embeddings=True)
 
+    def with_adapters(self, lora: Mapping[str, Any] | None = None) -> SingleDecoder:
+        """This model, of which only adapters, embeddings and head are trained from now on.
+
+        Args:
+            lora: arguments of `peft.LoraConfig`.
+
+        Raises:
+            ValueError: if it has adapters already.
+        """
+        if self.config.spec.train == "lora":
+            raise ValueError("this single decoder has adapters already")
+        decoder = asdict(replace(self.config.spec, train="lora", lora=dict(lora) if lora is not None else None))
+        config = SingleDecoderConfig(self.config.modalities, decoder, self.config.loss_weights)
+        model = SingleDecoder(config, self.backbone)
+        model.processor = self.processor
+        return model.eval()
+
     # --- making, saving, writing ---------------------------------------------------------------------------------
 
     def generate(self, documents: Sequence[Document], schedule: Any, **kwargs: Any) -> list[Document]:

@@ -406,11 +406,14 @@ def build_model(recipe: FuseRecipe) -> Writer:
     base, spec = next(iter(towers.items()))
     if is_single_decoder(spec.source):
         single = SingleDecoder.from_pretrained(spec.source, dtype=dtype_in_training(spec))
-        if sorted(single.names) != sorted(towers) or (spec.train == "lora") != (single.config.spec.train == "lora"):
+        adapted = single.config.spec.train == "lora"
+        if sorted(single.names) != sorted(towers) or (adapted and spec.train != "lora"):
             raise ValueError(
                 f"towers.{base}.source is a single decoder of {single.names}, trained {single.config.spec.train!r}; "
                 f"the recipe has {list(towers)} and train {spec.train!r}"
             )
+        if spec.train == "lora" and not adapted:
+            single = single.with_adapters(spec.lora)
         single.config.loss_weights = dict(recipe.loss_weights)
         return single
     found = {name: codec_of(spec, codecs.get(name)) for name, spec in towers.items()}
