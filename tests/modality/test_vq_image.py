@@ -53,10 +53,8 @@ EMU = {
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
-@pytest.fixture(scope="module")
-def janus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_janus(folder: Path) -> Path:
     """A whole Janus, whose pictures are 6 x 6 pixels and 9 codes."""
-    folder = tmp_path_factory.mktemp("janus")
     torch.manual_seed(0)
     vision = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 6, "patch_size": 2}
     text = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
@@ -66,13 +64,21 @@ def janus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def emu(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("emu")
+def save_emu(folder: Path) -> Path:
     torch.manual_seed(0)
     Emu3VQVAE(Emu3VQVAEConfig(**EMU)).save_pretrained(folder)
     JanusImageProcessor(**HALF).save_pretrained(folder)  # any processor: its mean and deviation are read
     return folder
+
+
+@pytest.fixture(scope="module")
+def janus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_janus(tmp_path_factory.mktemp("janus"))
+
+
+@pytest.fixture(scope="module")
+def emu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_emu(tmp_path_factory.mktemp("emu"))
 
 
 def pictures(height: int, width: int, count: int = 3) -> list[np.ndarray]:
