@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +30,18 @@ def test_fitted_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
         judging.judge_for(str(workshop() / "data"), split="test")
 
 
+@pytest.mark.parametrize("change", [lambda wave: np.concatenate([wave, wave]), lambda wave: wave / 2])
 def test_other_sounds_of_the_same_names_have_a_judge_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: Callable[[np.ndarray], np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A corpus that was made anew, with other sounds under the same names and texts, was judged by the old one's."""
+    """A corpus that was made anew, with other sounds under the same names and texts, was judged by the old one's; then,
+    one whose sounds were as long as before."""
     monkeypatch.setenv("ZIPPER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(judging, "STEPS", 1)
     data = shutil.copytree(workshop() / "data", tmp_path / "data")
     first = judging.judge_for(str(data))
     wave, rate = soundfile.read(data / "train" / "0.wav")
-    soundfile.write(data / "train" / "0.wav", np.concatenate([wave, wave]), rate)
+    soundfile.write(data / "train" / "0.wav", change(wave), rate)
     assert judging.judge_for(str(data)).digest() != first.digest()
 
 

@@ -30,6 +30,9 @@ from zipper_lm.modality.codec import PICTURE_KINDS, Codec, can_decode
 STEPS = 2500
 """Optimizer steps of a recogniser; on small data more passes, on large data fewer."""
 
+PIECE = 2**14
+"""Bytes of a sound's file that are read at its start, its middle and its end to tell it from another."""
+
 JUDGE_SPLIT = "judge"
 """Split that is for the judge alone."""
 
@@ -164,8 +167,7 @@ def load_judge(source: str | Path) -> Judge:
 
 
 def _fingerprint(rows: Sequence[Mapping[str, Any]], modality: str) -> str:
-    """Of what is said in which file; a sound's file counts by its size and the last two parts of its path, so that a
-    moved folder is the same, and one of other sounds is not; pictures are small and count by what they show."""
+    """Of what is said in which sound or shown in which picture: a moved or renamed folder is the same."""
     digest = hashlib.sha256(str(STEPS).encode())
     for row in rows:
         value = row[modality]
@@ -180,9 +182,20 @@ def _fingerprint(rows: Sequence[Mapping[str, Any]], modality: str) -> str:
 def _digest(value: Any) -> str:
     """Of a sound or picture: a file, bytes, an array, or what holds them."""
     if isinstance(value, (str, Path)) and not is_picture(value):
-        return f"{'/'.join(Path(value).parts[-2:])} {Path(value).stat().st_size}"
+        return _pieces(Path(value))
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
     if is_picture(value):
         return hashlib.sha256(read_picture(value).convert("RGB").tobytes()).hexdigest()
     return hashlib.sha256(read_audio(value).tobytes()).hexdigest()
+
+
+def _pieces(file: Path) -> str:
+    """Of a file's size and of its start, middle and end: sounds may be long, and many."""
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb") as opened:
+        for start in (0, max(0, size // 2 - PIECE // 2), max(0, size - PIECE)):
+            opened.seek(start)
+            digest.update(opened.read(PIECE))
+    return digest.hexdigest()
