@@ -240,6 +240,8 @@ def test_evaluate_reading(model: Path) -> None:
     assert {"wer", "cer", "wer_95", "seconds"} <= set(result)
     assert "WER" in zipper("evaluate", model, workshop() / "data", "--limit", 1).stdout
     assert answered("evaluate", model, workshop() / "data", "--where", "speaker=odd")["utterances"] == 2
+    one = answered("evaluate", model, workshop() / "data", "--where", "speaker=odd", "--limit", 1)
+    assert one["utterances"] == 1, "the limit was taken first, and left no row of that speaker"
 
 
 def test_evaluate_keeps_its_results_beside_the_model(model: Path, tmp_path: Path) -> None:
@@ -356,6 +358,17 @@ def test_what_evaluate_refuses(model: Path, tmp_path: Path) -> None:
     assert "columns are" in refused("evaluate", model, data, "--where", "voice=theo")
     assert "columns are" in refused("evaluate", model, data, "--where", "speaker")
     assert "no split 'dev2'" in refused("evaluate", model, data, "--split", "dev2")
+    assert "--limit must be" in refused("evaluate", model, data, "--limit", 0)
+
+
+def test_evaluate_replaces_nothing_that_it_reads(model: Path, tmp_path: Path) -> None:
+    """``--output`` with ``--overwrite`` took the place of the data set, the model or the judge."""
+    parts = {"the model": model, "the data": workshop() / "data", "the judge": workshop() / "judge"}
+    mine = {what: shutil.copytree(part, tmp_path / what) for what, part in parts.items()}
+    words = (mine["the model"], mine["the data"], "--task", "tts", "--judge", mine["the judge"], "--overwrite")
+    for what, part in mine.items():
+        assert f"would replace {what}" in " ".join(refused("evaluate", *words, "--output", part).split())
+        assert any(part.iterdir())
 
 
 def test_commands_on_a_single_decoder(tmp_path: Path) -> None:

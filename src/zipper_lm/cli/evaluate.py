@@ -22,7 +22,7 @@ def evaluate(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Folder, JSONL file or Hub id.")],
     task: Annotated[str, typer.Option(help="asr, tts, or a template such as speech->text->speech.")] = "asr",
     split: Annotated[str, typer.Option(help="Which split.")] = "test",
-    limit: Annotated[int | None, typer.Option(help="Only the first rows.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first rows, of those that --where keeps.")] = None,
     where: Annotated[
         list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only rows with this, such as speaker=theo.")
     ] = None,
@@ -54,17 +54,20 @@ def evaluate(
     from zipper_lm.document import Document
     from zipper_lm.evaluation.results import read_results
     from zipper_lm.evaluation.scoring import SHORT_NAMES, counts_tokens, score_task, yardsticks
-    from zipper_lm.files import check_output
+    from zipper_lm.files import check_apart, check_output
     from zipper_lm.hub import place_of
 
     ends_in = parse_task(SHORT_NAMES.get(task, task)).targets[-1]
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit must be at least 1, got {limit}")
     if output is not None:
         check_output(output, overwrite)
+        check_apart(output, {"the model": model, "the data": data, "the judge": judge})
     if Path(model).is_dir():
         read_results(model)  # one that cannot be added to is said now
     settings = settings_of(model, changes or [])
-    rows = [row for row in read_rows(data, split=split, limit=limit) if not isinstance(row, Document)]
-    rows = _chosen(rows, where or [])
+    found = read_rows(data, split=split, limit=None if where else limit)
+    rows = _chosen([row for row in found if not isinstance(row, Document)], where or [])[:limit]
     loaded = load_model(model)
     codec = loaded.processor.codecs.get(ends_in) if loaded.processor is not None else None
     judged = ends_in != "text" and not counts_tokens(ends_in, codec)
