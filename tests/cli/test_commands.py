@@ -361,6 +361,18 @@ def test_what_evaluate_refuses(model: Path, tmp_path: Path) -> None:
     assert "--limit must be" in refused("evaluate", model, data, "--limit", 0)
 
 
+def test_evaluate_data_whose_columns_have_other_names(model: Path, tmp_path: Path) -> None:
+    """A model that was fused with ``data.columns`` could not be scored on its own data."""
+    table = shutil.copytree(workshop() / "data", tmp_path / "data") / "test" / "metadata.csv"
+    head, _, rows = table.read_text(encoding="utf-8").partition("\n")
+    assert "transcription" in head
+    table.write_text(head.replace("transcription", "words") + "\n" + rows, encoding="utf-8")
+    assert "'words'" in refused("evaluate", model, tmp_path / "data")
+    named = answered("evaluate", model, tmp_path / "data", "--column", "text=words")
+    assert named["wer"] == answered("evaluate", model, workshop() / "data")["wer"]
+    assert "MODALITY=NAME" in refused("evaluate", model, tmp_path / "data", "--column", "words")
+
+
 def test_evaluate_replaces_nothing_that_it_reads(model: Path, tmp_path: Path) -> None:
     """``--output`` with ``--overwrite`` took the place of the data set, the model or the judge."""
     parts = {"the model": model, "the data": workshop() / "data", "the judge": workshop() / "judge"}

@@ -77,3 +77,6 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "pictures.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="kind is 'recogniser'"):
         PictureClassifier.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"kind": "picture-classifier", "captions": []}')
+    with pytest.raises(ValueError, match="does not hold a classifier's pictures"):
+        PictureClassifier.from_pretrained(tmp_path)

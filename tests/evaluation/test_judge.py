@@ -137,6 +137,11 @@ def test_foreign_folders_are_refused(judge: Recogniser, tmp_path: Path) -> None:
     config.write_text(json.dumps(settings | {"kind": "speech"}))
     with pytest.raises(ValueError, match="kind 'speech'"):
         Recogniser.from_pretrained(tmp_path)
+    config.write_text(json.dumps(settings))
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])  # a download that was cut off ended in a traceback
+    with pytest.raises(ValueError, match="does not hold a recogniser's weights"):
+        Recogniser.from_pretrained(tmp_path)
 
 
 def test_sound_without_words_is_heard_as_nothing(judge: Recogniser) -> None:

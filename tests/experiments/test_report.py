@@ -14,6 +14,7 @@ from zipper_lm.experiments.plan import PLAIN, points_of, read_experiment
 from zipper_lm.experiments.records import Results, read_results
 from zipper_lm.experiments.report import _by_step, _differences, _runs, spread, table, write_report
 from zipper_lm.experiments.run import run_experiment
+from zipper_lm.recipe import to_mapping
 
 OURS = {"recipe": {"architecture": "zipper"}}
 
@@ -87,6 +88,18 @@ def test_records_of_an_earlier_plan_are_left_out_of_the_report(tmp_path: Path) -
     fewer = json.loads((tmp_path / "results" / "experiment.json").read_text()) | {"seeds": [2]}
     (tmp_path / "results" / "experiment.json").write_text(json.dumps(fewer))
     assert [[r["run"]["seed"] for r in cell] for cell in read_results(tmp_path / "results").cells.values()] == [[2]]
+
+
+def test_two_folders_of_one_name_are_refused(tmp_path: Path) -> None:
+    """The curves of the second stood in the section of the first, too: pictures are named after folders."""
+    for place in ("a", "b"):
+        (tmp_path / place / "x").mkdir(parents=True)
+        file = plan(tmp_path, arms={"zipper": {}}, points={}, tasks=["asr"])
+        plain = json.dumps(to_mapping(read_experiment(file)))
+        (tmp_path / place / "x" / "experiment.json").write_text(plain)
+    with pytest.raises(ValueError, match=r"\['x'\] is the name of several folders"):
+        write_report([tmp_path / "a" / "x", tmp_path / "b" / "x"], tmp_path / "page.md")
+    assert not (tmp_path / "page.md").exists()
 
 
 def test_what_is_not_run_yet_is_said(tmp_path: Path) -> None:

@@ -26,6 +26,10 @@ def evaluate(
     where: Annotated[
         list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only rows with this, such as speaker=theo.")
     ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODALITY=NAME", help="A column of DATA with no usual name, such as text=words."),
+    ] = None,
     judge: Annotated[
         str | None,
         typer.Option(metavar="SOURCE", help="A judge, a recogniser on the Hub, or data to fit one on; default: DATA."),
@@ -66,7 +70,8 @@ def evaluate(
     if Path(model).is_dir():
         read_results(model)  # one that cannot be added to is said now
     settings = settings_of(model, changes or [])
-    found = read_rows(data, split=split, limit=None if where else limit)
+    columns = _columns(column or [])
+    found = read_rows(data, columns, split=split, limit=None if where else limit)
     rows = _chosen([row for row in found if not isinstance(row, Document)], where or [])[:limit]
     loaded = load_model(model)
     codec = loaded.processor.codecs.get(ends_in) if loaded.processor is not None else None
@@ -77,7 +82,7 @@ def evaluate(
     import torch
 
     torch.manual_seed(seed)
-    listener = _judge(judge, data, ends_in) if judged else None
+    listener = _judge(judge, data, columns, ends_in) if judged else None
     with bar(console(), "generating", transient=True) as advance:
         advance(0, len(rows))
         score = score_task(loaded, rows, task, judge=listener, settings=settings, progress=advance)
@@ -131,13 +136,24 @@ def _chosen(rows: list[Any], conditions: list[str]) -> list[Any]:
     return rows
 
 
-def _judge(given: str | None, data: str, modality: str) -> Judge:
+def _columns(given: list[str]) -> dict[str, str]:
+    """Modality to column, of ``MODALITY=NAME`` each."""
+    columns = {}
+    for each in given:
+        modality, _, name = each.partition("=")
+        if not modality or not name:
+            raise ValueError(f"--column {each!r}: expected MODALITY=NAME")
+        columns[modality] = name
+    return columns
+
+
+def _judge(given: str | None, data: str, columns: dict[str, str], modality: str) -> Judge:
     from zipper_lm.evaluation.judge import CONFIG_FILE
     from zipper_lm.evaluation.judging import judge_told, load_judge
 
     if given is not None and ((Path(given) / CONFIG_FILE).is_file() or _is_model(given)):
         return load_judge(given)
-    return judge_told(console(), given or data, modality=modality)
+    return judge_told(console(), given or data, None if given else columns, modality=modality)
 
 
 def _is_model(source: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from sklearn.svm import SVC
 
@@ -107,7 +108,7 @@ class PictureClassifier:
         """Read what `save_pretrained` wrote, and fit.
 
         Raises:
-            ValueError: if a file is missing or of another kind.
+            ValueError: if a file is missing, damaged or of another kind.
         """
         config, weights = Path(path) / CONFIG_FILE, Path(path) / WEIGHTS_FILE
         for needed in (config, weights):
@@ -116,8 +117,11 @@ class PictureClassifier:
         fields = json.loads(config.read_text(encoding="utf-8"))
         if fields.get("kind") != KIND:
             raise ValueError(f"{config}: kind is {fields.get('kind')!r}, not {KIND!r}")
-        tensors = load_file(weights)
-        return cls(tensors["pictures"], tensors["labels"], fields["captions"])
+        try:
+            tensors = load_file(weights)
+            return cls(tensors["pictures"], tensors["labels"], fields["captions"])
+        except (KeyError, SafetensorError) as error:
+            raise ValueError(f"picture classifier: {path} does not hold a classifier's pictures: {error}") from error
 
     @staticmethod
     def _features(pictures: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -298,7 +299,7 @@ class Recogniser(nn.Module):
         try:
             judge = cls(RecogniserConfig(**settings))
             judge.load_state_dict({k: v.float() for k, v in load_file(folder / WEIGHTS_FILE).items()})
-        except (TypeError, RuntimeError) as error:
+        except (TypeError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"recogniser: {folder} does not hold a recogniser's weights: {error}") from error
         return judge.eval()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,10 +23,13 @@ def write_report(folders: Sequence[str | Path], page: str | Path, *, overwrite: 
         folders: results of experiments. page: the file to write. overwrite: replace it, and the pictures.
 
     Raises:
-        ValueError: as `read_results`, or if the page or a picture exists and `overwrite` is false.
+        ValueError: as `read_results`, if two folders have one name, or if the page or a picture exists and `overwrite`
+            is false.
     """
     page = Path(page)
     found = [read_results(folder) for folder in folders]
+    if twice := sorted(name for name, count in Counter(r.name for r in found).items() if count > 1):
+        raise ValueError(f"results: {twice} is the name of several folders; sections and pictures are named after them")
     pictures = {
         r.name: page.with_name(f"{page.stem}-{r.name}.png")
         for r in found
