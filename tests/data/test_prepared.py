@@ -14,6 +14,7 @@ from tiny_recipes import tiny_recipe, workshop
 from zipper_lm.data.prepared import codec_hash, open_prepared
 from zipper_lm.modality.codec import load_codec
 from zipper_lm.modality.text import TextCodec
+from zipper_lm.recipe import to_mapping
 from zipper_lm.training.data import training_rows, validation_rows
 from zipper_lm.training.fuse import fuse
 from zipper_lm.training.prepare import prepare
@@ -94,12 +95,21 @@ def test_settings_that_prepared_data_cannot_follow(prepared: Path, tmp_path: Pat
     data = {"source": raw, "validation": None, "limit": 3, "exclude": {"speaker": ["odd"]}}
     prepare(tiny_recipe(tmp_path / "m", data=data), tmp_path / "ids")
     same = DataRecipe(**{**data, "source": str(tmp_path / "ids")})
-    assert len(training_rows(same)) == 2
+    assert len(training_rows(same)) == 3
     for limit in (10, None):
         with pytest.raises(ValueError, match=rf"data\.limit is {limit}, but .* was prepared with 3"):
             training_rows(replace(same, limit=limit))
     with pytest.raises(ValueError, match=r"data\.exclude is \{\}, but .* was prepared with \{'speaker': \['odd'\]\}"):
         training_rows(replace(same, exclude={}))
+
+
+def test_the_first_rows_are_the_same_of_raw_and_prepared_data(tmp_path: Path) -> None:
+    """Raw data was limited first, prepared data excluded first: one recipe, two training sets."""
+    data = DataRecipe(source=str(workshop() / "data"), validation=None, exclude={"speaker": ["odd"]})
+    prepare(tiny_recipe(tmp_path / "m", data=to_mapping(data)), tmp_path / "ids")
+    raw, ids = (training_rows(replace(data, source=s, limit=4)) for s in (data.source, str(tmp_path / "ids")))
+    assert len(raw) == len(ids) == 4
+    assert {row["speaker"] for row in raw} == {"even"}
 
 
 def test_what_is_excluded_from_prepared_data(prepared: Path, tmp_path: Path) -> None:

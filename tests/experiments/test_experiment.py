@@ -369,6 +369,7 @@ def test_the_test_split_is_of_the_revision_that_is_trained_on(tmp_path: Path, mo
         ({"seeds": [1, 1]}, "distinct"),
         ({"seeds": [0, 1], "arms": {"a": {"trials": {"x": []}}}}, "trial_seed 0 is among seeds"),
         ({"points": {"a/b": []}}, "'a/b' is no name"),
+        ({"arms": {"a": {"trials": {"lr/slow": []}}}}, "trials: 'lr/slow' is no name"),  # its record lay in a folder
         ({"arms": {"a": {"points": ["hlaf"]}}}, "arms.a.points: 'hlaf' is none of the points"),
     ],
 )

@@ -1,6 +1,7 @@
 """What training measures on its encoded rows."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ def test_what_is_excluded_is_not_validated_on_either() -> None:
     data = DataRecipe(source={"train": rows, "validation": rows}, exclude={"speaker": ["bob"]}, validation_limit=3)  # type: ignore[arg-type]
     assert [r["text"] for r in validation_rows(data)] == ["1", "3", "5"]
     assert {r["speaker"] for r in training_rows(data)} == {"ann"}
+    assert [r["text"] for r in training_rows(replace(data, limit=2))] == ["1", "3"]
     data.exclude["speaker"].append("ann")
     with pytest.raises(ValueError, match=r"'validation' after data\.exclude"):
         validation_rows(data)

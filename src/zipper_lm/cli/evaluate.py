@@ -87,8 +87,7 @@ def evaluate(
         advance(0, len(rows))
         score = score_task(loaded, rows, task, judge=listener, settings=settings, progress=advance)
     result = {**score.summary(), "task": task, "template": score.task, "split": split}
-    if where:
-        result["where"] = where
+    result |= {k: v for k, v in {"column": column, "where": where}.items() if v}
     if listener is not None:
         result |= yardsticks(loaded, rows, listener, ends_in)
     asked = {"data": place_of(data), "limit": limit, "set": changes, "seed": seed or None}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -110,18 +111,33 @@ class Rows(Sequence[Any]):  # of `Row | Document`; which of them, the caller kno
 class Stream(Iterable[Any]):
     """Rows without a length, read anew, one after the other, each time; nothing of them is kept."""
 
-    def __init__(self, table: Table, columns: Mapping[str, str], exclude: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self,
+        table: Table,
+        columns: Mapping[str, str],
+        exclude: Mapping[str, Sequence[str]],
+        limit: int | None = None,
+    ) -> None:
         self._table = table
+        self._excluding = exclude
+        self._limit = limit
         self.columns = dict(columns)
         """Modality name to the column its values come from."""
         modalities = {column: modality for modality, column in self.columns.items()}
         self._exclude = [(modalities.get(c, c), values) for c, values in exclude.items()]
 
     def __iter__(self) -> Iterator[Any]:
+        return islice(self._rows(), self._limit)
+
+    def _rows(self) -> Iterator[Any]:
         for raw in self._table.rows:
             row = _as_row(self._table, self.columns, raw)
             if all(str(row.get(c)) not in values for c, values in self._exclude):
                 yield row
+
+    def first(self, limit: int | None) -> Stream:
+        """The first rows; `None` is all."""
+        return Stream(self._table, self.columns, self._excluding, limit)
 
     def without(self, exclude: Mapping[str, Sequence[str]]) -> Stream:
         """All rows but those with one of the values in a column.

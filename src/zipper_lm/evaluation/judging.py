@@ -24,6 +24,7 @@ from zipper_lm.document import Document
 from zipper_lm.evaluation.classifier import KIND, PictureClassifier
 from zipper_lm.evaluation.judge import CONFIG_FILE, Recogniser
 from zipper_lm.evaluation.public_recogniser import PublicRecogniser
+from zipper_lm.evaluation.word_error_rate import normalise
 from zipper_lm.files import new_folder
 from zipper_lm.modality.codec import PICTURE_KINDS, Codec, can_decode
 
@@ -161,6 +162,8 @@ def load_judge(source: str | Path) -> Judge:
     if not Path(source).is_dir():
         return PublicRecogniser.from_pretrained(source)
     said = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    if not isinstance(said, dict):
+        raise ValueError(f"judge: {config} holds no judge's settings")
     if "model_type" in said:  # a checkpoint of transformers
         return PublicRecogniser.from_pretrained(source)
     return PictureClassifier.from_pretrained(source) if said.get("kind") == KIND else Recogniser.from_pretrained(source)
@@ -175,7 +178,7 @@ def _fingerprint(rows: Sequence[Mapping[str, Any]], modality: str) -> str:
             name = _digest(value)
         except (ValueError, OSError):
             continue  # nothing is fitted on it
-        digest.update(json.dumps([name, row["text"]]).encode())
+        digest.update(json.dumps([name, normalise(row["text"])]).encode())
     return digest.hexdigest()[:16]
 
 

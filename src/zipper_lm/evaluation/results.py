@@ -12,7 +12,7 @@ from zipper_lm.files import new_file
 from zipper_lm.hub import WEIGHTS_FILE
 
 RESULTS_FILE = "results.json"
-ASKED = ("weights", "data", "split", "template", "where", "limit", "set", "seed", "judge")
+ASKED = ("weights", "data", "split", "template", "column", "where", "limit", "set", "seed", "judge")
 """Fields that say what was asked; an entry replaces the one that agrees in all of them."""
 
 

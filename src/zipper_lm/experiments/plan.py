@@ -84,7 +84,8 @@ class Experiment:
             )
         if BEFORE in self.points:
             raise ValueError(f"points: {BEFORE!r} is taken")
-        for kind, names in (("arms", self.arms), ("points", self.points)):
+        trials = {trial for arm in self.arms.values() for trial in arm.trials}
+        for kind, names in (("arms", self.arms), ("points", self.points), ("trials", trials)):
             if bad := [name for name in names if not _is_name(name)]:
                 raise ValueError(f"{kind}: {bad[0]!r} is no name: letters, digits, '.', '-' and '_'")
         for name, arm in self.arms.items():

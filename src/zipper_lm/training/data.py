@@ -89,22 +89,23 @@ def open_split(data: DataRecipe, split: str, *, check: bool = True) -> Opened:
         ValueError: as `read_rows` and `open_prepared`; if nothing is left, or prepared data cannot follow a setting.
     """
     name = data.train if split == TRAIN else str(data.validation)
-    limit = data.limit if split == TRAIN else None if data.exclude else data.validation_limit
+    limit = data.limit if split == TRAIN else data.validation_limit
+    read = None if data.exclude else limit  # what is excluded does not count
     if is_prepared(data.source):
         prepared = open_prepared(data.source)
         _check_as_prepared(data, prepared.description["data"])
-        rows: Any = prepared.rows(split)[:limit]
+        rows: Any = prepared.rows(split)
         done = prepared.description["data"]["exclude"]
         exclude = {c: values for c, values in data.exclude.items() if not set(values) <= set(done.get(c, ()))}
     else:
         open_rows: Callable[..., Rows | Stream] = stream_rows if data.streaming else read_rows
         check = check and data.broken_limit == 0
-        rows = open_rows(data.source, data.columns, name, limit, revision=data.revision, check=check)
+        rows = open_rows(data.source, data.columns, name, read, revision=data.revision, check=check)
         exclude = data.exclude
-    if not exclude:
-        return rows
-    rows = rows.without(exclude)
-    if next(readable(rows), None) is None:
+    if exclude:
+        rows = rows.without(exclude)
+    rows = rows.first(limit) if isinstance(rows, Stream) else rows[:limit]
+    if exclude and next(readable(rows), None) is None:
         raise ValueError(f"data: {data.source} has no rows left in split {name!r} after data.exclude")
     return rows
 
