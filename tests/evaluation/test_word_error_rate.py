@@ -1,5 +1,6 @@
 """Error rates: counted by hand, over the corpus, with an interval."""
 
+import numpy as np
 import pytest
 
 from zipper_lm.evaluation.word_error_rate import bootstrap_interval, normalise, paired_interval, word_error_rate
@@ -13,6 +14,9 @@ from zipper_lm.evaluation.word_error_rate import bootstrap_interval, normalise, 
         ("forty-five_six", "forty five six"),
         ("Élan — naïve", "élan naïve"),
         ("...", ""),
+        ("हिन्दी में, बात।", "हिन्दी में बात"),
+        ("می\u200cخواهم", "میخواهم"),
+        ("បាន\u200bទៅ", "បាន ទៅ"),
     ],
 )
 def test_normalise(text: str, clean: str) -> None:
@@ -35,6 +39,13 @@ def test_rates_are_over_the_corpus_not_a_mean_of_utterances() -> None:
 def test_case_and_punctuation_do_not_count() -> None:
     rates = word_error_rate(["Turn on the light."], ["turn ON the light"])
     assert (rates.wer, rates.cer) == (0, 0)
+
+
+def test_vowel_signs_count() -> None:
+    """Marks were cut out of words as punctuation is: in scripts that write vowels as marks, wrong words were right."""
+    rates = word_error_rate(["वह की बात"], ["वह को बात"])
+    assert (rates.wer, rates.words) == (pytest.approx(100 / 3), 3)
+    assert rates.cer > 0
 
 
 def test_interval_holds_the_rate_is_seeded_and_narrows_with_data() -> None:
@@ -91,6 +102,22 @@ def test_the_same_answers_again_are_no_new_evidence():
     ours, theirs = ["one two"] * 30 + ["one nine"] * 10, ["one two"] * 22 + ["nine two"] * 18
     once, thrice = (paired_interval(references, [ours] * n, [theirs] * n) for n in (1, 3))
     assert thrice == pytest.approx(once, abs=1.0)
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_the_interval_holds_the_truth_as_often_as_it_says(seeds: int) -> None:
+    """Two or three seeds, drawn with replacement, gave intervals that held the truth in two cases of three."""
+    rng = np.random.default_rng(0)
+    said = ["one", "two", "three", "four", "five"]
+    references = [" ".join(said)] * 40
+    held = 0
+    for _ in range(100):
+        rates = 0.3 + 0.09 * rng.standard_normal((2, seeds))  # both systems are alike, their seeds are not
+        wrong = rng.random((2, seeds, 40, 5)) < rates[:, :, None, None]
+        ours, theirs = ([[" ".join(np.where(row, "no", said)) for row in run] for run in x] for x in wrong)
+        _, low, high = paired_interval(references, ours, theirs, samples=200)
+        held += low <= 0 <= high
+    assert held >= 92
 
 
 def test_seeds_that_differ_widen_the_interval():
