@@ -240,6 +240,33 @@ def test_files_that_are_no_checkpoint_are_kept(tmp_path: Path) -> None:
     ZipperModel.from_pretrained(tmp_path)
 
 
+def test_a_tower_that_was_moved_is_recorded_where_it_is(tmp_path: Path) -> None:
+    """Saved again, a model named the old place of a tower that was loaded from a new one; and as the new one was not
+    known to be read, it could be written over."""
+    folder = saved(tmp_path)
+    (tmp_path / "text").rename(tmp_path / "moved")
+    model = ZipperModel.from_pretrained(folder, towers={"text": tmp_path / "moved"})
+    with pytest.raises(ValueError, match="would replace tower 'text'"):
+        model.save_pretrained(tmp_path / "moved", overwrite=True)
+    model.save_pretrained(tmp_path / "again")
+    again = ZipperModel.from_pretrained(tmp_path / "again")
+    assert again.config.tower_specs["text"].source == str(tmp_path / "moved")
+    assert again.config.fingerprint == ZipperModel.from_pretrained(tmp_path / "again").config.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt2-tied"])
+def test_adapters_of_tied_layers_are_stored(kind: str, tmp_path: Path) -> None:
+    """Of an adapter that a tied embedding and head share, the name under which it trains was dropped as an alias of the
+    other, and the other as no adapter's."""
+    lora = {"target_modules": ["c_attn"], "trainable_token_indices": [3, 4]}
+    tiny_backbone(kind, 53, 2).save_pretrained(tmp_path / "speech")
+    speech = TowerSpec(source=str(tmp_path / "speech"), train="lora", lora=lora)
+    model = ZipperModel.fuse({"text": tiny_backbone("llama", 31, 2), "speech": speech})
+    trained = {id(p) for p in model.tower("speech").backbone.parameters() if p.requires_grad}
+    own = checkpoint.split(model).values()
+    assert trained <= {id(p) for p in model.parameters() if any(p.data_ptr() == t.data_ptr() for t in own)}
+
+
 def test_what_a_tower_is_loaded_from_is_not_overwritten(tmp_path: Path) -> None:
     """The only copy of a frozen backbone became a checkpoint that names itself as that backbone's place."""
     model = ZipperModel.from_pretrained(saved(tmp_path))

@@ -175,6 +175,31 @@ def test_a_stream_is_the_document() -> None:
     assert tokens == flat
 
 
+def test_a_stream_keeps_to_the_autocast_around_it() -> None:
+    """Its thread had none, as autocast is each thread's own: it wrote other tokens than `generate` beside it."""
+    model = tiny_model(gate=0.5)
+    seen: list[torch.dtype] = []
+    model.tower("text").backbone.get_output_embeddings().register_forward_hook(lambda *a: seen.append(a[2].dtype))
+    for half in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            list(model.stream(RAGGED[0], ["text"], settings=limits(model, 2)))
+        assert set(seen) == {torch.bfloat16 if half else torch.float32}
+        seen.clear()
+
+
+def test_ids_that_the_codec_has_not_are_not_written() -> None:
+    """A tower with more ids than its codec wrote some that nothing can decode, and that `generate` refused to read."""
+    model = tiny_model(gate=0.5)
+    model.processor = SimpleNamespace(
+        codecs={"speech": SimpleNamespace(vocab_size=11)}, encode=lambda documents: documents
+    )  # type: ignore[assignment]
+    settings = {"speech": {"max_new_tokens": 30, "do_sample": True}}
+    written = model.generate([doc(("text", [5, 6]))] * 8, ["speech"], settings=settings, decode=False)
+    ids = [i for d in written for i in d[-1].ids or []]
+    assert len(ids) > 20
+    assert max(ids) < 11
+
+
 def test_a_stream_closed_early_stops_the_work() -> None:
     model = tiny_model(gate=1.0)
     steps = []

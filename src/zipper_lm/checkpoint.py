@@ -39,7 +39,7 @@ from zipper_lm.backbones import (
 from zipper_lm.card import refresh_card
 from zipper_lm.config import TowerSpec, ZipperConfig
 from zipper_lm.files import check_apart
-from zipper_lm.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, local_folder
+from zipper_lm.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, local_folder, place_of
 from zipper_lm.modality.codec import Codec
 from zipper_lm.tower import Tower
 
@@ -60,8 +60,10 @@ def split(model: ZipperModel) -> dict[str, Tensor]:
     own |= dict(model.named_parameters(recurse=False))
     for name, spec in model.config.tower_specs.items():
         tower = model.tower(name)
-        state = without_aliases(tower.backbone.state_dict())
+        state = tower.backbone.state_dict()
+        # Of adapters first, as aliases of one may go by another name there than among the parameters.
         kept = state if spec.train == "full" else {k: v for k, v in state.items() if k in tower.adapter_names}
+        kept = without_aliases(kept)
         own |= {f"towers.{name}.backbone.{k}": v for k, v in kept.items()}
     return own
 
@@ -304,6 +306,8 @@ def load(
             at = spec if given is None else replace(spec, source=str(given), revision=None)
             backbones[name] = _fetched(name, spec, partial(load_backbone, at, dtype=recorded_dtype(spec), **hub))
         check_same_backbone(name, spec, backbones[name])
+        if isinstance(given, str | Path) and spec.source != _bundle(name):  # a later save names the new place
+            config.towers[name] |= {"source": place_of(given), "revision": None}
         if dtype not in (None, "auto", backbones[name].dtype) and not isinstance(given, PreTrainedModel):
             backbones[name] = load_backbone(at, dtype=dtype, **hub)  # `.to(dtype)` would round its float32 buffers too
     model = cls(config, backbones)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -236,9 +237,15 @@ def stream(
         tokens.put(token)
         return not closed.is_set()
 
+    # Autocast and the current device are each thread's own.
+    kind = next(model.parameters()).device.type
+    half = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+    here = torch.cuda.device(torch.cuda.current_device()) if kind == "cuda" else nullcontext()
+
     def work() -> None:
         try:
-            result.extend(generate(model, [document], schedule, on_token=on_token, **kwargs))
+            with half, here:
+                result.extend(generate(model, [document], schedule, on_token=on_token, **kwargs))
         except BaseException as error:
             failure.append(error)
         finally:

@@ -17,6 +17,7 @@ from zipper_lm.collation import collate, involvement
 from zipper_lm.document import Document, Segment
 from zipper_lm.ending import StopThreshold
 from zipper_lm.guidance import Guidance
+from zipper_lm.positions import keep_within
 from zipper_lm.reading import visible
 from zipper_lm.request import Request, goes_on
 from zipper_lm.tower import listening
@@ -204,8 +205,13 @@ def speak(
             raise ValueError(f"settings for {name!r}: guidance_scale={scale} goes with greedy search and sampling only")
         given.guidance_scale = None  # transformers' own would run the zipped tower twice
         processors.append(Guidance(tower, scale, mask))
+    if tower.position_limit is not None:
+        keep_within(f"tower {name!r}", tower.position_limit, mask, given)
     given.bos_token_id, given.eos_token_id, given.pad_token_id = special
-    unwritten = {i for i in (special.bos, special.pad) if i != special.eos and i < tower.head_size}
+    known = model.processor.codecs[name].vocab_size if model.processor and name in model.processor.codecs else None
+    # A tower may have more ids than its codec: rows that were added to make its size a round number.
+    unwritten = {special.bos, special.pad, *range(known or tower.head_size, tower.head_size)} - {special.eos}
+    unwritten = {i for i in unwritten if i < tower.head_size}
     given.disable_compile = True  # a compiled forward cannot ask a context variable who listens
     given.suppress_tokens = sorted(unwritten.union(given.suppress_tokens or ()))
     speaker = _Speaker(request, name, past)
@@ -259,7 +265,7 @@ def generation_config(name: str, settings: Mapping[str, Any] | GenerationConfig 
         except TypeError as error:
             raise ValueError(f"settings for {name!r}: {error}") from error
         setattr(config, STOP_THRESHOLD, threshold)
-    if config.max_new_tokens is None and config.max_length in (None, 20):
+    if config.max_new_tokens is None and config.max_length is None:
         config.max_new_tokens = MAX_NEW_TOKENS
     threshold = getattr(config, STOP_THRESHOLD, None)
     if threshold is not None and not 0.0 < threshold <= 1.0:

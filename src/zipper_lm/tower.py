@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 
+from zipper_lm.positions import check_positions, position_limit
+
 PROBE = (3, 5)  # batch and time of a forward that learns shapes: sizes that are unlike a number of streams
 CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 LAYER_LIST_NAMES = ("layers", "h", "blocks", "layer", "block")
@@ -192,6 +194,7 @@ class Tower(nn.Module):
         hidden_size: width of what passes between layers for one token (of all streams where a family has several).
         depth: number of layer calls in one forward.
         head_size: number of ids that it can write; a few families can read one more than they write.
+        position_limit: how many tokens fit, where the backbone cannot go past its positions; else `None`.
 
     Raises:
         ValueError: if the layer list is not found, or what passes between layers is neither ``[batch, time,
@@ -217,6 +220,7 @@ class Tower(nn.Module):
         self._takes = set(inspect.signature(backbone.forward).parameters)
         self.cache_name = cache_argument(backbone)
         self._counts_from_zero = counts_from_zero(backbone)
+        self.position_limit = position_limit(backbone)
         self.depth, self.hidden_size, self.head_size = self._probe()
 
     @property
@@ -254,7 +258,13 @@ class Tower(nn.Module):
 
         Returns:
             logits ``[batch, time, vocab]`` and the cache (`None` if not asked for).
+
+        Raises:
+            ValueError: for more tokens than the backbone has positions.
         """
+        if self.position_limit is not None:
+            whole = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            check_positions(f"tower {self.name!r}", self.position_limit, whole)
         kwargs: dict[str, Any] = {"input_ids": input_ids, "use_cache": use_cache or cache is not None}
         if attention_mask is not None and "attention_mask" in self._takes:
             # A recurrent state has padding behind it: those families expect a mask as long as the ids.

@@ -275,7 +275,8 @@ def test_resume_between_the_two_models(tmp_path: Path, monkeypatch: pytest.Monke
         ({"task": "speech->video"}, "unknown modality 'video'"),
         ({"model": ""}, "pseudo_labels.model: name the folder"),
         ({"source": "/nowhere"}, "/nowhere"),
-        ({"task": "speech->speech"}, r"have no \['text'\] for 'speech->text'"),
+        ({"task": "text->text"}, "names a modality twice"),
+        ({"task": "speech->text->speech"}, "names a modality twice"),  # the written sound took the real one's place
         ({"columns": {"speech": "wave"}}, "columns=.* has no effect without pseudo_labels.source"),
         ({"train": "nowhere"}, "nowhere"),
     ],

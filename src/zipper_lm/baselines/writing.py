@@ -14,6 +14,7 @@ from zipper_lm.baselines.vocabulary import Modality, prompts
 from zipper_lm.document import Document, Segment
 from zipper_lm.ending import StopThreshold
 from zipper_lm.generation import Schedule, Settings, checked_schedule, decode_written, encode_given
+from zipper_lm.positions import keep_within, position_limit
 from zipper_lm.speaking import STOP_THRESHOLD, generation_config
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def write(model: SingleDecoder, documents: Sequence[Document], name: str, settin
     modality, backbone = model.modality(name), model.backbone
     ids, mask = (x.to(backbone.device) for x in prompts(documents, name, model.modalities))
     given = generation_config(name, settings)
+    if (limit := position_limit(backbone)) is not None:
+        keep_within("the single decoder", limit, mask, given)
     last = model.modalities[-1]
     only = OnlyIds(modality, last.offset + last.size)
     eos = modality.offset + modality.eos

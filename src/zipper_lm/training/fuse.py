@@ -336,6 +336,10 @@ def _check_pseudo_labels(recipe: FuseRecipe, wanted: PseudoLabelsRecipe, tasks: 
     labelled = parse_task(wanted.task, list(recipe.towers))
     if not labelled.given:
         raise ValueError(f"pseudo_labels.task {wanted.task!r} gives nothing; name what is known, such as speech->text")
+    if len(set(labelled.modalities)) < len(labelled.modalities):
+        raise ValueError(
+            f"pseudo_labels.task cannot be {wanted.task!r}, which names a modality twice: one would be lost"
+        )
     have = set(labelled.modalities)
     for template, task in tasks.items():
         if recipe.tasks[template] > 0 and (missing := sorted(set(task.modalities) - have)):

@@ -1,0 +1,55 @@
+"""How many positions a backbone has, where it cannot go past them, and what that leaves to be written."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+
+def position_limit(backbone: nn.Module) -> int | None:
+    """The tokens that fit a backbone that keeps a vector for each position, as GPT-2 and OPT do; `None` for others, as
+    rotary ones, which run past what their config says."""
+    said = getattr(getattr(backbone, "config", None), "max_position_embeddings", None)
+    if not isinstance(said, int):
+        return None
+    parts = (getattr(backbone, f"get_{which}_embeddings", lambda: None)() for which in ("input", "output"))
+    tokens = {id(getattr(part, "weight", None)) for part in parts}
+    for module in backbone.modules():
+        if isinstance(module, nn.Embedding) and id(module.weight) not in tokens:
+            first = 0 if module.padding_idx is None else module.padding_idx + 1  # where families after fairseq begin
+            if said <= module.num_embeddings <= said + 2:  # OPT and its kin have two that are never used
+                return min(said, module.num_embeddings - first)
+    tables = (b for b in backbone.buffers() if b.ndim == 2)  # GPT-J rotates by a table as long as this
+    return said if any(len(table) == said for table in tables) else None
+
+
+def check_positions(name: str, limit: int, mask: Tensor) -> int:
+    """The longest of the rows, in tokens.
+
+    Args:
+        name: of the tower, for the message. limit: from `position_limit`. mask: ``[batch, time]``, 1 for tokens.
+
+    Raises:
+        ValueError: if it has more tokens than there are positions.
+    """
+    longest = int(mask.sum(-1).max()) if mask.numel() else 0
+    if longest > limit:
+        raise ValueError(f"{name}: a stream of {longest} tokens, but its backbone has {limit} positions")
+    return longest
+
+
+def keep_within(name: str, limit: int, mask: Tensor, given: GenerationConfig) -> None:
+    """Let a segment end where positions end; its EOS has one, too.
+
+    Args:
+        name, limit, mask: as of `check_positions`; of what is read before. given: written to.
+
+    Raises:
+        ValueError: if there is no room for one token and EOS.
+    """
+    longest = check_positions(name, limit, mask)
+    if (room := limit - longest - 1) < 1:
+        raise ValueError(f"{name}: its backbone has {limit} positions, and {longest} are read: no room to write")
+    asked = given.max_new_tokens if given.max_new_tokens is not None else (given.max_length or 0) - mask.shape[1]
+    if asked > room:
+        given.max_new_tokens = room
