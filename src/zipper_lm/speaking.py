@@ -270,6 +270,8 @@ def generation_config(name: str, settings: Mapping[str, Any] | GenerationConfig 
     threshold = getattr(config, STOP_THRESHOLD, None)
     if threshold is not None and not 0.0 < threshold <= 1.0:
         raise ValueError(f"settings for {name!r}: {STOP_THRESHOLD} must be in (0, 1], got {threshold}")
+    if config.num_beams is not None and config.num_beams < 1:
+        raise ValueError(f"settings for {name!r}: num_beams must be at least 1, got {config.num_beams}")
     if config.num_return_sequences not in (None, 1):
         raise ValueError(
             f"settings for {name!r}: num_return_sequences={config.num_return_sequences}, but a document has one next "

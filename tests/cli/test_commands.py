@@ -354,6 +354,7 @@ def test_what_evaluate_refuses(model: Path, tmp_path: Path) -> None:
     assert "text only" in refused("evaluate", model, data, "--output", tmp_path / "x")
     assert "text only" in refused("evaluate", model, data, "--judge", workshop() / "judge")
     assert "arrow" in refused("evaluate", model, data, "--task", "stt")
+    assert "unknown modality 'image'" in refused("evaluate", model, data, "--task", "image->speech")  # no judge first
     assert "['even', 'odd']" in refused("evaluate", model, data, "--where", "speaker=theo")
     assert "columns are" in refused("evaluate", model, data, "--where", "voice=theo")
     assert "columns are" in refused("evaluate", model, data, "--where", "speaker")
@@ -381,6 +382,10 @@ def test_evaluate_replaces_nothing_that_it_reads(model: Path, tmp_path: Path) ->
     for what, part in mine.items():
         assert f"would replace {what}" in " ".join(refused("evaluate", *words, "--output", part).split())
         assert any(part.iterdir())
+    split = mine["the data"] / "train"
+    assert "would replace the data" in " ".join(refused("evaluate", *words, "--output", split).split())
+    for _ in range(2):  # what it wrote itself it may replace, there too
+        assert zipper("evaluate", *words, "--output", mine["the model"] / "heard").exit_code == 0
 
 
 def test_commands_on_a_single_decoder(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,20 @@ def test_other_sounds_of_the_same_names_have_a_judge_of_their_own(
     wave, rate = soundfile.read(data / "train" / "0.wav")
     soundfile.write(data / "train" / "0.wav", change(wave), rate)
     assert judging.judge_for(str(data)).digest() != first.digest()
+
+
+def test_rows_without_words_teach_a_judge_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them, in the training split, was enough for no judge; a number for a text ended in a traceback."""
+    monkeypatch.setenv("ZIPPER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(judging, "STEPS", 1)
+    sounds = [str(workshop() / "data" / "train" / f"{n}.wav") for n in range(3)]
+    lines = [{"speech": s, "text": t} for s, t in zip(sounds, ("one", "...", "two"))]
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    judging.judge_for(str(file))
+    file.write_text(json.dumps(lines[0]) + "\n" + json.dumps(lines[1] | {"text": 7}) + "\n")
+    with pytest.raises(ValueError, match=r"train\.jsonl:2: its text is 7, which is no text"):
+        judging.judge_for(str(file))
 
 
 def test_data_without_speech_has_no_judge(tmp_path: Path) -> None:

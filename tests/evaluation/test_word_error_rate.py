@@ -17,6 +17,8 @@ from zipper_lm.evaluation.word_error_rate import bootstrap_interval, normalise, 
         ("हिन्दी में, बात।", "हिन्दी में बात"),
         ("می\u200cخواهم", "میخواهم"),
         ("បាន\u200bទៅ", "បាន ទៅ"),
+        ("i ❤\ufe0f you 1\ufe0f\u20e3", "i you 1"),
+        ("☺\ufe0f", ""),
     ],
 )
 def test_normalise(text: str, clean: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -345,6 +347,19 @@ def test_what_cannot_work_is_said_before_the_first_run(
     with pytest.raises(ValueError, match=message):
         run_experiment(read_experiment(plan(tmp_path, **changes)), tmp_path / "results", tmp_path / "work")
     assert not (tmp_path / "results").exists()
+
+
+def test_test_rows_without_words_are_found_first(tmp_path: Path) -> None:
+    """They ended every run at its scoring, hours later."""
+    data = shutil.copytree(workshop() / "data", tmp_path / "data")
+    table = data / "test" / "metadata.csv"
+    lines = table.read_text(encoding="utf-8").splitlines()
+    said = list(csv.DictReader(lines))[1]["transcription"]
+    table.write_text("\n".join([*lines[:2], lines[2].replace(said, "..."), *lines[3:]]) + "\n", encoding="utf-8")
+    experiment = read_experiment(plan(tmp_path), [f"data={data}"])
+    with pytest.raises(ValueError, match=r"metadata\.csv.*its text has no words"):
+        run_experiment(experiment, tmp_path / "results", tmp_path / "work", Console(quiet=True))
+    assert not (tmp_path / "work").exists()
 
 
 def test_the_test_split_is_of_the_revision_that_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

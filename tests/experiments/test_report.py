@@ -90,6 +90,17 @@ def test_records_of_an_earlier_plan_are_left_out_of_the_report(tmp_path: Path) -
     assert [[r["run"]["seed"] for r in cell] for cell in read_results(tmp_path / "results").cells.values()] == [[2]]
 
 
+@pytest.mark.parametrize("content", ['{"run": {', "{}", "[]"])
+def test_a_damaged_record_is_named(content: str, tmp_path: Path) -> None:
+    """Of many records one was cut off, and nobody was told which."""
+    (tmp_path / "x").mkdir()
+    plain = json.dumps(to_mapping(read_experiment(plan(tmp_path, arms={"zipper": {}}))))
+    (tmp_path / "x" / "experiment.json").write_text(plain)
+    (tmp_path / "x" / "zipper--half--seed1.json").write_text(content)
+    with pytest.raises(ValueError, match=r"zipper--half--seed1\.json: no record of a run"):
+        read_results(tmp_path / "x")
+
+
 def test_two_folders_of_one_name_are_refused(tmp_path: Path) -> None:
     """The curves of the second stood in the section of the first, too: pictures are named after folders."""
     for place in ("a", "b"):

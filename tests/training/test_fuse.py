@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -200,6 +202,25 @@ def test_a_single_decoder_is_trained_on_unaligned_data_and_then_further(tmp_path
     assert second["perplexity_before"] == pytest.approx(first["perplexity_after"])
     assert weights(tmp_path / "b").keys() == weights(tmp_path / "a").keys()
     assert all(torch.equal(t, weights(tmp_path / "a")[n]) for n, t in weights(tmp_path / "b").items())
+
+
+def test_validation_rows_without_words_are_left_out_of_the_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of them ended a run at its first score, which by default comes after the last step: all was lost."""
+    data = shutil.copytree(workshop() / "data", tmp_path / "data")
+    table = data / "validation" / "metadata.csv"
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    rows[1]["transcription"] = ""
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    console = Console(stderr=True, width=200)
+    record = fuse(tiny_recipe(tmp_path / "m", data={"source": str(data)}), console=console)
+    assert any("eval_wer" in entry for entry in record["history"])
+    assert "1 validation rows have no words in their text" in capsys.readouterr().err
 
 
 def test_a_single_decoder_trained_in_full_goes_on_under_lora(tmp_path: Path) -> None:

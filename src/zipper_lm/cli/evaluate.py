@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from zipper_lm.evaluation.scoring import Score
     from zipper_lm.generation import Writer
 
+HEADS = ["file_name", "transcription", "heard"]
+NEVER_THERE = "\0"
+
 
 def evaluate(
     model: Model,
@@ -66,7 +69,8 @@ def evaluate(
         raise ValueError(f"--limit must be at least 1, got {limit}")
     if output is not None:
         check_output(output, overwrite)
-        check_apart(output, {"the model": model, "the data": data, "the judge": judge})
+        read = {"the model": model, "the data": data, "the judge": judge}
+        check_apart(output, read, () if _wrote(output) else (NEVER_THERE,))
     if Path(model).is_dir():
         read_results(model)  # one that cannot be added to is said now
     settings = settings_of(model, changes or [])
@@ -74,6 +78,7 @@ def evaluate(
     found = read_rows(data, columns, split=split, limit=None if where else limit)
     rows = _chosen([row for row in found if not isinstance(row, Document)], where or [])[:limit]
     loaded = load_model(model)
+    parse_task(SHORT_NAMES.get(task, task), loaded.names)  # before a judge is fitted
     codec = loaded.processor.codecs.get(ends_in) if loaded.processor is not None else None
     judged = ends_in != "text" and not counts_tokens(ends_in, codec)
     for option, given in (("--output", output), ("--judge", judge)):
@@ -135,6 +140,15 @@ def _chosen(rows: list[Any], conditions: list[str]) -> list[Any]:
     return rows
 
 
+def _wrote(folder: Path) -> bool:
+    """Whether `write_values` made it: a part of a data set or of a model is something else."""
+    table = folder / "metadata.csv"
+    if not table.is_file():
+        return False
+    with table.open(encoding="utf-8", newline="") as file:
+        return next(csv.reader(file), None) == HEADS
+
+
 def _columns(given: list[str]) -> dict[str, str]:
     """Modality to column, of ``MODALITY=NAME`` each."""
     columns = {}
@@ -176,7 +190,7 @@ def write_values(folder: Path, score: Score, overwrite: bool) -> None:
 
     with new_folder(folder, overwrite) as new, (new / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["file_name", "transcription", "heard"])
+        table.writerow(HEADS)
         for number, (value, text, heard) in enumerate(zip(score.values, score.references, score.hypotheses)):
             name = f"{number:05d}{suffix_of(value)}"
             write_value(new / name, value)

@@ -141,7 +141,7 @@ def _columns(suffix: str, content: bytes, where: str) -> Row:
     """What one file adds to its row."""
     try:
         if suffix in _TEXT_SUFFIXES:
-            return {suffix: content.decode("utf-8").strip()}
+            return {suffix: content.decode("utf-8-sig").strip()}
         if suffix == "json":
             fields: Any = json.loads(content)
             return fields if isinstance(fields, dict) else {suffix: fields}

@@ -110,7 +110,11 @@ def judge_for(
         except ValueError as error:
             broken.add(found.where(number), error)
             continue
-        if not isinstance(row, Document) and row.get(modality) is not None and row.get("text") is not None:
+        if isinstance(row, Document) or row.get(modality) is None or row.get("text") is None:
+            continue
+        if not isinstance(text := row["text"], str):
+            broken.add(found.where(number), f"its text is {text!r}, which is no text")
+        elif normalise(text):  # nothing is learned of what has no words
             wheres.append(found.where(number))
             rows.append(row)
     if not rows:

@@ -194,6 +194,12 @@ def _spelled(ids: Sequence[int]) -> str:
     return " ".join(str(i) for i in ids)
 
 
+def has_words(row: Mapping[str, Any]) -> bool:
+    """Whether errors in a row's text can be counted."""
+    text = _text(row)
+    return isinstance(text, str) and bool(normalise(text))
+
+
 def _text(row: Mapping[str, Any]) -> str:
     value = row["text"]
     return value.value if hasattr(value, "modality") else value

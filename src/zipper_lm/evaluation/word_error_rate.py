@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jiwer
 import numpy as np
@@ -38,17 +39,22 @@ class ErrorRates:
 def normalise(text: str) -> str:
     """Lower case, no punctuation (apostrophes within words stay), single spaces."""
     text = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
-    text = "".join(_kept(character) for character in text)
+    text = "".join(_kept(before, character) for before, character in pairwise(f" {text}"))
     text = re.sub(r"(?<![^\s'])'+|'+(?![^\s'])", " ", text)
     return " ".join(text.split())
 
 
-def _kept(character: str) -> str:
-    """Letters, the marks that belong to them (vowel signs of many scripts are marks), and numbers. Joiners of no width
-    are nothing; all else, spaces of no width too, parts words."""
+def _kept(before: str, character: str) -> str:
+    """Letters, the marks upon them (vowel signs of many scripts are marks), and numbers. Joiners of no width, and marks
+    upon what is no letter, such as an emoji's, are nothing; all else, spaces of no width too, parts words."""
     kind = unicodedata.category(character)
-    if kind[0] in "LMN" or character == "'":
+    if kind[0] in "LN" or character == "'":
         return character
+    if kind == "Me" or "\ufe00" <= character <= "\ufe0f":  # how an emoji looks
+        return ""
+    if kind[0] == "M":
+        upon = unicodedata.category(before)
+        return character if upon[0] in "LNM" or upon == "Cf" else ""
     return "" if kind == "Cf" and character != "\u200b" else " "
 
 

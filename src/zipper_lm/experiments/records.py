@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zipper_lm.experiments.plan import Experiment, cells_of
-from zipper_lm.experiments.run import PLAN_FILE
+from zipper_lm.experiments.run import PLAN_FILE, read_record
 from zipper_lm.recipe import build
 
 Cell = list[dict[str, Any]]
@@ -34,16 +34,16 @@ def read_results(folder: str | Path) -> Results:
     """What `run_experiment` wrote; records of arms, points, seeds or tasks that the plan does not have are left out.
 
     Raises:
-        ValueError: if there is no experiment.
+        ValueError: if there is no experiment, or a record cannot be read.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # "." has no name
     if not (folder / PLAN_FILE).is_file():
         raise ValueError(f"{folder}: no {PLAN_FILE} there; run zipper experiment first")
     experiment = build(Experiment, json.loads((folder / PLAN_FILE).read_text(encoding="utf-8")))
     cells: dict[tuple[str, str], Cell] = defaultdict(list)
     trials, planned = 0, cells_of(experiment)
     for file in sorted(folder.glob("*--*.json")):
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_record(file)
         run = record["run"]
         if (run["point"], run["arm"]) not in planned:
             continue  # of an earlier plan

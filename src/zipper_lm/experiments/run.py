@@ -25,7 +25,7 @@ from zipper_lm.data.readers import Rows, read_rows
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.document import Document
 from zipper_lm.evaluation.judging import load_judge
-from zipper_lm.evaluation.scoring import SHORT_NAMES, counts_tokens, score_task, yardsticks
+from zipper_lm.evaluation.scoring import SHORT_NAMES, counts_tokens, has_words, score_task, yardsticks
 from zipper_lm.experiments.plan import (
     BEFORE,
     Experiment,
@@ -163,12 +163,30 @@ def _check(experiment: Experiment, results: Path) -> None:
             sources[recipe.data.source, recipe.data.revision] = recipe.data
             _known(experiment, runs, results)
     for data in sources.values():
-        _test_rows(data)
+        rows = _test_rows(data)
+        for number, row in enumerate(rows):
+            if not isinstance(row, Document) and row.get("text") is not None and not has_words(row):
+                raise ValueError(f"{rows.where(number)}: its text has no words, so no error rate of it is defined")
 
 
 def _test_rows(data: DataRecipe) -> Rows:
     """The split that is for scoring runs alone."""
     return read_rows(data.source, data.columns, TEST, revision=data.revision)
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """The record of one run.
+
+    Raises:
+        ValueError: if it is damaged, or none.
+    """
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: no record of a run can be read from it: {error}") from error
+    if not isinstance(record, dict) or not {"run", "run_hash", "scores"} <= record.keys():
+        raise ValueError(f"{file}: no record of a run: it lacks run, run_hash or scores")
+    return record
 
 
 def _known(experiment: Experiment, runs: Sequence[Run], results: Path) -> dict[str, Any] | None:
@@ -183,7 +201,7 @@ def _known(experiment: Experiment, runs: Sequence[Run], results: Path) -> dict[s
     file = results / f"{runs[0].name}.json"
     if not file.is_file():
         return None
-    record = json.loads(file.read_text(encoding="utf-8"))
+    record = read_record(file)
     same = [run for run in runs if run_hash(experiment, run) == record["run_hash"]]
     now = to_mapping(recipe_of(experiment, (same or runs)[0], ""))
     if not same or not still_holds(record["recipe"], now):

@@ -13,7 +13,7 @@ from zipper_lm.data.prepared import is_prepared, open_prepared
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.document import Document
 from zipper_lm.evaluation.judging import Judge, can_be_judged, judge_told, suits
-from zipper_lm.evaluation.scoring import counts_tokens, score_task
+from zipper_lm.evaluation.scoring import counts_tokens, has_words, score_task
 from zipper_lm.generation import Writer
 from zipper_lm.recipe import build
 from zipper_lm.training.diagnosis import some_batches
@@ -31,6 +31,7 @@ class Scorer:
         assert model.processor is not None
         self.recipe, self.all_rows = recipe, rows
         self.rows = [r for r in rows if not isinstance(r, Document)]
+        self.wordless = 0
         wanted = recipe.tasks if recipe.scored is None else recipe.scored
         tasks = {t: parse_task(t) for t, weight in recipe.tasks.items() if weight > 0 and t in wanted}
         ends = {t: task.targets[-1] for t, task in tasks.items() if task.given}
@@ -39,6 +40,9 @@ class Scorer:
         by_text = {end for end in ends.values() if end == "text" or (end in codecs and can_be_judged(codecs[end]))}
         if not all("text" in row for row in self.rows):
             by_text = set()
+        if by_text:  # an error rate is of words: one row without any would end the run after its last step
+            worded = [row for row in self.rows if has_words(row)]
+            self.wordless, self.rows = len(self.rows) - len(worded), worded
         self.tasks = [t for t, end in ends.items() if end in by_token | by_text] if self.rows else []
         self.judged = sorted({ends[t] for t in self.tasks} - by_token - {"text"})
         self.judges: dict[str, Judge] = {}
@@ -50,6 +54,9 @@ class Scorer:
         Args:
             model: what will be scored. given: the recipe's own judge. console: where it is told.
         """
+        if self.wordless:
+            told = f"{self.wordless} validation rows have no words in their text, so they are not scored"
+            console.print(f"[yellow]{told}[/yellow]")
         for modality in self.judged:
             try:
                 self.judges[modality] = _judge_of(self.recipe, modality, model, given, console)
