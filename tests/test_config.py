@@ -120,6 +120,21 @@ def test_config_hash() -> None:
     assert config_hash(base) != config_hash({**base, "hidden_size": 3})
 
 
+def test_of_a_path_in_a_config_only_the_last_part_counts() -> None:
+    """All of it counted, but no more than the last part is uploaded. Older checkpoints are known by all of it."""
+
+    def of(path: str) -> ZipperConfig:
+        backbone = {"model_type": "llama", "tokenizer_path": path, "part": {"more": path}}
+        return ZipperConfig(towers={"text": TowerSpec(source="x", backbone=backbone)})
+
+    made, shared, other = of("/data/team/tok.model"), of("tok.model"), of("/data/team/other.model")
+    assert made.tower_specs["text"].config_hash == shared.tower_specs["text"].config_hash
+    assert made.fingerprint == shared.fingerprint != other.fingerprint
+    now, before = made.fingerprints
+    assert now == made.fingerprint != before
+    assert set(shared.fingerprints) == {now}
+
+
 def test_the_fingerprint_is_of_what_matters() -> None:
     config = tiny_model().config
     other = ZipperConfig.from_dict(config.to_dict())

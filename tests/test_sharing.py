@@ -58,6 +58,56 @@ def test_it_loads_where_the_towers_are_not(train: str, sources: dict[str, Path],
     assert "a folder, `speech` (its weights are here)" in card
 
 
+def with_places(folder: Path) -> Path:
+    """A checkpoint whose config names files of the machine that it was made on, also in a part of it."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"tokenizer_path": "/data/team/tok.model", "sound_config": {"codebook": "/data/team/codes.pt"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("train", ["frozen", "lora", "full"])
+def test_a_config_that_names_a_file_of_this_machine(train: str, sources: dict[str, Path], hub: Hub) -> None:
+    """The path was cut in the model's config, where it counted in the fingerprint, and stayed in the tower's own: the
+    path was uploaded, and nobody could load the model."""
+    with_places(sources["speech"])
+    model = ZipperModel.fuse(sources, train={"speech": train})
+    open_gates(model, 0.4)
+    push(model, "me/shared", token="t")
+    assert "/data/team" not in texts_in(hub.root)
+    shutil.rmtree(sources["speech"])
+    again = ZipperModel.from_pretrained(hub.root / "me/shared")
+    assert torch.equal(logits_of(again), logits_of(model))
+    push(again, "me/again", token="t")
+    assert torch.equal(logits_of(ZipperModel.from_pretrained(hub.root / "me/again")), logits_of(model))
+
+
+def test_a_tower_of_the_hub_whose_config_names_a_file(
+    sources: dict[str, Path], hub_cache, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays there, path and all; the record of it that is uploaded has no path. The two must still be the same."""
+    cache = hub_cache("org/text", {"a" * 40: tiny_backbone("llama", 31, 2)})
+    for file in Path(cache["cache_dir"]).rglob("config.json"):
+        with_places(file.parent)
+    model = ZipperModel.fuse({"text": "org/text", "speech": sources["speech"]}, **cache)
+    push(model, "me/shared", token="t")
+    assert "/data/team" not in texts_in(hub.root)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    again = ZipperModel.from_pretrained(hub.root / "me/shared", **cache)
+    assert torch.equal(logits_of(again), logits_of(model))
+
+
+def test_a_single_decoder_whose_config_names_a_file(tmp_path: Path, hub: Hub) -> None:
+    shutil.copytree(workshop() / "text", tmp_path / "text")
+    codecs = {name: load_codec(workshop() / name) for name in ("text", "speech")}
+    model = expand("text", with_places(tmp_path / "text"), codecs)
+    model.push_to_hub("shared", token="t")
+    assert "/data/team" not in texts_in(hub.root)
+    again = SingleDecoder.from_pretrained(hub.root / "me/shared")
+    batch = collate([doc(("speech", [3, 4]), ("text", [4, 5]), target=True)], model.specials)
+    assert torch.equal(model(batch).logits["decoder"], again(batch).logits["decoder"])
+
+
 def test_records_go_along_without_places(tmp_path: Path, hub: Hub) -> None:
     fuse(tiny_recipe(tmp_path / "m"))
     push(ZipperModel.from_pretrained(tmp_path / "m"), "me/shared", kept=tmp_path / "m", token="t")

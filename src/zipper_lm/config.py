@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
 from itertools import permutations
 from typing import Any, Literal, TypeVar, get_args
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from zipper_lm.hub import public
 
 Positions = Literal["none", "sinusoid", "rotary"]
 Projection = Literal["linear", "relu", "mlp"]
@@ -216,9 +218,13 @@ _INCIDENTAL = {
 }  # fmt: skip
 
 
-def config_hash(backbone: dict[str, Any]) -> str:
-    """SHA-256 of a backbone config's computing part, as hex."""
-    return _hash({k: v for k, v in backbone.items() if k not in _INCIDENTAL})
+def config_hash(backbone: dict[str, Any], seen: Callable[[Any], Any] = public) -> str:
+    """SHA-256 of a backbone config's computing part, as hex.
+
+    Args:
+        backbone: the config. seen: what of it counts; of a path only the last part, as no more of it is uploaded.
+    """
+    return _hash({k: v for k, v in backbone.items() if k not in _INCIDENTAL}, seen)
 
 
 def plain(value: Any) -> Any:
@@ -239,8 +245,8 @@ def backbone_config(what: str, fields: dict[str, Any] | None) -> PreTrainedConfi
     return CONFIG_MAPPING[kind](**fields)
 
 
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
+def _hash(value: Any, seen: Callable[[Any], Any]) -> str:
+    return hashlib.sha256(json.dumps(seen(plain(value)), sort_keys=True).encode()).hexdigest()
 
 
 def _spec(kind: type[S], what: str, fields: dict[str, Any]) -> S:
@@ -301,14 +307,22 @@ class ZipperConfig(PreTrainedConfig):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides what the weights mean: not where towers come from, nor losses and dropout."""
+        return self._fingerprint(public)
+
+    @property
+    def fingerprints(self) -> tuple[str, str]:
+        """The fingerprint, and the one that older checkpoints have, in which paths counted as a whole."""
+        return self.fingerprint, self._fingerprint(plain)
+
+    def _fingerprint(self, seen: Callable[[Any], Any]) -> str:
         free = (
             *("source", "revision", "backbone", "trust_remote_code", "license"),
             *("prefix", "config_key", "config", "quantization"),
         )
         towers = {n: {k: v for k, v in asdict(s).items() if k not in free} for n, s in self.tower_specs.items()}
-        hashes = {n: s.config_hash for n, s in self.tower_specs.items()}
+        hashes = {n: config_hash(s.backbone or {}, seen) for n, s in self.tower_specs.items()}
         zips = [{k: v for k, v in asdict(z).items() if k not in ("dropout", "attention")} for z in self.zip_specs]
-        return _hash([towers, hashes, zips, *([self.groups] if self.groups else [])])
+        return _hash([towers, hashes, zips, *([self.groups] if self.groups else [])], seen)
 
     @property
     def projection_groups(self) -> list[dict[str, InputProjectionForm]]:

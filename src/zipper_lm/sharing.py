@@ -113,6 +113,8 @@ def staged(
             refresh_card(folder, model, name=repo_id)
         for name, change in ((CONFIG_FILE, _without_sources), (RUN_FILE, _only_counted), (RESULTS_FILE, public)):
             _rewrite(folder / name, change)
+        for file in folder.glob(f"towers/*/{CONFIG_FILE}"):
+            _rewrite(file, public)
         yield folder
 
 
