@@ -7,6 +7,7 @@ from transformers import AutoConfig
 
 from zipper_lm import TowerSpec, ZipperConfig, ZipSpec
 from zipper_lm.config import config_hash, evenly_spaced, expand
+from zipper_lm.training.recipes import TowerRecipe
 
 DEPTHS = {"text": 4, "speech": 6}
 
@@ -80,6 +81,17 @@ def test_impossible_zip_settings(field: dict) -> None:
 def test_impossible_tower_settings(field: dict) -> None:
     with pytest.raises(ValueError, match=f"tower.{next(iter(field))}"):
         TowerSpec(source="x", **field)
+
+
+@pytest.mark.parametrize(
+    "start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "eva", "mica", "Gaussian", None]
+)
+def test_adapters_do_not_start_from_the_frozen_weights(start: str | None) -> None:
+    """PiSSA and its like change the base weights when they are added, and only adapters are stored: the model that was
+    loaded again was another one, without a word."""
+    for kind in (TowerSpec, TowerRecipe):
+        with pytest.raises(ValueError, match=rf"tower\.lora\.init_lora_weights.*'gaussian'.*got {start!r}.*frozen"):
+            kind(source="x", train="lora", lora={"init_lora_weights": start})
 
 
 def test_loss_weights_are_checked() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
 from itertools import permutations
@@ -18,6 +18,8 @@ Positions = Literal["none", "sinusoid", "rotary"]
 Projection = Literal["linear", "relu", "mlp"]
 InputProjectionForm = Literal["none", "residual", "paper"]
 Training = Literal["frozen", "full", "lora"]
+LORA_STARTS = (True, False, "gaussian", "orthogonal")
+"""How adapters may start (PEFT's `init_lora_weights`): such as leave the base weights alone and ask for no data."""
 S = TypeVar("S")
 
 
@@ -153,6 +155,20 @@ def check_order(zips: Sequence[ZipSpec], depths: dict[str, int]) -> None:
         raise ValueError(f"zip layers cross: towers wait for each other for ever at layers {stuck}")
 
 
+def check_lora(lora: Mapping[str, Any] | None) -> None:
+    """Raise `ValueError` for arguments of `peft.LoraConfig` that a tower cannot have.
+
+    Such as PiSSA move a part of the base weights into the adapters: what is frozen changes, and the adapters alone,
+    which are all that is stored, mean nothing to the weights that the tower is loaded with.
+    """
+    start = (lora or {}).get("init_lora_weights", True)
+    if start not in LORA_STARTS:
+        raise ValueError(
+            f"tower.lora.init_lora_weights must be one of {list(LORA_STARTS)}, got {start!r}: the others change the "
+            "frozen weights, or need data before training"
+        )
+
+
 @dataclass(kw_only=True)
 class TowerSpec:
     """One tower, as recorded in the config.
@@ -200,6 +216,7 @@ class TowerSpec:
     def __post_init__(self) -> None:
         _one_of("tower.train", self.train, Training)
         _one_of("tower.input_projection", self.input_projection, InputProjectionForm)
+        check_lora(self.lora)
         if self.quantization is not None and self.train == "full":
             raise ValueError(
                 'tower.train="full" and tower.quantization: quantized weights cannot be trained; use "lora"'

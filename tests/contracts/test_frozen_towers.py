@@ -7,8 +7,9 @@ import torch
 from tiny import doc, open_gates, tiny_backbone
 from transformers import AutoModelForCausalLM
 
-from zipper_lm import ZipperModel, ZipSpec
+from zipper_lm import TowerSpec, ZipperModel, ZipSpec
 from zipper_lm.collation import collate
+from zipper_lm.evaluation.preservation import verify
 
 DOCUMENTS = [
     doc(("speech", [5, 6, 7, 8]), ("text", [4, 9, 3]), target=True),
@@ -69,3 +70,17 @@ def test_frozen_towers_do_not_drop_out(tmp_path: Path) -> None:
         model.train()
         assert torch.equal(model(batch).loss, still)
         model.eval()
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal"])
+def test_however_adapters_start_the_base_is_the_source(start: bool | str, tmp_path: Path) -> None:
+    for name in ("text", "speech"):
+        tiny_backbone("llama", 31).save_pretrained(tmp_path / name)
+    spec = TowerSpec(source=str(tmp_path / "text"), train="lora", lora={"init_lora_weights": start})
+    model = ZipperModel.fuse({"text": spec, "speech": tmp_path / "speech"}, zips=ZipSpec(layers=2))
+    train(model)
+    model.save_pretrained(tmp_path / "model")
+    again = ZipperModel.from_pretrained(tmp_path / "model")
+    assert [r.identical for r in verify(again, tmp_path / "model")] == [True, True]
+    batch = collate(DOCUMENTS, model.specials)
+    assert torch.equal(again(batch).logits["text"], model(batch).logits["text"])

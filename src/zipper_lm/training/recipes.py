@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from zipper_lm.config import InputProjectionForm, Training, ZipSpec
+from zipper_lm.config import InputProjectionForm, Training, ZipSpec, check_lora
 from zipper_lm.modality.codec import CODECS, Codec, make_codec
 
 
@@ -283,6 +283,9 @@ class TowerRecipe:
     config: dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
     pretrain: PretrainHere | None = None
+
+    def __post_init__(self) -> None:
+        check_lora(self.lora)
 
     @classmethod
     def from_string(cls, text: str) -> dict[str, Any]:
