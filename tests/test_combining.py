@@ -10,7 +10,7 @@ from tiny import doc, ids_of, naive_greedy, open_gates, tiny_backbone
 from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
-from zipper_lm import Document, Segment, ZipperModel, ZipSpec
+from zipper_lm import Document, Segment, TowerSpec, ZipperModel, ZipSpec
 from zipper_lm.cli import app
 from zipper_lm.collation import collate
 from zipper_lm.combining import combine
@@ -120,6 +120,22 @@ def test_adapters_come_along(models: tuple[ZipperModel, ZipperModel], tmp_path: 
     assert again.tower("speech").adapter_names == speech.tower("speech").adapter_names
     again.save_pretrained(tmp_path / "all")
     loaded = ZipperModel.from_pretrained(tmp_path / "all")(collate(SPOKEN, again.specials)).logits
+    assert all(torch.equal(before[n], loaded[n]) for n in before)
+
+
+def test_a_module_that_is_trained_whole_comes_along(models: tuple[ZipperModel, ZipperModel], tmp_path: Path) -> None:
+    """PEFT keeps a copy that is there already, so the new model took it for a frozen part and did not save it."""
+    tiny_backbone("llama", 53, 3, 1).save_pretrained(tmp_path / "speech")
+    spec = TowerSpec(source=str(tmp_path / "speech"), train="lora", lora={"modules_to_save": ["lm_head"]})
+    towers = {"text": tiny_backbone("llama", 31, 4), "speech": spec}
+    speech = ZipperModel.fuse(towers, zips=ZipSpec(layers=2)).eval()
+    with torch.no_grad():
+        speech.tower("speech").backbone.lm_head.modules_to_save["default"].weight.add_(0.5)
+    before = speech(collate(SPOKEN, speech.specials)).logits
+    both = combine([speech, models[1]])
+    assert both.tower("speech").adapter_names == speech.tower("speech").adapter_names
+    both.save_pretrained(tmp_path / "both")
+    loaded = ZipperModel.from_pretrained(tmp_path / "both")(collate(SPOKEN, both.specials)).logits
     assert all(torch.equal(before[n], loaded[n]) for n in before)
 
 

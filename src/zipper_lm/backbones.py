@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from transformers import (
 from zipper_lm.config import TowerSpec, ZipperConfig, backbone_config, config_hash, plain
 from zipper_lm.hub import commit_of, license_of, place_of, reaching
 from zipper_lm.tower import Tower
+
+WRAPPED = ("base_layer", "original_module", "token_adapter")
+"""What PEFT's wrappers call that which they wrap, or the wrapper of it."""
 
 
 def dtype_name(dtype: Any) -> str:
@@ -160,20 +164,42 @@ def add_adapters(backbone: PreTrainedModel, lora: Mapping[str, Any] | None) -> f
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
-    before = list(backbone.parameters())  # kept: the cast below frees adapters that are there, and ids with them
-    inject_adapter_in_model(LoraConfig(**{"target_modules": "all-linear", **(lora or {})}), backbone)
+    given = deepcopy(dict(lora or {}))  # PEFT takes names out of the lists that it is given
+    inject_adapter_in_model(LoraConfig(**{"target_modules": "all-linear", **given}), backbone)
     cast_adapter_dtype(backbone, "default")  # PEFT's own models do so; injecting alone takes the backbone's dtype
-    known = {id(p) for p in before}
-    added = frozenset(n for n, p in backbone.named_parameters() if id(p) not in known)
-    for name, parameter in backbone.named_parameters():
+    # Under all their names: of tied ones a checkpoint stores but one, and not the one that comes first here.
+    named, wrappers = list(backbone.named_parameters(remove_duplicate=False)), _wrappers(backbone)
+    added = frozenset(name for name, _ in named if _source_name(name, wrappers) is None)
+    for name, parameter in named:
         parameter.requires_grad_(name in added)
     return added
 
 
 def base_tensors(tower: Tower) -> dict[str, Tensor]:
-    """A tower's tensors under their source names: PEFT wraps a linear layer as ``....base_layer``."""
+    """A tower's tensors under their source names, without what PEFT added."""
     state = tower.backbone.state_dict()
-    return {k.replace(".base_layer.", "."): v for k, v in state.items() if k not in tower.adapter_names}
+    if not tower.adapter_names:
+        return state
+    wrappers = _wrappers(tower.backbone)
+    return {name: tensor for key, tensor in state.items() if (name := _source_name(key, wrappers)) is not None}
+
+
+def _wrappers(backbone: nn.Module) -> set[str]:
+    """Names of the modules that PEFT put around others."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    modules = backbone.named_modules(remove_duplicate=False)
+    return {name for name, module in modules if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))}
+
+
+def _source_name(name: str, wrappers: Collection[str]) -> str | None:
+    """A tensor's name where nothing is wrapped; `None` if a wrapper holds it besides what it wraps."""
+    parts = name.split(".")
+    inside = [i for i in range(1, len(parts)) if ".".join(parts[:i]) in wrappers]
+    if any(parts[i] not in WRAPPED for i in inside):
+        return None
+    return ".".join(part for i, part in enumerate(parts) if i not in inside)
 
 
 def came_from(spec: TowerSpec, backbone: PreTrainedModel, **hub: Any) -> TowerSpec:

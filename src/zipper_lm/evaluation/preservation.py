@@ -138,9 +138,11 @@ def _same_logits(tower: Tower, source: Any, length: int = 16) -> bool:
 def _without_adapters(tower: Tower) -> Iterator[None]:
     """The tower in evaluation mode as it was before LoRA."""
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
     was_training = tower.backbone.training
-    layers = [m for m in tower.backbone.modules() if isinstance(m, BaseTunerLayer)] if tower.adapter_names else []
+    layers = [m for m in tower.backbone.modules() if isinstance(m, kinds)] if tower.adapter_names else []
     active = [(name, p.requires_grad) for name, p in tower.backbone.named_parameters()]
     for layer in layers:
         layer.enable_adapters(False)
