@@ -94,6 +94,23 @@ def test_adapters_do_not_start_from_the_frozen_weights(start: str | None) -> Non
             kind(source="x", train="lora", lora={"init_lora_weights": start})
 
 
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_are_not_trained_with_adapters(bias: str) -> None:
+    """The setting was taken, and undone without a word: only adapters are trained."""
+    for kind in (TowerSpec, TowerRecipe):
+        with pytest.raises(ValueError, match=rf"tower\.lora\.bias must be 'none', got '{bias}'"):
+            kind(source="x", train="lora", lora={"bias": bias})
+        kind(source="x", train="lora", lora={"bias": "none"})
+
+
+def test_sets_become_lists() -> None:
+    """PEFT takes a set of names, and JSON does not: the model trained, and could not be saved."""
+    lora = {"target_modules": {"v_proj", "q_proj"}, "rank_pattern": {"q_proj": 4}, "layers_to_transform": [1, 0]}
+    spec = TowerSpec(source="x", train="lora", lora=lora)
+    assert spec.lora == {**lora, "target_modules": ["q_proj", "v_proj"]}
+    assert json.loads(json.dumps(spec.lora)) == spec.lora
+
+
 def test_loss_weights_are_checked() -> None:
     with pytest.raises(ValueError, match="loss_weights"):
         ZipperConfig(towers={"text": TowerSpec(source="x")}, loss_weights={"speech": 1.0})

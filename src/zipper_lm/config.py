@@ -161,6 +161,8 @@ def check_lora(lora: Mapping[str, Any] | None) -> None:
     Such as PiSSA move a part of the base weights into the adapters: what is frozen changes, and the adapters alone,
     which are all that is stored, mean nothing to the weights that the tower is loaded with.
     """
+    if (bias := (lora or {}).get("bias", "none")) != "none":
+        raise ValueError(f"tower.lora.bias must be 'none', got {bias!r}: the tower's own biases stay as they are")
     start = (lora or {}).get("init_lora_weights", True)
     if start not in LORA_STARTS:
         raise ValueError(
@@ -217,6 +219,7 @@ class TowerSpec:
         _one_of("tower.train", self.train, Training)
         _one_of("tower.input_projection", self.input_projection, InputProjectionForm)
         check_lora(self.lora)
+        self.lora = without_sets(self.lora)
         if self.quantization is not None and self.train == "full":
             raise ValueError(
                 'tower.train="full" and tower.quantization: quantized weights cannot be trained; use "lora"'
@@ -242,6 +245,15 @@ def config_hash(backbone: dict[str, Any], seen: Callable[[Any], Any] = public) -
         backbone: the config. seen: what of it counts; of a path only the last part, as no more of it is uploaded.
     """
     return _hash({k: v for k, v in backbone.items() if k not in _INCIDENTAL}, seen)
+
+
+def without_sets(value: Any) -> Any:
+    """`value` with a sorted list for every set in it, which JSON has not and whose order changes."""
+    if isinstance(value, Mapping):
+        return {k: without_sets(v) for k, v in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    return [without_sets(v) for v in value] if isinstance(value, list) else value
 
 
 def plain(value: Any) -> Any:

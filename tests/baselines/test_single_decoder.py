@@ -142,6 +142,16 @@ def test_schedules_that_cannot_be(schedule, message):
         single().generate(DOCUMENTS, schedule)
 
 
+def test_names_given_as_a_set_are_saved(tmp_path):
+    """PEFT takes a set of names, and JSON does not: such a decoder trained, and could not be saved."""
+    lora = {"target_modules": {"v_proj", "q_proj"}}
+    for name, model in (("a", single(train="lora", lora=lora)), ("b", single().with_adapters(lora))):
+        model.processor = None  # these codecs cannot be saved
+        model.save_pretrained(tmp_path / name)
+        again = SingleDecoder.from_pretrained(tmp_path / name)
+        assert again.config.spec.lora == {"target_modules": ["q_proj", "v_proj"]}
+
+
 @pytest.mark.parametrize("train", ["full", "lora"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2-tied"])
 def test_a_saved_one_is_the_same_and_goes_on_training(train, kind, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import TrainingArguments
@@ -30,6 +31,22 @@ def test_the_recipes_own_fields_are_not_set_twice(name: str, tmp_path: Path) -> 
 def test_unknown_fields_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="bf17"):
         training_arguments(TrainingRecipe(arguments={"bf17": True}), tmp_path, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "none"),
+    [
+        ("label_smoothing_factor", 0.1, 0.0),
+        ("neftune_noise_alpha", 5.0, None),
+        ("include_num_input_tokens_seen", "all", "no"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(name: str, value: Any, none: Any, tmp_path: Path) -> None:
+    """The first was taken and ignored, the others ended in errors of transformers once training had begun."""
+    with pytest.raises(ValueError, match=rf"training\.arguments: {name}={value!r} is not possible here"):
+        training_arguments(TrainingRecipe(arguments={name: value}), tmp_path, seed=0)
+    training_arguments(TrainingRecipe(arguments={name: none}), tmp_path, seed=0)
+    training_arguments(TrainingRecipe(arguments={name: value}), tmp_path, seed=0, alone=True)
 
 
 def test_one_process_uses_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,16 +9,33 @@ from transformers import TrainingArguments
 
 from zipper_lm.training.recipes import TrainingRecipe
 
+OF_ONE_TOWER: dict[str, tuple[tuple[Any, ...], str]] = {
+    "label_smoothing_factor": ((0,), "the losses are the model's own"),
+    "neftune_noise_alpha": ((None,), "each tower has embeddings of its own; training.corrupt changes what is read"),
+    "include_num_input_tokens_seen": ((False, "no"), "a batch has a stream of ids for each modality"),
+}
+"""Fields that Trainer follows for one tower alone: the values that ask for nothing, and why a fused model lacks it."""
 
-def training_arguments(recipe: TrainingRecipe, folder: str | Path, seed: int, **more: Any) -> TrainingArguments:
+
+def training_arguments(
+    recipe: TrainingRecipe, folder: str | Path, seed: int, *, alone: bool = False, **more: Any
+) -> TrainingArguments:
     """Arguments for `Trainer`: cosine schedule, TensorBoard logs and checkpoints under `folder`.
 
+    Args:
+        recipe: how to train. folder: for what training writes. seed: of everything. alone: whether it is one tower that
+            is trained. more: further fields that the recipe does not set.
+
     Raises:
-        ValueError: if `recipe.arguments` names an unknown field, or one that the recipe sets itself.
+        ValueError: if `recipe.arguments` names an unknown field, one that the recipe sets itself, or one that only a
+            tower alone can follow.
     """
     known = set(TrainingArguments.__dataclass_fields__)
     if unknown := sorted(set(recipe.arguments) - known):
         raise ValueError(f"training.arguments: {unknown} are no fields of transformers.TrainingArguments")
+    for name, (nothing, reason) in () if alone else OF_ONE_TOWER.items():
+        if (value := recipe.arguments.get(name, nothing[0])) not in nothing:
+            raise ValueError(f"training.arguments: {name}={value!r} is not possible here: {reason}")
     fixed = {
         "output_dir": str(folder),
         "max_steps": recipe.steps,

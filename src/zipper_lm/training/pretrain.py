@@ -116,7 +116,7 @@ def pretrain(
     working, plain = working_folder(recipe.output), to_mapping(recipe)
     checkpoint = check_working(working, plain, resume=resume, overwrite=overwrite)
     evaluation = evaluation_arguments(recipe.training, recipe.data.validation, "eval_loss")
-    arguments = training_arguments(recipe.training, working, recipe.seed, **evaluation)
+    arguments = training_arguments(recipe.training, working, recipe.seed, alone=True, **evaluation)
     console = console or main_console()  # after the arguments, which say how to connect
     set_seed(recipe.seed)
     broken = Broken(recipe.data.broken_limit)
