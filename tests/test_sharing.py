@@ -175,6 +175,19 @@ def test_no_place_within_a_text_is_uploaded(tmp_path: Path, hub: Hub) -> None:
     assert json.loads((hub.root / "me/shared/results.json").read_text()) == [{"where": ["file=x", "speaker=a/b"]}]
 
 
+def test_of_a_relative_path_only_the_last_part_is_uploaded(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe's own words went along: only of absolute paths the folders were left out."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(workshop() / "data", "secret/client")
+    recipe = tiny_recipe(Path("secret/out/m"), data={"source": "secret/client"})
+    fuse(recipe)
+    push(ZipperModel.from_pretrained("secret/out/m"), "me/shared", kept="secret/out/m", token="t")
+    assert "secret" not in texts_in(hub.root)
+    assert json.loads((hub.root / "me/shared/run.json").read_text())["recipe"]["data"]["source"] == "client"
+
+
 def test_private_is_not_public(hub: Hub) -> None:
     """The Hub leaves a repository that is there as it is: what was to be private was uploaded to a public one."""
     push(tiny_model(), "me/public", token="t")

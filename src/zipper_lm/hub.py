@@ -141,6 +141,19 @@ def public(value: Any) -> Any:
     return public_name(value) if isinstance(value, str) else value
 
 
+def relative_paths(value: Any) -> list[str]:
+    """Texts in a JSON value that are relative paths of files or folders here; a Hub id may look the same."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return sorted({path for v in value for path in relative_paths(v)})
+    if not isinstance(value, str) or Path(value).name == value or Path(value).is_absolute():
+        return []
+    with suppress(OSError, ValueError):  # a text that is too long for a name, or holds what no name may
+        return [value] if Path(value).exists() else []
+    return []
+
+
 def is_hub_id(source: str) -> bool:
     """Whether a source that is no folder here can be an ``owner/name`` on the Hub."""
     with suppress(HFValidationError):

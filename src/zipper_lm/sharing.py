@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,10 +146,23 @@ def _without_sources(config: Any) -> Any:
 
 
 def _only_counted(run: Any) -> Any:
-    """Of the items that were left out only how many, as they are known by their paths."""
-    if isinstance(run, dict) and isinstance(run.get("broken"), list):
+    """Of the items that were left out only how many, as they are known by their paths; of relative paths, too, only the
+    last part."""
+    if not isinstance(run, dict):
+        return public(run)
+    if isinstance(run.get("broken"), list):
         run["broken"] = len(run["broken"])
-    return public(run)
+    paths = set(run.pop("relative_paths", None) or ())
+    return public(_renamed(run, {path: Path(path).name for path in paths}))
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """A JSON value with other texts in the place of some."""
+    if isinstance(value, dict):
+        return {k: _renamed(v, names) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_renamed(v, names) for v in value]
+    return names.get(value, value) if isinstance(value, str) else value
 
 
 def _rewrite(file: Path, change: Callable[[Any], Any]) -> None:

@@ -15,7 +15,8 @@ class Comparison:
     """Two cells on the seeds that both have.
 
     Attributes:
-        difference, low, high: ours minus theirs in points of WER, and its 95 % paired bootstrap interval.
+        difference, low, high: ours minus theirs in points of WER, and its 95 % interval over seeds and test rows (see
+            `paired_interval`).
         ours, theirs: WER in per cent, mean over the seeds.
         relative: the difference in per cent of theirs; above: of what is above the codec alone, `None` where that is
             not known, or nothing is.

@@ -40,9 +40,10 @@ def write_report(folders: Sequence[str | Path], page: str | Path, *, overwrite: 
     parts = [
         "# Results\n\nWritten by `zipper report` from the raw records; no number here is typed by hand.\n"
         "WER in per cent on the test split: mean over seeds, least and most in brackets; without, of one run.\n"
-        "Differences are of the seeds that both arms have, in points of WER with a 95 % paired bootstrap interval, "
-        "relative to the other arm's WER, and to what of it is above that of the codec alone. Seeds and test rows are "
-        "drawn; of one seed it is rows alone, and says nothing of another seed.\n",
+        "Differences are of the seeds that both arms have, in points of WER, relative to the other arm's WER, and to "
+        "what of it is above that of the codec alone. Their 95 % interval is over test rows (paired bootstrap) and "
+        "seeds (Student's t, which of two seeds says little); of one seed it is over rows alone, and says nothing of "
+        "another seed. Each is of one comparison: of many, some leave out zero by chance.\n",
         "| experiment | question | runs |\n|---|---|---|",
         *(f"| [{r.name}](#{r.name}) | {r.experiment.question} | {_runs(r)} |" for r in found),
         "",

@@ -28,7 +28,7 @@ from zipper_lm.evaluation.results import weights_digest
 from zipper_lm.files import check_output, new_folder
 from zipper_lm.fusing import codec_of
 from zipper_lm.generation import Writer
-from zipper_lm.hub import place_of
+from zipper_lm.hub import place_of, relative_paths
 from zipper_lm.loading import load
 from zipper_lm.model import ZipperModel
 from zipper_lm.recipe import recipe_hash, to_mapping
@@ -187,6 +187,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
             },
             **({"pseudo_labels": len(labelled)} if labelled else {}),
         },
+        "relative_paths": sorted({recipe.output, *relative_paths(plain)}),
         "made_with": made_with(),
         "seconds": round(time.time() - started, 1),
         "train_loss": result.training_loss,
