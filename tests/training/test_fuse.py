@@ -223,6 +223,18 @@ def test_validation_rows_without_words_are_left_out_of_the_scores(
     assert "1 validation rows have no words in their text" in capsys.readouterr().err
 
 
+def test_scores_that_fail_do_not_take_the_steps_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainer scores before it saves: an error in the first score, which by default comes after the last step, left
+    neither a model nor a checkpoint to go on from."""
+    with monkeypatch.context() as patch:
+        patch.setattr("zipper_lm.training.scoring.score_task", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fuse(tiny_recipe(tmp_path / "m"))
+    record = fuse(tiny_recipe(tmp_path / "m"), resume=True)
+    assert record["steps"] >= 2  # Trainer takes one more
+    assert ZipperModel.from_pretrained(tmp_path / "m").gates() == record["gates"]
+
+
 def test_a_single_decoder_trained_in_full_goes_on_under_lora(tmp_path: Path) -> None:
     """It was refused, so that the baseline under LoRA could see no unaligned data: adapters are too few for that."""
     here = workshop()

@@ -291,14 +291,21 @@ class ZipperTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """Generate and score, always with the same draws; training goes on as if it had not happened."""
+        """Generate and score, always with the same draws; training goes on as if it had not happened. If it cannot be
+        done, there is a checkpoint: Trainer scores before it saves, by default after the last step."""
         if self.score is None:
             return {}
         model = self.accelerator.unwrap_model(self.model)
         model.eval()
         with torch.no_grad(), randomness_kept():
             torch.manual_seed(self.args.seed)
-            metrics = from_main({f"{metric_key_prefix}_{k}": v for k, v in self.score(model).items()})
+            try:
+                scores = self.score(model)
+            except Exception:
+                if self.args.world_size == 1:  # others would wait for one that failed
+                    self._save_checkpoint(model, trial=None)
+                raise
+            metrics = from_main({f"{metric_key_prefix}_{k}": v for k, v in scores.items()})
         model.train()
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
