@@ -17,7 +17,7 @@ from zipper_lm.recipe import to_mapping
 ROOT = Path(__file__).parent.parent
 ORDER = (
     "data-curve-long",
-    "five-seeds",
+    "more-seeds",
     "converged",
     "augmentation",
     "pseudo-labels",

@@ -32,7 +32,9 @@ def check_positions(name: str, limit: int, mask: Tensor) -> int:
     Raises:
         ValueError: if it has more tokens than there are positions.
     """
-    longest = int(mask.sum(-1).max()) if mask.numel() else 0
+    if mask.is_meta or not mask.numel():  # on meta there is nothing to count
+        return 0
+    longest = int(mask.sum(-1).max())
     if longest > limit:
         raise ValueError(f"{name}: a stream of {longest} tokens, but its backbone has {limit} positions")
     return longest

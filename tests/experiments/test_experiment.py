@@ -299,7 +299,7 @@ def test_a_record_of_other_data_says_so(tmp_path: Path) -> None:
     (run,) = runs_of(experiment, "single", PLAIN)
     recorded = to_mapping(recipe_of(experiment, run, ""))
     del recorded["training"]["join"]  # as an older version wrote it
-    record = {"run_hash": run_hash(experiment, run), "recipe": recorded, "scores": {}}
+    record = {"run": {}, "run_hash": run_hash(experiment, run), "recipe": recorded, "scores": {}}
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / f"{run.name}.json").write_text(json.dumps(record))
     (tmp_path / "link").symlink_to(workshop() / "data")
