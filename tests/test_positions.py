@@ -9,15 +9,18 @@ import pytest
 import torch
 from tiny import doc, tiny_backbone, tiny_model
 from tiny_recipes import plain_recipe, workshop
+from tower_families import tiny_model as tiny_family
 from transformers import (
     AutoModelForCausalLM,
     BioGptConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTJConfig,
+    MptConfig,
     OPTConfig,
     PreTrainedConfig,
     RobertaConfig,
+    WhisperConfig,
 )
 
 from zipper_lm import ZipperModel
@@ -31,6 +34,8 @@ from zipper_lm.training.recipes import FuseRecipe
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 40, "pad_token_id": 1}
 
+WHISPER = {"d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "vocab_size": 40, "pad_token_id": 1}
+
 
 @pytest.mark.parametrize(
     ("config", "limit"),
@@ -40,10 +45,13 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "v
         (BioGptConfig(**SMALL, intermediate_size=16, max_position_embeddings=20), 20),
         (RobertaConfig(**SMALL, intermediate_size=16, is_decoder=True, max_position_embeddings=22), 20),
         (GPTJConfig(n_embd=16, n_layer=1, n_head=2, vocab_size=40, rotary_dim=4, n_positions=20), 20),
+        (MptConfig(d_model=16, n_layers=1, n_heads=2, vocab_size=40, max_seq_len=20), 20),
+        (WhisperConfig(**WHISPER, max_target_positions=20), 20),
     ],
     ids=lambda value: getattr(value, "model_type", value),
 )
 def test_the_limit_is_where_the_family_breaks(config: PreTrainedConfig, limit: int) -> None:
+    """MPT and Whisper call their limit by other names than most, and so seemed to have none."""
     backbone = AutoModelForCausalLM.from_config(config).eval()
     assert position_limit(backbone) == limit
     ids = torch.full((1, limit + 1), 5)
@@ -56,6 +64,14 @@ def test_the_limit_is_where_the_family_breaks(config: PreTrainedConfig, limit: i
 def test_rotary_towers_have_none() -> None:
     for kind in ("llama", "qwen3", "mamba"):
         assert position_limit(tiny_backbone(kind, 31)) is None
+
+
+def test_a_tower_that_makes_more_positions_has_none() -> None:
+    """MusicGen's table of sines grows with its stream; it was taken for an end."""
+    backbone = tiny_family("musicgen")
+    assert position_limit(backbone) is None
+    with torch.no_grad():
+        backbone(input_ids=torch.full((1, 70), 5))  # its config says 64
 
 
 def short(positions: int) -> ZipperModel:

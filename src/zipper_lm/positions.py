@@ -5,12 +5,17 @@ from __future__ import annotations
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+SAID = ("max_position_embeddings", "max_target_positions")  # the latter of decoders of speech recognisers
+
 
 def position_limit(backbone: nn.Module) -> int | None:
     """The tokens that fit a backbone that keeps a vector for each position, as GPT-2 and OPT do; `None` for others, as
     rotary ones, which run past what their config says."""
-    said = getattr(getattr(backbone, "config", None), "max_position_embeddings", None)
-    if not isinstance(said, int):
+    config = getattr(backbone, "config", None)
+    if any(hasattr(module, "build_mpt_alibi_tensor") for module in backbone.modules()):
+        return int(config.max_seq_len)  # type: ignore[union-attr]  # its table of distances has that length
+    said = next((n for name in SAID if isinstance(n := getattr(config, name, None), int)), None)
+    if said is None:
         return None
     parts = (getattr(backbone, f"get_{which}_embeddings", lambda: None)() for which in ("input", "output"))
     tokens = {id(getattr(part, "weight", None)) for part in parts}
@@ -19,7 +24,9 @@ def position_limit(backbone: nn.Module) -> int | None:
             first = 0 if module.padding_idx is None else module.padding_idx + 1  # where families after fairseq begin
             if said <= module.num_embeddings <= said + 2:  # OPT and its kin have two that are never used
                 return min(said, module.num_embeddings - first)
-    tables = (b for b in backbone.buffers() if b.ndim == 2)  # GPT-J rotates by a table as long as this
+    # GPT-J rotates by a table as long as this. MusicGen's sines are one, too, but it makes more when it needs them.
+    fixed = (module for module in backbone.modules() if not hasattr(module, "make_weights"))
+    tables = (b for module in fixed for b in module.buffers(recurse=False) if b.ndim == 2)
     return said if any(len(table) == said for table in tables) else None
 
 
