@@ -30,6 +30,7 @@ from zipper_lm.modality.speech import SpeechCodec
 from zipper_lm.positions import position_limit
 from zipper_lm.recipe import build
 from zipper_lm.training.fuse import fuse
+from zipper_lm.training.pretrain import check_length
 from zipper_lm.training.recipes import FuseRecipe
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 40, "pad_token_id": 1}
@@ -124,22 +125,44 @@ def test_a_single_decoder_ends_there_too() -> None:
     assert 1 <= len(written[-1].ids or []) <= 16 - 6 - 1
 
 
-def test_scoring_past_the_positions_does_not_lose_the_run(tmp_path: Path) -> None:
-    """Rows fitted, and what was generated to score them did not: after the last step the run was lost."""
+def with_short_speech(tmp_path: Path, positions: int, output: str, **changes: Any) -> FuseRecipe:
+    """A recipe whose speech tower has so many positions."""
     here = workshop()
     codec = SpeechCodec.from_pretrained(here / "speech")
     torch.manual_seed(0)
     special = {"bos_token_id": codec.bos_id, "eos_token_id": codec.eos_id, "pad_token_id": codec.pad_id}
-    size = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": codec.vocab_size, "n_positions": 64}
+    size = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": codec.vocab_size, "n_positions": positions}
     tower = GPT2LMHeadModel(GPT2Config(**size, **special, initializer_range=0.5))
     tower.transformer.wte.weight.data[codec.eos_id] = 0
     tower.save_pretrained(tmp_path / "speech")
     codec.save_pretrained(tmp_path / "speech")
-    recipe = plain_recipe(tmp_path / "m", training={"steps": 2, "learning_rate": 1e-4, "tower_learning_rate": 1e-5})
+    training = {"steps": 2, "learning_rate": 1e-4, "tower_learning_rate": 1e-5}
+    recipe = plain_recipe(tmp_path / output, training=training, **changes)
     recipe["towers"]["speech"]["source"] = str(tmp_path / "speech")
-    recipe["generation"] = {}
-    record = fuse(build(FuseRecipe, recipe))
+    return build(FuseRecipe, recipe)
+
+
+def test_scoring_past_the_positions_does_not_lose_the_run(tmp_path: Path) -> None:
+    """Rows fitted, and what was generated to score them did not: after the last step the run was lost."""
+    record = fuse(with_short_speech(tmp_path, 64, "m", generation={}))
     assert any("eval_wer" in entry for entry in record["history"])
+
+
+def test_a_task_that_names_a_tower_twice_needs_room_for_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows were compared with the limit as if each came once: training began, and broke at the first long row."""
+    monkeypatch.setattr("zipper_lm.training.fuse.train_with_bar", lambda *_: pytest.fail("training began"))
+    tasks = {"speech->text->speech": 1.0}
+    with pytest.raises(ValueError, match="tower 'speech': the longest stream has 28 tokens, the backbone has 16 pos"):
+        fuse(with_short_speech(tmp_path, 16, "m", tasks=tasks))
+
+
+def test_rows_are_held_against_what_a_family_really_has() -> None:
+    """RoBERTa's kin begin after the padding id: of 22 positions 20 serve, and rows of 21 broke in training."""
+    config = RobertaConfig(**SMALL, intermediate_size=16, is_decoder=True, max_position_embeddings=22)
+    backbone = AutoModelForCausalLM.from_config(config)
+    check_length(backbone, [20], "speech")
+    with pytest.raises(ValueError, match="the longest stream has 21 tokens, the backbone has 20 positions"):
+        check_length(backbone, [21], "speech")
 
 
 def test_a_length_that_was_asked_for_is_kept() -> None:

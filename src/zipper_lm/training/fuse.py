@@ -141,7 +141,8 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         towers=model.names,
     )
     together = (2 if recipe.training.interleave else 1) * (2 if how else 1)
-    _check_lengths(model, chain(token_counts(rows), token_counts(validation)), together)
+    trained = [task for template, task in tasks.items() if recipe.tasks[template] > 0]
+    _check_lengths(model, chain(token_counts(rows), token_counts(validation)), trained, together)
     scorer = Scorer(recipe, model, validation) if validation else None
     if scorer is not None:
         scorer.find_judges(model, judge, console)
@@ -366,14 +367,18 @@ def _encoded(model: Writer, rows: Iterable[Any], named: set[str], broken: Broken
     return encode_rows(model.processor, rows, encoded_modalities(rows, named, model.names), broken)
 
 
-def _check_lengths(model: Writer, rows: Iterable[Mapping[str, tuple[int, int]]], together: int) -> None:
-    """That every stream fits its decoder: a tower reads its own segments, a single decoder all of them; and, where
-    several rows come together in a document, the longest ones do."""
+def _check_lengths(
+    model: Writer, rows: Iterable[Mapping[str, tuple[int, int]]], tasks: Sequence[Task], together: int
+) -> None:
+    """That every stream fits its decoder: a tower reads its own segments, as often as a task names them, a single
+    decoder all of them; and, where several rows come together in a document, the longest ones do."""
+    # A row of one segment each comes as a task says; a whole document, which may have more, as it is.
+    times = {name: max([1, *(task.modalities.count(name) for task in tasks)]) for name in model.names}
     lengths: dict[str, list[int]] = {name: [] for name in model.names}
     for counts in rows:
         for name, each in lengths.items():
             tokens, segments = counts.get(name, (0, 0))
-            each.append(tokens + 2 * segments)
+            each.append((tokens + 2 * segments) * (times[name] if segments == 1 else 1))
     if isinstance(model, SingleDecoder):
         streams = {"the single decoder": (model.backbone, [sum(row) for row in zip(*lengths.values())])}
     else:

@@ -21,6 +21,7 @@ from zipper_lm.data.readers import PREPARED_FILE
 from zipper_lm.files import check_apart, check_output, new_folder
 from zipper_lm.modality.codec import CODEC_FILE, Codec
 from zipper_lm.modality.pretrained import RunsModel
+from zipper_lm.positions import position_limit
 from zipper_lm.recipe import to_mapping
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
 from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt
@@ -191,7 +192,10 @@ def open_unaligned(data: DataRecipe) -> tuple[Opened, Sequence[Any]]:
 
 
 def check_length(backbone: PreTrainedModel, lengths: Sequence[int], name: str) -> None:
-    """Raise `ValueError` if a stream is longer than the positions that a backbone has."""
+    """Raise `ValueError` if a stream is longer than the positions that a backbone has, or was made for."""
+    hard = position_limit(backbone)
+    if hard is not None and lengths and max(lengths) > hard:
+        raise ValueError(f"{name}: the longest stream has {max(lengths)} tokens, the backbone has {hard} positions")
     limit = getattr(backbone.config, "max_position_embeddings", None)
     if limit and lengths and max(lengths) > limit:
         raise ValueError(
