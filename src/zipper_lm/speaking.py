@@ -201,8 +201,6 @@ def speak(
             )
         processors.append(StopThreshold(threshold, special.eos))
     if (scale := given.guidance_scale) not in (None, 1):
-        if given.num_beams not in (None, 1) or given.get_generation_mode() is GenerationMode.ASSISTED_GENERATION:
-            raise ValueError(f"settings for {name!r}: guidance_scale={scale} goes with greedy search and sampling only")
         given.guidance_scale = None  # transformers' own would run the zipped tower twice
         processors.append(Guidance(tower, scale, mask))
     if tower.position_limit is not None:
@@ -249,7 +247,7 @@ def generation_config(name: str, settings: Mapping[str, Any] | GenerationConfig 
     """A copy to be written to, with our defaults.
 
     Raises:
-        ValueError: for a setting that is unknown, of another type, or out of range.
+        ValueError: for a setting that is unknown, of another type, out of range, or that does not go with another.
     """
     if isinstance(settings, GenerationConfig):
         config = OwnSettings()
@@ -272,6 +270,9 @@ def generation_config(name: str, settings: Mapping[str, Any] | GenerationConfig 
         raise ValueError(f"settings for {name!r}: {STOP_THRESHOLD} must be in (0, 1], got {threshold}")
     if config.num_beams is not None and config.num_beams < 1:
         raise ValueError(f"settings for {name!r}: num_beams must be at least 1, got {config.num_beams}")
+    searched = config.num_beams not in (None, 1) or config.get_generation_mode() is GenerationMode.ASSISTED_GENERATION
+    if (scale := config.guidance_scale) not in (None, 1) and searched:
+        raise ValueError(f"settings for {name!r}: guidance_scale={scale} goes with greedy search and sampling only")
     if config.num_return_sequences not in (None, 1):
         raise ValueError(
             f"settings for {name!r}: num_return_sequences={config.num_return_sequences}, but a document has one next "

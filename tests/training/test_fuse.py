@@ -287,6 +287,17 @@ def test_frozen_and_lora_towers_do_not_see_the_optimizer(tmp_path: Path) -> None
         ({"loss_weights": {"image": 1}}, "loss_weights names .*image"),
         ({"generation": {"image": {}}}, "generation names .*image"),
         ({"generation": {"text": {"temprature": 1}}}, "generation.text: .*temprature"),
+        # These were met when the first scores were generated: after the last step, and nothing had been saved.
+        ({"generation": {"text": {"num_beams": 0}}}, "generation.text: .*num_beams must be at least 1, got 0"),
+        (
+            {"generation": {"text": {"max_new_tokens": 0}}},
+            "generation.text: .*max_new_tokens. must be greater",
+        ),
+        ({"generation": {"text": {"max_new_tokens": "5"}}}, "generation.text: .*max_new_tokens must be a number"),
+        (
+            {"generation": {"text": {"guidance_scale": 2.0, "num_beams": 2}}},
+            "generation.text: .*guidance_scale",
+        ),
         ({"training": {"corrupt": {"image": 0.1}}}, "training.corrupt names .*image"),
         ({"training": {"corrupt": {"text": 1.5}}}, "training.corrupt must be in"),
         ({"training": {"join": {"text->text": 0.1}}}, "training.join names .*text->text"),

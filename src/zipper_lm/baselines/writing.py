@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
-from transformers.generation import GenerationMode, UnbatchedClassifierFreeGuidanceLogitsProcessor
+from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from zipper_lm.baselines.vocabulary import Modality, prompts
 from zipper_lm.document import Document, Segment
@@ -90,8 +90,6 @@ def write(model: SingleDecoder, documents: Sequence[Document], name: str, settin
     if (threshold := getattr(given, STOP_THRESHOLD, None)) is not None:
         processors.append(StopThreshold(threshold, eos))
     if (scale := given.guidance_scale) not in (None, 1):
-        if given.num_beams not in (None, 1) or given.get_generation_mode() is GenerationMode.ASSISTED_GENERATION:
-            raise ValueError(f"settings for {name!r}: guidance_scale={scale} goes with greedy search and sampling only")
         given.guidance_scale = None
         processors += [UnbatchedClassifierFreeGuidanceLogitsProcessor(scale, backbone), only]
     given.suppress_tokens = [modality.offset + i for i in given.suppress_tokens or ()] or None

@@ -32,7 +32,7 @@ from zipper_lm.hub import place_of, relative_paths
 from zipper_lm.loading import load
 from zipper_lm.model import ZipperModel
 from zipper_lm.recipe import recipe_hash, to_mapping
-from zipper_lm.speaking import known_settings
+from zipper_lm.speaking import generation_config, known_settings
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
 from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt
 from zipper_lm.training.data import (
@@ -316,6 +316,10 @@ def check_settings(recipe: FuseRecipe) -> dict[str, Task]:
     for name, settings in recipe.generation.items():
         if unknown := sorted(set(settings) - known_settings()):
             raise ValueError(f"generation.{name}: {unknown} are no fields of transformers.GenerationConfig")
+        try:
+            generation_config(name, settings)
+        except ValueError as error:
+            raise ValueError(f"generation.{name}: {error}") from error
     if recipe.pseudo_labels is not None:
         _check_pseudo_labels(recipe, recipe.pseudo_labels, tasks)
     return tasks
