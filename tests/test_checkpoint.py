@@ -9,7 +9,7 @@ import torch
 from huggingface_hub.errors import RevisionNotFoundError
 from tiny import doc, tiny_backbone, tiny_model
 from tiny_recipes import workshop
-from transformers import AutoConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from zipper_lm import TowerSpec, ZipperModel, checkpoint
 from zipper_lm.backbones import weights_hash
@@ -252,6 +252,23 @@ def test_a_tower_that_was_moved_is_recorded_where_it_is(tmp_path: Path) -> None:
     again = ZipperModel.from_pretrained(tmp_path / "again")
     assert again.config.tower_specs["text"].source == str(tmp_path / "moved")
     assert again.config.fingerprint == ZipperModel.from_pretrained(tmp_path / "again").config.fingerprint
+
+
+@pytest.mark.parametrize("way", ["object", "in place of a bundle"])
+def test_where_a_given_tower_came_from_is_not_overwritten(way: str, tmp_path: Path) -> None:
+    """The record goes on naming another place, so that a checkpoint could be saved over the very files of the tower."""
+    folder = saved(tmp_path)
+    if way != "object":
+        ZipperModel.from_pretrained(folder).save_pretrained(tmp_path / "whole", bundle_towers=True)
+        folder = tmp_path / "whole"
+    shutil.copytree(tmp_path / "text", tmp_path / "copy")
+    given = tmp_path / "copy" if way != "object" else AutoModelForCausalLM.from_pretrained(tmp_path / "copy")
+    model = ZipperModel.from_pretrained(folder, towers={"text": given})
+    with pytest.raises(ValueError, match=r"would replace tower 'text', which is at .*copy"):
+        model.save_pretrained(tmp_path / "copy", overwrite=True)
+    model.save_pretrained(folder, overwrite=True)  # a checkpoint's own folder stays its own, bundles and all
+    again = ZipperModel.from_pretrained(folder)
+    again.save_pretrained(folder, overwrite=True)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt2-tied"])

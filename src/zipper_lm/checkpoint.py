@@ -98,7 +98,7 @@ def save(
     known = {*inspect.signature(PreTrainedModel.save_pretrained).parameters, "safe_serialization"}
     if not push_to_hub and (unknown := sorted(set(kwargs) - known)):
         raise ValueError(f"save_pretrained: unknown arguments {unknown}")
-    check_apart(save_directory, {f"tower {n!r}": s.source for n, s in specs.items() if not _is_nowhere_else(n, s)})
+    _check_apart(model, Path(save_directory))
     bundled = _bundled(model, bundle_towers)
     config = _as_saved(model, bundled)
 
@@ -119,6 +119,17 @@ def save(
     write_checkpoint(folder, split(model), config.fingerprint, fill, overwrite)
     if push_to_hub:
         sharing.push(model, kwargs.pop("repo_id", folder.resolve().name), **{"kept": folder, **kwargs})
+
+
+def _check_apart(model: ZipperModel, folder: Path) -> None:
+    """Raise `ValueError` if a checkpoint in a folder would replace a tower: where its record says it is, or where it
+    was read, which is another place if it was given as a model, or instead of the checkpoint's own copy."""
+    for name, spec in model.config.tower_specs.items():
+        if not _is_nowhere_else(name, spec):
+            check_apart(folder, {f"tower {name!r}": spec.source})
+        loaded_from = model.tower(name).backbone.name_or_path
+        if loaded_from and Path(loaded_from).resolve() == folder.resolve():
+            check_apart(folder, {f"tower {name!r}": loaded_from})
 
 
 def _bundled(model: ZipperModel, chosen: bool | Collection[str] = False) -> list[str]:
