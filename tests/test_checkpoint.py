@@ -254,6 +254,17 @@ def test_a_tower_that_was_moved_is_recorded_where_it_is(tmp_path: Path) -> None:
     assert again.config.fingerprint == ZipperModel.from_pretrained(tmp_path / "again").config.fingerprint
 
 
+def test_a_tower_that_moved_to_the_hub_is_recorded_at_its_commit(tmp_path: Path, hub_cache) -> None:
+    """It was recorded without one: saved again, the model would have followed whatever is pushed there next."""
+    folder = saved(tmp_path)
+    cache = hub_cache("org/text", {"a" * 40: tiny_backbone("llama", 31, 2)})
+    model = ZipperModel.from_pretrained(folder, towers={"text": "org/text"}, **cache)
+    spec = model.config.tower_specs["text"]
+    assert (spec.source, spec.revision) == ("org/text", "a" * 40)
+    model.save_pretrained(tmp_path / "again")
+    ZipperModel.from_pretrained(tmp_path / "again", **cache)
+
+
 @pytest.mark.parametrize("way", ["object", "in place of a bundle"])
 def test_where_a_given_tower_came_from_is_not_overwritten(way: str, tmp_path: Path) -> None:
     """The record goes on naming another place, so that a checkpoint could be saved over the very files of the tower."""

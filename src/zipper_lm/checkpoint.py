@@ -39,7 +39,7 @@ from zipper_lm.backbones import (
 from zipper_lm.card import refresh_card
 from zipper_lm.config import TowerSpec, ZipperConfig
 from zipper_lm.files import check_apart
-from zipper_lm.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, local_folder, place_of
+from zipper_lm.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, commit_of, local_folder, place_of
 from zipper_lm.modality.codec import Codec
 from zipper_lm.tower import Tower
 
@@ -318,7 +318,8 @@ def load(
             backbones[name] = _fetched(name, spec, partial(load_backbone, at, dtype=recorded_dtype(spec), **hub))
         check_same_backbone(name, spec, backbones[name])
         if isinstance(given, str | Path) and spec.source != _bundle(name):  # a later save names the new place
-            config.towers[name] |= {"source": place_of(given), "revision": None}
+            place = place_of(given)
+            config.towers[name] |= {"source": place, "revision": commit_of(place, None, hub.get("cache_dir"))}
         if dtype not in (None, "auto", backbones[name].dtype) and not isinstance(given, PreTrainedModel):
             backbones[name] = load_backbone(at, dtype=dtype, **hub)  # `.to(dtype)` would round its float32 buffers too
     model = cls(config, backbones)
