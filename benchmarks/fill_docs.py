@@ -12,12 +12,23 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from human_digits import KINDS, SINGLE, claims, comparison, draw_comparison, few_pairs, in_short, longer, what_is_read
+from human_digits import (
+    KINDS,
+    SINGLE,
+    claims,
+    comparison,
+    draw_comparison,
+    few_pairs,
+    in_short,
+    longer,
+    what_is_read,
+    with_all_pairs,
+)
 
 from zipper_lm.experiments.comparison import compare
 from zipper_lm.experiments.records import Cell, read_results
@@ -183,7 +194,6 @@ def combination() -> str:
 def notes_and_captions() -> str:
     """Zipper against the single decoder on sounds that are no speech: at both shares, with a tenth of the pairs against
     all of them, and with more steps."""
-    tasks = {"sound->text": "sound to caption", "text->sound": "caption to sound, as the judge hears it"}
     cells = read_results(ROOT / "results" / "sounds-cpu").cells
     more = read_results(ROOT / "results" / "sounds-variants").cells
     (few, single_few), (whole, single_whole) = (
@@ -194,21 +204,38 @@ def notes_and_captions() -> str:
         "300": (few, single_few),
         "3000": (whole, single_whole),
         "300, single decoder 3000": (few, single_whole),
-        "3000, three times the steps": longer,
+        "3000, three times the steps": (longer[0], longer[1]),
     }
+    tasks = {"sound->text": "sound to caption", "text->sound": "caption to sound, as the judge hears it"}
+    return _against("captioned sounds", tasks, rows)
+
+
+def pictures_and_names() -> str:
+    """Zipper against a single decoder of its size on handwritten digits."""
+    cells = read_results(ROOT / "results" / "digit-images-long").cells
+    cells_by_count = {
+        told: [cells[point, kind] for kind in KINDS]
+        for point, told in {"1-percent": "10", "100-percent": "1000"}.items()
+    }
+    tasks = {"image->text": "picture to name", "text->image": "name to picture, as the judge sees it"}
+    return _against("named pictures", tasks, {told: (ours, theirs) for told, (ours, theirs) in cells_by_count.items()})
+
+
+def _against(pairs: str, tasks: Mapping[str, str], rows: Mapping[str, tuple[Cell, Cell]]) -> str:
+    """Zipper's runs and the single decoder's, by how many pairs."""
     lines = [
-        "| test WER, % | captioned sounds | Zipper | single decoder | difference, points | codec alone | seeds |",
+        f"| test WER, % | {pairs} | Zipper | single decoder | difference, points | codec alone | seeds |",
         "|---|---|---|---|---|---|---|",
     ]
     for task, what in tasks.items():
-        for pairs, (ours, theirs) in rows.items():
+        for told, (ours, theirs) in rows.items():
             found = compare(ours, theirs, task)
             assert found is not None
             rates = " | ".join(spread([r["scores"][task]["wer"] for r in cell]) for cell in (ours, theirs))
             floor = ours[0]["scores"][task].get("oracle_wer")
             difference = f"{found.difference:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
             codec = "" if floor is None else f"{floor:.1f}"
-            lines.append(f"| {what} | {pairs} | {rates} | {difference} | {codec} | {found.seeds} |")
+            lines.append(f"| {what} | {told} | {rates} | {difference} | {codec} | {found.seeds} |")
     return "\n".join(lines)
 
 
@@ -317,6 +344,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "combination": combination,
     "three-towers": three_towers,
     "notes-and-captions": notes_and_captions,
+    "pictures-and-names": pictures_and_names,
     "read-sentences": read_sentences,
     "claims": claims,
     "comparison": comparison,
@@ -328,6 +356,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cost-large-gpu": partial(cost_on_gpu, "cost-large-gpu.json"),
     "time-to": time_to,
     "what-is-read": what_is_read,
+    "with-all-pairs": with_all_pairs,
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from scipy.stats import wilcoxon
+
 from zipper_lm.evaluation.word_error_rate import word_error_rate
 from zipper_lm.experiments.comparison import Comparison, compare
 from zipper_lm.experiments.records import Cell, read_results
@@ -51,6 +53,7 @@ KINDS = {"zipper": "Zipper", SINGLE: "single decoder"}
 TRIED = (
     *("data-curve-long", "more-steps", "augmentation", "pseudo-labels"),
     *("few-pairs", "window-digits", "early-stopped-tower", "equal-exposure"),
+    *("positions", "strong-tower", "data-curve-cpu", "more-seeds"),
 )
 
 
@@ -102,6 +105,43 @@ def comparison() -> str:
     counts = {share: [len(_tried(kind, share)) for kind in KINDS] for share in dict.fromkeys(p for p, _ in curve)}
     told = [f"{ours} and {theirs} with {pairs_of(p)}" for p, (ours, theirs) in counts.items() if ours + theirs > 2]
     return "\n".join([*lines, "", f"Ways tried, of Zipper and of the single decoder: {'; '.join(told)} pairs."])
+
+
+def with_all_pairs() -> str:
+    """With all the pairs and 2000 steps: Zipper and each baseline, what is trained of it, what it forgets, and its
+    difference from Zipper as it comes."""
+    cells = read_results(ROOT / "results" / "data-curve-long").cells
+    arms = {
+        "zipper": "Zipper, its speech tower trained along",
+        "zipper-all-frozen": "Zipper, both towers frozen",
+        "zipper-joined-guided": "Zipper, made the most of",
+        SINGLE: "single decoder, as large as Zipper",
+        "single-decoder-joined": "... joined rows, and a fifth left out",
+        "single-decoder-seen-unaligned": "... as small as Zipper's text tower",
+        "single-decoder-as-large-lora-seen-unaligned": "... as large, LoRA",
+        "single-decoder-as-large-lora": "... as large, LoRA, without the unaligned sound",
+    }
+    heads = ["test WER, %", "million parameters: all, trained", *TASKS.values(), "perplexity of text grows", "seeds"]
+    against = [f"{task}, beside the first row" for task in TASKS.values()]
+    heads[4:4] = against
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    first = cells[SHARES[-1], "zipper"]
+    for arm, told in arms.items():
+        cell = cells[SHARES[-1], arm]
+        counts = ", ".join(f"{cell[0]['parameters'][which] / 1e6:.1f}" for which in ("all", "trained"))
+        rates = [spread([r["scores"][task]["wer"] for r in cell]) for task in TASKS]
+        found = [compare(cell, first, task) if cell is not first else None for task in TASKS]
+        points = [f"{c.difference:+.1f} ({c.low:+.1f} to {c.high:+.1f})" if c else "" for c in found]
+        lines.append(f"| {' | '.join([told, counts, *rates, *points, _forgot(cell), str(len(cell))])} |")
+    return "\n".join(lines)
+
+
+def _forgot(cell: Cell) -> str:
+    """How many times as high the perplexity of the text is after fusion."""
+    if all(record["frozen_unchanged"].get("text") for record in cell):
+        return "bit-identical"
+    grown = [r["perplexity_after"]["text"] / r["perplexity_before"]["text"] for r in cell]
+    return f"{min(grown):.1f} to {max(grown):.1f} times"
 
 
 def what_is_read() -> str:
@@ -232,6 +272,7 @@ def few_pairs() -> str:
         ("... twice the steps", curve, "100-percent", "single-decoder-twice-the-steps"),
         ("... a fifth left out, and half of the rows to read joined", curve, "100-percent", "single-decoder-joined"),
         ("... as small as Zipper's text tower", curve, "100-percent", "single-decoder-seen-unaligned"),
+        ("... LoRA", curve, "100-percent", "single-decoder-as-large-lora-seen-unaligned"),
         ("... LoRA, without the unaligned sound", curve, "100-percent", "single-decoder-as-large-lora"),
     ]
     lines = ["| test WER, % | speech to text | text to speech | seeds |", "|---|---|---|---|"]
@@ -284,6 +325,25 @@ def _points(found: Comparison) -> str:
 
 def _rates(found: Comparison) -> str:
     return f"{found.ours:.1f} against {found.theirs:.1f} % WER"
+
+
+def _over_all_shares(curve: dict[tuple[str, str], list[Cell]], task: str) -> tuple[str, str, bool]:
+    """A row of the claims: both as they come, run against run of the same share and seed, over all shares together."""
+    differences = []
+    for share in dict.fromkeys(share for share, _ in curve):
+        ours, theirs = (
+            {r["run"]["seed"]: r["scores"][task]["wer"] for r in curve[share, kind][False]} for kind in KINDS
+        )
+        differences += [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    chance = float(wilcoxon(differences).pvalue)
+    mean = sum(differences) / len(differences)
+    told = f"p = {chance:.1g}" if chance >= 0.001 else "p < 0.001"
+    return (
+        f"{TASKS[task]}: fewer errors over all shares together",
+        f"{mean:+.1f} points on average of {len(differences)} pairs of runs of one share and seed; Wilcoxon's signed "
+        f"ranks: {told}",
+        mean < 0 and chance < 0.05,
+    )
 
 
 def _at_every_share(each: dict[tuple[str, str], Comparison], how: str) -> tuple[str, str, bool]:
@@ -370,6 +430,7 @@ def claims() -> str:
         for found in [compare(curve[FEW, "zipper"][True], theirs, task)]
         if found is not None
     ]
+    rows += [_over_all_shares(curve, task) for task in TASKS]
     rows += [_at_every_share(each, "")]
     most = [share for share in shares if all(curve[share, kind][True] for kind in KINDS)]
     rows += [
