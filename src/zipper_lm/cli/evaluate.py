@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 HEADS = ["file_name", "transcription", "heard"]
 NEVER_THERE = "\0"
+"""No file has that name: a folder inside what is read is a part of it, whatever it holds."""
 
 
 def evaluate(
