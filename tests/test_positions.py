@@ -152,7 +152,7 @@ def test_a_task_that_names_a_tower_twice_needs_room_for_both(tmp_path: Path, mon
     """Rows were compared with the limit as if each came once: training began, and broke at the first long row."""
     monkeypatch.setattr("zipper_lm.training.fuse.train_with_bar", lambda *_: pytest.fail("training began"))
     tasks = {"speech->text->speech": 1.0}
-    with pytest.raises(ValueError, match="tower 'speech': the longest stream has 28 tokens, the backbone has 16 pos"):
+    with pytest.raises(ValueError, match="tower 'speech': the longest stream has 28 tokens, the backbone 16 pos"):
         fuse(with_short_speech(tmp_path, 16, "m", tasks=tasks))
 
 
@@ -161,7 +161,7 @@ def test_rows_are_held_against_what_a_family_really_has() -> None:
     config = RobertaConfig(**SMALL, intermediate_size=16, is_decoder=True, max_position_embeddings=22)
     backbone = AutoModelForCausalLM.from_config(config)
     check_length(backbone, [20], "speech")
-    with pytest.raises(ValueError, match="the longest stream has 21 tokens, the backbone has 20 positions"):
+    with pytest.raises(ValueError, match="the longest stream has 21 tokens, the backbone 20 positions"):
         check_length(backbone, [21], "speech")
 
 

@@ -168,8 +168,8 @@ def add_adapters(backbone: PreTrainedModel, lora: Mapping[str, Any] | None) -> f
     inject_adapter_in_model(LoraConfig(**{"target_modules": "all-linear", **given}), backbone)
     cast_adapter_dtype(backbone, "default")  # PEFT's own models do so; injecting alone takes the backbone's dtype
     # Under all their names: of tied ones a checkpoint stores but one, and not the one that comes first here.
-    named, wrappers = list(backbone.named_parameters(remove_duplicate=False)), _wrappers(backbone)
-    added = frozenset(name for name, _ in named if _source_name(name, wrappers) is None)
+    named, around = list(backbone.named_parameters(remove_duplicate=False)), wrappers(backbone)
+    added = frozenset(name for name, _ in named if _source_name(name, around) is None)
     for name, parameter in named:
         parameter.requires_grad_(name in added)
     return added
@@ -180,23 +180,23 @@ def base_tensors(tower: Tower) -> dict[str, Tensor]:
     state = tower.backbone.state_dict()
     if not tower.adapter_names:
         return state
-    wrappers = _wrappers(tower.backbone)
-    return {name: tensor for key, tensor in state.items() if (name := _source_name(key, wrappers)) is not None}
+    around = wrappers(tower.backbone)
+    return {name: tensor for key, tensor in state.items() if (name := _source_name(key, around)) is not None}
 
 
-def _wrappers(backbone: nn.Module) -> set[str]:
-    """Names of the modules that PEFT put around others."""
+def wrappers(backbone: nn.Module) -> dict[str, Any]:
+    """The modules that PEFT put around others, under all their names."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     modules = backbone.named_modules(remove_duplicate=False)
-    return {name for name, module in modules if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))}
+    return {name: module for name, module in modules if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))}
 
 
-def _source_name(name: str, wrappers: Collection[str]) -> str | None:
+def _source_name(name: str, around: Collection[str]) -> str | None:
     """A tensor's name where nothing is wrapped; `None` if a wrapper holds it besides what it wraps."""
     parts = name.split(".")
-    inside = [i for i in range(1, len(parts)) if ".".join(parts[:i]) in wrappers]
+    inside = [i for i in range(1, len(parts)) if ".".join(parts[:i]) in around]
     if any(parts[i] not in WRAPPED for i in inside):
         return None
     return ".".join(part for i, part in enumerate(parts) if i not in inside)

@@ -323,7 +323,7 @@ def load(
         if dtype not in (None, "auto", backbones[name].dtype) and not isinstance(given, PreTrainedModel):
             backbones[name] = load_backbone(at, dtype=dtype, **hub)  # `.to(dtype)` would round its float32 buffers too
     model = cls(config, backbones)
-    copy_tensors(split(model), config.fingerprints, folder / WEIGHTS_FILE)
+    copy_tensors(split(model), config.fingerprint, folder / WEIGHTS_FILE)
     if (folder / "processor_config.json").is_file():
         from zipper_lm.processor import ZipperProcessor
 
@@ -343,21 +343,21 @@ def _fetched(name: str, spec: TowerSpec, load: Callable[[], PreTrainedModel]) ->
 
 def load_own(model: ZipperModel, file: Path) -> None:
     """Copy the tensors of a checkpoint that this model wrote back into it; see `copy_tensors`."""
-    copy_tensors(split(model), _as_saved(model, _bundled(model)).fingerprints, file)
+    copy_tensors(split(model), _as_saved(model, _bundled(model)).fingerprint, file)
 
 
-def copy_tensors(own: Mapping[str, Tensor], fingerprints: Collection[str], file: Path) -> None:
+def copy_tensors(own: Mapping[str, Tensor], fingerprint: str, file: Path) -> None:
     """Copy a checkpoint's tensors into a model's own, after checking that they are exactly the ones it needs.
 
     Args:
-        own: by name, the tensors to write to. fingerprints: of the model's config. file: the checkpoint's.
+        own: by name, the tensors to write to. fingerprint: of the model's config. file: the checkpoint's.
 
     Raises:
         ValueError: if a tensor is missing, unknown or of the wrong shape, the config was changed, or the file damaged.
     """
     try:
         with safe_open(file, framework="pt") as stored:
-            if (stored.metadata() or {}).get("config") not in (None, *fingerprints):
+            if (stored.metadata() or {}).get("config") not in (None, fingerprint):
                 raise ValueError(f"{file}: {CONFIG_FILE} was changed since these weights were saved")
             names = set(stored.keys())
             missing, extra = sorted(set(own) - names), sorted(names - set(own))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
 from itertools import permutations
@@ -238,13 +238,9 @@ _INCIDENTAL = {
 }  # fmt: skip
 
 
-def config_hash(backbone: dict[str, Any], seen: Callable[[Any], Any] = public) -> str:
-    """SHA-256 of a backbone config's computing part, as hex.
-
-    Args:
-        backbone: the config. seen: what of it counts; of a path only the last part, as no more of it is uploaded.
-    """
-    return _hash({k: v for k, v in backbone.items() if k not in _INCIDENTAL}, seen)
+def config_hash(backbone: dict[str, Any]) -> str:
+    """SHA-256 of a backbone config's computing part, as hex."""
+    return _hash({k: v for k, v in backbone.items() if k not in _INCIDENTAL})
 
 
 def without_sets(value: Any) -> Any:
@@ -274,8 +270,9 @@ def backbone_config(what: str, fields: dict[str, Any] | None) -> PreTrainedConfi
     return CONFIG_MAPPING[kind](**fields)
 
 
-def _hash(value: Any, seen: Callable[[Any], Any]) -> str:
-    return hashlib.sha256(json.dumps(seen(plain(value)), sort_keys=True).encode()).hexdigest()
+def _hash(value: Any) -> str:
+    """Of a path only the last part counts, as no more of it is uploaded."""
+    return hashlib.sha256(json.dumps(public(plain(value)), sort_keys=True).encode()).hexdigest()
 
 
 def _spec(kind: type[S], what: str, fields: dict[str, Any]) -> S:
@@ -336,22 +333,14 @@ class ZipperConfig(PreTrainedConfig):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides what the weights mean: not where towers come from, nor losses and dropout."""
-        return self._fingerprint(public)
-
-    @property
-    def fingerprints(self) -> tuple[str, str]:
-        """The fingerprint, and the one that older checkpoints have, in which paths counted as a whole."""
-        return self.fingerprint, self._fingerprint(plain)
-
-    def _fingerprint(self, seen: Callable[[Any], Any]) -> str:
         free = (
             *("source", "revision", "backbone", "trust_remote_code", "license"),
             *("prefix", "config_key", "config", "quantization"),
         )
         towers = {n: {k: v for k, v in asdict(s).items() if k not in free} for n, s in self.tower_specs.items()}
-        hashes = {n: config_hash(s.backbone or {}, seen) for n, s in self.tower_specs.items()}
+        hashes = {n: s.config_hash for n, s in self.tower_specs.items()}
         zips = [{k: v for k, v in asdict(z).items() if k not in ("dropout", "attention")} for z in self.zip_specs]
-        return _hash([towers, hashes, zips, *([self.groups] if self.groups else [])], seen)
+        return _hash([towers, hashes, zips, *([self.groups] if self.groups else [])])
 
     @property
     def projection_groups(self) -> list[dict[str, InputProjectionForm]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -85,20 +85,25 @@ def check_output(path: str | Path, overwrite: bool = False, folder: bool = True)
         raise _Undo
 
 
-def check_apart(path: str | Path, read: Mapping[str, Any], ours: Sequence[str] = ()) -> None:
+def holding(*names: str) -> Callable[[Path], bool]:
+    """Whether a folder has one of these files: how an output of ours is known."""
+    return lambda folder: any((folder / name).is_file() for name in names)
+
+
+def check_apart(path: str | Path, read: Mapping[str, Any], ours: Callable[[Path], bool] | None = None) -> None:
     """Raise `ValueError` if an output would replace what is read.
 
     Args:
         path: of the output.
         read: what the message calls each, and where it is; what is no path is passed over.
-        ours: files of which an output has one; a folder without, inside one that is read, is a part of that.
+        ours: whether a folder is such an output; one that is not, inside one that is read, is a part of that.
     """
     goal = Path(path).expanduser().resolve()
     for what, source in read.items():
         if not isinstance(source, str | Path):
             continue
         here = Path(source).expanduser().resolve()
-        part = bool(ours) and here in goal.parents and goal.is_dir() and not any((goal / o).is_file() for o in ours)
+        part = ours is not None and here in goal.parents and goal.is_dir() and not ours(goal)
         if goal == here or goal in here.parents or part:
             raise ValueError(f"output {str(path)!r} would replace {what}, which is at {str(source)!r}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -134,11 +134,16 @@ def public_name(text: str) -> str:
 
 def public(value: Any) -> Any:
     """What others may read of a JSON value: `public_name` of every text in it."""
+    return each_text(value, public_name)
+
+
+def each_text(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with every text in it changed, but for keys."""
     if isinstance(value, dict):
-        return {k: public(v) for k, v in value.items()}
+        return {k: each_text(v, change) for k, v in value.items()}
     if isinstance(value, list):
-        return [public(v) for v in value]
-    return public_name(value) if isinstance(value, str) else value
+        return [each_text(v, change) for v in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def relative_paths(value: Any) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 from zipper_lm.card import GENERATION_FILE, PICTURE_FILE, RUN_FILE, is_edited, refresh_card
 from zipper_lm.config import TowerSpec, ZipperConfig
 from zipper_lm.evaluation.results import RESULTS_FILE
-from zipper_lm.hub import CONFIG_FILE, public
+from zipper_lm.hub import CONFIG_FILE, each_text, public
 
 if TYPE_CHECKING:
     from zipper_lm.generation import Writer
@@ -153,16 +153,7 @@ def _only_counted(run: Any) -> Any:
     if isinstance(run.get("broken"), list):
         run["broken"] = len(run["broken"])
     paths = set(run.pop("relative_paths", None) or ())
-    return public(_renamed(run, {path: Path(path).name for path in paths}))
-
-
-def _renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """A JSON value with other texts in the place of some."""
-    if isinstance(value, dict):
-        return {k: _renamed(v, names) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_renamed(v, names) for v in value]
-    return names.get(value, value) if isinstance(value, str) else value
+    return public(each_text(run, lambda text: Path(text).name if text in paths else text))
 
 
 def _rewrite(file: Path, change: Callable[[Any], Any]) -> None:

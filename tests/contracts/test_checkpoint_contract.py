@@ -224,20 +224,6 @@ def test_fields_of_a_later_transformers(saved: Path) -> None:
     checkpoint.check_same_backbone("text", spec, tiny_backbone("llama", 31))
 
 
-def test_a_checkpoint_in_whose_fingerprint_a_path_counts_as_a_whole(sources: dict[str, Path], tmp_path: Path) -> None:
-    """As all were written before a tower's config could be uploaded without its paths."""
-    config = json.loads((sources["text"] / "config.json").read_text())
-    (sources["text"] / "config.json").write_text(json.dumps({**config, "tokenizer_path": "/data/team/tok.model"}))
-    model = fused(sources)
-    model.save_pretrained(tmp_path / "model")
-    now, before = model.config.fingerprints
-    assert now != before
-    file = tmp_path / "model" / "model.safetensors"
-    save_file({k: v.clone() for k, v in load_file(file).items()}, file, metadata={"config": before})
-    assert torch.equal(logits_of(ZipperModel.from_pretrained(tmp_path / "model")), logits_of(model))
-    model.load_own(file)
-
-
 def test_no_folder() -> None:
     with pytest.raises(ValueError, match="no such folder"):
         ZipperModel.from_pretrained("nowhere/at-all")

@@ -54,6 +54,12 @@ def test_suffixes_are_columns(tmp_path: Path) -> None:
     assert len(stream_rows(path)) == 3  # type: ignore[arg-type]
 
 
+def test_a_byte_order_mark_is_no_letter(tmp_path: Path) -> None:
+    """It stayed at the start of a text that an editor had saved with one; tables were read without."""
+    rows = read_rows(spoken(tmp_path / "x.tar", "\ufeffone"))
+    assert rows[0]["text"] == "one"
+
+
 def test_fields_of_json_are_columns_and_other_files_are_passed_over(tmp_path: Path) -> None:
     files = {"README": "nothing", "a/._1.wav": b"x", "a/1.wav": sound("WAV"), "a/1.seg.json": "[1]"}
     files["a/1.json"] = json.dumps({"caption": "a tone", "pitch": 3})

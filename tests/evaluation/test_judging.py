@@ -60,6 +60,12 @@ def test_rows_without_words_teach_a_judge_nothing(tmp_path: Path, monkeypatch: p
         judging.judge_for(str(file))
 
 
+def test_settings_that_are_no_judges(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[]")  # ended in an AttributeError
+    with pytest.raises(ValueError, match="holds no judge's settings"):
+        judging.load_judge(tmp_path)
+
+
 def test_data_without_speech_has_no_judge(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"text": "one"}\n')
     with pytest.raises(ValueError, match="speech and text"):

@@ -15,7 +15,8 @@ from zipper_lm.collation import collate
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.document import Document
 from zipper_lm.model import ZipperModel
-from zipper_lm.training.fuse import check_recipe, fuse
+from zipper_lm.training.checks import check_recipe
+from zipper_lm.training.fuse import fuse
 from zipper_lm.training.guided_attention import guided_pairs, off_diagonal, watched
 from zipper_lm.zips import View
 

@@ -149,7 +149,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
         ({"modality": "image"}, "no row has 'image'"),
         ({"backbone": {"model_type": "no-such"}}, "no-such"),
         ({"codec": {"kind": "text", "options": {"vocab": 3}}}, "codec.options"),
-        ({"backbone": SMALL | {"max_position_embeddings": 8}}, "max_position_embeddings is 8"),
+        ({"backbone": SMALL | {"max_position_embeddings": 8}}, "the backbone 8 positions"),
         ({"training": {"patience": 2}, "data": {"source": "x", "validation": None}}, "training.patience"),
     ],
 )

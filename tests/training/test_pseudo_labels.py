@@ -25,8 +25,9 @@ from zipper_lm.recipe import build
 from zipper_lm.training import fuse as fuse_module
 from zipper_lm.training import pseudo_labels as module
 from zipper_lm.training.callbacks import Interrupted
+from zipper_lm.training.checks import check_recipe
 from zipper_lm.training.data import Joined
-from zipper_lm.training.fuse import check_recipe, fuse
+from zipper_lm.training.fuse import fuse
 from zipper_lm.training.prepare import prepare
 from zipper_lm.training.pseudo_labels import (
     check_labeller,

@@ -9,7 +9,7 @@ commands serve both.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ from zipper_lm.checkpoint import copy_tensors, write_checkpoint
 from zipper_lm.collation import IGNORED, Batch, Specials, collate
 from zipper_lm.config import TowerSpec, backbone_config, config_hash, plain
 from zipper_lm.document import Document, Segment
-from zipper_lm.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, local_folder, public
+from zipper_lm.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, local_folder
 from zipper_lm.model import ZipperOutput, loss_at
 
 if TYPE_CHECKING:
@@ -82,16 +82,7 @@ class SingleDecoderConfig(PreTrainedConfig):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides what the weights mean."""
-        return self._fingerprint(public)
-
-    @property
-    def fingerprints(self) -> tuple[str, str]:
-        """As those of a `ZipperConfig`."""
-        return self.fingerprint, self._fingerprint(plain)
-
-    def _fingerprint(self, seen: Callable[[Any], Any]) -> str:
-        backbone = config_hash(self.spec.backbone or {}, seen)
-        return config_hash({"modalities": self.modalities, "backbone": backbone, "lora": self.spec.lora}, seen)
+        return config_hash({"modalities": self.modalities, "backbone": self.spec.config_hash, "lora": self.spec.lora})
 
 
 class SingleDecoder(PreTrainedModel):
@@ -212,6 +203,8 @@ class SingleDecoder(PreTrainedModel):
         tokens = sum(stream["input_ids"].numel() for stream in batch.values())
         return 6 * tokens * self.backbone.num_parameters(exclude_embeddings=True)
 
+    # --- making, saving, writing ---------------------------------------------------------------------------------
+
     def with_adapters(self, lora: Mapping[str, Any] | None = None) -> SingleDecoder:
         """This model, of which only adapters, embeddings and head are trained from now on.
 
@@ -229,8 +222,6 @@ class SingleDecoder(PreTrainedModel):
         model.processor = self.processor
         return model.eval()
 
-    # --- making, saving, writing ---------------------------------------------------------------------------------
-
     def generate(self, documents: Sequence[Document], schedule: Any, **kwargs: Any) -> list[Document]:
         """Write the next segments; see `zipper_lm.baselines.writing.generate`."""
         return writing.generate(self, documents, schedule, **kwargs)
@@ -241,7 +232,7 @@ class SingleDecoder(PreTrainedModel):
 
     def load_own(self, file: Path) -> None:
         """Copy a checkpoint's tensors into the model, after checking that they are exactly the ones it needs."""
-        copy_tensors(self.own_tensors(), self.config.fingerprints, file)
+        copy_tensors(self.own_tensors(), self.config.fingerprint, file)
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, *, overwrite: bool = False, card: bool = True

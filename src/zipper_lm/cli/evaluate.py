@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from zipper_lm.generation import Writer
 
 HEADS = ["file_name", "transcription", "heard"]
-NEVER_THERE = "\0"
-"""No file has that name: a folder inside what is read is a part of it, whatever it holds."""
 
 
 def evaluate(
@@ -71,7 +69,7 @@ def evaluate(
     if output is not None:
         check_output(output, overwrite)
         read = {"the model": model, "the data": data, "the judge": judge}
-        check_apart(output, read, () if _wrote(output) else (NEVER_THERE,))
+        check_apart(output, read, _wrote)
     if Path(model).is_dir():
         read_results(model)  # one that cannot be added to is said now
     settings = settings_of(model, changes or [])

@@ -6,6 +6,7 @@ kind of source is read: `folders.py`, `jsonl.py`, `tars.py`, `objects.py`.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
@@ -111,16 +112,9 @@ class Rows(Sequence[Any]):  # of `Row | Document`; which of them, the caller kno
 class Stream(Iterable[Any]):
     """Rows without a length, read anew, one after the other, each time; nothing of them is kept."""
 
-    def __init__(
-        self,
-        table: Table,
-        columns: Mapping[str, str],
-        exclude: Mapping[str, Sequence[str]],
-        limit: int | None = None,
-    ) -> None:
+    def __init__(self, table: Table, columns: Mapping[str, str], exclude: Mapping[str, Sequence[str]]) -> None:
         self._table = table
-        self._excluding = exclude
-        self._limit = limit
+        self._limit: int | None = None
         self.columns = dict(columns)
         """Modality name to the column its values come from."""
         modalities = {column: modality for modality, column in self.columns.items()}
@@ -137,7 +131,9 @@ class Stream(Iterable[Any]):
 
     def first(self, limit: int | None) -> Stream:
         """The first rows; `None` is all."""
-        return Stream(self._table, self.columns, self._excluding, limit)
+        found = copy.copy(self)
+        found._limit = limit
+        return found
 
     def without(self, exclude: Mapping[str, Sequence[str]]) -> Stream:
         """All rows but those with one of the values in a column.

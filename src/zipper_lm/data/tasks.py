@@ -33,6 +33,11 @@ class Task:
         """The modality of each segment, in reading order."""
         return self.given + self.targets
 
+    @property
+    def repeats(self) -> bool:
+        """Whether it names a modality twice."""
+        return len(set(self.modalities)) < len(self.modalities)
+
     def __str__(self) -> str:
         return "->".join(("+".join(self.given), *self.targets))
 
@@ -150,7 +155,7 @@ class TaskMixture(Dataset[Document]):
             if first := _first_row(rows):
                 build_document(task, first)
         for task, share in zip(self.tasks, self._join):
-            if share and len(set(task.modalities)) < len(task.modalities):
+            if share and task.repeats:
                 raise ValueError(f"tasks: join cannot be used with {str(task)!r}, which names a modality twice")
         self._twins = [_find_twins(task, rows) for task in self.tasks]
         # In shared memory: workers that outlive an epoch (persistent_workers) see the new one.

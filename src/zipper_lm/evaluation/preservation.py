@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from zipper_lm.backbones import base_tensors, check_same_backbone, load_backbone, recorded_dtype, stored
+from zipper_lm.backbones import base_tensors, check_same_backbone, load_backbone, recorded_dtype, stored, wrappers
 from zipper_lm.config import ZipperConfig
 from zipper_lm.hub import CONFIG_FILE, local_folder
 from zipper_lm.tower import Tower
@@ -137,12 +137,8 @@ def _same_logits(tower: Tower, source: Any, length: int = 16) -> bool:
 @contextmanager
 def _without_adapters(tower: Tower) -> Iterator[None]:
     """The tower in evaluation mode as it was before LoRA."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
     was_training = tower.backbone.training
-    layers = [m for m in tower.backbone.modules() if isinstance(m, kinds)] if tower.adapter_names else []
+    layers = list(wrappers(tower.backbone).values()) if tower.adapter_names else []
     active = [(name, p.requires_grad) for name, p in tower.backbone.named_parameters()]
     for layer in layers:
         layer.enable_adapters(False)

@@ -16,6 +16,9 @@ from typing import Any
 from zipper_lm.recipe import read_recipe, recipe_hash, to_mapping
 from zipper_lm.training.recipes import DataRecipe, FuseRecipe
 
+PLAN_FILE = "experiment.json"
+"""The plan, beside the records of its runs."""
+
 PLAIN = "all"
 """Name of the one point of an experiment that has none."""
 

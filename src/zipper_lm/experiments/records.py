@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zipper_lm.experiments.plan import Experiment, cells_of
-from zipper_lm.experiments.run import PLAN_FILE, read_record
+from zipper_lm.experiments.plan import PLAN_FILE, Experiment, cells_of
 from zipper_lm.recipe import build
 
 Cell = list[dict[str, Any]]
@@ -28,6 +27,21 @@ class Results:
     experiment: Experiment
     cells: dict[tuple[str, str], Cell]
     trials: int
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """The record of one run.
+
+    Raises:
+        ValueError: if it is damaged, or none.
+    """
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: no record of a run can be read from it: {error}") from error
+    if not isinstance(record, dict) or not {"run", "run_hash", "scores"} <= record.keys():
+        raise ValueError(f"{file}: no record of a run: it lacks run, run_hash or scores")
+    return record
 
 
 def read_results(folder: str | Path) -> Results:

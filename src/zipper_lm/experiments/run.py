@@ -28,6 +28,7 @@ from zipper_lm.evaluation.judging import load_judge
 from zipper_lm.evaluation.scoring import SHORT_NAMES, counts_tokens, has_words, score_task, yardsticks
 from zipper_lm.experiments.plan import (
     BEFORE,
+    PLAN_FILE,
     Experiment,
     Run,
     before_of,
@@ -39,10 +40,12 @@ from zipper_lm.experiments.plan import (
     trials_of,
     whole,
 )
+from zipper_lm.experiments.records import read_record
 from zipper_lm.files import new_file
 from zipper_lm.loading import load
 from zipper_lm.recipe import recipe_hash, to_mapping
-from zipper_lm.training.fuse import check_settings, fuse, generation_settings, make_towers
+from zipper_lm.training.checks import check_settings
+from zipper_lm.training.fuse import fuse, generation_settings, make_towers
 from zipper_lm.training.machine import made_with
 from zipper_lm.training.processes import several
 from zipper_lm.training.pseudo_labels import labeller_recipe
@@ -52,7 +55,6 @@ from zipper_lm.training.trainer import latest_checkpoint
 from zipper_lm.training.working import working_folder
 
 TEST = "test"
-PLAN_FILE = "experiment.json"
 LOCKS = "locks"
 LOOK_AGAIN_SECONDS = 10.0
 
@@ -172,21 +174,6 @@ def _check(experiment: Experiment, results: Path) -> None:
 def _test_rows(data: DataRecipe) -> Rows:
     """The split that is for scoring runs alone."""
     return read_rows(data.source, data.columns, TEST, revision=data.revision)
-
-
-def read_record(file: Path) -> dict[str, Any]:
-    """The record of one run.
-
-    Raises:
-        ValueError: if it is damaged, or none.
-    """
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: no record of a run can be read from it: {error}") from error
-    if not isinstance(record, dict) or not {"run", "run_hash", "scores"} <= record.keys():
-        raise ValueError(f"{file}: no record of a run: it lacks run, run_hash or scores")
-    return record
 
 
 def _known(experiment: Experiment, runs: Sequence[Run], results: Path) -> dict[str, Any] | None:
@@ -332,7 +319,7 @@ def _performed(experiment: Experiment, run: Run, results: Path, work: Path, cons
         "scores": _scores(experiment, recipe, output, console) if run.reported else {},
     }
     here = made_with()  # a model may have come from another machine, where its scores were cut off
-    record |= {"seconds": round(time.time() - started, 1), "made_with": made.get("made_with", here)}
+    record |= {"seconds": round(time.time() - started, 1), "made_with": made["made_with"]}
     if run.reported and record["made_with"] != here:
         record["scored_with"] = here
     with new_file(results / f"{run.name}.json") as file:

@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,20 @@ from zipper_lm.config import TowerSpec
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.joining import joiners
 from zipper_lm.data.prepared import TRAIN, is_prepared, open_prepared
-from zipper_lm.data.tasks import Task, TaskMixture, parse_task, read_weights
+from zipper_lm.data.tasks import TaskMixture
 from zipper_lm.document import Segment
 from zipper_lm.evaluation.judging import load_judge
 from zipper_lm.evaluation.results import weights_digest
-from zipper_lm.files import check_output, new_folder
+from zipper_lm.files import new_folder
 from zipper_lm.fusing import codec_of
 from zipper_lm.generation import Writer
 from zipper_lm.hub import place_of, relative_paths
 from zipper_lm.loading import load
 from zipper_lm.model import ZipperModel
 from zipper_lm.recipe import recipe_hash, to_mapping
-from zipper_lm.speaking import generation_config, known_settings
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
 from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt
+from zipper_lm.training.checks import check_lengths, check_recipe, joined_tasks
 from zipper_lm.training.data import (
     encode_rows,
     encoded_modalities,
@@ -47,7 +46,7 @@ from zipper_lm.training.data import (
 from zipper_lm.training.diagnosis import diagnose, unimodal_perplexity
 from zipper_lm.training.guided_attention import guided_pairs
 from zipper_lm.training.machine import made_with
-from zipper_lm.training.pretrain import check_length, open_unaligned, pretrain
+from zipper_lm.training.pretrain import open_unaligned, pretrain
 from zipper_lm.training.processes import from_main, is_main, main_console, wait
 from zipper_lm.training.progress import train_with_bar
 from zipper_lm.training.pseudo_labels import (
@@ -59,10 +58,10 @@ from zipper_lm.training.pseudo_labels import (
     read_labels,
     write_labels,
 )
-from zipper_lm.training.recipes import FuseRecipe, PretrainRecipe, PseudoLabelsRecipe, TowerRecipe
+from zipper_lm.training.recipes import FuseRecipe, PretrainRecipe, TowerRecipe
 from zipper_lm.training.scoring import Scorer
 from zipper_lm.training.trainer import ZipperTrainer, describe_parameters, latest_checkpoint
-from zipper_lm.training.working import begin, check_sources, check_working, keep_logs, working_folder
+from zipper_lm.training.working import begin, check_working, keep_logs, working_folder
 
 
 def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = None) -> dict[str, Any]:
@@ -109,7 +108,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         model.processor.to(arguments.device)
     if prepared is not None:
         prepared.check_codecs(model.processor.codecs)
-    joined = sorted({m for template in _joined_tasks(recipe) for m in tasks[template].modalities})
+    joined = sorted({m for template in joined_tasks(recipe) for m in tasks[template].modalities})
     how = joiners(model.processor.codecs, joined)
     console.print(describe_parameters(model))
     broken = Broken(recipe.data.broken_limit)
@@ -142,7 +141,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     )
     together = (2 if recipe.training.interleave else 1) * (2 if how else 1)
     trained = [task for template, task in tasks.items() if recipe.tasks[template] > 0]
-    _check_lengths(model, chain(token_counts(rows), token_counts(validation)), trained, together)
+    check_lengths(model, chain(token_counts(rows), token_counts(validation)), trained, together)
     scorer = Scorer(recipe, model, validation) if validation else None
     if scorer is not None:
         scorer.find_judges(model, judge, console)
@@ -266,94 +265,6 @@ def _missing_towers(recipe: FuseRecipe) -> list[str]:
     return [n for n, t in recipe.towers.items() if t.pretrain is not None and not Path(t.source).is_dir()]
 
 
-def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
-    """Whatever can be checked without data and towers; returns the tasks by template.
-
-    Raises:
-        ValueError: naming field and value.
-    """
-    check_output(recipe.output, recipe.overwrite)
-    check_sources(recipe.output, recipe)
-    for tower in recipe.towers.values():
-        if tower.pretrain is not None and not Path(tower.source).is_dir():
-            check_output(tower.source)
-    if recipe.pseudo_labels is not None:
-        _check_place(recipe, recipe.pseudo_labels)
-    return check_settings(recipe)
-
-
-def check_settings(recipe: FuseRecipe) -> dict[str, Task]:
-    """That settings go together, wherever things are; returns the tasks by template.
-
-    Raises:
-        ValueError: naming field and value.
-    """
-    names = list(recipe.towers)
-    tasks = {template: parse_task(template, names) for template in recipe.tasks}
-    by_tower = {"loss_weights": recipe.loss_weights, "generation": recipe.generation}
-    for field, named in (by_tower | {"training.corrupt": recipe.training.corrupt}).items():
-        if isinstance(named, dict) and (unknown := sorted(set(named) - set(names))):
-            raise ValueError(f"{field} names {unknown}, but the towers are {names}")
-    for name, tower in recipe.towers.items():
-        dtype = (tower.config or {}).get("dtype")
-        if tower.train == "full" and dtype == "float16":
-            raise ValueError(f"towers.{name}.config: dtype float16 is too narrow for training (train: full)")
-    read_weights(recipe.tasks, names)
-    if recipe.scored is not None:
-        trained = [template for template, weight in recipe.tasks.items() if weight > 0]
-        if unknown := sorted(set(recipe.scored) - set(trained)):
-            raise ValueError(f"scored names {unknown}, but the tasks with a weight above 0 are {trained}")
-        if not recipe.scored:
-            raise ValueError("scored: name at least one task, or leave it out for all")
-    join = recipe.training.join
-    if isinstance(join, dict) and (unknown := sorted(set(join) - set(tasks))):
-        raise ValueError(f"training.join names {unknown}, but the tasks are {list(tasks)}")
-    for template in _joined_tasks(recipe):
-        if len(set(tasks[template].modalities)) < len(tasks[template].modalities):
-            raise ValueError(f"training.join cannot be used with {template!r}, which names a modality twice")
-    if guided_pairs(recipe.training.guided_attention, tasks) and recipe.architecture != "zipper":
-        raise ValueError(f"training.guided_attention is for zips; architecture {recipe.architecture!r} has none")
-    for name, settings in recipe.generation.items():
-        if unknown := sorted(set(settings) - known_settings()):
-            raise ValueError(f"generation.{name}: {unknown} are no fields of transformers.GenerationConfig")
-        try:
-            generation_config(name, settings)
-        except ValueError as error:
-            raise ValueError(f"generation.{name}: {error}") from error
-    if recipe.pseudo_labels is not None:
-        _check_pseudo_labels(recipe, recipe.pseudo_labels, tasks)
-    return tasks
-
-
-def _joined_tasks(recipe: FuseRecipe) -> list[str]:
-    join = recipe.training.join
-    return [t for t in recipe.tasks if (join.get(t) if isinstance(join, dict) else join)]
-
-
-def _check_place(recipe: FuseRecipe, wanted: PseudoLabelsRecipe) -> None:
-    if not wanted.model:
-        raise ValueError("pseudo_labels.model: name the folder of the model that writes, or where to make it")
-    if not Path(wanted.model).is_dir():
-        check_output(wanted.model)
-        check_sources(wanted.model, replace(recipe, pseudo_labels=replace(wanted, model="")))
-
-
-def _check_pseudo_labels(recipe: FuseRecipe, wanted: PseudoLabelsRecipe, tasks: Mapping[str, Task]) -> None:
-    labelled = parse_task(wanted.task, list(recipe.towers))
-    if not labelled.given:
-        raise ValueError(f"pseudo_labels.task {wanted.task!r} gives nothing; name what is known, such as speech->text")
-    if len(set(labelled.modalities)) < len(labelled.modalities):
-        raise ValueError(
-            f"pseudo_labels.task cannot be {wanted.task!r}, which names a modality twice: one would be lost"
-        )
-    have = set(labelled.modalities)
-    for template, task in tasks.items():
-        if recipe.tasks[template] > 0 and (missing := sorted(set(task.modalities) - have)):
-            raise ValueError(
-                f"pseudo_labels: rows of {wanted.task!r} serve in all tasks, but have no {missing} for {template!r}"
-            )
-
-
 def frozen_unchanged(model: Writer) -> dict[str, bool]:
     """Per frozen tower, whether its tensors still have the hash they had when the model was made."""
     if isinstance(model, SingleDecoder):
@@ -369,26 +280,6 @@ def _write_json(file: Path, content: Any) -> None:
 def _encoded(model: Writer, rows: Iterable[Any], named: set[str], broken: Broken) -> Sequence[Any]:
     assert model.processor is not None
     return encode_rows(model.processor, rows, encoded_modalities(rows, named, model.names), broken)
-
-
-def _check_lengths(
-    model: Writer, rows: Iterable[Mapping[str, tuple[int, int]]], tasks: Sequence[Task], together: int
-) -> None:
-    """That every stream fits its decoder: a tower reads its own segments, as often as a task names them, a single
-    decoder all of them; and, where several rows come together in a document, the longest ones do."""
-    # A row of one segment each comes as a task says; a whole document, which may have more, as it is.
-    times = {name: max([1, *(task.modalities.count(name) for task in tasks)]) for name in model.names}
-    lengths: dict[str, list[int]] = {name: [] for name in model.names}
-    for counts in rows:
-        for name, each in lengths.items():
-            tokens, segments = counts.get(name, (0, 0))
-            each.append((tokens + 2 * segments) * (times[name] if segments == 1 else 1))
-    if isinstance(model, SingleDecoder):
-        streams = {"the single decoder": (model.backbone, [sum(row) for row in zip(*lengths.values())])}
-    else:
-        streams = {f"tower {name!r}": (model.tower(name).backbone, lengths[name]) for name in model.names}
-    for reader, (backbone, each) in streams.items():
-        check_length(backbone, [*each, sum(sorted(each)[-together:])], reader)
 
 
 def build_model(recipe: FuseRecipe) -> Writer:

@@ -18,7 +18,7 @@ from zipper_lm.collation import IGNORED
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.prepared import TRAIN, is_prepared
 from zipper_lm.data.readers import PREPARED_FILE
-from zipper_lm.files import check_apart, check_output, new_folder
+from zipper_lm.files import check_apart, check_output, holding, new_folder
 from zipper_lm.modality.codec import CODEC_FILE, Codec
 from zipper_lm.modality.pretrained import RunsModel
 from zipper_lm.positions import position_limit
@@ -111,7 +111,7 @@ def pretrain(
     check_output(recipe.output, overwrite)
     clips = recipe.data.clips and recipe.data.clips.source
     read = {"data.source": recipe.data.source, "data.clips.source": clips, "codec.source": recipe.codec.source}
-    check_apart(recipe.output, read, [PREPARED_FILE, CODEC_FILE])
+    check_apart(recipe.output, read, holding(PREPARED_FILE, CODEC_FILE))
     if recipe.codec.source is None and (recipe.modality, recipe.codec.kind) in (("text", "speech"), ("speech", "text")):
         raise ValueError(f"codec.kind is {recipe.codec.kind!r}, but modality is {recipe.modality!r}")
     working, plain = working_folder(recipe.output), to_mapping(recipe)
@@ -193,11 +193,6 @@ def open_unaligned(data: DataRecipe) -> tuple[Opened, Sequence[Any]]:
 
 def check_length(backbone: PreTrainedModel, lengths: Sequence[int], name: str) -> None:
     """Raise `ValueError` if a stream is longer than the positions that a backbone has, or was made for."""
-    hard = position_limit(backbone)
-    if hard is not None and lengths and max(lengths) > hard:
-        raise ValueError(f"{name}: the longest stream has {max(lengths)} tokens, the backbone has {hard} positions")
-    limit = getattr(backbone.config, "max_position_embeddings", None)
+    limit = position_limit(backbone) or getattr(backbone.config, "max_position_embeddings", None)
     if limit and lengths and max(lengths) > limit:
-        raise ValueError(
-            f"{name}: the longest stream has {max(lengths)} tokens, the backbone's max_position_embeddings is {limit}"
-        )
+        raise ValueError(f"{name}: the longest stream has {max(lengths)} tokens, the backbone {limit} positions")

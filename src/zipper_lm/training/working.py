@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zipper_lm.data.readers import PREPARED_FILE
-from zipper_lm.files import check_apart
+from zipper_lm.files import check_apart, holding
 from zipper_lm.hub import CONFIG_FILE
 from zipper_lm.training.recipes import FuseRecipe
 from zipper_lm.training.trainer import latest_checkpoint
@@ -45,7 +45,7 @@ def check_sources(output: str | Path, recipe: FuseRecipe) -> None:
         if tower.pretrain is not None and (alone := tower.pretrain.data) is not None:
             read[f"the unaligned data of tower {name!r}"] = alone.source
             read[f"the clips of tower {name!r}"] = alone.clips and alone.clips.source
-    check_apart(output, read, _OUTPUTS)
+    check_apart(output, read, holding(*_OUTPUTS))
 
 
 def check_working(folder: Path, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path | None:
