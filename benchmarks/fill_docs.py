@@ -213,12 +213,10 @@ def notes_and_captions() -> str:
 def pictures_and_names() -> str:
     """Zipper against a single decoder of its size on handwritten digits."""
     cells = read_results(ROOT / "results" / "digit-images-long").cells
-    cells_by_count = {
-        told: [cells[point, kind] for kind in KINDS]
-        for point, told in {"1-percent": "10", "100-percent": "1000"}.items()
-    }
+    counts = {"1-percent": "10", "100-percent": "1000"}
+    rows = {told: (cells[point, "zipper"], cells[point, SINGLE]) for point, told in counts.items()}
     tasks = {"image->text": "picture to name", "text->image": "name to picture, as the judge sees it"}
-    return _against("named pictures", tasks, {told: (ours, theirs) for told, (ours, theirs) in cells_by_count.items()})
+    return _against("named pictures", tasks, rows)
 
 
 def _against(pairs: str, tasks: Mapping[str, str], rows: Mapping[str, tuple[Cell, Cell]]) -> str:
