@@ -76,10 +76,11 @@ def test_what_cannot_be_read_is_left_out(tmp_path: Path, monkeypatch: pytest.Mon
     """One broken recording was enough for no judge at all, whatever data.broken_limit said."""
     monkeypatch.setenv("ZIPPER_CACHE", str(tmp_path / "cache"))
     heard: list[str] = []
+    judge = workshop() / "judge"  # made before: the workshop fits one, too
 
     def fit(values: list[object], texts: list[str], **_: object) -> Recogniser:
         heard.extend(texts)
-        return Recogniser.from_pretrained(workshop() / "judge")
+        return Recogniser.from_pretrained(judge)
 
     monkeypatch.setattr(Recogniser, "fit", fit)
     data = shutil.copytree(workshop() / "data", tmp_path / "data")
