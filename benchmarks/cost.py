@@ -33,12 +33,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from zipper_lm import Document, Segment, ZipperModel
-from zipper_lm.baselines.single_decoder import expand
-from zipper_lm.collation import Batch, collate
-from zipper_lm.config import ZipSpec
-from zipper_lm.files import new_file
-from zipper_lm.generation import Writer
+from zipper_lm.data.collation import Batch, collate
+from zipper_lm.fusion.config import ZipSpec
+from zipper_lm.generation.generate import Writer
+from zipper_lm.models.baseline.single_decoder import expand
 from zipper_lm.training.trainer import parameter_groups
+from zipper_lm.utils.files import new_file
 
 UNITS = 515  # ids of the speech tower
 RATIO = 4  # units of speech to one token of text

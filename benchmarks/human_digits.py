@@ -10,7 +10,7 @@ from zipper_lm.evaluation.word_error_rate import word_error_rate
 from zipper_lm.experiments.comparison import Comparison, compare
 from zipper_lm.experiments.records import Cell, read_results
 from zipper_lm.experiments.report import spread
-from zipper_lm.files import new_file
+from zipper_lm.utils.files import new_file
 
 ROOT = Path(__file__).parent.parent
 SINGLE = "single-decoder-as-large-seen-unaligned"

@@ -18,17 +18,17 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from zipper_lm.combining import combine
-from zipper_lm.data.readers import read_rows
+from zipper_lm.data.sources.readers import read_rows
 from zipper_lm.data.tasks import parse_task
-from zipper_lm.evaluation.judging import judge_for
+from zipper_lm.evaluation.judges import judge_for
 from zipper_lm.evaluation.scoring import score_task
 from zipper_lm.experiments.run import trained
-from zipper_lm.files import new_file
-from zipper_lm.loading import load
-from zipper_lm.recipe import read_recipe, to_mapping
-from zipper_lm.training.fuse import generation_settings
-from zipper_lm.training.recipes import FuseRecipe
+from zipper_lm.jobs.fuse import generation_settings
+from zipper_lm.jobs.recipes.reader import read_recipe, to_mapping
+from zipper_lm.jobs.recipes.schema import FuseRecipe
+from zipper_lm.models.combine import combine
+from zipper_lm.models.load import load
+from zipper_lm.utils.files import new_file
 
 RECIPE = Path(__file__).parent.parent / "examples" / "three-towers.yaml"
 PAIRS = ["speech->text", "text->speech", "image->text", "text->image"]

@@ -27,7 +27,7 @@ HEAD = """# Which decoders are towers
 
 Made by `python benchmarks/tower_parity.py` with transformers {version} and torch {torch}: a tiny random model of each
 causal-LM family, fp32 on a CPU, is compared with itself as a tower. **{passed} of {total} families pass**
-({classes} model classes). Your own model: `zipper_lm.parity.check_parity(model)`.
+({classes} model classes). Your own model: `zipper_lm.evaluation.parity.check_parity(model)`.
 
 "Passes" means `torch.equal` to the bare model, while every hidden state between layers is replaced by an equal one, in:
 forward; a left-padded and a right-padded batch; prefill and five cached steps, without and with left padding; greedy

@@ -13,9 +13,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from zipper_lm import Document, Segment, ZipperModel, ZipSpec
-from zipper_lm.modality.codec import Codec
-from zipper_lm.modality.speech import SpeechCodec
-from zipper_lm.modality.text import TextCodec
+from zipper_lm.codecs.codec import Codec
+from zipper_lm.codecs.speech import SpeechCodec
+from zipper_lm.codecs.text import TextCodec
 
 WORDS = {"one": 200, "two": 300, "three": 450, "four": 700}
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from zipper_lm import ZipperModel
-from zipper_lm.training.prepare import prepare
+from zipper_lm.jobs.prepare import prepare
 
 __all__ = ["tiny_backbone", "tiny_model"]
 

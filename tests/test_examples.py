@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 import yaml
 
-from zipper_lm.config import ZipSpec
-from zipper_lm.recipe import build, read_recipe, to_mapping
-from zipper_lm.training import recipes
-from zipper_lm.training.recipes import FuseRecipe, PretrainRecipe
+from zipper_lm.fusion.config import ZipSpec
+from zipper_lm.jobs.recipes import schema
+from zipper_lm.jobs.recipes.reader import build, read_recipe, to_mapping
+from zipper_lm.jobs.recipes.schema import FuseRecipe, PretrainRecipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 SCHEMAS = {"fuse": FuseRecipe, "pretrain": PretrainRecipe}
-TABLES = {c.__name__: c for c in [*vars(recipes).values(), ZipSpec] if dataclasses.is_dataclass(c)}
+TABLES = {c.__name__: c for c in [*vars(schema).values(), ZipSpec] if dataclasses.is_dataclass(c)}
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.M | re.S)
 
 

@@ -13,20 +13,20 @@ from safetensors.torch import load_file
 from tiny_recipes import plain_recipe, say, tiny_recipe, workshop
 from transformers import AutoModelForCausalLM
 
-from tests.modality.test_hubert_units import LAYER, WIDTH, encoder
-from tests.modality.test_neural_audio import CODEBOOKS, build, sound
-from tests.modality.test_unit_vocoder import network, published
-from tests.modality.test_vq_image import pictures, save_emu, save_janus
+from tests.codecs.test_hubert_units import LAYER, WIDTH, encoder
+from tests.codecs.test_neural_audio import CODEBOOKS, build, sound
+from tests.codecs.test_unit_vocoder import network, published
+from tests.codecs.test_vq_image import pictures, save_emu, save_janus
 from tests.tiny import ids_of, limits, often_ending, tiny_model
 from zipper_lm import Document, Segment, ZipperModel
-from zipper_lm.baselines.single_decoder import SingleDecoder
+from zipper_lm.codecs.codec import make_codec
+from zipper_lm.codecs.pretrained import RunsModel
 from zipper_lm.evaluation.preservation import verify
-from zipper_lm.loading import load
-from zipper_lm.modality.codec import make_codec
-from zipper_lm.modality.pretrained import RunsModel
-from zipper_lm.recipe import build as build_recipe
-from zipper_lm.training.fuse import fuse
-from zipper_lm.training.recipes import FuseRecipe
+from zipper_lm.jobs.fuse import fuse
+from zipper_lm.jobs.recipes.reader import build as build_recipe
+from zipper_lm.jobs.recipes.schema import FuseRecipe
+from zipper_lm.models.baseline.single_decoder import SingleDecoder
+from zipper_lm.models.load import load
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

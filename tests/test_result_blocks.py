@@ -12,7 +12,7 @@ import pytest
 from zipper_lm.experiments.plan import cells_of, read_experiment, recipe_of, run_hash, runs_of, trials_of
 from zipper_lm.experiments.report import write_report
 from zipper_lm.experiments.run import still_holds
-from zipper_lm.recipe import to_mapping
+from zipper_lm.jobs.recipes.reader import to_mapping
 
 ROOT = Path(__file__).parent.parent
 ORDER = (

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from zipper_lm import Document, Segment, ZipperModel, ZipSpec
-from zipper_lm.collation import TowerBatch, collate
-from zipper_lm.document import Document as _Document
+from zipper_lm.data.collation import TowerBatch, collate
+from zipper_lm.data.document import Document as _Document
 
 Texts = Sequence[tuple[str, list[int]]]
 

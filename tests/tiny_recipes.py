@@ -15,11 +15,11 @@ import soundfile
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from zipper_lm.evaluation.judge import Recogniser, RecogniserConfig
-from zipper_lm.modality.speech import SpeechCodec
-from zipper_lm.modality.text import TextCodec
-from zipper_lm.recipe import build
-from zipper_lm.training.recipes import FuseRecipe
+from zipper_lm.codecs.speech import SpeechCodec
+from zipper_lm.codecs.text import TextCodec
+from zipper_lm.evaluation.recogniser import Recogniser, RecogniserConfig
+from zipper_lm.jobs.recipes.reader import build
+from zipper_lm.jobs.recipes.schema import FuseRecipe
 
 TONES = {"one": 400, "two": 900, "six": 1600}
 SPLITS = {"train": 12, "validation": 4, "test": 4}

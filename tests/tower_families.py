@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from zipper_lm.parity import Parity, check_parity
+from zipper_lm.evaluation.parity import Parity, check_parity
 
 HIDDEN, HEADS, LAYERS, VOCABULARY = 32, 4, 4, 96
 

@@ -10,10 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zipper_lm.config import TowerSpec, ZipperConfig, ZipSpec
-    from zipper_lm.document import Document, Segment
-    from zipper_lm.model import ZipperModel, ZipperOutput
-    from zipper_lm.processor import ZipperProcessor
+    from zipper_lm.data.document import Document, Segment
+    from zipper_lm.data.processor import ZipperProcessor
+    from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec
+    from zipper_lm.models.zipper import ZipperModel, ZipperOutput
 
 __version__ = "0.1.0"
 
@@ -29,22 +29,22 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Document": "document",
-    "Segment": "document",
-    "TowerSpec": "config",
-    "ZipSpec": "config",
-    "ZipperConfig": "config",
-    "ZipperModel": "model",
-    "ZipperOutput": "model",
-    "ZipperProcessor": "processor",
+    "Document": "data.document",
+    "Segment": "data.document",
+    "TowerSpec": "fusion.config",
+    "ZipSpec": "fusion.config",
+    "ZipperConfig": "fusion.config",
+    "ZipperModel": "models.zipper",
+    "ZipperOutput": "models.zipper",
+    "ZipperProcessor": "data.processor",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    importlib.import_module("zipper_lm.model")  # registers the auto classes
-    importlib.import_module("zipper_lm.processor")
+    importlib.import_module("zipper_lm.models.zipper")  # registers the auto classes
+    importlib.import_module("zipper_lm.data.processor")
     value = getattr(importlib.import_module(f"zipper_lm.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

@@ -20,12 +20,13 @@ from tiny_hub import Hub
 from tiny_recipes import plain_recipe, tiny_recipe, workshop
 from typer.testing import CliRunner, Result
 
-from zipper_lm import __version__, bars
+from zipper_lm import __version__
 from zipper_lm.cli import app
 from zipper_lm.cli.common import settings_of
-from zipper_lm.data.audio import read_audio
+from zipper_lm.codecs.audio import read_audio
 from zipper_lm.evaluation.public_recogniser import PublicRecogniser
-from zipper_lm.training.fuse import build_model
+from zipper_lm.jobs.fuse import build_model
+from zipper_lm.utils import progress
 
 COMMANDS = (
     *("demo", "pretrain", "prepare", "fuse", "generate", "evaluate", "verify", "inspect"),
@@ -121,7 +122,7 @@ def test_prepare_then_fuse(tmp_path: Path) -> None:
 def test_training_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands turn transformers' own notes off, and its progress bars went with them: `zipper fuse`, `pretrain`
     and `experiment` said nothing at all from the first step to the last, however long they took."""
-    monkeypatch.setattr(bars, "SECONDS", 0.0)
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
     plain = plain_recipe(tmp_path / "model", training={"arguments": {}, "evaluate_every": 1})
     (tmp_path / "fuse.yaml").write_text(yaml.safe_dump(plain))
     result = zipper("fuse", tmp_path / "fuse.yaml")
@@ -285,9 +286,9 @@ def test_push(model: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyP
 
 
 def test_what_push_refuses(model: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zipper_lm.sharing.get_token", lambda: None)
+    monkeypatch.setattr("zipper_lm.models.sharing.get_token", lambda: None)
     assert "no token here" in refused("push", model, "me/spoken")
-    monkeypatch.setattr("zipper_lm.sharing.get_token", lambda: "t")
+    monkeypatch.setattr("zipper_lm.models.sharing.get_token", lambda: "t")
     assert "'spoken' has no owner" in refused("push", model, "spoken")
     assert "alphanumeric" in refused("push", model, "me/spoken digits")
     assert "nowhere" in refused("push", tmp_path / "nowhere", "me/spoken")

@@ -14,8 +14,9 @@ from tiny import doc, open_gates, tiny_backbone, tiny_model
 from tiny_hub import Hub
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from zipper_lm import TowerSpec, ZipperConfig, ZipperModel, ZipperProcessor, ZipSpec, checkpoint
-from zipper_lm.collation import collate
+from zipper_lm import TowerSpec, ZipperConfig, ZipperModel, ZipperProcessor, ZipSpec
+from zipper_lm.data.collation import collate
+from zipper_lm.models import checkpoint
 
 FILES = {"config.json", "model.safetensors", "processor_config.json", "README.md", "architecture.png"}
 DOCUMENTS = [doc(("speech", [5, 6, 7, 8]), ("text", [4, 9, 3])), doc(("text", [4, 9]), ("speech", [9, 8, 7]))]

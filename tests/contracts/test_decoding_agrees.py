@@ -96,7 +96,7 @@ def test_forms_of_zip(zips: object) -> None:
 def test_forms_of_input_projection(form: str) -> None:
     from dataclasses import replace
 
-    from zipper_lm.config import ZipperConfig
+    from zipper_lm.fusion.config import ZipperConfig
 
     base = tiny_model(2)
     specs = {n: replace(s, input_projection=form) for n, s in base.config.tower_specs.items()}
@@ -119,7 +119,7 @@ def test_beams() -> None:
 @torch.no_grad()
 def test_beams_read_their_own_document() -> None:
     """Scored without a cache, what beams found is better than the greedy tokens: no beam read another row."""
-    from zipper_lm.collation import collate
+    from zipper_lm.data.collation import collate
 
     model = tiny_model(2, gate=1.0)
 

@@ -8,7 +8,7 @@ from tiny import doc, open_gates, tiny_backbone
 from transformers import AutoModelForCausalLM
 
 from zipper_lm import TowerSpec, ZipperModel, ZipSpec
-from zipper_lm.collation import collate
+from zipper_lm.data.collation import collate
 from zipper_lm.evaluation.preservation import verify
 
 DOCUMENTS = [

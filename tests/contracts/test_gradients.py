@@ -5,8 +5,8 @@ import torch
 from tiny import doc, limits, open_gates, tiny_backbone, tiny_model
 
 from zipper_lm import ZipperModel, ZipSpec
-from zipper_lm.collation import Batch, collate
-from zipper_lm.zips import View
+from zipper_lm.data.collation import Batch, collate
+from zipper_lm.fusion.zips import View
 
 DOCUMENTS = [
     doc(("speech", [5, 6, 7, 8]), ("text", [4, 9, 3]), ("speech", [4, 5]), target=True),

@@ -5,8 +5,8 @@ import torch
 from tiny import bare_logits, doc, limits, tiny_model
 
 from zipper_lm import ZipSpec
-from zipper_lm.collation import collate
-from zipper_lm.reading import State, read
+from zipper_lm.data.collation import collate
+from zipper_lm.fusion.reading import State, read
 
 UNIMODAL = [doc(("text", [4, 9, 3])), doc(("text", [7, 6, 5, 4, 3, 9]))]
 TWO = [

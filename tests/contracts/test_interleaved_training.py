@@ -14,11 +14,11 @@ from tiny import tiny_backbone, tiny_model
 from tiny_recipes import say, workshop
 
 from zipper_lm import Document, Segment, ZipperModel
-from zipper_lm.collation import IGNORED, collate
-from zipper_lm.modality.pixels import PixelCodec, PixelCodecConfig
-from zipper_lm.recipe import build
-from zipper_lm.training.fuse import fuse
-from zipper_lm.training.recipes import FuseRecipe
+from zipper_lm.codecs.pixels import PixelCodec, PixelCodecConfig
+from zipper_lm.data.collation import IGNORED, collate
+from zipper_lm.jobs.fuse import fuse
+from zipper_lm.jobs.recipes.reader import build
+from zipper_lm.jobs.recipes.schema import FuseRecipe
 
 TURNS = [
     [("text", [5, 6, 7], False), ("image", [8, 9], True), ("text", [4], True), ("speech", [5, 6, 7, 8, 9, 10], True)],

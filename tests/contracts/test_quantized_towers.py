@@ -14,10 +14,10 @@ import torch
 from tiny import open_gates, tiny_backbone
 
 from zipper_lm import Document, Segment, ZipperModel, ZipSpec
-from zipper_lm.backbones import load_backbone, stored, weights_hash
-from zipper_lm.collation import collate
-from zipper_lm.config import TowerSpec
+from zipper_lm.data.collation import collate
 from zipper_lm.evaluation.preservation import verify
+from zipper_lm.fusion.backbones import load_backbone, stored, weights_hash
+from zipper_lm.fusion.config import TowerSpec
 
 WAYS = [
     pytest.param(

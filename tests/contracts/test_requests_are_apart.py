@@ -54,7 +54,7 @@ def test_threads() -> None:
 
 def test_a_stream_while_training_goes_on() -> None:
     """Reading and writing leave nothing behind that a forward in between could see."""
-    from zipper_lm.collation import collate
+    from zipper_lm.data.collation import collate
 
     model = tiny_model(gate=1.0)
     expected = alone(model, FIRST)

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import bare_logits, doc, tiny_model
 
-from zipper_lm.collation import collate
+from zipper_lm.data.collation import collate
 
 MODELS = {n: tiny_model(n, gate=1.0, seed=n) for n in (2, 3)}
 NAMES = ["text", "speech", "image"]

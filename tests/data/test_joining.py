@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from tiny_recipes import workshop
 
+from zipper_lm.codecs.codec import load_codec
+from zipper_lm.codecs.pixels import PixelCodec
+from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.joining import join_rows, joiners
 from zipper_lm.data.tasks import TaskMixture
-from zipper_lm.document import Document, Segment
-from zipper_lm.modality.codec import load_codec
-from zipper_lm.modality.pixels import PixelCodec
 
 
 def codecs():
@@ -34,7 +34,7 @@ def test_a_word_may_be_spelled_otherwise_behind_a_space():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from zipper_lm.modality.text import TextCodec
+    from zipper_lm.codecs.text import TextCodec
 
     bare = Tokenizer(models.WordLevel({"<s>": 0, "one": 1, "▁one": 2, "▁two": 3, "two": 4}, unk_token="<s>"))
     bare.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from tiny_recipes import tiny_recipe, workshop
 
+from zipper_lm.codecs.codec import load_codec
+from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.prepared import codec_hash, open_prepared
-from zipper_lm.modality.codec import load_codec
-from zipper_lm.modality.text import TextCodec
-from zipper_lm.recipe import to_mapping
-from zipper_lm.training.data import training_rows, validation_rows
-from zipper_lm.training.fuse import fuse
-from zipper_lm.training.prepare import prepare
-from zipper_lm.training.recipes import DataRecipe
+from zipper_lm.jobs.fuse import fuse
+from zipper_lm.jobs.prepare import prepare
+from zipper_lm.jobs.recipes.reader import to_mapping
+from zipper_lm.jobs.recipes.schema import DataRecipe
+from zipper_lm.jobs.rows import training_rows, validation_rows
 
 
 def test_a_fusion_learns_the_same_from_it(prepared: Path, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 from torch.utils.data import DataLoader
 
-from zipper_lm.data.readers import read_rows
+from zipper_lm.data.document import Document, Segment
+from zipper_lm.data.sources.readers import read_rows
 from zipper_lm.data.tasks import Task, TaskMixture, build_document, parse_task
-from zipper_lm.document import Document, Segment
 
 TOWERS = ["speech", "text", "image"]
 ROWS = [{"speech": f"{i}.wav", "text": f"text {i // 2}"} for i in range(7)]  # pairs say the same, the last is alone

@@ -9,13 +9,13 @@ import soundfile
 import torch
 from rich.console import Console
 
+from zipper_lm.data.document import Document
 from zipper_lm.demo.build import ASSETS, fingerprint
 from zipper_lm.demo.run import demo
 from zipper_lm.demo.sizes import DemoSizes
-from zipper_lm.document import Document
-from zipper_lm.evaluation.judge import Recogniser
 from zipper_lm.evaluation.preservation import verify
-from zipper_lm.model import ZipperModel
+from zipper_lm.evaluation.recogniser import Recogniser
+from zipper_lm.models.zipper import ZipperModel
 
 PERCENTAGES = ("asr_wer", "tts_wer", "oracle_wer", "judge_wer_on_originals", "chain_wer", "chain_text_wer")
 

@@ -9,7 +9,7 @@ import torch
 from tiny import doc
 
 from zipper_lm import ZipperModel
-from zipper_lm.collation import Batch, collate
+from zipper_lm.data.collation import Batch, collate
 from zipper_lm.evaluation.attention import attention_maps, observe
 
 

@@ -9,7 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from zipper_lm.evaluation.classifier import PictureClassifier
-from zipper_lm.evaluation.judging import load_judge
+from zipper_lm.evaluation.judges import load_judge
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

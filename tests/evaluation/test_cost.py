@@ -9,9 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from zipper_lm import ZipSpec
-from zipper_lm.collation import collate
+from zipper_lm.data.collation import collate
 from zipper_lm.evaluation.cost import token_cost, zip_cost
-from zipper_lm.zips import View
+from zipper_lm.fusion.zips import View
 
 
 def test_backbone_matches_a_flop_counter() -> None:

@@ -12,8 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from zipper_lm.cli import app
-from zipper_lm.corpora.writing import write_corpus
 from zipper_lm.evaluation.classifier import PictureClassifier
+from zipper_lm.experiments.corpora.writing import write_corpus
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 

@@ -14,7 +14,7 @@ from tiny_hub import Hub
 
 from zipper_lm import TowerSpec, ZipperModel, ZipSpec
 from zipper_lm.evaluation.preservation import changed_sources, perplexity, verify
-from zipper_lm.sharing import push
+from zipper_lm.models.sharing import push
 
 
 @pytest.fixture

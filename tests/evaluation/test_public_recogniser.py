@@ -12,9 +12,9 @@ from tiny import tiny_backbone
 from tiny_recipes import tiny_recipe
 from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
-from zipper_lm.evaluation.judging import load_judge
+from zipper_lm.evaluation.judges import load_judge
 from zipper_lm.evaluation.public_recogniser import PublicRecogniser
-from zipper_lm.training.fuse import fuse
+from zipper_lm.jobs.fuse import fuse
 
 LETTERS = ("<pad>", "<s>", "</s>", "<unk>", "|", *"EINORSTWX")
 

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from zipper_lm import Document, ZipperModel
 from zipper_lm.cli import app
-from zipper_lm.corpora.genes import translate
-from zipper_lm.corpora.writing import write_rows
-from zipper_lm.document import Segment
+from zipper_lm.data.document import Segment
 from zipper_lm.evaluation.scoring import score_task
+from zipper_lm.experiments.corpora.genes import translate
+from zipper_lm.experiments.corpora.writing import write_rows
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 GENES = ["ATGTGGTAA", "ATGGCCAAATGA", "ATGAAATAG", "ATGTGGAAATAA"]

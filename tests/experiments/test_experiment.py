@@ -15,7 +15,7 @@ from rich.console import Console
 from tiny_experiment import plan
 from tiny_recipes import workshop
 
-from zipper_lm.evaluation.judging import load_judge
+from zipper_lm.evaluation.judges import load_judge
 from zipper_lm.experiments import run as run_module
 from zipper_lm.experiments.plan import (
     PLAIN,
@@ -32,7 +32,7 @@ from zipper_lm.experiments.plan import (
 from zipper_lm.experiments.records import read_results
 from zipper_lm.experiments.report import write_report
 from zipper_lm.experiments.run import run_experiment
-from zipper_lm.recipe import build, to_mapping
+from zipper_lm.jobs.recipes.reader import build, to_mapping
 
 
 def test_runs_differ_in_what_the_file_says(tmp_path: Path) -> None:

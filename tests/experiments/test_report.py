@@ -14,7 +14,7 @@ from zipper_lm.experiments.plan import PLAIN, points_of, read_experiment
 from zipper_lm.experiments.records import Results, read_results
 from zipper_lm.experiments.report import _by_step, _differences, _runs, spread, table, write_report
 from zipper_lm.experiments.run import run_experiment
-from zipper_lm.recipe import to_mapping
+from zipper_lm.jobs.recipes.reader import to_mapping
 
 OURS = {"recipe": {"architecture": "zipper"}}
 

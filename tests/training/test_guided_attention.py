@@ -11,14 +11,14 @@ import torch
 from tiny import doc, tiny_model
 from tiny_recipes import tiny_recipe
 
-from zipper_lm.collation import collate
+from zipper_lm.data.collation import collate
+from zipper_lm.data.document import Document
 from zipper_lm.data.tasks import parse_task
-from zipper_lm.document import Document
-from zipper_lm.model import ZipperModel
-from zipper_lm.training.checks import check_recipe
-from zipper_lm.training.fuse import fuse
+from zipper_lm.fusion.zips import View
+from zipper_lm.jobs.fuse import fuse
+from zipper_lm.jobs.recipes.checks import check_recipe
+from zipper_lm.models.zipper import ZipperModel
 from zipper_lm.training.guided_attention import guided_pairs, off_diagonal, watched
-from zipper_lm.zips import View
 
 SPOKEN = doc(("text", [5, 6, 7]), ("speech", [10, 11, 12, 13, 14, 15]))
 LONGER = doc(("text", [8, 9, 10, 11, 12, 13]), ("speech", [20, 21, 22]))

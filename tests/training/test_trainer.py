@@ -13,7 +13,8 @@ import torch
 from tiny import tiny_model
 
 from zipper_lm import Document, Segment
-from zipper_lm.collation import IGNORED, Specials, collate
+from zipper_lm.data.collation import IGNORED, Specials, collate
+from zipper_lm.jobs.resume import begin, check_working
 from zipper_lm.training.trainer import (
     CorruptedDocuments,
     LikeLengths,
@@ -22,7 +23,6 @@ from zipper_lm.training.trainer import (
     latest_checkpoint,
     randomness_kept,
 )
-from zipper_lm.training.working import begin, check_working
 
 SPECIALS = {"text": Specials(0, 1, 2), "speech": Specials(0, 1, 2)}
 

@@ -21,7 +21,7 @@ def combine(
 
     Example: [bold]zipper combine text-speech text-image --output text-speech-image[/bold]
     """
-    from zipper_lm.files import check_output
+    from zipper_lm.utils.files import check_output
 
     check_output(output, overwrite)
     if len(models) < 2:
@@ -29,10 +29,10 @@ def combine(
     for source in models:
         _spare(output, source, f"model {source!r}")
     quiet()
-    from zipper_lm.card import refresh_card
-    from zipper_lm.combining import combine as run
-    from zipper_lm.files import new_folder
-    from zipper_lm.model import ZipperModel
+    from zipper_lm.models.card import refresh_card
+    from zipper_lm.models.combine import combine as run
+    from zipper_lm.models.zipper import ZipperModel
+    from zipper_lm.utils.files import new_folder
 
     combined = run([ZipperModel.from_pretrained(source) for source in models])
     for name, spec in combined.config.tower_specs.items():

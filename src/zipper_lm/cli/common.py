@@ -15,8 +15,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from zipper_lm.generation import Writer
-    from zipper_lm.model import ZipperModel
+    from zipper_lm.generation.generate import Writer
+    from zipper_lm.models.zipper import ZipperModel
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -89,7 +89,7 @@ def load_model(source: str) -> Writer:
     Raises:
         ValueError: if it cannot be loaded.
     """
-    from zipper_lm.loading import load
+    from zipper_lm.models.load import load
 
     quiet()
     return load(source)
@@ -101,7 +101,7 @@ def load_zipper(source: str) -> ZipperModel:
     Raises:
         ValueError: also if it is a single decoder.
     """
-    from zipper_lm.model import ZipperModel
+    from zipper_lm.models.zipper import ZipperModel
 
     model = load_model(source)
     if not isinstance(model, ZipperModel):
@@ -115,10 +115,10 @@ def settings_of(model: str, changes: Sequence[str]) -> dict[str, dict[str, Any]]
     Raises:
         ValueError: for another form, or a name that is no generation setting.
     """
-    from zipper_lm.hub import local_folder
-    from zipper_lm.speaking import known_settings
-    from zipper_lm.training.fuse import generation_settings
-    from zipper_lm.yaml_values import parse_value
+    from zipper_lm.generation.segment import known_settings
+    from zipper_lm.jobs.fuse import generation_settings
+    from zipper_lm.jobs.recipes.yaml_values import parse_value
+    from zipper_lm.utils.hub import local_folder
 
     settings = {name: dict(values) for name, values in generation_settings(local_folder(model)).items()}
     known = known_settings()

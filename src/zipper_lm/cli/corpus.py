@@ -41,24 +41,24 @@ def corpus(
     if name != "sentences" and (train, longest) != (None, None):
         raise ValueError(f"--train and --longest are for sentences only, not for {name}")
     if name == "digit-images":
-        from zipper_lm.corpora.digit_images import write_digit_images
+        from zipper_lm.experiments.corpora.digit_images import write_digit_images
 
         counts = write_digit_images(folder, overwrite=overwrite)
     elif name == "sounds":
-        from zipper_lm.corpora.sounds import write_sounds
+        from zipper_lm.experiments.corpora.sounds import write_sounds
 
         counts = write_sounds(folder, overwrite=overwrite)
     elif name == "genes":
-        from zipper_lm.corpora.genes import write_genes
+        from zipper_lm.experiments.corpora.genes import write_genes
 
         counts = write_genes(folder, overwrite=overwrite)
     elif name == "spoken-digit-images":
-        from zipper_lm.corpora.spoken_digit_images import write_spoken_digit_images
+        from zipper_lm.experiments.corpora.spoken_digit_images import write_spoken_digit_images
 
         assert source is not None
         counts = write_spoken_digit_images(folder, source, overwrite=overwrite)
     else:
-        from zipper_lm.corpora.sentences import write_sentences
+        from zipper_lm.experiments.corpora.sentences import write_sentences
 
         assert source is not None
         counts = write_sentences(folder, source, train=train or 10_000, longest=longest or 200, overwrite=overwrite)

@@ -22,7 +22,7 @@ def demo(
 
     Example: [bold]zipper demo --output zipper-demo[/bold]
     """
-    from zipper_lm.files import check_output
+    from zipper_lm.utils.files import check_output
 
     check_output(output, overwrite)
     quiet()

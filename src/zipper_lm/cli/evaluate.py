@@ -12,9 +12,9 @@ import typer
 from zipper_lm.cli.common import Json, Model, Overwrite, console, emit, load_model, settings_of
 
 if TYPE_CHECKING:
-    from zipper_lm.evaluation.judging import Judge
+    from zipper_lm.evaluation.judges import Judge
     from zipper_lm.evaluation.scoring import Score
-    from zipper_lm.generation import Writer
+    from zipper_lm.generation.generate import Writer
 
 HEADS = ["file_name", "transcription", "heard"]
 
@@ -54,14 +54,14 @@ def evaluate(
     Example: [bold]zipper evaluate outputs/spoken-digits/model my/recordings --task tts --output heard/[/bold]
     """
     started = time.time()
-    from zipper_lm.bars import bar
-    from zipper_lm.data.readers import read_rows
+    from zipper_lm.data.document import Document
+    from zipper_lm.data.sources.readers import read_rows
     from zipper_lm.data.tasks import parse_task
-    from zipper_lm.document import Document
-    from zipper_lm.evaluation.results import read_results
     from zipper_lm.evaluation.scoring import SHORT_NAMES, counts_tokens, score_task, yardsticks
-    from zipper_lm.files import check_apart, check_output
-    from zipper_lm.hub import place_of
+    from zipper_lm.models.results import read_results
+    from zipper_lm.utils.files import check_apart, check_output
+    from zipper_lm.utils.hub import place_of
+    from zipper_lm.utils.progress import bar
 
     ends_in = parse_task(SHORT_NAMES.get(task, task)).targets[-1]
     if limit is not None and limit < 1:
@@ -115,8 +115,8 @@ def evaluate(
 
 def _keep(folder: Path, model: Writer, result: dict[str, Any]) -> None:
     """Add a result to those kept beside the model, and to its card."""
-    from zipper_lm.card import refresh_card
-    from zipper_lm.evaluation.results import add_result, weights_digest
+    from zipper_lm.models.card import refresh_card
+    from zipper_lm.models.results import add_result, weights_digest
 
     try:
         add_result(folder, result | {"weights": weights_digest(folder)})
@@ -160,8 +160,8 @@ def _columns(given: list[str]) -> dict[str, str]:
 
 
 def _judge(given: str | None, data: str, columns: dict[str, str], modality: str) -> Judge:
-    from zipper_lm.evaluation.judge import CONFIG_FILE
-    from zipper_lm.evaluation.judging import judge_told, load_judge
+    from zipper_lm.evaluation.judges import judge_told, load_judge
+    from zipper_lm.evaluation.recogniser import CONFIG_FILE
 
     if given is not None and ((Path(given) / CONFIG_FILE).is_file() or _is_model(given)):
         return load_judge(given)
@@ -185,7 +185,7 @@ def write_values(folder: Path, score: Score, overwrite: bool) -> None:
     """What was generated, as an audiofolder or imagefolder: ``metadata.csv`` with file_name, transcription (what it
     should say), heard (by the judge)."""
     from zipper_lm.cli.values import suffix_of, write_value
-    from zipper_lm.files import new_folder
+    from zipper_lm.utils.files import new_folder
 
     with new_folder(folder, overwrite) as new, (new / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)

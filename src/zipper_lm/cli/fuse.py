@@ -14,13 +14,13 @@ def fuse(
 
     Example: [bold]zipper fuse examples/spoken-digits.yaml data=my/recordings training.steps=2000[/bold]
     """
-    from zipper_lm.recipe import read_recipe
-    from zipper_lm.training.recipes import FuseRecipe
+    from zipper_lm.jobs.recipes.reader import read_recipe
+    from zipper_lm.jobs.recipes.schema import FuseRecipe
 
     read = read_recipe(recipe, changes or [], FuseRecipe)
     if overwrite:
         read = dataclasses.replace(read, overwrite=True)
-    from zipper_lm.training.fuse import fuse as run
+    from zipper_lm.jobs.fuse import fuse as run
 
     quiet()
     record = run(read, resume=resume, console=console())

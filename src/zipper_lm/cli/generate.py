@@ -15,8 +15,8 @@ from typer.core import TyperCommand
 from zipper_lm.cli.common import Json, Model, Overwrite, console, emit, load_model, settings_of
 
 if TYPE_CHECKING:
-    from zipper_lm.document import Document, Segment
-    from zipper_lm.model import ZipperModel
+    from zipper_lm.data.document import Document, Segment
+    from zipper_lm.models.zipper import ZipperModel
 
 ORDER = "zipper.order"
 PARTS = ("inputs", "outputs")
@@ -41,7 +41,7 @@ class Goal:
     @classmethod
     def read(cls, text: str, overwrite: bool) -> Goal:
         """From ``MODALITY`` or ``MODALITY:FILE``."""
-        from zipper_lm.files import check_output
+        from zipper_lm.utils.files import check_output
 
         modality, colon, file = text.partition(":")
         if not modality or (colon and not file):
@@ -98,8 +98,8 @@ def generate(
     loaded = load_model(model)
     import torch
 
-    from zipper_lm.document import Document, check_modalities
-    from zipper_lm.model import ZipperModel
+    from zipper_lm.data.document import Document, check_modalities
+    from zipper_lm.models.zipper import ZipperModel
 
     document = Document(given)
     check_modalities([document], loaded.names)
@@ -143,7 +143,7 @@ def iter_parts(order: list[str], inputs: list[str], outputs: list[str], overwrit
 
 
 def _given(text: str) -> Segment:
-    from zipper_lm.document import Segment
+    from zipper_lm.data.document import Segment
 
     modality, colon, value = text.partition(":")
     if not colon or not modality or not value:
@@ -207,7 +207,7 @@ def _matched(goals: list[Goal], segments: list[Segment]) -> list[tuple[Goal, Seg
 def _check_suffix(goal: Goal, codec: Any) -> None:
     """Raise `ValueError` if the file cannot hold what the codec makes; text may go into any file."""
     from zipper_lm.cli.values import SUFFIXES
-    from zipper_lm.modality.codec import PICTURE_KINDS, can_decode
+    from zipper_lm.codecs.codec import PICTURE_KINDS, can_decode
 
     suffix = goal.file.suffix.lower() if goal.file is not None else ""
     if codec is None or not can_decode(codec):
@@ -226,7 +226,7 @@ def _check_suffix(goal: Goal, codec: Any) -> None:
 
 def _write(goal: Goal, segment: Segment, overwrite: bool, *, show: bool) -> None:
     from zipper_lm.cli.values import kind_of, write_value
-    from zipper_lm.files import new_file
+    from zipper_lm.utils.files import new_file
 
     value = segment.value
     if value is None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.tree import Tree
 
-    from zipper_lm.model import ZipperModel
+    from zipper_lm.models.zipper import ZipperModel
 
 LENGTHS = (100, 1000)
 """Memory lengths, in tokens of each source, for which costs are shown."""

@@ -23,11 +23,11 @@ def prepare(
 
     Example: [bold]zipper prepare examples/fuse-hub.yaml --output data/prepared --processes 8[/bold]
     """
-    from zipper_lm.recipe import read_recipe
-    from zipper_lm.training.recipes import FuseRecipe
+    from zipper_lm.jobs.recipes.reader import read_recipe
+    from zipper_lm.jobs.recipes.schema import FuseRecipe
 
     read = read_recipe(recipe, changes or [], FuseRecipe)
-    from zipper_lm.training.prepare import prepare as run
+    from zipper_lm.jobs.prepare import prepare as run
 
     quiet()
     told = run(read, output, processes=processes, resume=resume, overwrite=overwrite, console=console())

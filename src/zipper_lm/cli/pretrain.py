@@ -12,11 +12,11 @@ def pretrain(
 
     Example: [bold]zipper pretrain examples/pretrain-text.yaml data=my/texts output=towers/text[/bold]
     """
-    from zipper_lm.recipe import read_recipe
-    from zipper_lm.training.recipes import PretrainRecipe
+    from zipper_lm.jobs.recipes.reader import read_recipe
+    from zipper_lm.jobs.recipes.schema import PretrainRecipe
 
     read = read_recipe(recipe, changes or [], PretrainRecipe)
-    from zipper_lm.training.pretrain import pretrain as run
+    from zipper_lm.jobs.pretrain import pretrain as run
 
     quiet()
     metrics = run(read, overwrite=overwrite, resume=resume, console=console())

@@ -10,7 +10,7 @@ import typer
 from zipper_lm.cli.common import Json, Model, console, emit, load_model
 
 if TYPE_CHECKING:
-    from zipper_lm.generation import Writer
+    from zipper_lm.generation.generate import Writer
 
 
 def push(
@@ -28,8 +28,8 @@ def push(
 
     Example: [bold]zipper push outputs/spoken-digits/model OWNER/spoken-digits --private[/bold]
     """
-    from zipper_lm.hub import local_folder
-    from zipper_lm.sharing import check_target, staged, upload
+    from zipper_lm.models.sharing import check_target, staged, upload
+    from zipper_lm.utils.hub import local_folder
 
     if "/" not in repository:
         raise ValueError(f"OWNER/NAME: {repository!r} has no owner")
@@ -51,7 +51,7 @@ def push(
 
 def where_towers_are(model: Writer, folder: Path) -> dict[str, str]:
     """In words, whether each tower's weights go along or are named by id."""
-    from zipper_lm.config import ZipperConfig
+    from zipper_lm.fusion.config import ZipperConfig
 
     if not isinstance(model.config, ZipperConfig):
         return {" + ".join(model.names): "its weights go along"}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zipper_lm.data.audio import SAMPLING_RATE, write_audio
+from zipper_lm.codecs.audio import SAMPLING_RATE, write_audio
 
 SUFFIXES = {"sound": (".wav", ".flac"), "picture": (".png",), "text": (".txt",)}
 

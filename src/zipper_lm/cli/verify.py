@@ -21,7 +21,7 @@ def verify(model: Model, json: Json = False) -> None:
     """
     from zipper_lm.evaluation.preservation import changed_sources
     from zipper_lm.evaluation.preservation import verify as run
-    from zipper_lm.hub import local_folder
+    from zipper_lm.utils.hub import local_folder
 
     quiet()
     try:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from zipper_lm.data.table import Row
-from zipper_lm.document import Segment
-from zipper_lm.modality.codec import Codec
-from zipper_lm.modality.text import TextCodec
+from zipper_lm.codecs.codec import Codec
+from zipper_lm.codecs.text import TextCodec
+from zipper_lm.data.document import Segment
+from zipper_lm.data.sources.table import Row
 
 Joiner = Callable[[Segment, Segment], Segment]
 """Two encoded segments of one modality to one."""

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import pyarrow as pa
 
-from zipper_lm.data.readers import PREPARED_FILE, check_excluded
-from zipper_lm.document import Document, Segment
-from zipper_lm.modality.codec import CODEC_FILE, Codec
+from zipper_lm.codecs.codec import CODEC_FILE, Codec
+from zipper_lm.data.document import Document, Segment
+from zipper_lm.data.sources.readers import PREPARED_FILE, check_excluded
 
 if TYPE_CHECKING:
-    from zipper_lm.training.recipes import ClipsRecipe
+    from zipper_lm.jobs.recipes.schema import ClipsRecipe
 
 FORMAT = 1
 TRAIN, VALIDATION, CLIPS = "train", "validation", "clips"

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.joining import Joiner, join_rows
-from zipper_lm.data.readers import Rows
-from zipper_lm.data.table import Row
-from zipper_lm.document import Document, Segment
+from zipper_lm.data.sources.readers import Rows
+from zipper_lm.data.sources.table import Row
 
 _NAME = re.compile(r"\w(?:[\w.-]*\w)?")
 

@@ -22,18 +22,18 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, set_seed
 
-from zipper_lm.bars import bar
+from zipper_lm.codecs.codec import Codec
+from zipper_lm.codecs.speech import SpeechCodec
+from zipper_lm.codecs.text import TextCodec
 from zipper_lm.demo.corpus import DemoCorpus, Utterance, render
 from zipper_lm.demo.sizes import DemoSizes
-from zipper_lm.evaluation.judge import Recogniser
-from zipper_lm.files import new_folder
-from zipper_lm.modality.codec import Codec
-from zipper_lm.modality.speech import SpeechCodec
-from zipper_lm.modality.text import TextCodec
+from zipper_lm.evaluation.recogniser import Recogniser
+from zipper_lm.jobs.pretrain import PadStreams, Streams, make_backbone
+from zipper_lm.jobs.recipes.schema import TrainingRecipe
 from zipper_lm.training.arguments import training_arguments
-from zipper_lm.training.pretrain import PadStreams, Streams, make_backbone
 from zipper_lm.training.progress import train_with_bar
-from zipper_lm.training.recipes import TrainingRecipe
+from zipper_lm.utils.files import new_folder
+from zipper_lm.utils.progress import bar
 
 ASSETS = Path(__file__).parent / "assets"
 PARTS = ("judge", "text", "speech")

@@ -14,7 +14,7 @@ from itertools import product
 
 import numpy as np
 
-from zipper_lm.data.voices import VARIANTS, Voice, synthesise, voices
+from zipper_lm.experiments.corpora.voices import VARIANTS, Voice, synthesise, voices
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

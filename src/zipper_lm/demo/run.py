@@ -26,27 +26,27 @@ from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
 
-from zipper_lm.bars import bar
-from zipper_lm.card import refresh_card
-from zipper_lm.collation import collate
-from zipper_lm.config import TowerSpec
+from zipper_lm.data.collation import collate
+from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.tasks import TaskMixture, build_document
 from zipper_lm.demo.build import ASSETS, build, encode_sounds, fingerprint
 from zipper_lm.demo.corpus import Utterance, render
 from zipper_lm.demo.report import Example, ReportData, write_report
 from zipper_lm.demo.sizes import DemoSizes
-from zipper_lm.document import Document, Segment
 from zipper_lm.evaluation.attention import attention_maps
-from zipper_lm.evaluation.judge import Recogniser
 from zipper_lm.evaluation.preservation import TowerReport, verify
+from zipper_lm.evaluation.recogniser import Recogniser
 from zipper_lm.evaluation.scoring import Score, score_task, transcribe
 from zipper_lm.evaluation.word_error_rate import bootstrap_interval, word_error_rate
-from zipper_lm.files import check_output, new_folder
-from zipper_lm.model import ZipperModel
+from zipper_lm.fusion.config import TowerSpec
+from zipper_lm.jobs.rows import measure_stretch
+from zipper_lm.models.card import refresh_card
+from zipper_lm.models.zipper import ZipperModel
 from zipper_lm.training.arguments import training_arguments
-from zipper_lm.training.data import measure_stretch
 from zipper_lm.training.progress import train_with_bar
 from zipper_lm.training.trainer import ZipperTrainer, describe_parameters
+from zipper_lm.utils.files import check_output, new_folder
+from zipper_lm.utils.progress import bar
 
 SAMPLE_RATE = 16_000
 CHAIN = "speech->text->speech"

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zipper_lm.config import ZipSpec
 from zipper_lm.demo.corpus import DemoCorpus, demo_corpus
-from zipper_lm.training.recipes import TrainingRecipe
+from zipper_lm.fusion.config import ZipSpec
+from zipper_lm.jobs.recipes.schema import TrainingRecipe
 
 
 def _llama(hidden: int, layers: int, heads: int, positions: int) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from zipper_lm.collation import Batch
-from zipper_lm.reading import read
-from zipper_lm.zips import View, ZipLayer
+from zipper_lm.data.collation import Batch
+from zipper_lm.fusion.reading import read
+from zipper_lm.fusion.zips import View, ZipLayer
 
 if TYPE_CHECKING:
-    from zipper_lm.model import ZipperModel
+    from zipper_lm.models.zipper import ZipperModel
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from sklearn.svm import SVC
 
-from zipper_lm.data.picture import grey, read_picture
+from zipper_lm.codecs.picture import grey, read_picture
 from zipper_lm.evaluation.word_error_rate import normalise
 
 CONFIG_FILE = "config.json"

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 if TYPE_CHECKING:
-    from zipper_lm.model import ZipperModel
-    from zipper_lm.tower import Tower
-    from zipper_lm.zips import ZipLayer
+    from zipper_lm.fusion.tower import Tower
+    from zipper_lm.fusion.zips import ZipLayer
+    from zipper_lm.models.zipper import ZipperModel
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from zipper_lm.backbones import base_tensors, check_same_backbone, load_backbone, recorded_dtype, stored, wrappers
-from zipper_lm.config import ZipperConfig
-from zipper_lm.hub import CONFIG_FILE, local_folder
-from zipper_lm.tower import Tower
+from zipper_lm.fusion.backbones import (
+    base_tensors,
+    check_same_backbone,
+    load_backbone,
+    recorded_dtype,
+    stored,
+    wrappers,
+)
+from zipper_lm.fusion.config import ZipperConfig
+from zipper_lm.fusion.tower import Tower
+from zipper_lm.utils.hub import CONFIG_FILE, local_folder
 
 if TYPE_CHECKING:
-    from zipper_lm.generation import Writer
-    from zipper_lm.model import ZipperModel
+    from zipper_lm.generation.generate import Writer
+    from zipper_lm.models.zipper import ZipperModel
 
 
 @dataclass(frozen=True)

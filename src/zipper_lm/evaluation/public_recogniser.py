@@ -13,10 +13,10 @@ import soxr
 import torch
 from transformers import AutomaticSpeechRecognitionPipeline, pipeline
 
-from zipper_lm.backbones import weights_hash
-from zipper_lm.data.audio import SAMPLING_RATE
+from zipper_lm.codecs.audio import SAMPLING_RATE
 from zipper_lm.evaluation.word_error_rate import normalise
-from zipper_lm.hub import reaching
+from zipper_lm.fusion.backbones import weights_hash
+from zipper_lm.utils.hub import reaching
 
 
 class PublicRecogniser:

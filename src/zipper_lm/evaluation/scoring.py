@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zipper_lm.data.audio import read_audio
+from zipper_lm.codecs.audio import read_audio
+from zipper_lm.codecs.codec import Codec
+from zipper_lm.codecs.sequence import SequenceCodec
+from zipper_lm.codecs.text import TextCodec
+from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.tasks import parse_task
-from zipper_lm.document import Document, Segment
 from zipper_lm.evaluation.classifier import PictureClassifier
-from zipper_lm.evaluation.judging import Judge, suits
+from zipper_lm.evaluation.judges import Judge, suits
 from zipper_lm.evaluation.word_error_rate import bootstrap_interval, normalise, word_error_rate
-from zipper_lm.modality.codec import Codec
-from zipper_lm.modality.sequence import SequenceCodec
-from zipper_lm.modality.text import TextCodec
 
 if TYPE_CHECKING:
-    from zipper_lm.generation import Writer
+    from zipper_lm.generation.generate import Writer
 
 SHORT_NAMES = {"asr": "speech->text", "tts": "text->speech"}
 """Names that the field knows, for task templates."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from zipper_lm.recipe import read_recipe, recipe_hash, to_mapping
-from zipper_lm.training.recipes import DataRecipe, FuseRecipe
+from zipper_lm.jobs.recipes.reader import read_recipe, recipe_hash, to_mapping
+from zipper_lm.jobs.recipes.schema import DataRecipe, FuseRecipe
 
 PLAN_FILE = "experiment.json"
 """The plan, beside the records of its runs."""

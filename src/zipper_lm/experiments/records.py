@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zipper_lm.experiments.plan import PLAN_FILE, Experiment, cells_of
-from zipper_lm.recipe import build
+from zipper_lm.jobs.recipes.reader import build
 
 Cell = list[dict[str, Any]]
 """The records of one arm at one point, a seed each."""

@@ -13,7 +13,7 @@ from zipper_lm.experiments.comparison import compare
 from zipper_lm.experiments.curves import draw
 from zipper_lm.experiments.plan import PLAIN, cells_of, points_of
 from zipper_lm.experiments.records import Results, read_results
-from zipper_lm.files import check_output, new_file
+from zipper_lm.utils.files import check_output, new_file
 
 
 def write_report(folders: Sequence[str | Path], page: str | Path, *, overwrite: bool = False) -> None:

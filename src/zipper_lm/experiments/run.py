@@ -20,11 +20,10 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from zipper_lm.card import RUN_FILE
-from zipper_lm.data.readers import Rows, read_rows
+from zipper_lm.data.document import Document
+from zipper_lm.data.sources.readers import Rows, read_rows
 from zipper_lm.data.tasks import parse_task
-from zipper_lm.document import Document
-from zipper_lm.evaluation.judging import load_judge
+from zipper_lm.evaluation.judges import load_judge
 from zipper_lm.evaluation.scoring import SHORT_NAMES, counts_tokens, has_words, score_task, yardsticks
 from zipper_lm.experiments.plan import (
     BEFORE,
@@ -41,18 +40,19 @@ from zipper_lm.experiments.plan import (
     whole,
 )
 from zipper_lm.experiments.records import read_record
-from zipper_lm.files import new_file
-from zipper_lm.loading import load
-from zipper_lm.recipe import recipe_hash, to_mapping
-from zipper_lm.training.checks import check_settings
-from zipper_lm.training.fuse import fuse, generation_settings, make_towers
-from zipper_lm.training.machine import made_with
-from zipper_lm.training.processes import several
-from zipper_lm.training.pseudo_labels import labeller_recipe
-from zipper_lm.training.recipes import DataRecipe, FuseRecipe
-from zipper_lm.training.scoring import judge_of
+from zipper_lm.jobs.fuse import fuse, generation_settings, make_towers
+from zipper_lm.jobs.pseudo_labels import labeller_recipe
+from zipper_lm.jobs.recipes.checks import check_settings
+from zipper_lm.jobs.recipes.reader import recipe_hash, to_mapping
+from zipper_lm.jobs.recipes.schema import DataRecipe, FuseRecipe
+from zipper_lm.jobs.resume import working_folder
+from zipper_lm.jobs.validation import judge_of
+from zipper_lm.models.card import RUN_FILE
+from zipper_lm.models.load import load
 from zipper_lm.training.trainer import latest_checkpoint
-from zipper_lm.training.working import working_folder
+from zipper_lm.utils.files import new_file
+from zipper_lm.utils.machine import made_with
+from zipper_lm.utils.processes import several
 
 TEST = "test"
 LOCKS = "locks"

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from zipper_lm.training.processes import any_of
+from zipper_lm.utils.processes import any_of
 
 
 class Interrupted(KeyboardInterrupt):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from zipper_lm.data.tasks import Task
-from zipper_lm.model import ZipperModel
-from zipper_lm.zips import View, ZipLayer
+from zipper_lm.fusion.zips import View, ZipLayer
+from zipper_lm.models.zipper import ZipperModel
 
 WIDTH = 0.2
 """g, as a share of the segment (section 4.1)."""

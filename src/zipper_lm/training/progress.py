@@ -9,7 +9,7 @@ from rich.console import Console
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from zipper_lm.bars import bar
+from zipper_lm.utils.progress import bar
 
 
 def train_with_bar(trainer: Trainer, console: Console, what: str, checkpoint: str | None = None) -> TrainOutput:

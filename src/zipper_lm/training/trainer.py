@@ -21,12 +21,12 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from zipper_lm.collation import Batch, Specials, collate
-from zipper_lm.document import Document, Segment
-from zipper_lm.generation import Writer
-from zipper_lm.hub import WEIGHTS_FILE
+from zipper_lm.data.collation import Batch, Specials, collate
+from zipper_lm.data.document import Document, Segment
+from zipper_lm.generation.generate import Writer
 from zipper_lm.training.guided_attention import Pair, watched
-from zipper_lm.training.processes import from_main
+from zipper_lm.utils.hub import WEIGHTS_FILE
+from zipper_lm.utils.processes import from_main
 
 LAST_WRITTEN = "trainer_state.json"
 """What Trainer writes last; a checkpoint without it was cut off."""

@@ -1,0 +1,165 @@
+"""The codec protocol: raw values of one modality <-> token ids. One file per codec implements it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from zipper_lm.utils.hub import HUB_ARGUMENTS
+
+CODEC_FILE = "codec.json"
+ENTRY_POINTS = "zipper_lm.codecs"
+"""Entry point group in which other packages name their codecs: kind = "module:Class"."""
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """What a modality needs beside its tower.
+
+    Ids returned by `encode` and taken by `decode` are content only: no BOS, no EOS, no padding. Every id,
+    the special ones included, lies in ``[0, vocab_size)``.
+    """
+
+    kind: ClassVar[str]
+    """Name of the codec's class in its `codec.json`, such as ``"text"``."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special ids included: what the tower's vocabulary must hold at least."""
+
+    @property
+    def bos_id(self) -> int:
+        """Id that opens every segment."""
+
+    @property
+    def eos_id(self) -> int:
+        """Id that ends every segment."""
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills batches; masked everywhere, so it may equal another special id."""
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens per second of the raw value, or `None` where there is no time."""
+
+    def encode(self, values: Sequence[Any]) -> list[list[int]]:
+        """Raw values to content ids, one list per value. Raises `ValueError` on a value it cannot read."""
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[Any]:
+        """Content ids to raw values, one per row."""
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write `codec.json` and whatever else (safetensors, tokenizer.json) into the folder `path`."""
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Codec:
+        """Read what `save_pretrained` wrote."""
+
+
+CODECS = {
+    "text": "zipper_lm.codecs.text:TextCodec",
+    "speech": "zipper_lm.codecs.speech:SpeechCodec",
+    "hubert-units": "zipper_lm.codecs.hubert_units:HubertUnits",
+    "neural-audio": "zipper_lm.codecs.neural_audio:NeuralAudioCodec",
+    "pixels": "zipper_lm.codecs.pixels:PixelCodec",
+    "color-clusters": "zipper_lm.codecs.color_clusters:ColorClusters",
+    "vq-image": "zipper_lm.codecs.vq_image:VqImageCodec",
+    "sequence": "zipper_lm.codecs.sequence:SequenceCodec",
+}
+"""This package's own codecs: kind to class. Beside the protocol each has a class method for recipes, ``make(values, *,
+source, revision, seed, **options)``: values to fit on (may be empty), a folder or Hub id, what else the kind takes; one
+that loads from the Hub also takes `zipper_lm.utils.hub.HUB_ARGUMENTS`."""
+
+PICTURE_KINDS = frozenset(("pixels", "color-clusters", "vq-image"))
+"""Kinds of codecs that decode to pictures."""
+
+
+def load_codec(path: str | Path, **hub: Any) -> Codec:
+    """Load any codec from its folder: one of this package, or one that an installed package names as an entry point.
+
+    Args:
+        path: the folder. hub: `cache_dir`, `token`, `local_files_only`, for a codec whose model is on the Hub.
+
+    Raises:
+        ValueError: if the folder has no `codec.json`, or its `kind` is unknown.
+    """
+    file = Path(path) / CODEC_FILE
+    if not file.is_file():
+        raise ValueError(f"codec: no {CODEC_FILE} in {path}")
+    kind = json.loads(file.read_text(encoding="utf-8")).get("kind")
+    if kind in CODECS:
+        owner = own_codec(kind)
+        wants_hub = "hub" in inspect.signature(owner.from_pretrained).parameters
+        return owner.from_pretrained(path, **(hub if wants_hub else {}))
+    others = entry_points(group=ENTRY_POINTS)
+    if kind in others.names:
+        return others[kind].load().from_pretrained(path)
+    raise ValueError(
+        f"codec: {file} has kind {kind!r}; known kinds are {sorted({*CODECS, *others.names})}; "
+        "if its class is at hand, pass codecs={name: codec}"
+    )
+
+
+def read_codec_file(path: str | Path, kind: str) -> dict[str, Any]:
+    """What the `codec.json` in the folder `path` says beside its kind.
+
+    Raises:
+        ValueError: if there is none, or it is of another kind.
+    """
+    file = Path(path) / CODEC_FILE
+    if not file.is_file():
+        raise ValueError(f"{kind} codec: no {CODEC_FILE} in {path}")
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    if fields.pop("kind", None) != kind:
+        raise ValueError(f"{file}: kind is not {kind!r}")
+    return dict(fields)
+
+
+def can_decode(codec: Codec) -> bool:
+    """Whether a codec has a way back to raw values. One that may have none says so by a property of this name."""
+    return bool(getattr(codec, "can_decode", True))
+
+
+def own_codec(kind: str) -> Any:
+    """One of this package's codec classes; its module is imported only now."""
+    module, _, name = CODECS[kind].partition(":")
+    return getattr(import_module(module), name)
+
+
+def make_codec(
+    kind: str,
+    values: Sequence[Any] = (),
+    *,
+    source: str | None = None,
+    revision: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Codec:
+    """A codec as a recipe describes it: one that was saved, one around a pre-trained model, or one fitted on values.
+
+    Args:
+        kind: of `CODECS`; not needed where `source` holds a `codec.json`.
+        values: raw values to fit on, where the kind is fitted and no `source` is given.
+        source: folder of a saved codec, or folder or Hub id of the model or tokenizer inside it.
+        revision: on the Hub. seed: of the fit. options: what the kind takes (docs/codecs.md), `cache_dir`, `token` and
+            `local_files_only` among them if it loads from the Hub.
+
+    Raises:
+        ValueError: on an unknown kind or option, a source that cannot be loaded, or too little data.
+    """
+    if source is not None and (Path(source) / CODEC_FILE).is_file():
+        if unused := sorted(set(options) - set(HUB_ARGUMENTS)):
+            raise ValueError(f"codec.options {unused} have no effect: {source} holds a codec that is made")
+        return load_codec(source, **options)
+    if kind not in CODECS:
+        raise ValueError(f"codec.kind {kind!r} is unknown; it is one of {sorted(CODECS)}")
+    try:
+        return own_codec(kind).make(values, source=source, revision=revision, seed=seed, **options)
+    except TypeError as error:
+        raise ValueError(f"codec.options: {error}") from error

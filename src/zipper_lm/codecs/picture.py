@@ -1,0 +1,109 @@
+"""Read a picture: anything a user hands over -> `PIL.Image.Image`, or a `ValueError` that says why."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from zipper_lm.data.sources.table import IMAGE_SUFFIXES
+
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+"""What Pillow raises on damaged files: a broken PNG is a SyntaxError to it."""
+
+
+def read_picture(source: Any) -> Image.Image:
+    """Read one picture, in its own size and mode.
+
+    Args:
+        source: a path (`str` or `Path`), the `bytes` of a picture file, a `PIL.Image.Image`, a dict as in Hugging Face
+            datasets (``{"bytes", "path"}``), or an array: uint8 in [0, 255] or floats in [0, 1], ``[height, width]``
+            (grey) or ``[height, width, 3]``.
+
+    Raises:
+        ValueError: if the file is missing, cut off or no picture; if an array has another shape, dtype or range, or
+            holds NaN; if the source is of none of the types above.
+    """
+    if isinstance(source, Mapping) and "bytes" in source:
+        source = source["path"] if source["bytes"] is None else source["bytes"]
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, bytes):
+        return _opened(io.BytesIO(source), f"{len(source)} bytes")
+    if isinstance(source, str | Path):
+        if not Path(source).is_file():
+            raise ValueError(f"picture: no file {str(source)!r}")
+        return _opened(Path(source), str(source))
+    raise ValueError(f"picture: cannot read a {type(source).__name__}; give a path, bytes, a PIL image or an array")
+
+
+def grey(picture: Image.Image) -> Image.Image:
+    """A picture in mode ``"L"``: as `rgb`, and colours become their luma (ITU-R 601-2)."""
+    return _plain(picture).convert("L")
+
+
+def rgb(picture: Image.Image, size: tuple[int, int], resample: Image.Resampling | int) -> Image.Image:
+    """A picture in mode ``"RGB"`` and of a size (width, height); its sides' ratio is not kept.
+
+    Transparent becomes white, 16 bits become 8, other modes (palette, CMYK, grey, ...) as Pillow converts them.
+    """
+    picture = _plain(picture).convert("RGB")
+    return picture if picture.size == size else picture.resize(size, Image.Resampling(resample))
+
+
+def is_picture(value: Any) -> bool:
+    """Whether a value can only be a picture: an image, an array of two dimensions or more, or a picture file's name."""
+    if isinstance(value, Mapping) and "bytes" in value:
+        value = value["path"] if value["bytes"] is None else value["bytes"]
+    if isinstance(value, bytes):
+        try:
+            Image.open(io.BytesIO(value))
+        except Image.DecompressionBombError:
+            return True  # too large to be read, but nothing else
+        except _DAMAGED:
+            return False
+        return True
+    if isinstance(value, str | Path):
+        return Path(value).suffix.lower() in IMAGE_SUFFIXES
+    return isinstance(value, Image.Image) or (isinstance(value, np.ndarray) and value.ndim >= 2)
+
+
+def _opened(file: Any, name: str) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            image.load()  # a file that is cut off shows it here
+            return ImageOps.exif_transpose(image)  # as it was held: a copy, upright
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
+        raise ValueError(f"picture {name}: not readable ({error})") from error
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    """A picture without transparency (it becomes white) and of 8 bits."""
+    if picture.mode.startswith("I;16") or picture.mode == "I":
+        wide = np.asarray(picture, dtype=np.float64)
+        return Image.fromarray(np.clip(np.round(wide / 257), 0, 255).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        opaque = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque)
+    return picture
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    grey, colour = array.ndim == 2, array.ndim == 3 and array.shape[-1] == 3
+    if not (grey or colour) or 0 in array.shape:
+        raise ValueError(f"picture: an array must be [height, width] or [height, width, 3], got {array.shape}")
+    if array.dtype != np.uint8:
+        if not np.issubdtype(array.dtype, np.floating):
+            raise ValueError(f"picture: an array must be uint8 or of floats, got {array.dtype}")
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise ValueError("picture: an array of floats must lie in [0, 1]")
+        array = np.round(array * 255).astype(np.uint8)
+    return Image.fromarray(array)

@@ -1,0 +1,140 @@
+"""ZipperProcessor: the codecs beside a model. Raw documents in, batches out, and back."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from transformers import AutoProcessor
+from transformers.utils import PushToHubMixin
+
+from zipper_lm.codecs.codec import Codec, load_codec
+from zipper_lm.codecs.layout import LaidOut
+from zipper_lm.codecs.pretrained import RunsModel
+from zipper_lm.data.collation import Batch, Specials, collate
+from zipper_lm.data.document import Document, Segment, check_modalities
+from zipper_lm.fusion.config import ZipperConfig
+
+PROCESSOR_FILE = "processor_config.json"
+
+
+class ZipperProcessor(PushToHubMixin):
+    """One codec per tower, and collation.
+
+    Args:
+        codecs: by tower name. Towers without a codec can still be fed with ids.
+        specials: special ids of every tower; `None` takes them from the codecs.
+    """
+
+    def __init__(self, codecs: Mapping[str, Codec], specials: Mapping[str, Specials] | None = None) -> None:
+        self.codecs = dict(codecs)
+        given = specials or {n: Specials(c.bos_id, c.eos_id, c.pad_id) for n, c in self.codecs.items()}
+        self.specials = {name: Specials(*given[name]) for name in sorted(given)}
+        if unknown := sorted(set(self.codecs) - set(self.specials)):
+            raise ValueError(f"processor: codecs for {unknown}, but the towers are {list(self.specials)}")
+
+    def __call__(self, documents: Sequence[Document], *, side: Literal["left", "right"] = "right") -> Batch:
+        """Encode and collate."""
+        return collate(self.encode(documents), self.specials, side=side)
+
+    def encode(self, documents: Sequence[Document]) -> list[Document]:
+        """Documents with ids in every segment; given ids are kept. The input is not changed.
+
+        Raises:
+            ValueError: for an unknown modality, a value its codec cannot read, a modality without a codec, or an id
+                outside the codec's vocabulary; the message says which document.
+        """
+        check_modalities(documents, list(self.specials))
+        waiting: dict[str, list[tuple[int, Segment]]] = defaultdict(list)
+        encoded = []
+        for number, document in enumerate(documents):
+            copies = [replace(s) for s in document]
+            encoded.append(Document(copies))
+            for segment in copies:
+                if segment.ids is None:
+                    waiting[segment.modality].append((number, segment))
+                elif (codec := self.codecs.get(segment.modality)) and segment.ids:
+                    wrong = [i for i in segment.ids if not 0 <= i < codec.vocab_size]
+                    if wrong:
+                        raise ValueError(
+                            f"document {number}: {segment.modality} id {wrong[0]} out of range, "
+                            f"the codec has ids 0 to {codec.vocab_size - 1}"
+                        )
+        for name, entries in waiting.items():
+            codec = self._codec(name)
+            try:
+                rows = codec.encode([segment.value for _, segment in entries])
+            except ValueError:
+                rows = [self._encode_one(codec, number, segment) for number, segment in entries]
+            for (_, segment), ids in zip(entries, rows):
+                segment.ids = list(ids)
+        return encoded
+
+    def _encode_one(self, codec: Codec, number: int, segment: Segment) -> list[int]:
+        """Again one by one, to say which document is at fault."""
+        try:
+            return codec.encode([segment.value])[0]
+        except ValueError as error:
+            raise ValueError(f"document {number}: {segment.modality}: {error}") from error
+
+    def decode(self, modality: str, ids: Sequence[Sequence[int]]) -> list[Any]:
+        """Content ids of one modality back to raw values. Ids outside the content are left out."""
+        codec = self._codec(modality)
+        special = {codec.bos_id, codec.eos_id, codec.pad_id}
+        # A tower may write ids that it has between its special ones and the codec's units.
+        known = codec.layout.content if isinstance(codec, LaidOut) else range(codec.vocab_size)
+        return codec.decode([[i for i in row if i in known and i not in special] for row in ids])
+
+    def to(self, device: torch.device | str) -> Self:
+        """Run the pre-trained models inside codecs (speech encoders, neural audio codecs, autoencoders) on a device."""
+        for codec in self.codecs.values():
+            if isinstance(codec, RunsModel):
+                codec.to(device)
+        return self
+
+    def _codec(self, modality: str) -> Codec:
+        if modality not in self.codecs:
+            raise ValueError(f"no codec for modality {modality!r}; the processor has {sorted(self.codecs)}")
+        return self.codecs[modality]
+
+    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
+        """Write `processor_config.json` and one folder per codec under ``codecs/``."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, codec in self.codecs.items():
+            codec.save_pretrained(folder / "codecs" / name)
+        description = {"processor_class": type(self).__name__, "codecs": sorted(self.codecs), "specials": self.specials}
+        (folder / PROCESSOR_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, codecs: Mapping[str, Codec] | None = None, **kwargs: Any
+    ) -> ZipperProcessor:
+        """Load from a folder or the Hub.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id.
+            codecs: by tower, to take in place of those stored there, such as those of a class that only you have.
+            kwargs: `revision`, `cache_dir`, `token`, `local_files_only`.
+
+        Raises:
+            ValueError: if there is no processor there, or a codec of unknown kind.
+        """
+        from zipper_lm.utils.hub import HUB_ARGUMENTS, local_folder
+
+        folder = local_folder(pretrained_model_name_or_path, **kwargs)
+        file = folder / PROCESSOR_FILE
+        if not file.is_file():
+            raise ValueError(f"no {PROCESSOR_FILE} in {pretrained_model_name_or_path}")
+        description = json.loads(file.read_text(encoding="utf-8"))
+        given, hub = dict(codecs or {}), {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
+        stored = {n: load_codec(folder / "codecs" / n, **hub) for n in description["codecs"] if n not in given}
+        return cls(stored | given, {name: Specials(*ids) for name, ids in description["specials"].items()})
+
+
+AutoProcessor.register(ZipperConfig, ZipperProcessor)

@@ -1,0 +1,196 @@
+"""WebDataset: tars in which the files of one sample share a name and differ in suffix.
+
+The form is that of https://github.com/webdataset/webdataset: ``0001.flac``, ``0001.txt``, ``0002.flac``, ... A suffix
+is a column; the fields of a ``.json`` are columns of their own; ``__key__`` is the common name. The tars are read here
+and not through `datasets`, which needs torchcodec to read any that hold sound. Only the headers are read at first: a
+sample's bytes when it is asked for, so nothing of the sound lies in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from zipper_lm.data.sources.table import Loader, Row, Table, fingerprint_of, readable, usual_name
+
+KEY = "__key__"
+_TEXT_SUFFIXES = ("txt", "text", "transcript", "caption", "cls")
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_BLOCK = tarfile.BLOCKSIZE
+
+
+def is_tar(source: str | Path) -> bool:
+    """Whether a source is a tar, or a pattern of tars."""
+    return re.search(r"\.(tar|tgz|tar\.\w+)$", str(source)) is not None
+
+
+def find_shards(source: str | Path) -> list[Path]:
+    """The tars that a path or a pattern names: ``a.tar``, ``shards-*.tar`` or ``shards-{0000..0007}.tar``.
+
+    Raises:
+        ValueError: if there is none, one of a range is missing, or they are compressed.
+    """
+    if not str(source).endswith(".tar"):
+        raise ValueError(f"data: {source} is compressed: its samples cannot be read one by one; unpack it to a .tar")
+    names = _in_range(str(Path(source).expanduser()))
+    if len(names) == 1 and re.search(r"[*?\[]", Path(names[0]).name):
+        pattern = Path(names[0])
+        shards = sorted(pattern.parent.glob(pattern.name))
+    else:
+        shards = [Path(name) for name in names]
+    if missing := [str(s) for s in shards if not s.is_file()]:
+        raise ValueError(f"data: no file {missing[0]!r}" + (f" (nor {len(missing) - 1} more)" if missing[1:] else ""))
+    if not shards:
+        raise ValueError(f"data: no tar matches {str(source)!r}")
+    return shards
+
+
+def _in_range(name: str) -> list[str]:
+    """``a-{08..10}`` to a-08, a-09, a-10."""
+    found = _RANGE.search(name)
+    if found is None:
+        return [name]
+    first, last = found.groups()
+    numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
+    before, after = name[: found.start()], name[found.end() :]
+    return [whole for n in numbers for whole in _in_range(before + n + after)]
+
+
+def tar_splits(shards: Sequence[Path]) -> dict[str, Loader]:
+    """Tars by split: the first word of a tar's name says which, else it is for training."""
+    parts: dict[str, list[Path]] = {}
+    for shard in shards:
+        word = re.match(r"[A-Za-z]*", shard.name)
+        parts.setdefault(usual_name(word[0] if word else "", "train"), []).append(shard)
+    return {name: tar_loader(part) for name, part in parts.items()}
+
+
+def tar_loader(shards: Sequence[Path]) -> Loader:
+    """Reads the headers when it is asked to."""
+
+    def load(limit: int | None) -> Table:
+        samples: list[_Sample] = []
+        for shard in shards:
+            if limit is None or len(samples) < limit:
+                samples += _samples(shard)
+        rows = TarRows(samples[:limit])
+        return Table(rows, rows.where, columns=rows.columns(), fingerprint=_fingerprint(shards))
+
+    return load
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    shard: Path
+    key: str
+    files: tuple[tuple[str, int, int], ...]
+    """Suffix, first byte, number of bytes."""
+
+
+class TarRows(Sequence[Row]):
+    """The samples of tars as rows, read when asked for."""
+
+    def __init__(self, samples: Sequence[_Sample]) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @property
+    def where(self) -> list[str]:
+        """Tar and key of each sample."""
+        return [f"{s.shard}:{s.key}" for s in self._samples]
+
+    def columns(self) -> list[str]:
+        """Suffixes of all samples, and the fields of the first ``.json`` that can be read."""
+        if not self._samples:
+            return []
+        plain = {suffix for sample in self._samples for suffix, _, _ in sample.files if suffix != "json"}
+        described = TarRows([s for s in self._samples if any(suffix == "json" for suffix, _, _ in s.files)])
+        return list({KEY: None} | dict.fromkeys(sorted(plain)) | next(readable(described), {}))
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> TarRows: ...
+
+    def __getitem__(self, index: int | slice) -> Row | TarRows:
+        if isinstance(index, slice):
+            return TarRows(self._samples[index])
+        sample = self._samples[index]
+        row: Row = {}
+        with sample.shard.open("rb") as stream:
+            for suffix, start, size in sample.files:
+                stream.seek(start)
+                row |= _columns(suffix, stream.read(size), f"{sample.shard}:{sample.key}.{suffix}")
+        return row | {KEY: sample.key}
+
+
+def _fingerprint(shards: Sequence[Path]) -> str:
+    found = [(shard, shard.stat()) for shard in shards]
+    return fingerprint_of((str(shard), file.st_size, file.st_mtime_ns) for shard, file in found)
+
+
+def _columns(suffix: str, content: bytes, where: str) -> Row:
+    """What one file adds to its row."""
+    try:
+        if suffix in _TEXT_SUFFIXES:
+            return {suffix: content.decode("utf-8-sig").strip()}
+        if suffix == "json":
+            fields: Any = json.loads(content)
+            return fields if isinstance(fields, dict) else {suffix: fields}
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{where}: cannot be read: {error}") from error
+    return {suffix: content}
+
+
+def _samples(shard: Path) -> list[_Sample]:
+    """A tar's samples by their headers: files that follow each other with one name up to the first dot."""
+    samples: list[_Sample] = []
+    files: dict[str, tuple[int, int]] = {}
+    last = ""
+    for name, start, size in _members(shard):
+        folder, _, base = name.rpartition("/")
+        stem, _, suffix = base.partition(".")
+        if not stem or not suffix:
+            continue
+        key, suffix = f"{folder}/{stem}" if folder else stem, suffix.lower()
+        if key != last and files:
+            samples.append(_Sample(shard, last, tuple((s, *at) for s, at in files.items())))
+            files = {}
+        if suffix in files:
+            raise ValueError(f"data: {shard}: sample {key!r} has two files .{suffix}")
+        files[suffix], last = (start, size), key
+    if files:
+        samples.append(_Sample(shard, last, tuple((s, *at) for s, at in files.items())))
+    return samples
+
+
+def _members(shard: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, first byte and size of each file.
+
+    Raises:
+        ValueError: naming the tar, if it is none, or cut off. `tarfile` stops at a damaged header without a word, so
+            the empty block that ends every tar is looked for.
+    """
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            length = shard.stat().st_size
+            for member in archive:
+                if member.offset_data + member.size > length:
+                    raise tarfile.ReadError(f"{member.name!r} is not all there")
+                if member.isfile():
+                    yield member.name, member.offset_data, member.size
+            end = archive.offset
+        with shard.open("rb") as stream:
+            stream.seek(end)
+            if stream.read(_BLOCK) != bytes(_BLOCK):
+                raise tarfile.ReadError(f"its end is missing at byte {end}")
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(f"data: {shard} is no whole tar: {error}") from error

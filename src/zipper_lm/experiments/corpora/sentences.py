@@ -1,0 +1,113 @@
+"""sentences: lines of text, read by many synthetic voices (espeak-ng); speakers of one split are in no other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zipper_lm.codecs.audio import write_audio
+from zipper_lm.evaluation.word_error_rate import normalise
+from zipper_lm.experiments.corpora.voices import VARIANTS, Voice, espeak, synthesise, voices
+from zipper_lm.experiments.corpora.writing import write_corpus
+from zipper_lm.utils.files import check_apart
+
+SPEAKERS = {"train": 0.55, "validation": 0.1, "test": 0.1, "judge": 0.25}
+"""Share of the voice variants that each split has for itself."""
+VOICES = 100
+SEED = 0
+_PAUSES = re.compile(r"[,;:.?!()\"]+|--+")
+
+
+def write_sentences(
+    folder: str | Path,
+    source: str | Path,
+    *,
+    train: int = 10_000,
+    longest: int = 200,
+    overwrite: bool = False,
+) -> dict[str, int]:
+    """Write rows ``{"speech": file, "text": sentence, "speaker": voice}`` in splits train, validation, test and judge,
+    and, for a text tower, whole lines as ``{"text": line}`` in ``text/train.jsonl`` and ``text/validation.jsonl``.
+
+    Args:
+        folder: to be made.
+        source: folder with ``train.txt``, ``validation.txt`` and ``test.txt``, a sentence a line. A fifth of the lines
+            of ``train.txt`` are the judge's, and nobody else's.
+        train: most sentences for training; for the judge, a quarter of it.
+        longest: most characters of a sentence; longer lines are cut into phrases, at their punctuation.
+        overwrite: replace what is there.
+
+    Returns:
+        Rows in each split.
+
+    Raises:
+        ValueError: if a file is missing or holds no such line, or `folder` would replace `source`; and as
+            `write_corpus`.
+        ImportError: without `espeakng-loader` (the extra ``zipper-lm[demo]``).
+    """
+    check_apart(folder, {"--source": source})
+    espeak()  # or its absence is found by the first worker
+    lines = {name: _lines(Path(source) / f"{name}.txt") for name in ("train", "validation", "test")}
+    fifth = max(1, len(lines["train"]) // 5)
+    lines |= {"judge": lines["train"][:fifth], "train": lines["train"][fifth:]}
+    sentences: dict[str, list[str]] = {}
+    taken: set[str] = set()
+    for name, most in (("validation", None), ("test", None), ("judge", max(1, train // 4)), ("train", train)):
+        found = dict.fromkeys(phrase for line in lines[name] for phrase in _phrases(line, longest))
+        sentences[name] = [phrase for phrase in found if phrase not in taken][:most]
+        taken |= set(sentences[name])
+    if empty := [name for name, found in sentences.items() if not found]:
+        raise ValueError(f"{source}: no sentences of at most {longest} characters for {empty}")
+    spoken = {name: {p for line in lines[name] for p in _phrases(line, longest)} for name in ("validation", "test")}
+    texts = {
+        f"text/{name}": [
+            {"text": text}
+            for line in lines[name]
+            if _can_be_said(text := normalise(line)) and not held_out.intersection([text, *_phrases(line, longest)])
+        ]
+        for name, held_out in (("train", spoken["validation"] | spoken["test"]), ("validation", spoken["test"]))
+    }
+    return write_corpus(folder, _read_aloud(sentences), "speech", ".flac", write_audio, texts, overwrite=overwrite)
+
+
+def _lines(file: Path) -> list[str]:
+    """Each once."""
+    if not file.is_file():
+        raise ValueError(f"{file.parent}: no {file.name} there")
+    return list(dict.fromkeys(line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()))
+
+
+def _phrases(line: str, longest: int) -> list[str]:
+    """The line, or what is between its punctuation if it is longer: two words or more that can be said."""
+    whole = normalise(line)
+    parts = [whole] if len(whole) <= longest else [p for p in map(normalise, _PAUSES.split(line)) if " " in p]
+    return [part for part in parts if _can_be_said(part) and len(part) <= longest]
+
+
+def _can_be_said(text: str) -> bool:
+    """Letters alone: how a number is read, its digits do not say."""
+    return bool(text) and text.isascii() and not any(c.isdigit() for c in text)
+
+
+def _read_aloud(lines: Mapping[str, list[str]]) -> dict[str, Iterator[tuple[Any, dict[str, Any]]]]:
+    """By split, sounds with the other fields of their rows."""
+    order = np.random.default_rng(SEED).permutation(len(VARIANTS))
+    ends = np.cumsum([round(share * len(VARIANTS)) for share in list(SPEAKERS.values())[:-1]])
+    owned = dict(zip(SPEAKERS, np.split(order, ends)))
+    return {
+        name: _spoken(texts, voices(VOICES, SEED, tuple(VARIANTS[i] for i in owned[name])))
+        for name, texts in lines.items()
+    }
+
+
+def _spoken(texts: list[str], speakers: list[Voice]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    who = [speakers[i % len(speakers)] for i in range(len(texts))]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:  # espeak-ng keeps one state a process
+        for wave, text, voice in zip(pool.map(synthesise, texts, who, range(len(texts)), chunksize=16), texts, who):
+            yield wave, {"text": text, "speaker": voice.name}

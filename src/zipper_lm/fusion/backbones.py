@@ -1,0 +1,288 @@
+"""One backbone: load it, build it anew from its config, freeze or train it, tell whether it is the same as before."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from zipper_lm.fusion.config import TowerSpec, ZipperConfig, backbone_config, config_hash, plain
+from zipper_lm.fusion.tower import Tower
+from zipper_lm.utils.hub import commit_of, license_of, place_of, reaching
+
+WRAPPED = ("base_layer", "original_module", "token_adapter")
+"""What PEFT's wrappers call that which they wrap, or the wrapper of it."""
+
+
+def dtype_name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _class_of(config: PreTrainedConfig, spec: TowerSpec) -> Any:
+    """The class that loads a backbone: the causal-LM map, else the class that the checkpoint itself names."""
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or spec.trust_remote_code:
+        return AutoModelForCausalLM
+    for name in [spec.architecture, *(getattr(config, "architectures", None) or [])]:
+        if found := getattr(transformers, name, None) if name else None:
+            return found
+    raise ValueError(
+        f"tower {spec.source!r}: {type(config).__name__} has no causal-LM class in transformers and its config names "
+        "no other; name one as architecture, or, for a model with code of its own, set trust_remote_code=True"
+    )
+
+
+def dtype_in_training(spec: TowerSpec) -> torch.dtype | None:
+    """To load what is trained in full: float32, as small updates are lost in half precision; `None` if the spec's own
+    `config` says which."""
+    return None if {"dtype", "torch_dtype"} & (spec.config or {}).keys() else torch.float32
+
+
+def load_backbone(spec: TowerSpec, *, dtype: Any = None, **hub: Any) -> PreTrainedModel:
+    """Load one backbone from a path or the Hub, in evaluation mode.
+
+    Raises:
+        ValueError: if it is not there, cannot be reached, has no known class, or the checkpoint lacks some of its
+            tensors.
+    """
+    common = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code, **hub}
+    config = source_config(spec, **hub)
+    kwargs = {**common, **({"dtype": dtype} if dtype is not None else {})}
+    if spec.prefix is not None:
+        kwargs["key_mapping"] = {f"^{re.escape(spec.prefix)}": ""}
+    if spec.quantization is not None:
+        kwargs["quantization_config"] = quantization_config(spec.quantization)
+    owner = _class_of(config, spec)
+    with reaching("tower", spec.source, spec.revision):
+        model, found = owner.from_pretrained(spec.source, config=config, output_loading_info=True, **kwargs)
+    if lacking := lacking_tensors(found):
+        raise ValueError(
+            f"tower {spec.source!r}: the checkpoint lacks {len(lacking)} tensors of {type(model).__name__}, such as "
+            f"{lacking[:3]}; it has {sorted(found['unexpected_keys'])[:3] or 'nothing else'} besides. A backbone "
+            "inside a larger model needs prefix (and config_key)"
+        )
+    return model.eval()
+
+
+def lacking_tensors(found: Mapping[str, Any]) -> list[str]:
+    """Names of a model's tensors that transformers drew at random, because the checkpoint lacks them or has them in
+    another shape; `found` is its loading info."""
+    return sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
+
+
+def source_config(spec: TowerSpec, **hub: Any) -> PreTrainedConfig:
+    """The config of a backbone where it comes from, with the spec's own fields set.
+
+    Raises:
+        ValueError: if it cannot be read, has nothing at `spec.config_key`, or refuses a field.
+    """
+    at = {"revision": spec.revision, **hub}
+    with reaching("tower", spec.source, spec.revision):
+        if spec.config_key is None:
+            config = AutoConfig.from_pretrained(spec.source, trust_remote_code=spec.trust_remote_code, **at)
+        else:
+            whole, _ = PreTrainedConfig.get_config_dict(spec.source, **at)
+    if spec.config_key is not None:
+        parts = {k: v for k, v in whole.items() if isinstance(v, dict)}
+        if spec.config_key not in parts:
+            raise ValueError(
+                f"tower {spec.source!r}: its config has no part {spec.config_key!r}; it has {sorted(parts)}"
+            )
+        config = backbone_config(f"tower {spec.source!r}", parts[spec.config_key])
+    if unknown := sorted(k for k in spec.config or {} if not hasattr(config, k)):
+        raise ValueError(f"tower {spec.source!r}: config names {unknown}, which {type(config).__name__} does not have")
+    for name, value in (spec.config or {}).items():
+        setattr(config, name, value)
+    return config
+
+
+def quantization_config(fields: Mapping[str, Any]) -> Any:
+    """transformers' own quantization config of a ``quant_method``.
+
+    Raises:
+        ValueError: for an unknown method or field, or if its package is not installed.
+    """
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    try:
+        return AutoQuantizationConfig.from_dict(dict(fields))
+    except (TypeError, ValueError, ImportError) as error:
+        raise ValueError(f"tower.quantization {dict(fields)}: {error}") from error
+
+
+def build_backbone(config: ZipperConfig, name: str, dtype: torch.dtype | None = None, **hub: Any) -> PreTrainedModel:
+    """A backbone with random weights from its recorded config, in a dtype of its own or the recorded one."""
+    spec = config.tower_specs[name]
+    if spec.trust_remote_code:  # its code is where its weights are
+        return load_backbone(spec, dtype=dtype or recorded_dtype(spec), **hub)
+    return from_config(config.backbone_config(name), spec, dtype)
+
+
+def from_config(config: PreTrainedConfig, spec: TowerSpec, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """A backbone with random weights, in a dtype, or that which its spec records.
+
+    It is made in it, as `from_pretrained` does: ``.to(dtype)`` would round buffers too that are float32 there, such as
+    the frequencies of rotary positions.
+    """
+    owner = _class_of(config, spec)
+    make = owner.from_config if owner is AutoModelForCausalLM else owner._from_config
+    return make(config, dtype=dtype or recorded_dtype(spec))
+
+
+def set_training(tower: Tower, spec: TowerSpec) -> None:
+    """Freeze a tower, train it, or give it LoRA adapters (arXiv 2106.09685, through PEFT)."""
+    tower.adapter_names = frozenset()
+    tower.backbone.requires_grad_(spec.train == "full")
+    if spec.train == "lora":
+        tower.adapter_names = add_adapters(tower.backbone, spec.lora)
+
+
+def add_adapters(backbone: PreTrainedModel, lora: Mapping[str, Any] | None) -> frozenset[str]:
+    """Give a backbone LoRA adapters, and train nothing else. They are float32, whatever the backbone is.
+
+    Args:
+        backbone: changed in place. lora: arguments of `peft.LoraConfig`; by default every linear layer has an adapter.
+
+    Returns:
+        The names of the adapters' parameters.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import cast_adapter_dtype
+
+    given = deepcopy(dict(lora or {}))  # PEFT takes names out of the lists that it is given
+    inject_adapter_in_model(LoraConfig(**{"target_modules": "all-linear", **given}), backbone)
+    cast_adapter_dtype(backbone, "default")  # PEFT's own models do so; injecting alone takes the backbone's dtype
+    # Under all their names: of tied ones a checkpoint stores but one, and not the one that comes first here.
+    named, around = list(backbone.named_parameters(remove_duplicate=False)), wrappers(backbone)
+    added = frozenset(name for name, _ in named if _source_name(name, around) is None)
+    for name, parameter in named:
+        parameter.requires_grad_(name in added)
+    return added
+
+
+def base_tensors(tower: Tower) -> dict[str, Tensor]:
+    """A tower's tensors under their source names, without what PEFT added."""
+    state = tower.backbone.state_dict()
+    if not tower.adapter_names:
+        return state
+    around = wrappers(tower.backbone)
+    return {name: tensor for key, tensor in state.items() if (name := _source_name(key, around)) is not None}
+
+
+def wrappers(backbone: nn.Module) -> dict[str, Any]:
+    """The modules that PEFT put around others, under all their names."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    modules = backbone.named_modules(remove_duplicate=False)
+    return {name: module for name, module in modules if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))}
+
+
+def _source_name(name: str, around: Collection[str]) -> str | None:
+    """A tensor's name where nothing is wrapped; `None` if a wrapper holds it besides what it wraps."""
+    parts = name.split(".")
+    inside = [i for i in range(1, len(parts)) if ".".join(parts[:i]) in around]
+    if any(parts[i] not in WRAPPED for i in inside):
+        return None
+    return ".".join(part for i, part in enumerate(parts) if i not in inside)
+
+
+def came_from(spec: TowerSpec, backbone: PreTrainedModel, **hub: Any) -> TowerSpec:
+    """The spec with where its backbone was read, at which commit, with which weights and under which licence.
+
+    Args:
+        spec: `source` and `revision` as they were asked for. backbone: as it was read. hub: for the Hub.
+    """
+    spec = replace(spec, weights_hash=weights_hash(backbone))
+    if not spec.source:
+        return replace(spec, revision=None)
+    source = place_of(spec.source) if Path(spec.source).is_dir() else spec.source
+    commit = commit_of(spec.source, spec.revision, hub.get("cache_dir"))
+    license = license_of(spec.source, commit, **hub)
+    return replace(spec, source=source, revision=commit, license=license)
+
+
+def weights_hash(module: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """`tensors_hash` of a module's tensors."""
+    return tensors_hash(module.state_dict(), dtype)
+
+
+def tensors_hash(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of tensors, as hex. A tied tensor counts once.
+
+    Args:
+        tensors: of a backbone. dtype: to see the floating-point ones in; `None` takes them as they are.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in without_aliases(tensors).items():
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        for part in stored(tensor.detach()):
+            digest.update(part.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def stored(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that a tensor is made of: itself, or the codes and scales of a quantized one."""
+    if is_traceable_wrapper_subclass(tensor):
+        for attribute in tensor.__tensor_flatten__()[0]:
+            yield from stored(getattr(tensor, attribute))
+    else:
+        yield tensor
+
+
+def without_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sorted by name; of tensors that share their memory (tied embeddings) only the first."""
+    seen: set[tuple[tuple[int, int], ...]] = set()
+    kept = {}
+    for name in sorted(tensors):
+        # A quantized tensor's memory is that of its parts; address 0 is that of no memory, so it says nothing.
+        key = tuple((part.data_ptr(), part.numel()) for part in stored(tensors[name]))
+        if key not in seen or not all(address for address, _ in key):
+            kept[name] = tensors[name]
+        seen.add(key)
+    return kept
+
+
+def recorded_dtype(spec: TowerSpec) -> Any:
+    return getattr(torch, (spec.backbone or {}).get("dtype") or "float32", None)
+
+
+def check_same_backbone(name: str, spec: TowerSpec, backbone: PreTrainedModel) -> None:
+    """Raise `ValueError` by name if `backbone` is not the one the checkpoint was made with.
+
+    One in a wider dtype than the recorded one is compared after rounding, which takes nothing from weights that were
+    widened. One in a narrower dtype has lost what would be compared, so it is refused.
+    """
+    theirs = plain(backbone.config.to_dict())
+    # The recorded config as this version of transformers spells it: a later one may have more fields.
+    ours = plain(type(backbone.config).from_dict(dict(spec.backbone or {})).to_dict())
+    if config_hash(theirs) != config_hash(ours):
+        changed = {k: (ours.get(k), theirs.get(k)) for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)}
+        raise ValueError(f"tower {name!r}: the backbone's config differs from {spec.source!r} (was, is): {changed}")
+    if not spec.weights_hash:
+        return
+    given, recorded = backbone.dtype, recorded_dtype(spec)
+    if torch.promote_types(given, recorded) != given:
+        raise ValueError(
+            f"tower {name!r}: given in {dtype_name(given)}, too coarse to be compared with the {dtype_name(recorded)} "
+            "weights that the zips were made with; give its folder or Hub id, and dtype= for what it shall become"
+        )
+    if weights_hash(backbone, None if given == recorded else recorded) != spec.weights_hash:
+        raise ValueError(f"tower {name!r}: same config but other weights than {spec.source!r} when the zips were made")

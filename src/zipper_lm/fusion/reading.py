@@ -1,0 +1,184 @@
+"""Reading: finished segments go through all towers in lockstep; what they leave for later is a `State`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from zipper_lm.data.collation import Batch
+from zipper_lm.fusion.lockstep import Board, lockstep
+from zipper_lm.fusion.zips import Memory, View
+
+if TYPE_CHECKING:
+    from zipper_lm.models.zipper import ZipperModel
+
+
+@dataclass
+class State:
+    """All that a request knows of what was read so far; explicit, so that any number of requests can run on one model.
+
+    Attributes:
+        caches: each tower's own cache.
+        segments: per tower, int64 ``[batch, past]``: the segment number of every cached token, -1 for padding.
+        positions: per tower, int64 ``[batch, past]``: each cached token's place in its segment.
+        memories: per (reader, source), one `Memory` per zip layer, over the source's cached tokens.
+        handover: per tower, ``[batch, towers + 1]``: who speaks next, as said at the tower's last EOS.
+    """
+
+    caches: dict[str, Any] = field(default_factory=dict)
+    segments: dict[str, Tensor] = field(default_factory=dict)
+    positions: dict[str, Tensor] = field(default_factory=dict)
+    memories: dict[tuple[str, str], list[Memory]] = field(default_factory=dict)
+    handover: dict[str, Tensor] = field(default_factory=dict)
+
+    def forget(self, tower: str) -> None:
+        """Drop what one tower has read, to read it anew."""
+        for store in (self.caches, self.segments, self.positions, self.handover):
+            store.pop(tower, None)
+        for reader, source in list(self.memories):
+            if source == tower:
+                del self.memories[reader, source]
+
+
+@dataclass
+class Reading:
+    """What one pass gives.
+
+    Attributes:
+        logits: per tower ``[batch, time, vocab]``.
+        finals: per tower, the state after its last layer and zip ``[batch, time, hidden]``.
+    """
+
+    logits: dict[str, Tensor]
+    finals: dict[str, Tensor]
+
+
+def visible(reader_segments: Tensor, source_segments: Tensor) -> Tensor:
+    """bool ``[batch, Q, M]``: a source token is visible if its segment comes earlier (and is not padding)."""
+    source = source_segments[:, None, :].to(reader_segments.device)
+    return (source < reader_segments[:, :, None]) & (source >= 0)
+
+
+class _Pass:
+    """One pass over a batch: the views, the memories made on the way, and the updates that lockstep asks for."""
+
+    def __init__(self, model: ZipperModel, batch: Batch, state: State | None) -> None:
+        self.model, self.batch, self.state = model, batch, state or State()
+        self.board: Board = {}
+        self.fresh: dict[tuple[str, str], dict[int, Memory]] = defaultdict(dict)
+        self.views: dict[tuple[str, str], View] = {}
+        self.rows: dict[tuple[str, str], Tensor] = {}
+        self.finals: dict[str, Tensor] = {}
+        self.posts: dict[str, set[int]] = defaultdict(set)
+        self.needs: dict[str, dict[int, list[tuple[str, int]]]] = defaultdict(lambda: defaultdict(list))
+        keep = state is not None  # memories for readers that are not in this batch
+        for (reader, source), pairs in model.layer_pairs.items():
+            if source in batch and (keep or reader in batch):
+                self.posts[source].update(m for _, m in pairs)
+                if reader in batch:
+                    for layer, m in pairs:
+                        self.needs[reader][layer].append((source, m))
+            if reader in batch and (source in batch or source in self.state.segments):
+                seen = visible(batch[reader]["segments"], self._source("segments", source))
+                view = self.views[reader, source] = View.of(seen)
+                # In training, a zip works on the rows that see something only: where one task reads and the other
+                # writes, that is half of them. At least one row, so that every parameter has a gradient.
+                if not keep and torch.is_grad_enabled() and (rows := view.rows()) is not None:
+                    self.rows[reader, source], self.views[reader, source] = rows, view.take(rows)
+
+    def _source(self, key: str, source: str) -> Tensor:
+        past = getattr(self.state, key).get(source)
+        parts = ([] if past is None else [past]) + ([self.batch[source][key]] if source in self.batch else [])
+        return torch.cat(parts, 1)
+
+    def enter(self, name: str, hidden_states: Tensor) -> Tensor:
+        return self.model.project_input(name, hidden_states, self.batch[name]["involved"])
+
+    def new_memory(self, reader: str, source: str, k: int) -> Memory:
+        """The memory that this pass's tokens of `source` offer to zip layer k; made once."""
+        made = self.fresh[reader, source]
+        if k not in made:
+            m = self.model.layer_pairs[reader, source][k][1]
+            layer = self.model.zip_layer(reader, source, k)
+            states, positions = self.board[source, m], self.batch[source]["positions"]
+            if (rows := self.rows.get((reader, source))) is not None:
+                states, positions = states[rows.to(states.device)], positions[rows.to(positions.device)]
+            made[k] = layer.remember(states, positions)
+        return made[k]
+
+    def memory(self, reader: str, source: str, k: int) -> Memory:
+        """All of `source` that zip layer k of `reader` may look at."""
+        past = self.state.memories.get((reader, source))
+        if source not in self.batch:
+            assert past is not None
+            return past[k]
+        new = self.new_memory(reader, source, k)
+        return new if past is None else past[k].append(new)
+
+    def update(self, name: str, depth: int, hidden_states: Tensor) -> Tensor:
+        """All zips of one tower at one depth. Each reads the layer's own output, so their order does not matter."""
+        result = hidden_states
+        for (reader, source), pairs in self.model.layer_pairs.items():
+            if reader != name or (reader, source) not in self.views:
+                continue
+            for k, (layer, _) in enumerate(pairs):
+                if layer == depth:
+                    zip_layer = self.model.zip_layer(reader, source, k)
+                    memory = self.memory(reader, source, k)
+                    view, positions = self.views[reader, source], self.batch[name]["positions"]
+                    rows = self.rows.get((reader, source))
+                    if rows is None:
+                        result = result + zip_layer(hidden_states, positions, memory, view)
+                    else:
+                        update = zip_layer(hidden_states[rows], positions[rows], memory, view)
+                        result = result.index_add(0, rows, update)
+        if depth == self.model.tower(name).depth - 1:
+            self.finals[name] = result
+        return result
+
+
+def read(model: ZipperModel, batch: Batch, state: State | None = None) -> Reading:
+    """Run a batch of finished (or, in training, whole) segments through their towers.
+
+    Args:
+        model: the model.
+        batch: new tokens; with a `state`, tokens that go on from it.
+        state: what was read before; it is extended by this batch in place. `None`: nothing before, nothing kept.
+    """
+    batch = {n: {k: v.to(model.tower(n).device) for k, v in stream.items()} for n, stream in batch.items()}
+    this = _Pass(model, batch, state)
+    forwards = {}
+    for name, stream in batch.items():
+        mask = stream["attention_mask"]
+        cache = None
+        if state is not None and name in state.segments:
+            mask = torch.cat([(state.segments[name] >= 0).long(), mask], 1)
+            cache = state.caches[name]
+        tower = model.tower(name)
+        forwards[name] = partial(_forward, tower, stream["input_ids"], mask, cache, state is not None)
+    outputs = lockstep(forwards, this.board, this.posts, this.needs, this.enter, this.update)
+    if state is not None:
+        _extend(state, this, {name: cache for name, (_, cache) in outputs.items()})
+    return Reading({n: logits for n, (logits, _) in outputs.items()}, this.finals)
+
+
+def _forward(tower: Any, input_ids: Tensor, mask: Tensor, cache: Any, use_cache: bool, listener: Any) -> Any:
+    return tower(input_ids, mask, cache=cache, use_cache=use_cache, listener=listener)
+
+
+def _extend(state: State, this: _Pass, caches: dict[str, Any]) -> None:
+    """Add what a pass made to the state it went on from."""
+    for reader, source in this.model.layer_pairs:
+        if source in this.batch:
+            count = len(this.model.layer_pairs[reader, source])
+            state.memories[reader, source] = [this.memory(reader, source, k) for k in range(count)]
+    for name, stream in this.batch.items():
+        state.caches[name] = caches[name]
+        state.segments[name] = this._source("segments", name)
+        state.positions[name] = this._source("positions", name)
+        state.handover[name] = this.model.handover_logits(name, this.finals[name], stream)

@@ -1,0 +1,428 @@
+"""Any Hugging Face decoder as a tower. The only file that knows how families differ.
+
+What is unusual here:
+
+- The backbone's layer list becomes a `ModuleList` subclass that holds the same layers under the same names, so
+  state-dict keys do not change. Outside a zip call it hands out the real layers: the backbone is exactly itself.
+- Inside a zip call (`listening`: a context variable, nothing is parked on modules) it hands out stand-ins. A stand-in
+  runs the real layer and then lets a *listener* look at the hidden state and replace it. The family's own `forward`
+  does everything else: embeddings, masks, positions, caches, arithmetic between layers, final norm, head.
+- `lockstep.py` runs several towers' forwards as coroutines that meet in such listeners.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from types import MethodType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+
+from zipper_lm.fusion.limits import check_positions, position_limit
+
+PROBE = (3, 5)  # batch and time of a forward that learns shapes: sizes that are unlike a number of streams
+CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
+LAYER_LIST_NAMES = ("layers", "h", "blocks", "layer", "block")
+
+
+class Listener(Protocol):
+    """What is told about one tower's forwards. Depth counts the layer calls of one forward, from 0."""
+
+    def before(self, depth: int, hidden_states: Tensor) -> Tensor:
+        """The hidden state about to enter a layer; returns what shall enter it."""
+
+    def after(self, depth: int, hidden_states: Tensor) -> Tensor:
+        """The hidden state that left a layer; returns what the backbone shall go on with."""
+
+
+class _Listening:
+    """One forward's listener and its count of layer calls."""
+
+    __slots__ = ("axes", "depth", "listener")
+
+    def __init__(self, listener: Listener, axes: tuple[int, int]) -> None:
+        self.listener, self.axes, self.depth = listener, axes, 0
+
+
+_listening: ContextVar[Mapping[nn.Module, _Listening]] = ContextVar("zipper_listening", default={})  # noqa: B039
+
+
+class _CountAnew:
+    """Pre-forward hook of a backbone: inside `listening`, depth counts from 0 in every forward."""
+
+    def __init__(self, layers: LayerList) -> None:
+        self.layers = layers
+
+    def __call__(self, backbone: nn.Module, args: Any) -> None:
+        if (state := _listening.get().get(self.layers)) is not None:
+            state.depth = 0
+
+
+class _StandIn:
+    """Handed to the backbone in place of one layer, for the span of one call."""
+
+    def __init__(self, layer: nn.Module, state: _Listening) -> None:
+        self._layer, self._state = layer, state
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # families that ask isinstance(layer, ...) get the layer's answer
+        return type(self._layer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        state, named = self._state, not args
+        depth = state.depth
+        state.depth += 1
+        hidden = kwargs["hidden_states"] if named else args[0]
+        entering = _shaped(state.listener.before(depth, _per_token(hidden, state)), hidden, state)
+        if named:
+            kwargs["hidden_states"] = entering
+        else:
+            args = (entering, *args[1:])
+        output = self._layer(*args, **kwargs)
+        # Answer in kind: a family that unpacks a tuple would take a bare tensor's first batch row for the output.
+        hidden = output if isinstance(output, Tensor) else output[0]
+        told = _per_token(hidden, state)
+        leaving = state.listener.after(depth, told)
+        if leaving is told:
+            return output
+        leaving = _shaped(leaving, hidden, state)
+        return leaving if isinstance(output, Tensor) else type(output)((leaving, *output[1:]))
+
+
+def _per_token(hidden: Tensor, state: _Listening) -> Tensor:
+    """``[batch, time, hidden]`` of a hidden state that may be time-major, or in several streams, such as ``[streams,
+    batch, time, d]`` or ``[batch, time, streams, d]``: a token's hidden state is all that is passed on for it."""
+    return hidden.movedim(state.axes, (0, 1)).flatten(2)
+
+
+def _shaped(hidden: Tensor, like: Tensor, state: _Listening) -> Tensor:
+    """Undo `_per_token`: ``[batch, time, hidden]`` in the axes of `like`."""
+    return hidden.reshape(like.movedim(state.axes, (0, 1)).shape).movedim((0, 1), state.axes)
+
+
+class LayerList(nn.ModuleList):
+    """A backbone's layers, same names; inside `listening` it hands out stand-ins."""
+
+    axes = (0, 1)  # batch and time of the hidden state between layers
+
+    def __iter__(self) -> Iterator[Any]:
+        state = _listening.get().get(self)
+        layers = super().__iter__()
+        return layers if state is None else (_StandIn(layer, state) for layer in layers)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        return super().__getitem__(index) if _listening.get().get(self) is None else list(self)[index]
+
+
+@contextmanager
+def listening(layers: LayerList, listener: Listener) -> Iterator[_Listening]:
+    """Let `listener` hear every layer of one tower in this context (thread, task or greenlet), and nowhere else."""
+    state = _Listening(listener, layers.axes)
+    token = _listening.set({**_listening.get(), layers: state})
+    try:
+        yield state
+    finally:
+        _listening.reset(token)
+
+
+@contextmanager
+def alone(layers: LayerList) -> Iterator[None]:
+    """Whoever listens to this tower does not hear what it does in this context: the backbone is itself."""
+    token = _listening.set({k: v for k, v in _listening.get().items() if k is not layers})
+    try:
+        yield
+    finally:
+        _listening.reset(token)
+
+
+def rest_in_forward(layer: nn.Module) -> None:
+    """A layer that is in training mode for its caller's sake, who then checkpoints its activations, computes as in
+    evaluation mode: some families drop out within it."""
+    checkpoint: Any = layer._gradient_checkpointing_func
+    if not isinstance(checkpoint, _AtRest):
+        layer._gradient_checkpointing_func = _AtRest(layer, checkpoint)  # type: ignore[assignment]
+
+
+class _AtRest:
+    """In place of a layer's way of checkpointing: hooks would not do, for some versions of transformers ask for the
+    layer's mode after them."""
+
+    def __init__(self, layer: nn.Module, checkpoint: Any) -> None:
+        self.layer, self.checkpoint = layer, checkpoint
+
+    def __call__(self, function: Any, *args: Any) -> Any:
+        return self.checkpoint(partial(self._compute, function), *args)
+
+    def _compute(self, function: Any, *args: Any) -> Any:
+        mode, self.layer.training = self.layer.training, False
+        try:
+            return function(*args)
+        finally:
+            self.layer.training = mode
+
+
+class _Probe:
+    """Forward hooks that note the shape of what leaves each layer."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __call__(self, layer: nn.Module, args: Any, output: Any) -> None:
+        self.shapes.append(tuple((output if isinstance(output, Tensor) else output[0]).shape))
+
+
+class Tower(nn.Module):
+    """A pre-trained decoder that can be zipped.
+
+    Args:
+        backbone: a decoder with a language-model head. It is used as it is; its layer list is replaced in place by a
+            `LayerList`, which leaves its state-dict keys and its behaviour alone.
+        name: the modality's name, for messages.
+        layers: dotted name of the layer list, for a family where it is not found.
+
+    Attributes:
+        hidden_size: width of what passes between layers for one token (of all streams where a family has several).
+        depth: number of layer calls in one forward.
+        head_size: number of ids that it can write; a few families can read one more than they write.
+        position_limit: how many tokens fit, where the backbone cannot go past its positions; else `None`.
+
+    Raises:
+        ValueError: if the layer list is not found, or what passes between layers is neither ``[batch, time,
+            hidden]`` nor several such streams.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, name: str = "tower", layers: str | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.name = name
+        path = layers or find_layers(backbone)
+        parent_path, _, attribute = path.rpartition(".")
+        parent = backbone.get_submodule(parent_path)
+        found = getattr(parent, attribute, None)
+        if not isinstance(found, nn.ModuleList):
+            raise ValueError(f"tower {name!r}: layers={path!r} is a {type(found).__name__}, not a ModuleList")
+        if not isinstance(found, LayerList):
+            setattr(parent, attribute, LayerList(found))
+            backbone.register_forward_pre_hook(_CountAnew(getattr(parent, attribute)))
+        self.layers_path = path
+        write_plainly(backbone)
+        self.adapter_names: frozenset[str] = frozenset()
+        self._takes = set(inspect.signature(backbone.forward).parameters)
+        self.cache_name = cache_argument(backbone)
+        self._counts_from_zero = counts_from_zero(backbone)
+        self.position_limit = position_limit(backbone)
+        self.depth, self.hidden_size, self.head_size = self._probe()
+
+    @property
+    def layers(self) -> LayerList:
+        """The backbone's own layer list."""
+        return self.backbone.get_submodule(self.layers_path)  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        """Where this tower's inputs must be."""
+        return embedding_of(self.backbone).device
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids that the input embedding holds."""
+        return int(embedding_of(self.backbone).shape[0])
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        cache: Any = None,
+        use_cache: bool = False,
+        listener: Listener | None = None,
+    ) -> tuple[Tensor, Any]:
+        """One pass of the backbone's own forward.
+
+        Args:
+            input_ids: int64 ``[batch, time]``, the new tokens.
+            attention_mask: ``[batch, past + time]``, 1 for tokens, 0 for padding (left or right).
+            cache: what an earlier call returned, or `None`.
+            use_cache: whether to return a cache that a later call can go on from.
+            listener: hears every layer of this one call; `None` leaves the backbone exactly itself.
+
+        Returns:
+            logits ``[batch, time, vocab]`` and the cache (`None` if not asked for).
+
+        Raises:
+            ValueError: for more tokens than the backbone has positions.
+        """
+        if self.position_limit is not None:
+            whole = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            check_positions(f"tower {self.name!r}", self.position_limit, whole)
+        kwargs: dict[str, Any] = {"input_ids": input_ids, "use_cache": use_cache or cache is not None}
+        if attention_mask is not None and "attention_mask" in self._takes:
+            # A recurrent state has padding behind it: those families expect a mask as long as the ids.
+            recurrent = cache is not None and self.cache_name != "past_key_values"
+            kwargs["attention_mask"] = attention_mask[:, -input_ids.shape[1] :] if recurrent else attention_mask
+            if self._counts_from_zero:
+                positions = attention_mask.long().cumsum(-1) - 1
+                kwargs["position_ids"] = positions.clamp(min=0)[:, -input_ids.shape[1] :]
+        if cache is not None:
+            if self.cache_name is None:
+                raise ValueError(f"tower {self.name!r}: {type(self.backbone).__name__} has no cache")
+            kwargs[self.cache_name] = cache
+        if "return_dict" in self._takes:
+            kwargs["return_dict"] = True
+        kwargs = {k: v for k, v in kwargs.items() if k in self._takes or k == "input_ids"}
+        if listener is None:
+            output = self.backbone(**kwargs)
+        else:
+            with listening(self.layers, listener) as state:
+                output = self.backbone(**kwargs)
+            if state.depth != self.depth:
+                raise RuntimeError(
+                    f"tower {self.name!r}: {state.depth} of {self.depth} layers ran; a backbone that skips layers at "
+                    "random (layerdrop) cannot be zipped: set its config's layerdrop to 0"
+                )
+        return output.logits, getattr(output, self.cache_name, None) if self.cache_name else None
+
+    def _probe(self) -> tuple[int, int, int]:
+        """Count the layer calls, and learn the sizes of hidden states and logits, from one small forward."""
+        probe, sizes = _Probe(), tuple(PROBE)
+        hooks = [layer.register_forward_hook(probe) for layer in self.layers]
+        try:
+            logits = _small_forward(self.backbone)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        shapes = set(probe.shapes)
+        shape = shapes.pop() if len(shapes) == 1 else ()
+        if len(shape) < 3 or any(shape[:-1].count(n) != 1 for n in sizes):
+            raise ValueError(
+                f"tower {self.name!r}: {type(self.backbone).__name__} passes {sorted(set(probe.shapes)) or 'nothing'} "
+                f"between the layers in {self.layers_path!r}; a tower needs [batch, time, hidden], here "
+                f"({sizes[0]}, {sizes[1]}, hidden)"
+            )
+        self.layers.axes = (shape.index(sizes[0]), shape.index(sizes[1]))
+        return len(probe.shapes), math.prod(shape) // math.prod(sizes), logits.shape[-1]
+
+
+def write_plainly(backbone: PreTrainedModel) -> None:
+    """MusicGen's own `generate()` weaves several codebooks into each other (and drops padding ids, wherever they are).
+    With one codebook there is nothing to weave, and transformers' common `generate()` is right.
+
+    Raises:
+        ValueError: if it has several codebooks.
+    """
+    if not hasattr(backbone, "build_delay_pattern_mask"):
+        return
+    if (several := getattr(backbone.config, "num_codebooks", 1)) > 1:
+        raise ValueError(
+            f"{type(backbone).__name__} reads {several} codebooks at once, a tower one id at a time; "
+            "set num_codebooks to 1 in its config"
+        )
+    for name in ("generate", "prepare_inputs_for_generation"):
+        setattr(backbone, name, MethodType(getattr(GenerationMixin, name), backbone))
+
+
+def cache_argument(backbone: nn.Module) -> str | None:
+    """Name under which a backbone takes, and its output returns, what it remembers; `None` if it remembers nothing."""
+    takes = inspect.signature(backbone.forward).parameters
+    return next((n for n in CACHE_NAMES if n in takes), None)
+
+
+def counts_from_zero(backbone: nn.Module) -> bool:
+    """Whether a backbone takes `position_ids` and its first token's is 0. RoBERTa and its kin start after the padding
+    id, so positions counted from a mask would be wrong; they are left to the family."""
+    if "position_ids" not in inspect.signature(backbone.forward).parameters:
+        return False
+    positions = torch.arange(PROBE[1], device=embedding_of(backbone).device).expand(*PROBE)
+    try:
+        return torch.equal(_small_forward(backbone), _small_forward(backbone, position_ids=positions))
+    except (IndexError, RuntimeError):  # positions of another shape (one for each of several axes), or out of range
+        return False
+
+
+@torch.no_grad()
+def _small_forward(backbone: nn.Module, **kwargs: Any) -> Tensor:
+    """Logits of a few tokens, in eval mode and without leaving a trace in the random state."""
+    device = embedding_of(backbone).device
+    padding = getattr(getattr(backbone, "config", None), "pad_token_id", None)
+    training = backbone.training
+    backbone.eval()
+    try:
+        cuda = device.type == "cuda"
+        with torch.random.fork_rng(devices=[device] if cuda else []):
+            # Not torch.manual_seed: it seeds every GPU, and what is not saved before is not put back.
+            torch.default_generator.manual_seed(0)
+            if cuda:
+                torch.cuda.default_generators[embedding_of(backbone).get_device()].manual_seed(0)
+            ids = torch.full(PROBE, 1 if padding == 0 else 0, device=device)
+            if "use_cache" in inspect.signature(backbone.forward).parameters:
+                kwargs["use_cache"] = False
+            return backbone(input_ids=ids, **kwargs).logits
+    finally:
+        backbone.train(training)
+
+
+def embedding_of(backbone: nn.Module) -> Tensor:
+    """A backbone's input embedding, ``[vocab, d]``; the first of them where a family keeps a list."""
+    return next(backbone.get_input_embeddings().parameters())  # type: ignore[operator]
+
+
+def find_layers(backbone: nn.Module) -> str:
+    """Dotted name of the decoder's layer list.
+
+    It is the `ModuleList` whose members' class the family names in `_no_split_modules`, else the one that has as many
+    members as the config has layers, else the only one with a usual name. Of several (a vision tower's, a text
+    tower's), the one that text runs through.
+
+    Raises:
+        ValueError: listing the module lists that were looked at.
+    """
+    lists = {n: m for n, m in backbone.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+    whole = set(getattr(backbone, "_no_split_modules", None) or ())
+    config = getattr(backbone, "config", None)
+    count = getattr(config, "num_hidden_layers", None)
+    tests: list[Callable[[str, nn.ModuleList], bool]] = [
+        lambda n, m: {type(x).__name__ for x in m} <= whole,
+        lambda n, m: any(type(x).__name__ in whole for x in m),
+        lambda n, m: len(m) == count and n.rpartition(".")[2] in LAYER_LIST_NAMES,
+        lambda n, m: len(m) == count,
+        lambda n, m: n.rpartition(".")[2] in LAYER_LIST_NAMES,
+    ]
+    for test in tests:
+        fitting = [n for n, m in lists.items() if test(n, m)]
+        # An outer list wins over lists inside its members (experts, sub-blocks).
+        outer = [n for n in fitting if not any(n.startswith(f"{o}.") for o in fitting if o != n)]
+        if len(outer) > 1:
+            outer = _text_runs_through(backbone, {n: lists[n] for n in outer})
+        if len(outer) == 1:
+            return outer[0]
+    raise ValueError(
+        f"{type(backbone).__name__}: no single list of decoder layers; module lists: "
+        f"{ {n: f'{len(m)} x {type(m[0]).__name__}' for n, m in lists.items()} or 'none' }, "
+        f"_no_split_modules: {sorted(whole) or 'none'}. Name it with layers="
+    )
+
+
+def _text_runs_through(backbone: nn.Module, lists: dict[str, nn.ModuleList]) -> list[str]:
+    """Those of the lists whose layers are called when the backbone is given ids and nothing else."""
+    ran = dict.fromkeys(lists, False)
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: ran.update({name: True})
+
+    hooks = [layer.register_forward_pre_hook(note(n)) for n, m in lists.items() for layer in m]
+    try:
+        _small_forward(backbone)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [name for name, called in ran.items() if called]

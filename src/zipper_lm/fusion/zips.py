@@ -1,0 +1,265 @@
+"""What one tower reads another through: projections, gated cross-attention, gated feed-forward.
+
+Shapes: B batch, Q reader tokens, M source tokens, D reader width, S source width, H heads, C head width.
+
+A zip layer never sees the document: `visible` says which source token each query may read. It is strict (a token reads
+only what is finished before it), so cross-attention needs no causal order of its own, and is never given one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from zipper_lm.fusion.config import ZipSpec
+
+POSITION_SCALE = 2.0
+"""Start of the learned scale of sinusoids, beside normed states of size 1."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Keys and values that a source tower's finished tokens offer to one zip layer.
+
+    Attributes:
+        keys, values: ``[B, H, M, C]``.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def append(self, other: Memory) -> Memory:
+        """This memory with `other`'s tokens behind it."""
+        return Memory(torch.cat([self.keys, other.keys], 2), torch.cat([self.values, other.values], 2))
+
+
+@dataclass(frozen=True)
+class View:
+    """Which source tokens each query may read, worked out once a pass for all layers of a directed pair.
+
+    Attributes:
+        allowed: bool ``[B, 1, Q or 1, M]``; rows that see nothing are all true here (softmax stays finite) ...
+        seen: bool ``[B, Q or 1, 1]``: ... and false here, which makes their update exactly zero.
+    """
+
+    allowed: Tensor
+    seen: Tensor
+
+    @classmethod
+    def of(cls, visible: Tensor) -> View:
+        """From a bool ``[B, Q or 1, M]``."""
+        seen = visible.any(-1, keepdim=True)
+        return cls(allowed=(visible | ~seen)[:, None], seen=seen)
+
+    def rows(self) -> Tensor | None:
+        """The rows in which some query sees something, int64; the first row if there are none, `None` if all do."""
+        sees = self.seen.flatten(1).any(1)
+        found = sees.nonzero()[:, 0]
+        if len(found) == len(sees):
+            return None
+        return found if len(found) else found.new_zeros(1)
+
+    def take(self, rows: Tensor) -> View:
+        """The view of some rows."""
+        return View(self.allowed[rows], self.seen[rows])
+
+
+@lru_cache(maxsize=64)  # every zip layer asks at every token, with a tower's width
+@torch.inference_mode(False)
+def _frequencies(count: int, device: torch.device) -> Tensor:
+    """From 2 down to 0.002 per token, geometrically: periods of 3 to 3000 tokens, the lengths of segments."""
+    fall = -torch.log(torch.tensor(1e3, dtype=torch.float32, device="cpu")) / max(count, 1)
+    return 2.0 * torch.exp(torch.arange(count, dtype=torch.float32, device=device) * fall)
+
+
+def _angles(places: Tensor, count: int) -> Tensor:
+    """Places ``[..., 1]`` times `count` frequencies, float32."""
+    make = _frequencies if type(places) is Tensor else _frequencies.__wrapped__  # nothing that a tracer makes is kept
+    return places.float() * make(count, places.device)
+
+
+def sinusoid(positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """Sinusoids of positions ``[..., T]`` as ``[..., T, width]`` (after Vaswani et al. 2017, section 3.5)."""
+    angle = _angles(positions[..., None], (width + 1) // 2)
+    return torch.cat([angle.sin(), angle.cos()], -1)[..., :width].to(dtype)
+
+
+def rotate(x: Tensor, positions: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021) on ``[B, H, T, C]`` with C even, at positions ``[B, T]``."""
+    half = x.shape[-1] // 2
+    angle = _angles(positions[:, None, :, None], half)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+
+
+class Gate(nn.Module):
+    """tanh of one learned number (Flamingo, arXiv 2204.14198). At 0 the gated branch adds exactly nothing.
+
+    A gate that starts at 0 starves the branch behind it of gradient, and a small one is soon closed by the noise of a
+    random branch; so the default is an open gate before an output that starts at zero (see `ZipLayer`).
+    """
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([float(start)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.weight) * x
+
+
+class InputProjection(nn.Module):
+    """What a tower's embeddings pass through when it is zipped (never in a unimodal call).
+
+    ``residual``: ``h + W2 relu(W1 norm(h))`` with W2 zero at the start, so that a frozen tower starts out as itself.
+    ``paper``: ``relu(W2 relu(W1 h))`` (arXiv 2405.18669, section 3): replaces the embeddings, so it is not the
+    identity at the start.
+    """
+
+    def __init__(self, width: int, form: str) -> None:
+        super().__init__()
+        self.residual = form == "residual"
+        self.norm = nn.LayerNorm(width) if self.residual else nn.Identity()
+        self.up = nn.Linear(width, width)
+        self.down = nn.Linear(width, width)
+        if self.residual:
+            nn.init.zeros_(self.down.weight)
+            nn.init.zeros_(self.down.bias)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """``[B, Q, D]`` to the same, computed in this module's dtype, returned in the input's."""
+        x = hidden_states.to(self.up.weight.dtype)
+        y = self.down(F.relu(self.up(self.norm(x))))
+        return hidden_states + y.to(hidden_states.dtype) if self.residual else F.relu(y).to(hidden_states.dtype)
+
+
+def _projection(form: str, source: int, width: int) -> nn.Sequential:
+    """Source state to reader width: one matrix, the paper's relu(linear), or its "3-layer MLP"."""
+    steps: list[nn.Module] = [nn.LayerNorm(source), nn.Linear(source, width)]
+    if form == "relu":
+        steps.append(nn.ReLU())
+    elif form == "mlp":
+        steps += [nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)]
+    return nn.Sequential(*steps)
+
+
+def _check_attention(name: str) -> None:
+    known = [n for n in ALL_ATTENTION_FUNCTIONS if not any(part in n for part in ("flash", "flex", "paged"))]
+    if name not in known:
+        raise ValueError(
+            f"zip.attention {name!r} cannot be used: a zip needs a function of transformers' attention interface that "
+            f"obeys a bool mask (flash and flex do not); there are {sorted(known)}"
+        )
+
+
+class ZipLayer(nn.Module):
+    """One directed zip at one layer: the reader's hidden state + gated cross-attention + gated feed-forward.
+
+    Args:
+        spec: the zip's settings.
+        width: D. source_width: S.
+    """
+
+    def __init__(self, spec: ZipSpec, width: int, source_width: int) -> None:
+        super().__init__()
+        self.heads = spec.heads or max(4, width // 64)
+        self.head_width = 2 * -(-width // (2 * self.heads))  # rounded up to even, for rotary positions
+        inner = self.heads * self.head_width
+        self.positions, self.dropout, self.attention = spec.positions, spec.dropout, spec.attention
+        # Places of both streams are counted in tokens of the coarser one. Counted in the finer one, the fast sinusoids
+        # would turn several times between two coarse tokens, and match at random.
+        self.stretch = 1.0 if spec.stretch is None else spec.stretch
+        _check_attention(spec.attention)
+        self.memory_projection = _projection(spec.projection, source_width, width)
+        self.norm = nn.LayerNorm(width)
+        self.q_proj = nn.Linear(width, inner, bias=False)
+        self.k_proj = nn.Linear(width, inner, bias=False)
+        self.v_proj = nn.Linear(width, inner, bias=False)
+        self.o_proj = nn.Linear(inner, width, bias=False)
+        if self.positions == "sinusoid":
+            self.query_position_scale = nn.Parameter(torch.full((1,), POSITION_SCALE))
+            self.memory_position_scale = nn.Parameter(torch.full((1,), POSITION_SCALE))
+        if self.positions != "none":
+            # Query and key of one position start out alike, so that attention starts near the diagonal.
+            self.k_proj.weight.data.copy_(self.q_proj.weight.data)
+        self.gate = Gate(spec.gate_start)
+        if spec.gate_start:  # an open gate before a silent output: exactly no update yet, but a full gradient
+            nn.init.zeros_(self.o_proj.weight)
+        self.feed_forward: nn.Module | None = None
+        if spec.feed_forward:
+            out = nn.Linear(4 * width, width)
+            self.feed_forward = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), out)
+            self.feed_forward_gate = Gate(spec.gate_start)
+            if spec.gate_start:
+                nn.init.zeros_(out.weight)
+                nn.init.zeros_(out.bias)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the zip computes in; towers may have another."""
+        return self.q_proj.weight.dtype
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
+
+    def remember(self, source_states: Tensor, positions: Tensor) -> Memory:
+        """Project source states once; everything that later reads them reads this.
+
+        Args:
+            source_states: ``[B, M, S]``, the source tower's state after its paired layer.
+            positions: int64 ``[B, M]``, each token's place in its segment.
+        """
+        memory = self.memory_projection(source_states.to(device=self.q_proj.weight.device, dtype=self.dtype))
+        placed, positions = memory, positions.to(memory.device) * min(1.0, self.stretch)
+        if self.positions == "sinusoid":
+            placed = memory + self.memory_position_scale * sinusoid(positions, memory.shape[-1], memory.dtype)
+        keys = self._heads(self.k_proj(placed))
+        if self.positions == "rotary":
+            keys = rotate(keys, positions)
+        return Memory(keys, self._heads(self.v_proj(memory)))
+
+    def _query(self, x: Tensor, positions: Tensor) -> Tensor:
+        x, positions = self.norm(x), positions / max(1.0, self.stretch)
+        if self.positions == "sinusoid":
+            x = x + self.query_position_scale * sinusoid(positions, x.shape[-1], x.dtype)
+        query = self._heads(self.q_proj(x))
+        return rotate(query, positions) if self.positions == "rotary" else query
+
+    def attention_map(self, hidden_states: Tensor, positions: Tensor, memory: Memory, view: View) -> Tensor:
+        """Attention probabilities ``[B, H, Q, M]`` (zero for queries that see nothing), for pictures and diagnosis."""
+        query = self._query(hidden_states.to(self.dtype), positions)
+        scores = query @ memory.keys.transpose(-1, -2) * self.head_width**-0.5
+        return scores.masked_fill(~view.allowed, float("-inf")).softmax(-1) * view.seen[:, None]
+
+    def forward(self, hidden_states: Tensor, positions: Tensor, memory: Memory, view: View) -> Tensor:
+        """The update to add to the reader's hidden state, ``[B, Q, D]``; exactly zero where nothing is seen.
+
+        Args:
+            hidden_states: ``[B, Q, D]``, the reader's state after its layer.
+            positions: int64 ``[B, Q]``, each query's place in its segment.
+            memory: what `remember` returned for the source.
+            view: who may read what.
+        """
+        x = hidden_states.to(self.dtype)
+        query = self._query(x, positions)
+        allowed = view.allowed.expand(-1, -1, query.shape[2], -1)
+        attend = ALL_ATTENTION_FUNCTIONS[self.attention]
+        attended, _ = attend(
+            self,
+            query,
+            memory.keys.to(query.dtype),
+            memory.values.to(query.dtype),
+            allowed,
+            dropout=self.dropout if self.training else 0.0,
+            scaling=self.head_width**-0.5,
+            is_causal=False,  # the interface's default is causal
+        )
+        update = self.gate(self.o_proj(attended.flatten(2)))
+        if self.feed_forward is not None:
+            update = update + self.feed_forward_gate(self.feed_forward(x + update))
+        return torch.where(view.seen, update, 0.0).to(hidden_states.dtype)

@@ -1,0 +1,87 @@
+"""A request: documents that are being written together, and what the towers have read of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+from zipper_lm.data.collation import collate
+from zipper_lm.data.document import Document, Segment
+from zipper_lm.fusion.reading import State, read
+
+if TYPE_CHECKING:
+    from zipper_lm.models.zipper import ZipperModel
+
+
+def goes_on(cache: Any) -> bool:
+    """Whether several tokens can be added to a cache at once, rows that hold only padding included.
+
+    A recurrent state cannot forget the padding it was made to read, and most families step it by single tokens only.
+    """
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.self_attention_cache
+    return type(cache) is DynamicCache and not any(isinstance(x, LinearAttentionCacheLayerMixin) for x in cache.layers)
+
+
+class Request:
+    """Documents that are being written together, and what the towers know of them.
+
+    Args:
+        model: the model. documents: what is there so far; segments are added. involved: the towers that take part, or
+            will, in each.
+    """
+
+    def __init__(self, model: ZipperModel, documents: list[Document], involved: list[set[str]]) -> None:
+        self.model, self.documents, self.involved = model, documents, involved
+        self.state = State()
+        self.pending = [n for n in model.names if any(n in d.modalities for d in documents)]
+
+    def read_pending(self) -> None:
+        """Read what has not been read. Goes on from a tower's cache if that leaves no padding inside its stream."""
+        if not self.pending:
+            return
+        rows: dict[str, list[Document]] = {}
+        for name in self.pending:
+            newest = [d.segments[-1:] for d in self.documents]
+            lengths = {len(s.ids or []) for segments in newest for s in segments}
+            if len(lengths) == 1 and goes_on(self.state.caches.get(name)):
+                rows[name] = [Document(segments) for segments in newest]
+            else:
+                self.state.forget(name)
+                rows[name] = self.documents
+        whole = [n for n, d in rows.items() if d is self.documents]
+        if whole:
+            read(self.model, self._collate(self.documents, whole), self.state)
+        for name in rows.keys() - set(whole):
+            batch = self._collate(rows[name], [name])
+            batch[name]["segments"] += torch.tensor([[len(d) - 1] for d in self.documents])
+            read(self.model, batch, self.state)
+        self.pending = []
+
+    def _collate(self, documents: list[Document], towers: list[str]) -> Any:
+        return collate(documents, self.model.specials, side="left", involved=self.involved, towers=towers)
+
+    def append(self, modality: str, rows: Sequence[Sequence[int]], value: Any = None) -> None:
+        """Finish a segment in every row."""
+        for document, ids in zip(self.documents, rows):
+            document.segments.append(Segment(modality, value, list(ids)))
+        if modality not in self.pending:
+            self.pending.append(modality)
+
+    def next_speakers(self) -> list[str | None]:
+        """Who speaks next in each row, `None` for done, by the last tower's handover."""
+        self.read_pending()
+        names = [*self.model.names, None]
+        choices = []
+        for row, document in enumerate(self.documents):
+            if len(document):
+                logits = self.state.handover[document[-1].modality][row]
+            else:
+                logits = self.model.handover_start.detach().clone()
+                logits[-1] = -torch.inf  # an empty document is not done
+            choices.append(names[int(logits.argmax())])
+        return choices

@@ -1,0 +1,300 @@
+"""Speaking: one tower writes one segment, with its own `generate()`, while it reads the others' finished memories."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria
+from transformers.generation import GenerationMode
+from transformers.generation.streamers import BaseStreamer
+
+from zipper_lm.data.collation import collate, involvement
+from zipper_lm.data.document import Document, Segment
+from zipper_lm.fusion.limits import keep_within
+from zipper_lm.fusion.reading import visible
+from zipper_lm.fusion.tower import listening
+from zipper_lm.fusion.zips import Memory, View
+from zipper_lm.generation.ending import StopThreshold
+from zipper_lm.generation.logits import Guidance
+from zipper_lm.generation.request import Request, goes_on
+
+if TYPE_CHECKING:
+    from zipper_lm.fusion.zips import ZipLayer
+
+MAX_NEW_TOKENS = 256
+STOP_THRESHOLD = "stop_threshold"
+"""The one setting of ours beside those of `GenerationConfig` (see `logits.py`)."""
+
+
+@dataclass(frozen=True)
+class StreamedToken:
+    """One token as it is written: its tower, its id, and the number of its segment in the document."""
+
+    modality: str
+    id: int
+    segment: int
+
+
+class _Speaker:
+    """Listener of a tower that writes: each new token reads the finished memories."""
+
+    def __init__(self, request: Request, name: str, past: int) -> None:
+        self.model, self.name, state = request.model, name, request.state
+        self.device = self.model.tower(name).device
+        self.involved = involvement(request.involved, self.model.names)
+        none = torch.zeros(len(request.documents), 0, dtype=torch.long, device=self.device)
+        self.segments = state.segments.get(name, none)
+        self.positions = state.positions.get(name, none)
+        # The number of the segment being written, in every row.
+        self.now = torch.tensor([[len(d)] for d in request.documents], device=self.device)
+        self.next = past  # which token of the stream the coming forward begins with
+        self.has_read = False  # since it was told so
+        self.sources: dict[str, Tensor] = {}
+        self.zips: dict[int, list[tuple[str, ZipLayer, Memory]]] = {}
+        for (reader, source), pairs in self.model.layer_pairs.items():
+            if reader == name and source in state.segments:
+                self.sources[source] = state.segments[source]
+                for k, (layer, _) in enumerate(pairs):
+                    memory = state.memories[reader, source][k]
+                    self.zips.setdefault(layer, []).append((source, self.model.zip_layer(reader, source, k), memory))
+        self.views: dict[str, View] = {}
+        self.positions_here = none
+
+    def before(self, depth: int, hidden_states: Tensor) -> Tensor:
+        if depth:
+            return hidden_states
+        self.has_read = True
+        rows, start, known = len(self.now), self.next, self.segments.shape[1]
+        self.next = end = start + hidden_states.shape[1]
+        tail = torch.arange(max(start, known) - known, max(end, known) - known, device=self.device).expand(rows, -1)
+        segments = torch.cat([self.segments[:, start:end], self.now.expand(-1, tail.shape[1])], 1)
+        self.positions_here = torch.cat([self.positions[:, start:end], tail], 1)
+        repeats = len(hidden_states) // rows
+        self.views = {}
+        for source, source_segments in self.sources.items():
+            self.views[source] = View.of(visible(segments, source_segments).repeat(1, repeats, 1))
+        return self.model.project_input(self.name, hidden_states, self.involved.repeat_interleave(repeats, 0))
+
+    def after(self, depth: int, hidden_states: Tensor) -> Tensor:
+        zips = self.zips.get(depth)
+        if not zips:
+            return hidden_states
+        rows = len(self.now)
+        # Beams of one document read the same memory: they become more queries of one row, and nothing is copied.
+        folded = hidden_states.reshape(rows, -1, hidden_states.shape[-1])
+        positions = self.positions_here.repeat(1, len(hidden_states) // rows)
+        result = folded
+        for source, zip_layer, memory in zips:
+            result = result + zip_layer(folded, positions, memory, self.views[source])
+        return result.reshape(hidden_states.shape)
+
+
+class Stop(StoppingCriteria):
+    """Ends every row as soon as `now` is set."""
+
+    def __init__(self) -> None:
+        self.now = False
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        return torch.full((len(input_ids),), self.now, dtype=torch.bool, device=input_ids.device)
+
+
+class _Place(StoppingCriteria):
+    """Ends nothing; tells a speaker after each step with which token the next forward begins.
+
+    Counting forwards would not do: assisted decoding steps back behind tokens that were not accepted. Before a forward
+    transformers 5.17 asks once more, with tokens that are only proposed: what counts is the first time after a forward.
+    Without a cache every forward begins with the first.
+    """
+
+    def __init__(self, speaker: _Speaker, cached: bool) -> None:
+        self.speaker, self.cached = speaker, cached
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        if self.speaker.has_read:
+            self.speaker.next = input_ids.shape[1] - 1 if self.cached else 0  # the newest token has not been read
+            self.speaker.has_read = False
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class _TokenStreamer(BaseStreamer):
+    """Hands each new token to a callback."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self.tell, self.prompt = tell, True
+
+    def put(self, value: Tensor) -> None:
+        if self.prompt:  # transformers puts the prompt first
+            self.prompt = False
+            return
+        for token in value.reshape(-1).tolist():
+            self.tell(token)
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+def speak(
+    request: Request,
+    name: str,
+    settings: Mapping[str, Any] | GenerationConfig | None,
+    on_token: Callable[[StreamedToken], bool] | None,
+    stop: Stop,
+) -> list[list[int]]:
+    """Write one segment in every row with the tower's own `generate()`.
+
+    Args:
+        request: the documents, not changed but for reading what is pending. name: who speaks.
+        settings: as in `generation.generate`. on_token: told of every token of a single document.
+        stop: ends the segment as soon as it is set.
+
+    Returns:
+        content ids per row, without BOS and EOS.
+
+    Raises:
+        ValueError: for settings that are unknown, out of range, or do not go together.
+    """
+    request.read_pending()
+    model, state, documents = request.model, request.state, request.documents
+    tower, special = model.tower(name), model.specials[name]
+    batch = collate(
+        [Document([*d, Segment(name, ids=[])]) for d in documents],
+        model.specials,
+        side="left",
+        towers=[name],
+        open_last=True,
+    )[name]
+    ids, mask = batch["input_ids"].to(tower.device), batch["attention_mask"].to(tower.device)
+    given = generation_config(name, settings)
+    if given.use_cache is None:  # not as the backbone's config says: Trainer leaves False there
+        given.use_cache = tower.cache_name is not None
+    kwargs: dict[str, Any] = {}
+    past = 0
+    # A cache of another kind, and assisted decoding (whose first step takes the cache for empty), start from nothing:
+    # the tower's own prefix is read again then.
+    anew = given.cache_implementation or given.get_generation_mode() is GenerationMode.ASSISTED_GENERATION
+    if given.use_cache and tower.cache_name == "past_key_values" and not anew and goes_on(state.caches.get(name)):
+        past = state.segments[name].shape[1]
+        kwargs["past_key_values"] = cache = copy.deepcopy(state.caches[name])  # generate() writes into it
+        if (given.num_beams or 1) > 1:  # and repeats what it is given for every beam, but not the cache
+            cache.batch_repeat_interleave(given.num_beams)
+        assert past == ids.shape[1] - 1, "the cache holds the tower's stream up to BOS"
+    if on_token is not None:
+        number = len(documents[0])
+
+        def tell(token: int) -> None:
+            if token != special.eos and not stop.now:
+                stop.now = not on_token(StreamedToken(name, token, number))
+
+        kwargs["streamer"] = _TokenStreamer(tell)
+    processors: list[LogitsProcessor] = []
+    if (threshold := getattr(given, STOP_THRESHOLD, None)) is not None:  # before guidance: it asks the tower itself
+        if special.eos >= tower.head_size:
+            raise ValueError(
+                f"settings for {name!r}: {STOP_THRESHOLD} needs the probability of EOS (id {special.eos}); the tower "
+                f"writes ids 0 to {tower.head_size - 1} only: its segments end after max_new_tokens"
+            )
+        processors.append(StopThreshold(threshold, special.eos))
+    if (scale := given.guidance_scale) not in (None, 1):
+        given.guidance_scale = None  # transformers' own would run the zipped tower twice
+        processors.append(Guidance(tower, scale, mask))
+    if tower.position_limit is not None:
+        keep_within(f"tower {name!r}", tower.position_limit, mask, given)
+    given.bos_token_id, given.eos_token_id, given.pad_token_id = special
+    known = model.processor.codecs[name].vocab_size if model.processor and name in model.processor.codecs else None
+    # A tower may have more ids than its codec: rows that were added to make its size a round number.
+    unwritten = {special.bos, special.pad, *range(known or tower.head_size, tower.head_size)} - {special.eos}
+    unwritten = {i for i in unwritten if i < tower.head_size}
+    given.disable_compile = True  # a compiled forward cannot ask a context variable who listens
+    given.suppress_tokens = sorted(unwritten.union(given.suppress_tokens or ()))
+    speaker = _Speaker(request, name, past)
+    with listening(tower.layers, speaker):
+        output = tower.backbone.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=given,
+            logits_processor=LogitsProcessorList(processors),
+            stopping_criteria=[stop, _Place(speaker, given.use_cache)],
+            **kwargs,
+        )
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    written = sequences[:, ids.shape[1] :].tolist()
+    return [row[: row.index(special.eos)] if special.eos in row else row for row in written]
+
+
+class OwnSettings(GenerationConfig):
+    """Settings as they were given. `generate()` fills what is not given from the backbone's own generation config, such
+    as beams or a repetition penalty, which nobody asked for here; of this one it takes the library's defaults."""
+
+    def update(self, defaults_only: bool = False, allow_custom_entries: bool = False, **kwargs: Any) -> Any:
+        """As of its base, but whatever is offered for what is not given, it is the default."""
+        if defaults_only:
+            kwargs = self._get_default_generation_params()
+        return super().update(defaults_only, allow_custom_entries, **kwargs)
+
+
+def known_settings() -> set[str]:
+    """What may stand in a modality's settings."""
+    return {*vars(GenerationConfig()), STOP_THRESHOLD}
+
+
+def generation_config(name: str, settings: Mapping[str, Any] | GenerationConfig | None) -> GenerationConfig:
+    """A copy to be written to, with our defaults.
+
+    Raises:
+        ValueError: for a setting that is unknown, of another type, out of range, or that does not go with another.
+    """
+    if isinstance(settings, GenerationConfig):
+        config = OwnSettings()
+        config.__dict__.update(copy.deepcopy(settings.__dict__))
+    else:
+        if unknown := sorted(set(settings or {}) - known_settings()):
+            raise ValueError(f"settings for {name!r}: unknown {unknown}; see transformers.GenerationConfig")
+        fields = {"do_sample": False, **(settings or {})}
+        _check_types(name, fields)
+        threshold = fields.pop(STOP_THRESHOLD, None)
+        try:
+            config = OwnSettings(**fields)
+        except TypeError as error:
+            raise ValueError(f"settings for {name!r}: {error}") from error
+        setattr(config, STOP_THRESHOLD, threshold)
+    if config.max_new_tokens is None and config.max_length is None:
+        config.max_new_tokens = MAX_NEW_TOKENS
+    threshold = getattr(config, STOP_THRESHOLD, None)
+    if threshold is not None and not 0.0 < threshold <= 1.0:
+        raise ValueError(f"settings for {name!r}: {STOP_THRESHOLD} must be in (0, 1], got {threshold}")
+    if config.num_beams is not None and config.num_beams < 1:
+        raise ValueError(f"settings for {name!r}: num_beams must be at least 1, got {config.num_beams}")
+    searched = config.num_beams not in (None, 1) or config.get_generation_mode() is GenerationMode.ASSISTED_GENERATION
+    if (scale := config.guidance_scale) not in (None, 1) and searched:
+        raise ValueError(f"settings for {name!r}: guidance_scale={scale} goes with greedy search and sampling only")
+    if config.num_return_sequences not in (None, 1):
+        raise ValueError(
+            f"settings for {name!r}: num_return_sequences={config.num_return_sequences}, but a document has one next "
+            "segment"
+        )
+    if config.assistant_early_exit is not None:
+        raise ValueError(
+            f"settings for {name!r}: assistant_early_exit={config.assistant_early_exit}, but a tower without its last "
+            "layers would lack the zips there; prompt_lookup_num_tokens proposes tokens without a second model"
+        )
+    return config
+
+
+def _check_types(name: str, fields: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for text where a number or a truth value belongs: ``"False"`` would count as true."""
+    like = {**GenerationConfig._get_default_generation_params(), "max_new_tokens": 0, "guidance_scale": 1.0}
+    like |= {STOP_THRESHOLD: 0.5, "early_stopping": None}  # which may be a word
+    for key, value in fields.items():
+        expected = like.get(key)
+        if value is None or not isinstance(expected, bool | int | float):
+            continue
+        kind = bool if isinstance(expected, bool) else int | float
+        if not isinstance(value, kind):
+            wanted = "true or false" if kind is bool else "a number"
+            raise ValueError(f"settings for {name!r}: {key} must be {wanted}, got {value!r}")

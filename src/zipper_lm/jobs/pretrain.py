@@ -1,0 +1,198 @@
+"""`zipper pretrain`: a small tower from scratch on unaligned data, with `transformers.Trainer`."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch.utils.data import Dataset
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, EarlyStoppingCallback, PreTrainedModel, set_seed
+
+from zipper_lm.codecs.codec import CODEC_FILE, Codec
+from zipper_lm.codecs.pretrained import RunsModel
+from zipper_lm.data.broken import Broken
+from zipper_lm.data.collation import IGNORED
+from zipper_lm.data.prepared import TRAIN, is_prepared
+from zipper_lm.data.sources.readers import PREPARED_FILE
+from zipper_lm.fusion.limits import position_limit
+from zipper_lm.jobs.recipes.reader import to_mapping
+from zipper_lm.jobs.recipes.schema import DataRecipe, PretrainRecipe
+from zipper_lm.jobs.resume import begin, check_working, keep_logs, working_folder
+from zipper_lm.jobs.rows import Opened, column, encode_column, open_split, training_rows, validation_rows
+from zipper_lm.jobs.signatures import overfitted
+from zipper_lm.jobs.tower_trainer import TowerTrainer
+from zipper_lm.training.arguments import evaluation_arguments, training_arguments
+from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt
+from zipper_lm.training.progress import train_with_bar
+from zipper_lm.training.trainer import check_precision
+from zipper_lm.utils.files import check_apart, check_output, holding, new_folder
+from zipper_lm.utils.processes import is_main, made_by_main, main_console, wait
+
+
+class Streams(Dataset[dict[str, list[int]]]):
+    """Rows as the tower will read them, ``BOS ids EOS``, several in a stream of at most `context` tokens.
+
+    Rows are drawn together in an order from `seed`; none is cut, so a longer row makes a longer stream of its own.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[int]], codec: Codec, context: int, seed: int) -> None:
+        self.streams: list[list[int]] = []
+        for index in np.random.default_rng(seed).permutation(len(rows)):
+            ids = [codec.bos_id, *rows[index], codec.eos_id]
+            if self.streams and len(self.streams[-1]) + len(ids) <= context:
+                self.streams[-1] += ids
+            else:
+                self.streams.append(ids)
+
+    def __len__(self) -> int:
+        return len(self.streams)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return {"input_ids": self.streams[index]}
+
+
+class PadStreams:
+    """Right padding; padding is no target."""
+
+    def __init__(self, pad: int) -> None:
+        self.pad = pad
+
+    def __call__(self, items: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        width = max(len(i["input_ids"]) for i in items)
+        rows = [i["input_ids"] for i in items]
+        ids = torch.tensor([r + [self.pad] * (width - len(r)) for r in rows])
+        mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows])
+        return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, IGNORED)}
+
+
+def make_backbone(fields: dict[str, Any], codec: Codec) -> PreTrainedModel:
+    """A random decoder of any family for a codec's vocabulary.
+
+    Raises:
+        ValueError: for an unknown `model_type`, or fields its config refuses.
+    """
+    fields = {"model_type": "llama", **fields}
+    kind = fields.pop("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"backbone.model_type {kind!r} is unknown to transformers")
+    special = {f"{k}_token_id": getattr(codec, f"{k}_id") for k in ("bos", "eos", "pad")}
+    try:
+        config: Any = CONFIG_MAPPING[kind]
+        return AutoModelForCausalLM.from_config(config(vocab_size=codec.vocab_size, **special, **fields))
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"backbone {kind!r}: {error}") from error
+
+
+def pretrain(
+    recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = False, console: Console | None = None
+) -> dict[str, float]:
+    """Fit the codec, train the tower, and write both to `recipe.output`.
+
+    Args:
+        recipe: what to do.
+        overwrite: replace what is at `recipe.output`, and throw an interrupted run away.
+        resume: go on from the newest checkpoint of an interrupted run with the same recipe.
+        console: where progress is told; `None` is standard error.
+
+    Returns:
+        ``train_loss`` and, with a validation split, ``perplexity`` on it (per token) at ``best_step``, whose weights
+        are the tower's.
+
+    Raises:
+        ValueError: if the output exists or would replace what is read, the data cannot be read, or a setting is wrong.
+        Interrupted: after Ctrl-C; a checkpoint has been written.
+    """
+    check_output(recipe.output, overwrite)
+    clips = recipe.data.clips and recipe.data.clips.source
+    read = {"data.source": recipe.data.source, "data.clips.source": clips, "codec.source": recipe.codec.source}
+    check_apart(recipe.output, read, holding(PREPARED_FILE, CODEC_FILE))
+    if recipe.codec.source is None and (recipe.modality, recipe.codec.kind) in (("text", "speech"), ("speech", "text")):
+        raise ValueError(f"codec.kind is {recipe.codec.kind!r}, but modality is {recipe.modality!r}")
+    working, plain = working_folder(recipe.output), to_mapping(recipe)
+    checkpoint = check_working(working, plain, resume=resume, overwrite=overwrite)
+    evaluation = evaluation_arguments(recipe.training, recipe.data.validation, "eval_loss")
+    arguments = training_arguments(recipe.training, working, recipe.seed, alone=True, **evaluation)
+    console = console or main_console()  # after the arguments, which say how to connect
+    set_seed(recipe.seed)
+    broken = Broken(recipe.data.broken_limit)
+    opened, held_out = open_unaligned(recipe.data)
+    held_values = column(held_out, recipe.modality, broken) if held_out else []
+    values = column(training_rows(recipe.data, recipe.seed, opened, broken), recipe.modality, broken)
+    codec = made_by_main(partial(recipe.codec.make, values, recipe.seed))
+    if isinstance(codec, RunsModel) and arguments.device.type == "cuda":
+        codec.to(arguments.device)
+    backbone = make_backbone(recipe.backbone, codec)
+    check_precision(backbone)
+    streams = Streams(encode_column(codec, values, broken), codec, recipe.context, recipe.seed)
+    held_streams = None
+    if held_out:
+        held_streams = Streams(encode_column(codec, held_values, broken), codec, 1, recipe.seed)
+        if not len(held_streams):
+            raise ValueError(
+                f"data.validation: nothing in split {recipe.data.validation!r} could be read "
+                f"(data.broken_limit={recipe.data.broken_limit}): {broken.told()}"
+            )
+    if broken.items:
+        console.print(f"[yellow]{broken.told()}[/yellow]")
+    check_length(backbone, [len(s) for part in (streams, held_streams) if part for s in part.streams], recipe.modality)
+    del values, held_values, opened, held_out  # raw sound is large
+    if checkpoint is None and is_main():
+        begin(working, plain)
+    wait()
+    stop, patience = StopOnInterrupt(), recipe.training.patience
+    trainer = TowerTrainer(
+        model=backbone,
+        args=arguments,
+        train_dataset=streams,
+        eval_dataset=held_streams,
+        data_collator=PadStreams(codec.pad_id),
+        callbacks=[stop, *([EarlyStoppingCallback(patience)] if patience else [])],
+    )
+    try:
+        result = train_with_bar(trainer, console, "pre-training", str(checkpoint) if checkpoint else None)
+    finally:
+        stop.release()
+    if stop.stopped:
+        raise Interrupted(f"stopped after step {trainer.state.global_step}; go on with resume (--resume)")
+    metrics = {"train_loss": float(result.training_loss)}
+    if held_streams is not None:
+        held_out_loss = trainer.evaluate()["eval_loss"]
+        metrics["perplexity"] = math.exp(held_out_loss)
+        best = trainer.state.best_global_step or trainer.state.global_step  # no loss was a number
+        metrics["best_step"] = best
+        logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry and entry["step"] <= best]
+        for signature in overfitted(recipe.modality, logged[-1], held_out_loss) if logged else ():
+            console.print(f"[yellow]{signature.name}:[/yellow] {signature.message}")
+    if is_main():
+        with new_folder(recipe.output, overwrite) as folder:
+            backbone.config.use_cache = True  # Trainer turned it off
+            backbone.save_pretrained(folder)
+            codec.save_pretrained(folder)
+            keep_logs(working, folder / "logs")
+        shutil.rmtree(working, ignore_errors=True)
+    wait()
+    return metrics
+
+
+def open_unaligned(data: DataRecipe) -> tuple[Opened, Sequence[Any]]:
+    """Training and validation rows of unaligned data, open; of each only one modality will be read, others may lack.
+
+    Raises:
+        ValueError: as `open_split`, and for prepared data.
+    """
+    if is_prepared(data.source):
+        raise ValueError(f"data: {data.source} holds prepared ids; a tower is pre-trained on the raw data")
+    return open_split(data, TRAIN, check=False), validation_rows(data, check=False)
+
+
+def check_length(backbone: PreTrainedModel, lengths: Sequence[int], name: str) -> None:
+    """Raise `ValueError` if a stream is longer than the positions that a backbone has, or was made for."""
+    limit = position_limit(backbone) or getattr(backbone.config, "max_position_embeddings", None)
+    if limit and lengths and max(lengths) > limit:
+        raise ValueError(f"{name}: the longest stream has {max(lengths)} tokens, the backbone {limit} positions")

@@ -1,0 +1,132 @@
+"""What can be found out about a fusion before its long work begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from zipper_lm.data.tasks import Task, parse_task, read_weights
+from zipper_lm.generation.generate import Writer
+from zipper_lm.generation.segment import generation_config
+from zipper_lm.jobs.pretrain import check_length
+from zipper_lm.jobs.recipes.schema import FuseRecipe, PseudoLabelsRecipe
+from zipper_lm.jobs.resume import check_sources
+from zipper_lm.models.baseline.single_decoder import SingleDecoder
+from zipper_lm.training.guided_attention import guided_pairs
+from zipper_lm.utils.files import check_output
+
+
+def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
+    """Whatever can be checked without data and towers; returns the tasks by template.
+
+    Raises:
+        ValueError: naming field and value.
+    """
+    check_output(recipe.output, recipe.overwrite)
+    check_sources(recipe.output, recipe)
+    for tower in recipe.towers.values():
+        if tower.pretrain is not None and not Path(tower.source).is_dir():
+            check_output(tower.source)
+    if recipe.pseudo_labels is not None:
+        _check_place(recipe, recipe.pseudo_labels)
+    return check_settings(recipe)
+
+
+def check_settings(recipe: FuseRecipe) -> dict[str, Task]:
+    """That settings go together, wherever things are; returns the tasks by template.
+
+    Raises:
+        ValueError: naming field and value.
+    """
+    names = list(recipe.towers)
+    tasks = {template: parse_task(template, names) for template in recipe.tasks}
+    by_tower = {"loss_weights": recipe.loss_weights, "generation": recipe.generation}
+    for field, named in (by_tower | {"training.corrupt": recipe.training.corrupt}).items():
+        if isinstance(named, dict) and (unknown := sorted(set(named) - set(names))):
+            raise ValueError(f"{field} names {unknown}, but the towers are {names}")
+    for name, tower in recipe.towers.items():
+        dtype = (tower.config or {}).get("dtype")
+        if tower.train == "full" and dtype == "float16":
+            raise ValueError(f"towers.{name}.config: dtype float16 is too narrow for training (train: full)")
+    read_weights(recipe.tasks, names)
+    if recipe.scored is not None:
+        trained = [template for template, weight in recipe.tasks.items() if weight > 0]
+        if unknown := sorted(set(recipe.scored) - set(trained)):
+            raise ValueError(f"scored names {unknown}, but the tasks with a weight above 0 are {trained}")
+        if not recipe.scored:
+            raise ValueError("scored: name at least one task, or leave it out for all")
+    join = recipe.training.join
+    if isinstance(join, dict) and (unknown := sorted(set(join) - set(tasks))):
+        raise ValueError(f"training.join names {unknown}, but the tasks are {list(tasks)}")
+    for template in joined_tasks(recipe):
+        if tasks[template].repeats:
+            raise ValueError(f"training.join cannot be used with {template!r}, which names a modality twice")
+    if guided_pairs(recipe.training.guided_attention, tasks) and recipe.architecture != "zipper":
+        raise ValueError(f"training.guided_attention is for zips; architecture {recipe.architecture!r} has none")
+    for name, settings in recipe.generation.items():
+        try:
+            generation_config(name, settings)
+        except ValueError as error:
+            raise ValueError(f"generation.{name}: {error}") from error
+    if recipe.pseudo_labels is not None:
+        _check_pseudo_labels(recipe, recipe.pseudo_labels, tasks)
+    return tasks
+
+
+def joined_tasks(recipe: FuseRecipe) -> list[str]:
+    """The tasks whose rows are joined end to end, some of them."""
+    join = recipe.training.join
+    return [t for t in recipe.tasks if (join.get(t) if isinstance(join, dict) else join)]
+
+
+def _check_place(recipe: FuseRecipe, wanted: PseudoLabelsRecipe) -> None:
+    if not wanted.model:
+        raise ValueError("pseudo_labels.model: name the folder of the model that writes, or where to make it")
+    if not Path(wanted.model).is_dir():
+        check_output(wanted.model)
+        check_sources(wanted.model, replace(recipe, pseudo_labels=replace(wanted, model="")))
+
+
+def _check_pseudo_labels(recipe: FuseRecipe, wanted: PseudoLabelsRecipe, tasks: Mapping[str, Task]) -> None:
+    labelled = parse_task(wanted.task, list(recipe.towers))
+    if not labelled.given:
+        raise ValueError(f"pseudo_labels.task {wanted.task!r} gives nothing; name what is known, such as speech->text")
+    if labelled.repeats:
+        raise ValueError(
+            f"pseudo_labels.task cannot be {wanted.task!r}, which names a modality twice: one would be lost"
+        )
+    have = set(labelled.modalities)
+    for template, task in tasks.items():
+        if recipe.tasks[template] > 0 and (missing := sorted(set(task.modalities) - have)):
+            raise ValueError(
+                f"pseudo_labels: rows of {wanted.task!r} serve in all tasks, but have no {missing} for {template!r}"
+            )
+
+
+def check_lengths(
+    model: Writer, rows: Iterable[Mapping[str, tuple[int, int]]], tasks: Sequence[Task], together: int
+) -> None:
+    """That every stream fits its decoder: a tower reads its own segments, as often as a task names them, a single
+    decoder all of them; and, where several rows come together in a document, the longest ones do.
+
+    Args:
+        model: that reads. rows: of each, by modality, how many tokens in how many segments. tasks: that are trained.
+        together: how many rows come in one document at most.
+
+    Raises:
+        ValueError: for the first that does not.
+    """
+    # A row of one segment each comes as a task says; a whole document, which may have more, as it is.
+    times = {name: max([1, *(task.modalities.count(name) for task in tasks)]) for name in model.names}
+    lengths: dict[str, list[int]] = {name: [] for name in model.names}
+    for counts in rows:
+        for name, each in lengths.items():
+            tokens, segments = counts.get(name, (0, 0))
+            each.append((tokens + 2 * segments) * (times[name] if segments == 1 else 1))
+    if isinstance(model, SingleDecoder):
+        streams = {"the single decoder": (model.backbone, [sum(row) for row in zip(*lengths.values())])}
+    else:
+        streams = {f"tower {name!r}": (model.tower(name).backbone, lengths[name]) for name in model.names}
+    for reader, (backbone, each) in streams.items():
+        check_length(backbone, [*each, sum(sorted(each)[-together:])], reader)

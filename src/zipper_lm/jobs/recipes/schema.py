@@ -1,0 +1,387 @@
+"""What a recipe file may say: `zipper fuse` reads a `FuseRecipe`, `zipper pretrain` a `PretrainRecipe`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from zipper_lm.codecs.codec import CODECS, Codec, make_codec
+from zipper_lm.fusion.config import InputProjectionForm, Training, ZipSpec, check_lora
+
+
+def _at_least(where: str, value: float, least: float) -> None:
+    if value < least:
+        raise ValueError(f"{where} must be at least {least}, got {value}")
+
+
+@dataclass(kw_only=True)
+class ClipsRecipe:
+    """Single recordings to join into further training utterances (`zipper_lm.data.clips`).
+
+    Args:
+        source: where the clips are; only their training split is read.
+        count: utterances to make. words: the most clips in one.
+    """
+
+    source: str
+    count: int = 3000
+    words: int = 5
+
+    def __post_init__(self) -> None:
+        _at_least("clips.count", self.count, 1)
+        _at_least("clips.words", self.words, 1)
+
+
+@dataclass(kw_only=True)
+class DataRecipe:
+    """Where the data is (`zipper_lm.data.sources.readers`). A plain string is the source.
+
+    Args:
+        source: folder, JSONL file, WebDataset tars, Hub id, or what `zipper prepare` wrote.
+        revision: of a Hub id: commit, tag or branch.
+        streaming: a data set on the Hub is not fetched as a whole: its rows come over the network one after the other.
+        columns: modality to column, where the names are not the usual ones.
+        train, validation: split names; `validation` may be null.
+        limit: use only the first rows of the training split.
+        fraction: use only this share of the training split, drawn with the recipe's seed.
+        validation_limit: rows of the validation split that are scored during training.
+        exclude: column to values; rows with one of them are left out of training and validation, such as
+            ``{speaker: [theo]}``.
+        clips: further training utterances from single recordings.
+        broken_limit: how many items that cannot be read are left out (and listed) before that is an error.
+    """
+
+    source: str
+    revision: str | None = None
+    streaming: bool = False
+    columns: dict[str, str] | None = None
+    train: str = "train"
+    validation: str | None = "validation"
+    limit: int | None = None
+    fraction: float = 1.0
+    validation_limit: int = 100
+    exclude: dict[str, list[str]] = field(default_factory=dict)
+    clips: ClipsRecipe | None = None
+    broken_limit: int = 0
+
+    @classmethod
+    def from_string(cls, text: str) -> dict[str, Any]:
+        """``data=PATH`` on the command line."""
+        return {"source": text}
+
+    def __post_init__(self) -> None:
+        _at_least("data.broken_limit", self.broken_limit, 0)
+        if self.limit is not None:
+            _at_least("data.limit", self.limit, 1)
+        if self.streaming and self.fraction < 1.0:
+            raise ValueError(
+                f"data.fraction={self.fraction} cannot be drawn from a stream: it has no length; set limit"
+            )
+        _at_least("data.validation_limit", self.validation_limit, 1)
+        if not 0.0 < self.fraction <= 1.0:
+            raise ValueError(f"data.fraction must be in (0, 1], got {self.fraction}")
+        if self.streaming and self.clips is not None:
+            raise ValueError("data.clips cannot follow a stream, which may not end; leave out clips or streaming")
+
+
+@dataclass(kw_only=True)
+class TrainingRecipe:
+    """How to train. What is not named here goes to `transformers.TrainingArguments` through `arguments`.
+
+    Args:
+        steps: optimizer steps.
+        batch_size: documents per step and device.
+        learning_rate: of the new weights. tower_learning_rate: of towers that are trained (also LoRA).
+        warmup: share of the steps that the rate rises; then it falls along a cosine.
+        weight_decay: on matrices. clip: largest gradient norm. betas: of Adam (paper: 0.9, 0.99).
+        evaluate_every: steps between evaluations and checkpoints, of which the best on the validation split is kept;
+            null is once, at the end.
+        patience: evaluations without a better score after which training stops; null never.
+        corrupt: share of a given segment's tokens replaced by padding in training, against overfitting; of all, or by
+            modality.
+        history_dropout: share of a target segment's own tokens that its tower, if it is trained, reads wrongly, so that
+            it learns to look through its zips.
+        interleave: share of documents that hold two rows, one after the other.
+        join: share of rows that are joined with another one, end to end, into one longer row: more variety where
+            pairs are few. For text and sound; in all tasks, or by task.
+        guided_attention: task to weight of a loss on attention that leaves the diagonal, for a zipper whose modalities
+            run in step, such as ``{text->speech: 2}`` (`zipper_lm.training.guided_attention`).
+        log_every: steps between points in the logs.
+        arguments: further fields of `transformers.TrainingArguments` (bf16, gradient_checkpointing, ...).
+    """
+
+    steps: int = 1000
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    tower_learning_rate: float = 5e-4
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    evaluate_every: int | None = None
+    patience: int | None = None
+    corrupt: float | dict[str, float] = 0.0
+    history_dropout: float = 0.3
+    interleave: float = 0.0
+    join: float | dict[str, float] = 0.0
+    guided_attention: dict[str, float] = field(default_factory=dict)
+    log_every: int = 20
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every"):
+            _at_least(f"training.{name}", getattr(self, name), 1)
+        for name in ("learning_rate", "tower_learning_rate", "weight_decay", "clip"):
+            _at_least(f"training.{name}", getattr(self, name), 0)
+        for name in ("corrupt", "history_dropout", "interleave", "join", "warmup"):
+            value = getattr(self, name)
+            for share in value.values() if isinstance(value, dict) else [value]:
+                if not 0.0 <= share < 1.0:
+                    raise ValueError(f"training.{name} must be in [0, 1), got {value}")
+        for template, weight in self.guided_attention.items():
+            _at_least(f"training.guided_attention.{template}", weight, 0)
+
+
+_OF_FUSION = ("tower_learning_rate", "corrupt", "history_dropout", "interleave", "join", "guided_attention")
+
+
+def _check_pretraining(training: TrainingRecipe) -> None:
+    """Raise `ValueError` for a setting that pre-training would not heed."""
+    plain = TrainingRecipe()
+    for name in _OF_FUSION:
+        if (value := getattr(training, name)) != getattr(plain, name):
+            raise ValueError(f"training.{name}={value} has no effect in pre-training; leave it out")
+
+
+def _check_patience(training: TrainingRecipe, data: DataRecipe) -> None:
+    if training.patience is not None and data.validation is None:
+        raise ValueError("training.patience needs a validation split: data.validation is null")
+
+
+@dataclass(kw_only=True)
+class CodecRecipe:
+    """A codec to fit on the user's data, to build around a pre-trained model, or to take from a folder
+    (docs/codecs.md). A plain string is its source.
+
+    Args:
+        kind: of `zipper_lm.codecs.codec.CODECS`, such as ``"text"`` (a tokenizer), ``"speech"`` (k-means units of
+            cepstra, of any sound) or ``"pixels"`` (of small grey pictures).
+        source: folder of a codec that is made (nothing is fitted then), or folder or Hub id of what the kind is built
+            around.
+        revision: on the Hub.
+        options: what the kind takes.
+    """
+
+    kind: str = "text"
+    source: str | None = None
+    revision: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_string(cls, text: str) -> dict[str, Any]:
+        """``towers.speech.codec=PATH`` on the command line."""
+        return {"source": text}
+
+    def __post_init__(self) -> None:
+        if self.kind not in CODECS:
+            raise ValueError(f"codec.kind must be one of {sorted(CODECS)}, got {self.kind!r}")
+        if taken := sorted(set(self.options) & {"values", "source", "revision", "seed"}):
+            raise ValueError(f"codec.options: {taken} are no options")
+
+    def make(self, values: Sequence[Any] = (), seed: int = 0) -> Codec:
+        """The codec.
+
+        Args:
+            values: raw values to fit on. seed: of the fit.
+
+        Raises:
+            ValueError: as `zipper_lm.codecs.codec.make_codec`.
+        """
+        return make_codec(self.kind, values, source=self.source, revision=self.revision, seed=seed, **self.options)
+
+
+@dataclass(kw_only=True)
+class PretrainRecipe:
+    """A small tower from scratch, for those who have none.
+
+    Args:
+        data: unaligned data; only the modality's own column is read.
+        modality: the column.
+        codec: the codec to fit or take.
+        backbone: `model_type` and further fields of that family's config; vocabulary and special ids are set from
+            the codec.
+        training: how to train.
+        context: tokens in one training stream; it holds as many rows as fit.
+        output: folder for the tower and its codec.
+        seed: of everything.
+    """
+
+    data: DataRecipe
+    modality: str
+    codec: CodecRecipe = field(default_factory=CodecRecipe)
+    backbone: dict[str, Any] = field(default_factory=lambda: {"model_type": "llama"})
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+    context: int = 256
+    output: str
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_pretraining(self.training)
+        _check_patience(self.training, self.data)
+
+
+@dataclass(kw_only=True)
+class PretrainHere:
+    """A tower to be made on the way, from its own side of the data alone.
+
+    Args:
+        data: unaligned data; null is the fusion's own.
+        codec, backbone, training, context: as of a `PretrainRecipe`.
+    """
+
+    data: DataRecipe | None = None
+    codec: CodecRecipe = field(default_factory=CodecRecipe)
+    backbone: dict[str, Any] = field(default_factory=lambda: {"model_type": "llama"})
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+    context: int = 256
+
+    def __post_init__(self) -> None:
+        _check_pretraining(self.training)
+
+
+@dataclass(kw_only=True)
+class TowerRecipe:
+    """One tower. A plain string is its source.
+
+    Args:
+        source: Hub id or folder. revision: on the Hub.
+        codec: the codec, if it is not beside the tower.
+        train: ``"frozen"``, ``"full"`` or ``"lora"``. lora: arguments of `peft.LoraConfig`.
+        input_projection: ``"residual"``, ``"paper"`` or ``"none"``.
+        layers: dotted name of the layer list, where it is not found.
+        trust_remote_code: let code from the Hub run.
+        architecture: class of the tower in transformers, where the checkpoint does not say.
+        prefix: what stands before the names of the tower's tensors in a checkpoint of a larger model, such as ``lm.``.
+        config_key: where in the checkpoint's ``config.json`` the tower's own config is.
+        config: fields of the tower's config to set otherwise than the checkpoint does.
+        quantization: ``quant_method`` and arguments of transformers' quantization config (frozen towers, LoRA).
+        pretrain: make the tower first, unless `source` is there already.
+    """
+
+    source: str
+    revision: str | None = None
+    codec: CodecRecipe | None = None
+    train: Training = "frozen"
+    lora: dict[str, Any] | None = None
+    input_projection: InputProjectionForm = "residual"
+    layers: str | None = None
+    trust_remote_code: bool = False
+    architecture: str = ""
+    prefix: str | None = None
+    config_key: str | None = None
+    config: dict[str, Any] | None = None
+    quantization: dict[str, Any] | None = None
+    pretrain: PretrainHere | None = None
+
+    def __post_init__(self) -> None:
+        check_lora(self.lora)
+
+    @classmethod
+    def from_string(cls, text: str) -> dict[str, Any]:
+        """``towers.text=PATH`` on the command line."""
+        return {"source": text}
+
+
+@dataclass(kw_only=True)
+class PseudoLabelsRecipe:
+    """Further training rows of which one side is known: a model that was fused on the pairs writes the other.
+
+    Args:
+        task: what is known and what is written, such as ``"speech->text"`` where there is sound without text. The rows
+            serve in all of the recipe's tasks.
+        source: where the rows are; null is the recipe's own data, as a whole, whatever `data.limit` and `data.fraction`
+            say. Only what the task gives is read.
+        revision, columns: as in data, of a source of its own. train: the split; null is ``"train"``, or the data's own.
+        limit: use only the first rows.
+        model: folder of the model that writes. If nothing is there, it is made first: by the same recipe, without
+            pseudo-labels. Experiments always make it, at a place of their own.
+        steps: optimizer steps of the model that writes, where it is made; null is as many as the recipe's. It has fewer
+            rows to learn from.
+        rounds: how often; from the second on, the model that writes has itself learned from pseudo-labels.
+        share: of training rows that are pseudo-labelled: whichever are too few for it are repeated. null: each once.
+        keep: share of the pseudo-labelled rows that are used, those of which the model that wrote them is surest.
+    """
+
+    task: str
+    source: str | None = None
+    revision: str | None = None
+    columns: dict[str, str] | None = None
+    train: str | None = None
+    limit: int | None = None
+    model: str = ""
+    steps: int | None = None
+    rounds: int = 1
+    share: float | None = 0.8
+    keep: float = 1.0
+
+    def __post_init__(self) -> None:
+        _at_least("pseudo_labels.rounds", self.rounds, 1)
+        for name in ("revision", "columns"):
+            if self.source is None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"pseudo_labels.{name}={getattr(self, name)!r} has no effect without pseudo_labels.source: the "
+                    "rows are the recipe's own data"
+                )
+        for name in ("limit", "steps"):
+            if (value := getattr(self, name)) is not None:
+                _at_least(f"pseudo_labels.{name}", value, 1)
+        if self.share is not None and not 0.0 < self.share < 1.0:
+            raise ValueError(f"pseudo_labels.share must be in (0, 1), got {self.share}")
+        if not 0.0 < self.keep <= 1.0:
+            raise ValueError(f"pseudo_labels.keep must be in (0, 1], got {self.keep}")
+
+
+@dataclass(kw_only=True)
+class FuseRecipe:
+    """The main job.
+
+    Args:
+        towers: by modality.
+        architecture: ``"zipper"``, or ``"single-decoder"``: the baseline. Then the first tower is the decoder,
+            trained in full (or by LoRA, if it says so), and the others lend their codecs only. If its source is a saved
+            single decoder, that one is trained further.
+        data: aligned data. tasks: template to weight, such as ``{"speech->text": 1}``.
+        scored: tasks that are scored on the validation split, and so choose the checkpoint that is kept; null is all.
+        pseudo_labels: further rows that lack a side, which a model writes first.
+        zips: who reads whom, and how; default all pairs.
+        loss_weights: per modality.
+        training: how to train.
+        generation: per modality, arguments of `transformers.GenerationConfig` for evaluation, kept with the model.
+        judge: folder of a recogniser or picture classifier, to score what is generated, or folder or Hub id of a public
+            speech recogniser; null fits one on the data set's split ``judge``, else on the training split, once.
+        output: folder for the model.
+        overwrite: replace what is at `output`.
+        seed: of everything.
+    """
+
+    towers: dict[str, TowerRecipe]
+    architecture: Literal["zipper", "single-decoder"] = "zipper"
+    data: DataRecipe
+    tasks: dict[str, float]
+    scored: list[str] | None = None
+    pseudo_labels: PseudoLabelsRecipe | None = None
+    zips: list[ZipSpec] = field(default_factory=lambda: [ZipSpec()])
+    loss_weights: dict[str, float] = field(default_factory=dict)
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+    generation: dict[str, dict[str, Any]] = field(default_factory=dict)
+    judge: str | None = None
+    output: str
+    overwrite: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_patience(self.training, self.data)
+        for tower in self.towers.values():
+            if (here := tower.pretrain) is not None:
+                _check_patience(here.training, here.data or self.data)

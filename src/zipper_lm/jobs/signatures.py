@@ -1,0 +1,112 @@
+"""The three ways in which training a zipped model is known to fail, said in plain words, with what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from zipper_lm.data.collation import Batch
+from zipper_lm.generation.generate import Writer
+
+DRIFT = 1.10
+"""A trained tower's unimodal perplexity may rise by this factor before it is called drift."""
+EFFECT = 0.02
+"""A zip whose updates are smaller than this share of the hidden state they are added to does nothing yet."""
+FLAT = 0.98
+"""Attention entropy, as a share of the largest possible, above which attention looks at everything alike."""
+GAP = 1.0
+"""Held-out loss may exceed training loss by this many nats per token before data is called too little."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """One failure that was seen: its name, and a sentence for the user."""
+
+    name: str
+    message: str
+
+
+def drift(before: Mapping[str, float], after: Mapping[str, float]) -> list[Signature]:
+    """Trained towers that lost part of what they knew: perplexity on unimodal data before and after, by tower."""
+    return [
+        Signature(
+            "unimodal drift",
+            f"tower {name!r} forgets: perplexity on its own modality rose from {before[name]:.2f} to "
+            f"{after[name]:.2f}. Freeze it (towers.{name}.train=frozen), lower training.tower_learning_rate, or use "
+            "lora.",
+        )
+        for name in after
+        if after[name] > DRIFT * before[name]
+    ]
+
+
+def not_started(effect: Mapping[str, float], entropy: Mapping[str, float]) -> list[Signature]:
+    """Directed zips that do nothing: they add next to nothing in every layer, or look at everything alike.
+
+    Args:
+        effect: mean size of the updates as a share of the hidden state, by ``reader<-source.k``.
+        entropy: mean attention entropy as a share of the largest possible, by ``reader<-source.k``.
+    """
+    found = []
+    for pair in dict.fromkeys(key.split(".")[0] for key in effect):
+        keys = [k for k in effect if k.split(".")[0] == pair]
+        largest = max(effect[k] for k in keys)
+        flat = [entropy[k] for k in keys if k in entropy]
+        if largest < EFFECT:
+            reason = f"it adds at most {100 * largest:.1f} % to the reader's hidden state (gates or outputs near zero)"
+        elif flat and min(flat) > FLAT:
+            reason = f"its attention is flat (entropy {min(flat):.2f} of the largest possible in every layer)"
+        else:
+            continue
+        found.append(
+            Signature(
+                "fusion not started",
+                f"zip {pair} does little: {reason}. Raise training.learning_rate or training.steps, and keep the "
+                "defaults gate_start: 1.0 and positions: sinusoid.",
+            )
+        )
+    return found
+
+
+def too_little_data(train: Mapping[str, float], held_out: Mapping[str, float]) -> list[Signature]:
+    """Modalities whose held-out loss (nats per token) lies far above the training loss."""
+    return [
+        Signature(
+            "too little aligned data",
+            f"{name}: loss {held_out[name]:.2f} on held-out documents against {train[name]:.2f} in training. Add "
+            "aligned pairs, raise training.corrupt (0.2), or train fewer steps (training.patience).",
+        )
+        for name in held_out
+        if name in train and held_out[name] - train[name] > GAP
+    ]
+
+
+def overfitted(name: str, train: float, held_out: float) -> list[Signature]:
+    """A tower that was pre-trained until it knew its rows by heart: losses in nats per token, at the step it is of."""
+    if held_out - train <= GAP:
+        return []
+    return [
+        Signature(
+            "overfitted tower",
+            f"{name}: loss {held_out:.2f} on held-out rows against {train:.2f} in training. Set "
+            "training.evaluate_every, so that the best checkpoint is kept; take fewer training.steps, a smaller "
+            "backbone, or more unaligned data.",
+        )
+    ]
+
+
+@torch.no_grad()
+def losses_on(model: Writer, batches: Sequence[Batch]) -> dict[str, float]:
+    """Mean loss per modality over batches, without training."""
+    was_training = model.training
+    model.eval()
+    sums: dict[str, list[float]] = {}
+    for batch in batches:
+        for name, loss in (model(batch).losses or {}).items():
+            if name in model.names:
+                sums.setdefault(name, []).append(float(loss))
+    model.train(was_training)
+    return {name: math.fsum(values) / len(values) for name, values in sums.items()}

@@ -1,0 +1,362 @@
+"""The baseline: one decoder whose vocabulary is expanded by the other modalities' ids, and one stream of tokens.
+
+It is the paper's single decoder (arXiv 2405.18669, section 3): the same backbone as Zipper's tower of the base
+modality, with embeddings and head enlarged, trained on the same documents with the same losses. It has Zipper's face
+(`names`, `specials`, `processor`, `forward(batch)`, `generate(documents, schedule)`), so the same trainer, scores and
+commands serve both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from zipper_lm.data.collation import IGNORED, Batch, Specials, collate
+from zipper_lm.data.document import Document, Segment
+from zipper_lm.fusion.backbones import (
+    add_adapters,
+    came_from,
+    dtype_in_training,
+    dtype_name,
+    from_config,
+    load_backbone,
+    without_aliases,
+)
+from zipper_lm.fusion.config import TowerSpec, backbone_config, config_hash, plain
+from zipper_lm.models import sharing
+from zipper_lm.models.baseline import writing
+from zipper_lm.models.baseline.vocabulary import Modality, join
+from zipper_lm.models.card import refresh_card
+from zipper_lm.models.checkpoint import copy_tensors, write_checkpoint
+from zipper_lm.models.zipper import ZipperOutput, loss_at
+from zipper_lm.utils.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, local_folder
+
+if TYPE_CHECKING:
+    from zipper_lm.codecs.codec import Codec
+    from zipper_lm.data.processor import ZipperProcessor
+
+
+_MODEL_TYPE = "zipper_single_decoder"
+
+
+class SingleDecoderConfig(PreTrainedConfig):
+    """Config of a `SingleDecoder`.
+
+    Args:
+        modalities: fields of a `Modality` each; the first is the base, the backbone's own.
+        decoder: fields of a `TowerSpec`: where the backbone came from, its config once expanded, how it is trained.
+        loss_weights: weight of each modality's loss; missing ones count 1.
+    """
+
+    model_type = _MODEL_TYPE
+
+    def __init__(
+        self,
+        modalities: Sequence[Mapping[str, Any]] = (),
+        decoder: Mapping[str, Any] | None = None,
+        loss_weights: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.modalities = [dict(m) for m in modalities]
+        self.decoder = dict(decoder or {})
+        self.loss_weights = dict(loss_weights or {})
+        super().__init__(**kwargs)
+
+    @property
+    def vocabulary(self) -> list[Modality]:
+        """The modalities, typed."""
+        return [Modality(**fields) for fields in self.modalities]
+
+    @property
+    def spec(self) -> TowerSpec:
+        """The decoder, typed."""
+        return TowerSpec(**self.decoder)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides what the weights mean."""
+        return config_hash({"modalities": self.modalities, "backbone": self.spec.config_hash, "lora": self.spec.lora})
+
+
+class SingleDecoder(PreTrainedModel):
+    """One decoder for all modalities.
+
+    Args:
+        config: vocabulary and decoder.
+        backbone: the decoder, already expanded; `None` builds it from the config with random weights.
+    """
+
+    config_class = SingleDecoderConfig
+    config: SingleDecoderConfig
+    base_model_prefix = ""
+    main_input_name = "batch"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: SingleDecoderConfig, backbone: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        spec = config.spec
+        if backbone is None:
+            backbone = from_config(backbone_config("the single decoder", spec.backbone), spec)
+        self.backbone = backbone
+        self.modalities = config.vocabulary
+        if spec.train == "lora":
+            add_adapters(backbone, spec.lora)
+            for part in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
+                part.requires_grad_(True)  # new ids have to be learned
+        else:
+            backbone.requires_grad_(True)
+        self.processor: ZipperProcessor | None = None
+        self.all_tied_weights_keys: dict[str, str] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The modalities."""
+        return [m.name for m in self.modalities]
+
+    @property
+    def specials(self) -> dict[str, Specials]:
+        """Each modality's special ids, counted within it."""
+        return {m.name: m.specials for m in self.modalities}
+
+    def modality(self, name: str) -> Modality:
+        """One modality. Raises `ValueError` for an unknown name."""
+        for modality in self.modalities:
+            if modality.name == name:
+                return modality
+        raise ValueError(f"unknown modality {name!r}; this model has {self.names}")
+
+    def check_ids(self, name: str, low: int, high: int) -> None:
+        """Raise `ValueError` if ids from `low` to `high` are not all ids of a modality."""
+        size = self.modality(name).size
+        if low < 0 or high >= size:
+            raise ValueError(f"{name}: token id {low if low < 0 else high} out of range, it has ids 0 to {size - 1}")
+
+    def forward(self, batch: Batch) -> ZipperOutput:
+        """Run whole documents and score their targets.
+
+        Args:
+            batch: from `collate` or the processor, one stream per modality; joined here.
+
+        Returns:
+            As `ZipperModel.forward`, with the losses over the whole vocabulary; logits under ``"decoder"``, ``[batch,
+            time, vocab]`` of the joined stream.
+
+        Raises:
+            ValueError: for an unknown modality, or an id outside its modality.
+        """
+        for name, stream in batch.items():
+            self.check_ids(name, int(stream["input_ids"].min()), int(stream["input_ids"].max()))
+        joined = join(batch, self.modalities)
+        device = self.backbone.device
+        output = self.backbone(
+            input_ids=joined.input_ids.to(device), attention_mask=joined.attention_mask.to(device), use_cache=False
+        )
+        labels, owners = (x[:, 1:].to(device) for x in (joined.labels, joined.owners))
+        losses: dict[str, Tensor] = {}
+        for index, modality in enumerate(self.modalities):
+            here = (owners == index) & (labels != IGNORED)
+            if here.any():
+                losses[modality.name] = loss_at(here, output.logits, labels)
+        total = [self.config.loss_weights.get(n, 1.0) * loss for n, loss in losses.items()]
+        return ZipperOutput(
+            loss=torch.stack(total).sum() if total else None, losses=losses, logits={"decoder": output.logits}
+        )
+
+    @torch.no_grad()
+    def unimodal_loss(self, name: str, rows: Sequence[Sequence[int]]) -> tuple[float, int]:
+        """Summed next-token loss in nats over rows of one modality alone, and how many tokens that is."""
+        document = [Document([Segment(name, ids=list(row), target=True)]) for row in rows]
+        batch = collate(document, self.specials)
+        count = int((batch[name]["labels"] != IGNORED).sum())
+        losses = self(batch).losses
+        return float(losses[name]) * count, count
+
+    # --- what the trainer asks -----------------------------------------------------------------------------------
+
+    def pretrained_parameters(self) -> list[nn.Parameter]:
+        """None has a rate of its own: all of it is the model."""
+        return []
+
+    def trained_vocabularies(self) -> dict[str, int]:
+        """Number of ids of every modality: all are trained."""
+        return {m.name: m.size for m in self.modalities}
+
+    def gates(self) -> dict[str, float]:
+        """There are none."""
+        return {}
+
+    def kept(self) -> str:
+        """In words, how it is trained."""
+        return f"single decoder {self.config.spec.train}"
+
+    def step_flops(self, batch: Batch) -> int:
+        """About 6 per parameter and token (Kaplan et al. 2020, section 2.1)."""
+        tokens = sum(stream["input_ids"].numel() for stream in batch.values())
+        return 6 * tokens * self.backbone.num_parameters(exclude_embeddings=True)
+
+    # --- making, saving, writing ---------------------------------------------------------------------------------
+
+    def with_adapters(self, lora: Mapping[str, Any] | None = None) -> SingleDecoder:
+        """This model, of which only adapters, embeddings and head are trained from now on.
+
+        Args:
+            lora: arguments of `peft.LoraConfig`.
+
+        Raises:
+            ValueError: if it has adapters already.
+        """
+        if self.config.spec.train == "lora":
+            raise ValueError("this single decoder has adapters already")
+        decoder = asdict(replace(self.config.spec, train="lora", lora=dict(lora) if lora is not None else None))
+        config = SingleDecoderConfig(self.config.modalities, decoder, self.config.loss_weights)
+        model = SingleDecoder(config, self.backbone)
+        model.processor = self.processor
+        return model.eval()
+
+    def generate(self, documents: Sequence[Document], schedule: Any, **kwargs: Any) -> list[Document]:
+        """Write the next segments; see `zipper_lm.models.baseline.writing.generate`."""
+        return writing.generate(self, documents, schedule, **kwargs)
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint stores: everything, a tied tensor once."""
+        return without_aliases(self.state_dict())
+
+    def load_own(self, file: Path) -> None:
+        """Copy a checkpoint's tensors into the model, after checking that they are exactly the ones it needs."""
+        copy_tensors(self.own_tensors(), self.config.fingerprint, file)
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, *, overwrite: bool = False, card: bool = True
+    ) -> None:
+        """Write config, weights, codecs and model card, whole or not at all.
+
+        Args:
+            save_directory, overwrite, card: see `zipper_lm.models.checkpoint.save`.
+
+        Raises:
+            ValueError: if a checkpoint is there already, or the folder cannot be written.
+        """
+
+        def fill(folder: Path) -> None:
+            self.config.architectures = [type(self).__name__]
+            self.config.save_pretrained(folder)
+            if self.processor is not None:
+                self.processor.save_pretrained(folder)
+            if card:
+                refresh_card(folder, self, kept=Path(save_directory))
+
+        write_checkpoint(Path(save_directory), self.own_tensors(), self.config.fingerprint, fill, overwrite)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Upload a checkpoint; see `zipper_lm.models.sharing.push`."""
+        return sharing.push(self, repo_id, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *_: Any, **kwargs: Any) -> SingleDecoder:  # type: ignore[override]
+        """Load what `save_pretrained` wrote.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id.
+            kwargs: `dtype` of the backbone, where it shall be another than it was saved in; `revision`, `cache_dir`,
+                `token`, `local_files_only`.
+
+        Raises:
+            ValueError: if there is nothing, or tensors are missing, unknown or of the wrong shape.
+        """
+        from zipper_lm.data.processor import ZipperProcessor
+
+        hub = {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
+        folder = local_folder(pretrained_model_name_or_path, kwargs.get("revision"), **hub)
+        if not (folder / CONFIG_FILE).is_file():
+            raise ValueError(f"{pretrained_model_name_or_path}: no {CONFIG_FILE} there")
+        config = SingleDecoderConfig.from_pretrained(folder)
+        dtype = None if (asked := kwargs.get("dtype")) == "auto" else asked
+        backbone = from_config(backbone_config("the single decoder", config.spec.backbone), config.spec, dtype)
+        config.decoder["backbone"] = {**(config.spec.backbone or {}), "dtype": dtype_name(backbone.dtype)}
+        model = cls(config, backbone)
+        model.load_own(folder / WEIGHTS_FILE)
+        if (folder / "processor_config.json").is_file():
+            model.processor = ZipperProcessor.from_pretrained(folder, **hub)
+        return model.eval()
+
+
+def is_single_decoder(source: str | Path) -> bool:
+    """Whether a folder holds a checkpoint of a `SingleDecoder`."""
+    file = Path(source) / CONFIG_FILE
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == _MODEL_TYPE
+
+
+def expand(
+    base: str,
+    source: str | Path | PreTrainedModel | TowerSpec,
+    codecs: Mapping[str, Codec],
+    *,
+    train: str = "full",
+    lora: Mapping[str, Any] | None = None,
+    loss_weights: Mapping[str, float] | None = None,
+    **hub: Any,
+) -> SingleDecoder:
+    """A pre-trained decoder with the ids of further modalities.
+
+    Embeddings and head of new ids are drawn around the mean of the old ones, as transformers does it.
+
+    Args:
+        base: the modality that the backbone already has.
+        source: the backbone: Hub id, path, loaded model or `TowerSpec`. It is loaded in float32: a small update is
+            lost in half precision, and new ids are trained under LoRA, too. `TowerSpec.config` may say otherwise.
+        codecs: of every modality, the base's too. Its order, the base first, is the order of the ids.
+        train: ``"full"`` or ``"lora"`` (adapters, embeddings and head). lora: arguments of `peft.LoraConfig`.
+        loss_weights: by modality.
+        hub: `cache_dir`, `token`, `local_files_only` for the Hub.
+
+    Raises:
+        ValueError: without a codec for `base` or without a second modality, if the base's codec does not fit, or for a
+            backbone with code of its own.
+    """
+    if base not in codecs or len(codecs) < 2:
+        raise ValueError(f"a single decoder needs codecs for {base!r} and one more modality, got {list(codecs)}")
+    if train not in ("full", "lora"):
+        raise ValueError(f"a single decoder is trained 'full' or by 'lora', got {train!r}: new ids must be learned")
+    if isinstance(source, TowerSpec) and source.trust_remote_code:
+        raise ValueError(f"{source.source}: a single decoder with code of its own cannot be rebuilt from its config")
+    if isinstance(source, PreTrainedModel):
+        spec, backbone = TowerSpec(source=source.name_or_path or ""), source
+    else:
+        spec = source if isinstance(source, TowerSpec) else TowerSpec(source=str(source))
+        backbone = load_backbone(spec, dtype=dtype_in_training(spec), **hub)
+    embedding: Any = backbone.get_input_embeddings()
+    offset = int(embedding.weight.shape[0])
+    if codecs[base].vocab_size > offset:
+        raise ValueError(
+            f"{base}: the codec has {codecs[base].vocab_size} ids, the backbone's vocabulary only {offset}"
+        )
+    first = codecs[base]
+    modalities = [Modality(base, 0, first.vocab_size, first.bos_id, first.eos_id, first.pad_id)]
+    for name, codec in codecs.items():
+        if name != base:
+            modalities.append(Modality(name, offset, codec.vocab_size, codec.bos_id, codec.eos_id, codec.pad_id))
+            offset += codec.vocab_size
+    spec = came_from(spec, backbone, **hub)
+    backbone.resize_token_embeddings(offset)
+    spec = replace(
+        spec,
+        architecture=type(backbone).__name__,
+        backbone=plain({**backbone.config.to_dict(), "dtype": dtype_name(backbone.dtype)}),
+        train=train,  # type: ignore[arg-type]
+        lora=dict(lora) if lora is not None else None,
+    )
+    config = SingleDecoderConfig([asdict(m) for m in modalities], asdict(spec), loss_weights)
+    model = SingleDecoder(config, backbone)
+    from zipper_lm.data.processor import ZipperProcessor
+
+    model.processor = ZipperProcessor(codecs, model.specials)
+    return model.eval()

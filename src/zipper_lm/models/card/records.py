@@ -1,0 +1,92 @@
+"""What the files beside a model say of it, and what it is made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zipper_lm.data.tasks import Task, parse_task
+from zipper_lm.fusion.config import TowerSpec, ZipperConfig
+from zipper_lm.models.results import RESULTS_FILE, read_results, weights_digest
+from zipper_lm.utils.hub import is_hub_id, public
+
+if TYPE_CHECKING:
+    from zipper_lm.generation.generate import Writer
+
+PICTURE_FILE = "architecture.png"
+RUN_FILE = "run.json"
+GENERATION_FILE = "generation.json"
+
+
+class Records:
+    """What the files beside a model say of it, without the places of this machine.
+
+    Args:
+        folder: with config and weights. kept: with the records; those of other weights are left out.
+        config: class of the config.
+    """
+
+    def __init__(self, folder: Path, kept: Path, config: Any) -> None:
+        self.folder = folder
+        self.specs: dict[str, TowerSpec] = specs_of(config.from_pretrained(folder))
+        """As saved: where the weights are now."""
+        run = read_mapping(kept / RUN_FILE)
+        weights = weights_digest(folder) if run or (kept / RESULTS_FILE).is_file() else None
+        self.run = public(run) if run.get("weights") == weights else {}
+        self.results: list[dict[str, Any]] = []
+        with suppress(ValueError):  # as in `read_mapping`
+            self.results = [public(entry) for entry in read_results(kept) if entry.get("weights") == weights]
+        self.generation = read_mapping(kept / GENERATION_FILE)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """As it was trained; empty if that is unknown."""
+        return self.run.get("recipe", {})
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Those that were trained and are given something, the weightiest first."""
+        weights = self.recipe.get("tasks", {})
+        found = [parse_task(t) for t in sorted(weights, key=lambda t: -weights[t]) if weights[t] > 0]
+        return [task for task in found if task.given]
+
+
+def read_mapping(file: Path) -> dict[str, Any]:
+    """Nothing from what cannot be read: a file of another origin is no reason not to save a model."""
+    with suppress(OSError, ValueError):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def specs_of(config: Any) -> dict[str, TowerSpec]:
+    """The pre-trained decoders: towers by name, or the single decoder under the modality it had."""
+    return config.tower_specs if isinstance(config, ZipperConfig) else {config.vocabulary[0].name: config.spec}
+
+
+def backbone_of(model: Any, name: str) -> Any:
+    """The decoder itself, of a tower or of the single decoder."""
+    return model.tower(name).backbone if isinstance(model.config, ZipperConfig) else model.backbone
+
+
+def zips_of(model: Writer) -> Mapping[tuple[str, str], Sequence[tuple[int, int]]]:
+    """By (reader, source), the pairs (reader's layer, source's layer); none in a single decoder."""
+    return getattr(model, "layer_pairs", {})
+
+
+def is_bundled(name: str, spec: TowerSpec) -> bool:
+    """Whether a frozen tower's weights lie in the checkpoint too."""
+    return spec.source == f"towers/{name}"
+
+
+def on_hub(spec: TowerSpec) -> bool:
+    """What was read from the Hub has its commit recorded; a relative path that is gone only looks like an id."""
+    return spec.revision is not None and is_hub_id(spec.source)
+
+
+def elsewhere(records: Records) -> dict[str, TowerSpec]:
+    """Towers whose weights are not in the folder."""
+    return {n: s for n, s in records.specs.items() if s.train != "full" and s.source and not is_bundled(n, s)}

@@ -1,0 +1,378 @@
+"""Checkpoints: split, save, load. What is new and what was there are told apart by module ownership.
+
+A checkpoint is a folder: `config.json`, one `model.safetensors` with the new weights (zips, projections, handover,
+adapters, and every tower that was trained), and the codecs. Frozen backbones are named by id, revision, config hash and
+weights hash, and never stored, unless asked for. A model card says in words what it is. No pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from zipper_lm.codecs.codec import Codec
+from zipper_lm.fusion.backbones import (
+    base_tensors,
+    build_backbone,
+    check_same_backbone,
+    dtype_name,
+    load_backbone,
+    recorded_dtype,
+    tensors_hash,
+    without_aliases,
+)
+from zipper_lm.fusion.config import TowerSpec, ZipperConfig
+from zipper_lm.fusion.tower import Tower
+from zipper_lm.models import sharing
+from zipper_lm.models.card import refresh_card
+from zipper_lm.utils.files import check_apart
+from zipper_lm.utils.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, commit_of, local_folder, place_of
+
+if TYPE_CHECKING:
+    from zipper_lm.models.zipper import ZipperModel
+
+M = TypeVar("M", bound="ZipperModel")
+logger = logging.getLogger(__name__)
+AUTO_ARGUMENTS = ("config", "adapter_kwargs", "_from_auto", "_commit_hash")
+
+
+def split(model: ZipperModel) -> dict[str, Tensor]:
+    """The tensors that are the model's own: everything outside the towers, adapters, and whole trained towers."""
+    own: dict[str, Tensor] = {}
+    for child_name, child in model.named_children():
+        if child is not model.towers:
+            own |= {f"{child_name}.{k}": v for k, v in child.state_dict().items()}
+    own |= dict(model.named_parameters(recurse=False))
+    for name, spec in model.config.tower_specs.items():
+        tower = model.tower(name)
+        state = tower.backbone.state_dict()
+        # Of adapters first, as aliases of one may go by another name there than among the parameters.
+        kept = state if spec.train == "full" else {k: v for k, v in state.items() if k in tower.adapter_names}
+        kept = without_aliases(kept)
+        own |= {f"towers.{name}.backbone.{k}": v for k, v in kept.items()}
+    return own
+
+
+def save(
+    model: ZipperModel,
+    save_directory: str | Path,
+    *,
+    overwrite: bool = False,
+    bundle_towers: bool | Collection[str] = False,
+    card: bool = True,
+    push_to_hub: bool = False,
+    **kwargs: Any,
+) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        model: the model; its processor is written beside it if there is one.
+        save_directory: a folder; made if missing. Other files in it are left alone.
+        overwrite: replace a checkpoint that is there.
+        bundle_towers: also store the frozen backbones, all or those named, under ``towers/``; always done for towers
+            that have no source of their own, as they are now.
+        card: write a model card and its picture too. A card that somebody edited is left alone.
+        push_to_hub: upload the checkpoint afterwards (`repo_id` and other arguments of `sharing.push` in kwargs).
+
+    Raises:
+        ValueError: if a checkpoint is there already, or a file of a name that it needs, or what a tower is loaded from;
+            if the folder cannot be written, a tower that has a source is to be stored but differs from it, or an
+            argument is unknown.
+    """
+    specs = model.config.tower_specs
+    known = {*inspect.signature(PreTrainedModel.save_pretrained).parameters, "safe_serialization"}
+    if not push_to_hub and (unknown := sorted(set(kwargs) - known)):
+        raise ValueError(f"save_pretrained: unknown arguments {unknown}")
+    _check_apart(model, Path(save_directory))
+    bundled = _bundled(model, bundle_towers)
+    config = _as_saved(model, bundled)
+
+    def fill(folder: Path) -> None:
+        for name in bundled:
+            # With a prefix transformers would write the names back as they were in the larger model.
+            alike, tower = specs[name].prefix is None, model.tower(name)
+            tower.backbone.save_pretrained(
+                folder / _bundle(name), state_dict=base_tensors(tower), save_original_format=alike
+            )
+        config.save_pretrained(folder)
+        if model.processor is not None:
+            model.processor.save_pretrained(folder)
+        if card:
+            refresh_card(folder, model, kept=Path(save_directory))
+
+    folder = Path(save_directory)
+    write_checkpoint(folder, split(model), config.fingerprint, fill, overwrite)
+    if push_to_hub:
+        sharing.push(model, kwargs.pop("repo_id", folder.resolve().name), **{"kept": folder, **kwargs})
+
+
+def _check_apart(model: ZipperModel, folder: Path) -> None:
+    """Raise `ValueError` if a checkpoint in a folder would replace a tower: where its record says it is, or where it
+    was read, which is another place if it was given as a model, or instead of the checkpoint's own copy."""
+    for name, spec in model.config.tower_specs.items():
+        if not _is_nowhere_else(name, spec):
+            check_apart(folder, {f"tower {name!r}": spec.source})
+        loaded_from = model.tower(name).backbone.name_or_path
+        if loaded_from and Path(loaded_from).resolve() == folder.resolve():
+            check_apart(folder, {f"tower {name!r}": loaded_from})
+
+
+def _bundled(model: ZipperModel, chosen: bool | Collection[str] = False) -> list[str]:
+    """The frozen towers that a checkpoint stores: those chosen, and those that are nowhere else."""
+    specs = model.config.tower_specs
+    if isinstance(chosen, bool):
+        chosen = specs if chosen else ()
+    return [n for n, s in specs.items() if s.train != "full" and (n in chosen or _is_nowhere_else(n, s))]
+
+
+def _as_saved(model: ZipperModel, bundled: Collection[str]) -> ZipperConfig:
+    """The config of a checkpoint that stores the towers `bundled`.
+
+    Raises:
+        ValueError: if one of them cannot be stored, or is no longer what its source has.
+    """
+    config = ZipperConfig.from_dict(model.config.to_dict())
+    config.architectures = [type(model).__name__]
+    for name in bundled:
+        config.towers[name] = asdict(_alone(name, model.config.tower_specs[name], model.tower(name)))
+    return config
+
+
+def _alone(name: str, spec: TowerSpec, tower: Tower) -> TowerSpec:
+    """The spec of a tower that is stored with the checkpoint, as it is now.
+
+    One that is nowhere else may have changed since it was fused, as by ``model.to(torch.bfloat16)``: this is the only
+    copy, so the record follows it. One that has a source is that source's copy, or none at all.
+    """
+    if spec.quantization is not None:
+        raise ValueError(f"tower {name!r} is quantized: its backbone cannot be bundled; give it a source")
+    alone = replace(spec, source=_bundle(name), revision=None, prefix=None, config_key=None, config=None)
+    tensors, now, recorded = base_tensors(tower), tower.backbone.dtype, recorded_dtype(spec)
+    if spec.weights_hash in (None, tensors_hash(tensors, None if now == recorded else recorded)):
+        return alone
+    if not _is_nowhere_else(name, spec):
+        raise ValueError(
+            f"tower {name!r}: its weights ({dtype_name(now)}) are not those of {spec.source!r} that the zips were made "
+            f"with ({dtype_name(recorded)}), so they are not bundled; load the model anew, without dtype="
+        )
+    return replace(
+        alone, weights_hash=tensors_hash(tensors), backbone={**(spec.backbone or {}), "dtype": dtype_name(now)}
+    )
+
+
+def write_checkpoint(
+    folder: Path, tensors: Mapping[str, Tensor], fingerprint: str, fill: Callable[[Path], None], overwrite: bool
+) -> None:
+    """Put a checkpoint into a folder, whole or not at all. Other files there are left alone; one that is in the way is
+    replaced only with `overwrite`.
+
+    Args:
+        folder: made if missing. tensors: the weights. fingerprint: of the config they belong to, kept beside them.
+        fill: writes `config.json` and whatever else belongs to it into a folder. overwrite: replace what is there.
+
+    Raises:
+        ValueError: if a checkpoint or another file that it needs is there already, or the folder cannot be written.
+    """
+    if (folder / CONFIG_FILE).exists() and not overwrite:
+        raise ValueError(f"{folder} already holds a checkpoint; pass overwrite=True to replace it")
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error}") from error
+    try:
+        new = staging / "new"
+        new.mkdir()
+        # One entry only: safetensors writes several in no fixed order, and the same model shall give the same bytes.
+        stored = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        save_file(stored, new / WEIGHTS_FILE, metadata={"config": fingerprint})
+        fill(new)
+        if not overwrite:
+            _check_free(new, folder)
+        _move_in(new, folder, staging / "old")
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        with suppress(OSError):  # folders that were there before, or hold something, stay
+            for path in made:
+                path.rmdir()
+        raise
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _bundle(name: str) -> str:
+    """Where a checkpoint keeps a frozen tower of its own; also that tower's source in the config."""
+    return f"towers/{name}"
+
+
+def _is_nowhere_else(name: str, spec: TowerSpec) -> bool:
+    return spec.source in ("", _bundle(name))
+
+
+def _check_free(new: Path, folder: Path) -> None:
+    names = sorted(str(file.relative_to(new)) for file in new.rglob("*") if file.is_file())
+    if there := [name for name in names if (folder / name).exists()]:
+        raise ValueError(f"{folder} already holds {there}; pass overwrite=True to replace them")
+
+
+def _move_in(new: Path, folder: Path, old: Path) -> None:
+    """Rename files into place, config last; if one cannot be, put all back as they were."""
+    files = sorted((p for p in new.rglob("*") if p.is_file()), key=lambda p: p == new / CONFIG_FILE)
+    names = [file.relative_to(new) for file in files]
+    for file in files:
+        with file.open("rb") as written:
+            os.fsync(written.fileno())  # some file systems tell only now that the disk is full
+    done: list[Path] = []
+    try:
+        for name in names:
+            done.append(name)
+            for path in (folder / name, old / name):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            if (folder / name).exists():
+                os.replace(folder / name, old / name)
+            os.replace(new / name, folder / name)
+    except BaseException:
+        for name in done:
+            if (old / name).exists():
+                os.rename(old / name, folder / name)
+            elif not (new / name).exists():
+                (folder / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                for parent in name.parents:
+                    (folder / parent).rmdir()
+        raise
+
+
+def load(
+    cls: type[M],
+    source: str | Path,
+    *_: Any,
+    towers: Mapping[str, str | Path | PreTrainedModel] | None = None,
+    codecs: Mapping[str, Codec] | None = None,
+    revision: str | None = None,
+    dtype: Any = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> M:
+    """Load a checkpoint and the backbones it names.
+
+    Args:
+        source: folder or Hub id.
+        towers: where to take a backbone from instead of the recorded place; it must be the same backbone.
+        codecs: by tower, to take in place of the stored ones, such as those of a class that only you have.
+        revision: of the checkpoint itself.
+        dtype: of the backbones.
+        trust_remote_code: let a checkpoint of the Hub run the code of towers that have code of their own. One in a
+            folder may do so unasked: whoever fused it allowed it then.
+        kwargs: `cache_dir`, `token`, `local_files_only`.
+
+    Raises:
+        ValueError: if a backbone cannot be had at the recorded revision, or differs in config or weights from the one
+            the zips were trained on, if one with code of its own is not trusted, or tensors are missing, unknown or of
+            the wrong shape.
+    """
+    hub = {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
+    if ignored := sorted(set(kwargs) - set(hub) - set(AUTO_ARGUMENTS)):
+        logger.warning("ZipperModel.from_pretrained: %s have no effect", ignored)
+    folder = local_folder(source, revision, **hub)
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(f"{source}: no {CONFIG_FILE} there")
+    config = ZipperConfig.from_pretrained(folder)
+    if unknown := sorted(set(towers or {}) - set(config.towers)):
+        raise ValueError(f"towers= names {unknown}, but the checkpoint has {list(config.towers)}")
+    backbones: dict[str, PreTrainedModel] = {}
+    for name, spec in config.tower_specs.items():
+        given = (towers or {}).get(name)
+        if spec.trust_remote_code and not (trust_remote_code or Path(source).is_dir()):
+            raise ValueError(
+                f"tower {name!r} of {source} runs code of its own, from {spec.source!r}: read it, then pass "
+                "trust_remote_code=True, or load a local copy of the model"
+            )
+        if spec.train == "full" and given is None:
+            own = None if dtype == "auto" else dtype
+            backbones[name] = _fetched(name, spec, partial(build_backbone, config, name, own, **hub))
+            continue
+        if spec.train == "full" and isinstance(given, PreTrainedModel):
+            raise ValueError(f"towers= gives a model for {name!r}, which was trained: its weights would be overwritten")
+        if given is None and spec.source == _bundle(name):
+            given = folder / spec.source
+        if isinstance(given, PreTrainedModel):
+            backbones[name] = given
+        else:
+            at = spec if given is None else replace(spec, source=str(given), revision=None)
+            backbones[name] = _fetched(name, spec, partial(load_backbone, at, dtype=recorded_dtype(spec), **hub))
+        check_same_backbone(name, spec, backbones[name])
+        if isinstance(given, str | Path) and spec.source != _bundle(name):  # a later save names the new place
+            place = place_of(given)
+            config.towers[name] |= {"source": place, "revision": commit_of(place, None, hub.get("cache_dir"))}
+        if dtype not in (None, "auto", backbones[name].dtype) and not isinstance(given, PreTrainedModel):
+            backbones[name] = load_backbone(at, dtype=dtype, **hub)  # `.to(dtype)` would round its float32 buffers too
+    model = cls(config, backbones)
+    copy_tensors(split(model), config.fingerprint, folder / WEIGHTS_FILE)
+    if (folder / "processor_config.json").is_file():
+        from zipper_lm.data.processor import ZipperProcessor
+
+        model.processor = ZipperProcessor.from_pretrained(folder, codecs=codecs, **hub)
+    return model.eval()
+
+
+def _fetched(name: str, spec: TowerSpec, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """A tower's backbone, or an error that names the tower and says how to go on."""
+    try:
+        return load()
+    except ValueError as error:
+        raise ValueError(
+            f"tower {name!r}: {error}; if the same backbone is elsewhere, pass towers={{{name!r}: PATH}}"
+        ) from error
+
+
+def load_own(model: ZipperModel, file: Path) -> None:
+    """Copy the tensors of a checkpoint that this model wrote back into it; see `copy_tensors`."""
+    copy_tensors(split(model), _as_saved(model, _bundled(model)).fingerprint, file)
+
+
+def copy_tensors(own: Mapping[str, Tensor], fingerprint: str, file: Path) -> None:
+    """Copy a checkpoint's tensors into a model's own, after checking that they are exactly the ones it needs.
+
+    Args:
+        own: by name, the tensors to write to. fingerprint: of the model's config. file: the checkpoint's.
+
+    Raises:
+        ValueError: if a tensor is missing, unknown or of the wrong shape, the config was changed, or the file damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as stored:
+            if (stored.metadata() or {}).get("config") not in (None, fingerprint):
+                raise ValueError(f"{file}: {CONFIG_FILE} was changed since these weights were saved")
+            names = set(stored.keys())
+            missing, extra = sorted(set(own) - names), sorted(names - set(own))
+            if missing or extra:
+                raise ValueError(
+                    f"{file}: missing tensors {missing[:5]} ({len(missing)}), unknown {extra[:5]} ({len(extra)})"
+                )
+            for name in sorted(names):
+                shape = tuple(stored.get_slice(name).get_shape())
+                if shape != tuple(own[name].shape):
+                    raise ValueError(f"{file}: {name} is {list(shape)}, the model needs {list(own[name].shape)}")
+            with torch.no_grad():
+                for name in sorted(names):
+                    own[name].copy_(stored.get_tensor(name))
+    except ValueError:
+        raise
+    except Exception as error:  # safetensors' own errors have no common base
+        raise ValueError(f"{file}: cannot be read: {error}") from error

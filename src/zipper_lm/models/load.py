@@ -1,0 +1,30 @@
+"""Whatever model a folder or Hub id holds: towers and zips, or the single decoder they are compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from zipper_lm.models.baseline.single_decoder import SingleDecoder, is_single_decoder
+from zipper_lm.models.zipper import ZipperModel
+from zipper_lm.utils.hub import local_folder
+
+if TYPE_CHECKING:
+    from zipper_lm.generation.generate import Writer
+
+
+def load(source: str | Path) -> Writer:
+    """Load a model with its processor, onto the GPU if there is one.
+
+    Raises:
+        ValueError: as `ZipperModel.from_pretrained`.
+    """
+    owner = SingleDecoder if is_single_decoder(local_folder(source)) else ZipperModel
+    model = owner.from_pretrained(source)
+    if not torch.cuda.is_available():
+        return model
+    if model.processor is not None:
+        model.processor.to("cuda")
+    return model.to("cuda")  # type: ignore[arg-type]

@@ -1,0 +1,52 @@
+"""What a model scored, kept beside it in `results.json`: a list of entries, one for each thing that was asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zipper_lm.utils.files import new_file
+from zipper_lm.utils.hub import WEIGHTS_FILE
+
+RESULTS_FILE = "results.json"
+ASKED = ("weights", "data", "split", "template", "column", "where", "limit", "set", "seed", "judge")
+"""Fields that say what was asked; an entry replaces the one that agrees in all of them."""
+
+
+def weights_digest(folder: str | Path) -> str:
+    """SHA-256 of a checkpoint's `model.safetensors`, as hex: it ties a record to the weights it is about."""
+    with (Path(folder) / WEIGHTS_FILE).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_results(folder: str | Path) -> list[dict[str, Any]]:
+    """The entries kept in a model's folder; empty if there are none.
+
+    Raises:
+        ValueError: if `results.json` is no list of mappings.
+    """
+    file = Path(folder) / RESULTS_FILE
+    if not file.is_file():
+        return []
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not readable as JSON: {error}") from error
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{file}: expected a list of results; move it away to have a new one written")
+    return entries
+
+
+def add_result(folder: str | Path, entry: Mapping[str, Any]) -> None:
+    """Add an entry to a model's `results.json`; the file is written whole, and no other entry is lost.
+
+    Raises:
+        ValueError: if what is there cannot be read, or the folder cannot be written to.
+    """
+    asked = [entry.get(field) for field in ASKED]
+    kept = [e for e in read_results(folder) if [e.get(field) for field in ASKED] != asked]
+    with new_file(Path(folder) / RESULTS_FILE, overwrite=True) as file:
+        file.write_text(json.dumps([*kept, dict(entry)], indent=2, default=float) + "\n", encoding="utf-8")

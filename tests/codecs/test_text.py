@@ -1,0 +1,209 @@
+"""The text codec, on tokenizers made here."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import decoders as tokenizer_decoders
+from transformers import PreTrainedTokenizerFast
+
+from zipper_lm.codecs.codec import Codec, load_codec, make_codec
+from zipper_lm.codecs.text import TextCodec
+
+TEXTS = ["the quick brown fox", "jumps over the lazy dog", "three one four", "it's a dog's life, isn't it?"]
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return TextCodec.train(TEXTS, vocab_size=64)
+
+
+def byte_level():
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {c: i for i, c in enumerate([*alphabet, "<|end|>"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizer_decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", unk_token="<|end|>")
+
+
+def test_it_is_a_codec(codec):
+    assert isinstance(codec, Codec)
+    assert codec.kind == "text"
+    assert codec.rate is None
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "", "fox", "dog three fox fox", "a , b ?"])
+def test_normalised_text_comes_back(codec, text):
+    (ids,) = codec.encode([text])
+    assert codec.decode([ids]) == [text]
+    assert all(0 <= i < codec.vocab_size for i in ids)
+    assert not {codec.bos_id, codec.eos_id, codec.pad_id} & set(ids)
+
+
+def test_case_and_space_are_normalised(codec):
+    assert codec.decode(codec.encode(["  The QUICK\n\tfox "])) == ["the quick fox"]
+
+
+def test_case_is_kept_on_request():
+    codec = TextCodec.train(["The Fox"], vocab_size=32, lower=False)
+    assert codec.decode(codec.encode(["The Fox"])) == ["The Fox"]
+
+
+def test_training_is_repeatable_and_merges(codec):
+    again = TextCodec.train(TEXTS, vocab_size=64)
+    assert again.tokenizer.get_vocab() == codec.tokenizer.get_vocab()
+    assert codec.vocab_size == 64
+    assert len(codec.encode(["the"])[0]) < 3
+
+
+@pytest.mark.parametrize("text", ["naïve", "fox 3", "猫", "a\x00b", "<s>", "under▁score"])
+def test_lacking_characters_are_named(codec, text):
+    lacking = next(c for c in text if c not in "".join(TEXTS))
+    with pytest.raises(ValueError, match="text 1: the tokenizer lacks") as caught:
+        codec.encode(["fox", text])
+    assert repr(lacking) in str(caught.value)
+
+
+def test_lacking_characters_are_named_without_an_unknown_token():
+    tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "</s>": 2}, merges=[]))
+    codec = TextCodec(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>"))
+    assert codec.encode(["ab"]) == [[0, 1]]
+    with pytest.raises(ValueError, match=r"lacks \['c'\]"):
+        codec.encode(["abc"])
+
+
+def test_lacking_words_are_named():
+    tokenizer = Tokenizer(models.WordLevel({"one": 0, "<unk>": 1, "</s>": 2}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+    with pytest.raises(ValueError, match="two"):
+        TextCodec(fast).encode(["one two"])
+
+
+def test_byte_level_tokenizers_lack_nothing():
+    codec = TextCodec(byte_level())
+    texts = ["naïve 猫 🐈\n two  spaces ", "<|end|>", "\x00"]
+    assert codec.decode(codec.encode(texts)) == texts
+    assert codec.eos_id not in codec.encode(["<|end|>"])[0]
+
+
+def test_missing_bos_and_pad_fall_back_to_eos():
+    codec = TextCodec(byte_level())
+    assert codec.bos_id == codec.pad_id == codec.eos_id == 256
+    assert codec.vocab_size == 257
+
+
+def test_a_tokenizer_without_eos_is_refused():
+    tokenizer = byte_level()
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="eos_token"):
+        TextCodec(tokenizer)
+
+
+def test_special_tokens_are_not_decoded(codec):
+    (ids,) = codec.encode(["fox"])
+    assert codec.decode([[codec.bos_id, *ids, codec.eos_id, codec.pad_id]]) == ["fox"]
+
+
+@pytest.mark.parametrize("values", [[3], [None], "fox", [b"fox"]])
+def test_what_is_no_string_is_refused(codec, values):
+    with pytest.raises(ValueError, match=r"must be a (string|list)"):
+        codec.encode(values)
+
+
+def test_half_a_pair_is_refused(codec):
+    with pytest.raises(ValueError, match="text 0 holds half"):
+        codec.encode(["fox\ud800"])
+
+
+def test_composed_characters_are_named_whole(codec):
+    with pytest.raises(ValueError, match="\\['á'\\]"):
+        codec.encode(["a\u0301"])
+
+
+@pytest.mark.parametrize("bad", [-1, 64])
+def test_ids_out_of_range_are_refused(codec, bad):
+    with pytest.raises(ValueError, match=rf"row 1: id {bad} is not in \[0, 64\)"):
+        codec.decode([[0], [bad]])
+
+
+@pytest.mark.parametrize("texts", [[], ["", "  "]])
+def test_training_needs_text(texts):
+    with pytest.raises(ValueError, match="no characters"):
+        TextCodec.train(texts)
+
+
+def test_training_needs_room_for_the_alphabet():
+    with pytest.raises(ValueError, match="at least 8"):
+        TextCodec.train(["abc"], vocab_size=7)
+    assert TextCodec.train(["abc"], vocab_size=8).vocab_size == 8
+
+
+def test_saved_codec_is_the_same(codec, tmp_path):
+    (tmp_path / "kept.txt").write_text("x")
+    codec.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "codec.json").read_text()) == {"kind": "text"}
+    assert (tmp_path / "kept.txt").is_file()
+    assert not list(tmp_path.glob(".*"))
+    for again in (TextCodec.from_pretrained(tmp_path), load_codec(tmp_path)):
+        assert again.encode(TEXTS) == codec.encode(TEXTS)
+        assert again.decode(codec.encode(TEXTS)) == TEXTS
+        assert (again.bos_id, again.eos_id, again.pad_id) == (codec.bos_id, codec.eos_id, codec.pad_id)
+
+
+def test_plain_tokenizer_folder_is_read(codec, tmp_path):
+    codec.tokenizer.save_pretrained(tmp_path)
+    assert TextCodec.from_pretrained(tmp_path).encode(TEXTS) == codec.encode(TEXTS)
+
+
+def test_wrong_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no tokenizer"):
+        TextCodec.from_pretrained(tmp_path)
+    (tmp_path / "codec.json").write_text('{"kind": "speech"}')
+    with pytest.raises(ValueError, match="kind is 'speech'"):
+        TextCodec.from_pretrained(tmp_path)
+
+
+def test_failed_saving_leaves_nothing(codec, tmp_path, monkeypatch):
+    def full_disk(*_args, **_kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(type(codec.tokenizer), "save_pretrained", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        codec.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tokenizer_without_eos_takes_the_token_that_the_recipe_names(tmp_path):
+    """As those of some protein and DNA models, which end a sequence by a token they do not call EOS."""
+    words = {"[CLS]": 0, "[SEP]": 1, "[PAD]": 2, "[UNK]": 3, "L": 4, "A": 5}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(tmp_path / "tokenizer")
+    source = str(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match=r"no eos_token.*options: \{eos_token:"):
+        make_codec("text", source=source)
+    codec = make_codec("text", source=source, eos_token="[SEP]", bos_token="[CLS]", pad_token="[PAD]")
+    codec.save_pretrained(tmp_path / "codec")
+    for each in (codec, load_codec(tmp_path / "codec")):
+        assert (each.bos_id, each.eos_id, each.pad_id, each.vocab_size) == (0, 1, 2, 6)
+        assert each.encode(["LAL"]) == [[4, 5, 4]]
+        assert each.decode([[0, 4, 1, 2]]) == ["L"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"vocab_size": 64}, r"\['vocab_size'\] have no effect: the tokenizer of"),
+        ({"eos_tokn": "[SEP]"}, r"\['eos_tokn'\] have no effect"),
+        ({"eos_token": "</nope>"}, r"has no such tokens: \{'eos_token': '</nope>'\}"),
+    ],
+)
+def test_options_that_a_made_tokenizer_does_not_heed_are_refused(codec, tmp_path, options, says):
+    """transformers takes any argument: a size or a slip of the pen had no effect, and a token that was none of the
+    tokenizer's became a new id, beyond the tower's vocabulary."""
+    codec.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=says):
+        make_codec("text", source=str(tmp_path), **options)
+    assert make_codec("text", source=str(tmp_path), local_files_only=True).vocab_size == codec.vocab_size

@@ -1,0 +1,171 @@
+"""The corpora: splits that share nothing they should not, captions that are true, the same files every time."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from zipper_lm.codecs.picture import read_picture
+from zipper_lm.data.sources.readers import list_splits, read_rows
+from zipper_lm.experiments.corpora import genes, sentences, sounds
+from zipper_lm.experiments.corpora.digit_images import WORDS, digit_splits, write_digit_images
+from zipper_lm.experiments.corpora.spoken_digit_images import write_spoken_digit_images
+
+
+def test_digit_images_are_all_there_once(tmp_path: Path) -> None:
+    counts = write_digit_images(tmp_path / "digits")
+    assert counts == {"test": 300, "validation": 100, "judge": 397, "train": 1000}
+    assert sorted(list_splits(tmp_path / "digits")) == ["judge", "test", "train", "validation"]
+    seen = []
+    for split in counts:
+        rows = read_rows(str(tmp_path / "digits"), split=split)
+        assert {r["text"] for r in rows} == set(WORDS)
+        assert "speech" not in rows[0]
+        seen += [np.asarray(read_picture(r["image"])).tobytes() for r in rows]
+    assert len(set(seen)) == 1797
+    with pytest.raises(ValueError, match="exists"):
+        write_digit_images(tmp_path / "digits")
+
+
+def test_sounds_say_what_is_heard() -> None:
+    """Loudness, pitch and order can be measured in the wave; two clips are never the same; a seed gives the same."""
+    rng = np.random.default_rng(0)
+    for source in sounds.SOURCES:
+        low = sounds.note(source, 150.0, np.random.default_rng(1))
+        high = sounds.note(source, 600.0, np.random.default_rng(1))
+        assert np.isfinite(low).all()
+        assert 8000 <= len(low) <= 12800
+        assert centroid(high) > centroid(low), source
+    clips = [sounds.clip(rng) for _ in range(60)]
+    assert len({wave.tobytes() for wave, _ in clips}) == 60
+    again = np.random.default_rng(0)
+    assert all((wave == sounds.clip(again)[0]).all() for wave, _ in clips)
+    for wave, caption in clips:
+        assert wave.dtype == np.float32
+        assert np.abs(wave).max() <= 1
+        names = caption.split(" then ")
+        assert 1 <= len(names) <= 3
+        assert (np.abs(wave).max() > 0.2) == any(n.startswith("loud") for n in names)
+        if len({n.split()[0] for n in names}) == 2:  # the loudest place is in a loud note
+            place = np.abs(wave).argmax() / len(wave)
+            assert names[min(int(place * len(names)), len(names) - 1)].startswith("loud") or len(names) == 3
+    with pytest.raises(ValueError, match="kazoo"):
+        sounds.note("kazoo", 100.0, rng)
+
+
+def centroid(wave: np.ndarray) -> float:
+    power = np.abs(np.fft.rfft(wave)) ** 2
+    return float((power * np.fft.rfftfreq(len(wave))).sum() / power.sum())
+
+
+def test_sounds_are_written_with_all_their_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sounds, "SIZES", {"train": 3, "validation": 2, "test": 2, "judge": 2})
+    assert sounds.write_sounds(tmp_path / "a") == sounds.SIZES
+    sounds.write_sounds(tmp_path / "b")
+    row = read_rows(str(tmp_path / "a"), split="judge")[1]
+    assert Path(row["sound"]).is_file()
+    assert Path(row["sound"]).read_bytes() == (tmp_path / "b" / "judge" / "00001.flac").read_bytes()
+
+
+def test_sentences_keep_speakers_and_lines_apart(tmp_path: Path) -> None:
+    for split, lines in {
+        "train": [
+            "one fine day.",
+            "Two dogs bark!",
+            "see 3 cats",
+            "red boats sail",
+            "nine men ate",
+            "the sun is up",
+            "a" * 300,
+            "He came, and saw nothing at all; they say; then he was found again.",
+        ]
+        * 2,
+        "validation": ["the sun is up"],
+        "test": ["rain fell all night"],
+    }.items():
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    counts = sentences.write_sentences(tmp_path / "out", tmp_path, train=4, longest=40)
+    assert counts == {"validation": 1, "test": 1, "judge": 1, "train": 4}
+    who = {
+        s: {r["speaker"].split("+")[1].split()[0] for r in read_rows(str(tmp_path / "out"), split=s)} for s in counts
+    }
+    assert sum(map(len, who.values())) == len(set().union(*who.values()))
+    lines = [r["text"] for split in counts for r in read_rows(str(tmp_path / "out"), split=split)]
+    assert len(set(lines)) == len(lines), "no sentence is in two splits, though one was in two files, and each twice"
+    texts = [r["text"] for r in read_rows(str(tmp_path / "out"), split="train")]
+    assert all(not any(c.isdigit() for c in t) for t in texts)
+    assert texts == ["two dogs bark", "red boats sail", "nine men ate", "he came"]
+    alone = [row["text"] for row in read_rows(str(tmp_path / "out" / "text"))]
+    assert alone[0] == "two dogs bark", "the judge's lines are nobody else's"
+    assert "he came and saw nothing at all they say then he was found again" in alone, "a text tower has whole lines"
+    assert not {"the sun is up", "rain fell all night"} & set(alone), "no text of validation or test"
+    assert [row["text"] for row in read_rows(str(tmp_path / "out" / "text"), split="validation")] == ["the sun is up"]
+    with pytest.raises(ValueError, match="would replace --source"):
+        sentences.write_sentences(tmp_path, tmp_path, overwrite=True)
+    assert (tmp_path / "train.txt").is_file()
+    with pytest.raises(ValueError, match=r"no train\.txt"):
+        sentences.write_sentences(tmp_path / "more", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"at most 5 characters"):
+        sentences.write_sentences(tmp_path / "more", tmp_path, longest=5)
+
+
+def test_genes_are_coding_sequences_of_their_proteins(tmp_path: Path) -> None:
+    assert genes.translate("ATGTTTTCTTAATGG") == "MFS", "up to the stop codon"
+    assert genes.translate("ATGGAAAGCTGTCATCG") == "MESCH", "up to the last whole codon"
+    assert len(genes.CODE) == 64
+    assert [c for c, r in genes.CODE.items() if r == "*"] == ["TAA", "TAG", "TGA"]
+    assert genes.CODE["ATG"] == "M"
+    with pytest.raises(ValueError, match=r"it has \['U'\]"):
+        genes.translate("AUG")
+    assert genes.write_genes(tmp_path / "a") == genes.SIZES
+    genes.write_genes(tmp_path / "b")
+    rows = [row for split in genes.SIZES for row in read_rows(str(tmp_path / "a"), split=split)]
+    assert len({row["protein"] for row in rows}) == len(rows), "no protein in two splits, or twice"
+    for row in rows:
+        assert row["protein"][0] == "M"
+        assert genes.LENGTHS[0] <= len(row["protein"]) <= genes.LENGTHS[1]
+        assert len(row["dna"]) == 3 * len(row["protein"]) + 3
+        assert genes.translate(row["dna"]) == row["protein"]
+    assert {row["dna"][-3:] for row in rows} == {"TAA", "TAG", "TGA"}
+    for split in genes.SIZES:
+        assert (tmp_path / "a" / f"{split}.jsonl").read_bytes() == (tmp_path / "b" / f"{split}.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="exists"):
+        genes.write_genes(tmp_path / "a")
+
+
+def test_spoken_digit_images_put_the_same_digit_side_by_side(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        (tmp_path / "clips" / split).mkdir(parents=True)
+        lines = ["file_name,transcription"]
+        for number, word in enumerate(WORDS[:3] * 2):
+            wave = np.full(800, number / 10 + 0.1, dtype=np.float32)
+            soundfile.write(tmp_path / "clips" / split / f"{number}.wav", wave, 8000)
+            lines.append(f"{number}.wav,{word}")
+        (tmp_path / "clips" / split / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    counts = write_spoken_digit_images(tmp_path / "made", tmp_path / "clips")
+    assert counts == {"train": 6, "validation": 6, "test": 6, "judge": 6}
+    shutil.rmtree(tmp_path / "clips")  # nothing points back there
+    pictures = {split: dict.fromkeys(WORDS, frozenset[bytes]()) for split in counts}
+    for split, rows in digit_splits().items():
+        for picture, word in rows:
+            pictures[split][word] |= {picture.tobytes()}
+    for split in counts:
+        for number, row in enumerate(read_rows(str(tmp_path / "made"), split=split)):
+            assert row["text"] == WORDS[number % 3]
+            assert soundfile.read(row["speech"])[0][0] == pytest.approx(number / 10 + 0.1, abs=1e-3)
+            assert read_picture(row["image"]).tobytes() in pictures[split][row["text"]]
+
+
+def test_a_recording_of_something_else_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    soundfile.write(tmp_path / "train" / "a.wav", np.zeros(80), 8000)
+    for split in ("train", "validation", "test"):
+        (tmp_path / split).mkdir(exist_ok=True)
+        soundfile.write(tmp_path / split / "a.wav", np.zeros(80), 8000)
+        (tmp_path / split / "metadata.csv").write_text("file_name,transcription\na.wav,eleven", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"row 0 of train says 'eleven'"):
+        write_spoken_digit_images(tmp_path / "made", tmp_path)

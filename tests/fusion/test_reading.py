@@ -1,0 +1,101 @@
+import pytest
+import torch
+from tiny import doc, tiny_model
+
+from zipper_lm.data.collation import collate
+from zipper_lm.fusion.reading import State, read, visible
+from zipper_lm.fusion.zips import View
+
+
+def test_visible_by_hand() -> None:
+    readers, sources = torch.tensor([[0, 0, 2, -1]]), torch.tensor([[-1, 1, 1, 3]])
+    assert visible(readers, sources).int().tolist() == [[[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]]
+
+
+@torch.no_grad()
+def test_reading_in_parts_is_reading_at_once() -> None:
+    model = tiny_model(3, gate=0.7)
+    document = [("text", [4, 5]), ("speech", [6, 7, 8]), ("image", [9]), ("text", [10, 11]), ("speech", [12])]
+    whole = read(model, collate([doc(*document)], model.specials)).logits
+    state, parts = State(), {"text": [], "speech": [], "image": []}
+    for number, (name, ids) in enumerate(document):
+        batch = collate([doc((name, ids))], model.specials, involved=[{"text", "speech", "image"}])
+        batch[name]["segments"] += number
+        parts[name].append(read(model, batch, state).logits[name])
+    for name, logits in whole.items():
+        torch.testing.assert_close(torch.cat(parts[name], 1), logits, rtol=1e-4, atol=1e-4)
+    assert {n: s.shape[1] for n, s in state.segments.items()} == {"text": 8, "speech": 8, "image": 3}
+    for (_, source), memories in state.memories.items():
+        assert all(m.keys.shape[2] == state.segments[source].shape[1] for m in memories)
+
+
+@torch.no_grad()
+def test_forgetting_a_tower() -> None:
+    model = tiny_model(gate=0.7)
+    documents = [doc(("text", [4, 5]), ("speech", [6, 7, 8]))]
+    state = State()
+    read(model, collate(documents, model.specials), state)
+    handover = state.handover["speech"].clone()
+    state.forget("speech")
+    assert set(state.caches) == set(state.segments) == {"text"}
+    assert {source for _, source in state.memories} == {"text"}
+    read(model, collate(documents, model.specials, towers=["speech"]), state)
+    torch.testing.assert_close(state.handover["speech"], handover)
+
+
+@torch.no_grad()
+def test_a_state_costs_nothing_where_none_is_asked_for() -> None:
+    model = tiny_model(gate=0.7)
+    batch = collate([doc(("text", [4, 5]), ("speech", [6]))], model.specials)
+    calls = []
+    for layer in model.zips["text"]["speech"]:
+        layer.memory_projection.register_forward_hook(lambda *_: calls.append(1))
+    read(model, collate([doc(("text", [4, 5]))], model.specials))
+    assert not calls  # nobody speaks, nobody listens
+    read(model, batch)
+    assert len(calls) == 3  # once per zip layer
+
+
+MIXED = [
+    [("text", [4, 5]), ("speech", [6, 7, 8])],
+    [("speech", [9, 10]), ("text", [11, 12, 13])],
+    [("text", [4, 6]), ("speech", [7])],
+    [("speech", [9, 12, 3, 4])],
+]
+
+
+@pytest.mark.parametrize("layouts", [MIXED, MIXED[:1], MIXED[3:], MIXED[1:2] * 2])
+def test_rows_that_see_nothing_change_nothing_but_the_time(layouts, monkeypatch):
+    """In training a zip works on the rows that see something; losses and gradients are those of all rows."""
+    model = tiny_model(gate=0.7, train={"text": "full", "speech": "full"})
+    batch = collate([doc(*layout) for layout in layouts], model.specials)
+    results = []
+    for skipping in (True, False):
+        if not skipping:
+            monkeypatch.setattr(View, "rows", lambda view: None)
+        model.zero_grad()
+        loss = torch.stack([x.float().log_softmax(-1)[..., 3].mean() for x in read(model, batch).logits.values()]).sum()
+        loss.backward()
+        results.append((loss.detach(), {n: p.grad for n, p in model.named_parameters()}))
+    (ours, gradients), (theirs, all_gradients) = results
+    torch.testing.assert_close(ours, theirs)
+    for name, gradient in all_gradients.items():
+        if gradient is None:
+            assert gradients[name] is None, name
+        else:
+            torch.testing.assert_close(gradients[name], gradient, msg=name)
+
+
+def test_a_zip_works_on_the_rows_that_see_something(monkeypatch):
+    model = tiny_model(gate=0.7)
+    rows: dict[str, int] = {}
+    for reader, source in model.layer_pairs:
+        model.zip_layer(reader, source, 0).register_forward_hook(
+            lambda layer, args, out, key=reader: rows.__setitem__(key, len(out))
+        )
+    batch = collate([doc(*layout) for layout in MIXED], model.specials)
+    read(model, batch)
+    assert rows == {"text": 1, "speech": 2}
+    with torch.no_grad():
+        read(model, batch)
+    assert rows == {"text": 4, "speech": 4}

@@ -1,0 +1,196 @@
+import math
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from zipper_lm import ZipSpec
+from zipper_lm.fusion.zips import InputProjection, View, ZipLayer, _frequencies, rotate, sinusoid
+
+B, Q, M, D, S = 2, 5, 7, 24, 16
+
+
+def layer(**kwargs: object) -> ZipLayer:
+    torch.manual_seed(0)
+    made = ZipLayer(ZipSpec(**{"gate_start": 0.5, **kwargs}), D, S).eval()  # type: ignore[arg-type]
+    for linear in (made.o_proj, *([made.feed_forward[3]] if made.feed_forward else [])):
+        if not linear.weight.any():  # an open gate comes with a silent output
+            torch.nn.init.normal_(linear.weight, std=0.2)
+    return made
+
+
+def inputs() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {
+        "hidden": torch.randn(B, Q, D),
+        "source": torch.randn(B, M, S),
+        "at": torch.arange(Q).expand(B, -1),
+        "source_at": torch.arange(M).expand(B, -1),
+        "visible": torch.rand(B, Q, M) < 0.5,
+    }
+
+
+@pytest.mark.parametrize("positions", ["none", "sinusoid", "rotary"])
+def test_attention_is_what_its_map_says(positions: str) -> None:
+    """SDPA against the same written out, through `attention_map`."""
+    zip_layer, x = layer(positions=positions), inputs()
+    x["visible"][0, 2] = False
+    memory, view = zip_layer.remember(x["source"], x["source_at"]), View.of(x["visible"])
+    update = zip_layer(x["hidden"], x["at"], memory, view)
+    weights = zip_layer.attention_map(x["hidden"], x["at"], memory, view)
+    assert (weights[~x["visible"][:, None].expand_as(weights)] == 0).all()
+    assert torch.allclose(weights[1].sum(-1), torch.ones(4, Q))
+    attended = (weights @ memory.values).transpose(1, 2).flatten(2)
+    expected = math.tanh(0.5) * zip_layer.o_proj(attended)
+    torch.testing.assert_close(update, expected)
+    assert (update[0, 2] == 0).all()
+
+
+@pytest.mark.parametrize("positions", ["none", "sinusoid", "rotary"])
+def test_never_causal(positions: str) -> None:
+    """The first query reads the last memory if it is visible."""
+    zip_layer, x = layer(positions=positions), inputs()
+    view = View.of(torch.ones(B, Q, M, dtype=torch.bool))
+    before = zip_layer(x["hidden"], x["at"], zip_layer.remember(x["source"], x["source_at"]), view)
+    x["source"][:, -1] = torch.randn(B, S)
+    after = zip_layer(x["hidden"], x["at"], zip_layer.remember(x["source"], x["source_at"]), view)
+    assert ((before - after).abs().amax(-1) > 1e-6).all()
+
+
+def test_closed_gates_add_exactly_nothing() -> None:
+    zip_layer, x = layer(gate_start=0.0, feed_forward=True), inputs()
+    memory = zip_layer.remember(x["source"], x["source_at"])
+    assert (zip_layer(x["hidden"], x["at"], memory, View.of(x["visible"])) == 0).all()
+
+
+def test_positions_matter_only_where_asked_for() -> None:
+    for positions in ("none", "sinusoid", "rotary"):
+        zip_layer, x = layer(positions=positions), inputs()
+        view = View.of(torch.ones(B, Q, M, dtype=torch.bool))
+        updates = [
+            zip_layer(x["hidden"], x["at"], zip_layer.remember(x["source"], x["source_at"].flip(1)[:, :M] * k), view)
+            for k in (0, 1)
+        ]
+        assert torch.equal(*updates) == (positions == "none")
+
+
+def test_rotary_depends_on_distance() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
+
+    def score(i: int, j: int) -> torch.Tensor:
+        return (rotate(q, torch.tensor([[i]])) * rotate(k, torch.tensor([[j]]))).sum()
+
+    torch.testing.assert_close(score(3, 1), score(12, 10))
+    assert not torch.isclose(score(3, 1), score(3, 2))
+
+
+@pytest.mark.parametrize("positions", ["sinusoid", "rotary"])
+def test_stretch_counts_both_streams_alike(positions: str) -> None:
+    """`ZipSpec.stretch` was checked, measured, stored in the config and kept in the layer, and never used there: the
+    first fifth of a long reader swept all of a short source, and text-to-speech did not start to learn."""
+    x, view = inputs(), View.of(torch.ones(B, Q, M, dtype=torch.bool))
+
+    def weights(stretch: float, at: torch.Tensor, source_at: torch.Tensor) -> torch.Tensor:
+        zip_layer = layer(positions=positions, stretch=stretch)
+        return zip_layer.attention_map(x["hidden"], at, zip_layer.remember(x["source"], source_at), view)
+
+    at, source_at = x["at"], x["source_at"]
+    torch.testing.assert_close(weights(4.0, at * 4, source_at), weights(1.0, at, source_at))
+    torch.testing.assert_close(weights(0.25, at, source_at * 4), weights(1.0, at, source_at))
+    assert not torch.allclose(weights(4.0, at, source_at), weights(1.0, at, source_at), atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("queries", "memory", "stretch"), [(40, 8, 5.0), (8, 40, 0.2)])
+def test_attention_starts_near_the_diagonal(queries: int, memory: int, stretch: float) -> None:
+    """By positions alone, a query looks most at a place that is, on average, under half a coarse token off."""
+    zip_layer = ZipLayer(ZipSpec(stretch=stretch), 128, S)
+    remembered = zip_layer.remember(torch.zeros(1, memory, S), torch.arange(memory)[None])
+    view = View.of(torch.ones(1, queries, memory, dtype=torch.bool))
+    weights = zip_layer.attention_map(torch.zeros(1, queries, 128), torch.arange(queries)[None], remembered, view)
+    off = weights[0].mean(0).argmax(-1) * stretch - torch.arange(queries)
+    assert float(off.abs().mean()) < 0.5 * max(1.0, stretch)
+
+
+def test_sinusoids() -> None:
+    wave = sinusoid(torch.tensor([[0, 1, 7]]), 8, torch.float32)
+    assert wave.shape == (1, 3, 8)
+    torch.testing.assert_close(wave[..., :4] ** 2 + wave[..., 4:] ** 2, torch.ones(1, 3, 4))
+    assert wave[0, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert sinusoid(torch.tensor([3]), 9, torch.bfloat16).dtype == torch.bfloat16
+    assert sinusoid(torch.tensor([3]), 9, torch.float32).shape == (1, 9)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(24, 5), (7, 1), (32, 4)])
+def test_any_width_and_heads(width: int, heads: int) -> None:
+    zip_layer = ZipLayer(ZipSpec(heads=heads, positions="rotary", gate_start=0.5), width, S)
+    memory = zip_layer.remember(torch.randn(B, M, S), torch.arange(M).expand(B, -1))
+    view = View.of(torch.ones(B, Q, M, dtype=torch.bool))
+    assert zip_layer(torch.randn(B, Q, width), torch.arange(Q).expand(B, -1), memory, view).shape == (B, Q, width)
+
+
+@pytest.mark.parametrize(("form", "linears"), [("linear", 1), ("relu", 1), ("mlp", 3)])
+def test_projections(form: str, linears: int) -> None:
+    projection = layer(projection=form).memory_projection
+    assert sum(isinstance(m, torch.nn.Linear) for m in projection) == linears
+    assert (projection(torch.randn(4, S)) >= 0).all() == (form == "relu")
+
+
+def test_memory_grows() -> None:
+    zip_layer, x = layer(), inputs()
+    whole = zip_layer.remember(x["source"], x["source_at"])
+    parts = [zip_layer.remember(x["source"][:, s], x["source_at"][:, s]) for s in (slice(0, 3), slice(3, M))]
+    grown = parts[0].append(parts[1])
+    torch.testing.assert_close(grown.keys, whole.keys)
+    torch.testing.assert_close(grown.values, whole.values)
+
+
+def test_dropout_only_in_training() -> None:
+    zip_layer, x = layer(dropout=0.5), inputs()
+    memory, view = zip_layer.remember(x["source"], x["source_at"]), View.of(x["visible"])
+    still = zip_layer(x["hidden"], x["at"], memory, view)
+    assert torch.equal(still, zip_layer(x["hidden"], x["at"], memory, view))
+    zip_layer.train()
+    assert not torch.equal(still, zip_layer(x["hidden"], x["at"], memory, view))
+
+
+@pytest.mark.parametrize("name", ["eager", "nonsense", "flash_attention_2", "flex_attention"])
+def test_attention_that_cannot_obey_a_mask(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"zip.attention '{name}' cannot be used.*sdpa"):
+        layer(attention=name)
+
+
+def test_input_projections() -> None:
+    x = torch.randn(2, 3, D)
+    assert torch.equal(InputProjection(D, "residual")(x), x)
+    assert (InputProjection(D, "paper")(x) >= 0).all()
+    assert InputProjection(D, "paper")(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_softmax_is_never_over_nothing() -> None:
+    """Not every attention function answers an all-masked row with zeros: some with NaN."""
+    visible = torch.tensor([[[False, False], [True, False]]])
+    view = View.of(visible)
+    assert view.allowed.tolist() == [[[[True, True], [True, False]]]]
+    assert view.seen.tolist() == [[[False], [True]]]
+
+
+def test_what_is_kept_of_frequencies_is_everybodys() -> None:
+    """They are worked out once: first asked for under a tracer, or with another default dtype, they were a fake tensor,
+    or bfloat16, for the rest of the process."""
+    places, count = torch.tensor([[1000, 3]]), 13
+    _frequencies.cache_clear()
+    with FakeTensorMode() as mode:
+        sinusoid(mode.from_tensor(places), 2 * count, torch.float32)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.inference_mode():
+            first = sinusoid(places, 2 * count, torch.float32)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    kept = _frequencies(count, places.device)
+    assert kept is _frequencies(count, places.device)
+    assert (type(kept), kept.dtype, kept.is_inference()) == (torch.Tensor, torch.float32, False)
+    _frequencies.cache_clear()
+    assert torch.equal(first, sinusoid(places, 2 * count, torch.float32))

@@ -1,0 +1,231 @@
+"""A small tower from scratch: what it leaves, how it resumes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_recipes import workshop
+from transformers import AutoModelForCausalLM, Trainer
+
+from zipper_lm.codecs.codec import load_codec
+from zipper_lm.jobs.pretrain import Streams, make_backbone, pretrain
+from zipper_lm.jobs.recipes.reader import build
+from zipper_lm.jobs.recipes.schema import PretrainHere, PretrainRecipe
+from zipper_lm.jobs.rows import column, encode_column
+from zipper_lm.jobs.tower_trainer import TowerTrainer
+from zipper_lm.training.callbacks import Interrupted
+
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def recipe(output: Path, **changes: Any) -> PretrainRecipe:
+    fields = {
+        "data": str(workshop() / "data"),
+        "modality": "text",
+        "codec": {"kind": "text", "options": {"vocab_size": 32}},
+        "backbone": SMALL,
+        "context": 16,
+        "output": str(output),
+        **changes,
+    }
+    training = {"steps": 5, "batch_size": 2, "log_every": 1, "evaluate_every": 2, "arguments": {"disable_tqdm": True}}
+    return build(PretrainRecipe, {"training": training, **fields})
+
+
+def test_tower_and_codec_are_written(tmp_path: Path) -> None:
+    metrics = pretrain(recipe(tmp_path / "t"))
+    assert metrics["perplexity"] > 1
+    assert json.loads((tmp_path / "t" / "config.json").read_text())["use_cache"]  # Trainer turns it off
+    codec = load_codec(tmp_path / "t")
+    tower = AutoModelForCausalLM.from_pretrained(tmp_path / "t")
+    assert tower.config.vocab_size == codec.vocab_size
+    assert (tower.config.bos_token_id, tower.config.eos_token_id) == (codec.bos_id, codec.eos_id)
+    assert list((tmp_path / "t" / "logs").iterdir())
+    assert not (tmp_path / "t.training").exists()
+    with pytest.raises(ValueError, match="exists"):
+        pretrain(recipe(tmp_path / "t"))
+
+
+def test_a_tower_that_knows_its_rows_by_heart_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three lines of one word each, learned until nothing else can come: the other words are a surprise."""
+    lines = {"train": ["one"] * 3, "validation": ["two six two"] * 3}
+    (tmp_path / "data").mkdir()
+    for split, texts in lines.items():
+        (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    codec = {"kind": "text", "source": str(workshop() / "text")}
+    training = {
+        "steps": 30,
+        "batch_size": 2,
+        "learning_rate": 0.05,
+        "log_every": 5,
+        "arguments": {"disable_tqdm": True},
+    }
+    fields = {"data": str(tmp_path / "data"), "codec": codec, "training": training}
+    last = pretrain(recipe(tmp_path / "heart", **fields))
+    assert "overfitted tower: text: loss" in capsys.readouterr().err
+    assert last["best_step"] == 30
+    looked_at = {"training": training | {"evaluate_every": 1, "log_every": 1, "patience": 4}}
+    best = pretrain(recipe(tmp_path / "best", **fields | looked_at))
+    assert "overfitted" not in capsys.readouterr().err
+    assert best["best_step"] < 26
+    assert best["perplexity"] < last["perplexity"] / 2
+    tower = AutoModelForCausalLM.from_pretrained(tmp_path / "best")
+    held_out = encode_column(load_codec(tmp_path / "best"), ["two six two"])
+    ids = torch.tensor(Streams(held_out, load_codec(tmp_path / "best"), 1, 0)[0]["input_ids"])[None]
+    assert tower(ids, labels=ids).loss.exp().item() == pytest.approx(best["perplexity"], rel=1e-4)
+    pretrain(recipe(tmp_path / "fresh", **fields | {"training": training | {"steps": 1, "log_every": 1}}))
+    assert "overfitted" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "mixtral", "gpt2"])
+def test_the_best_checkpoint_comes_back_whole(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainer left a GPT-NeoX tower the head of its last step, and a mixture its last experts, beside the best step's
+    other weights: it reads a checkpoint leniently, and those have other names there than in the module."""
+    backbone = {"model_type": family, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    backbone |= {"num_local_experts": 2, "num_key_value_heads": 2} if family == "mixtral" else {}
+    backbone = {"model_type": family, "n_embd": 16, "n_layer": 1, "n_head": 2} if family == "gpt2" else backbone
+    losses = count(1)
+    kept: list[dict[str, torch.Tensor]] = []
+
+    def evaluate(self: Trainer, *_: Any, **__: Any) -> dict[str, float]:
+        kept.append({n: t.clone().cpu() for n, t in self.model.state_dict().items()})
+        return {"eval_loss": float(next(losses))}
+
+    monkeypatch.setattr(TowerTrainer, "evaluate", evaluate)
+    training = {"steps": 3, "batch_size": 2, "learning_rate": 0.1, "evaluate_every": 1}
+    metrics = pretrain(recipe(tmp_path / "t", backbone=backbone, training=training))
+    tower = AutoModelForCausalLM.from_pretrained(tmp_path / "t").state_dict()
+    assert metrics["best_step"] == 1
+    assert all(torch.equal(tower[name], kept[0][name]) for name in kept[0])
+    assert any(not torch.equal(tower[name], kept[2][name]) for name in tower)
+
+
+def test_to_look_at_held_out_rows_changes_nothing(tmp_path: Path) -> None:
+    """A family with dropout drew other numbers after each look."""
+    backbone = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}
+    training = {"steps": 4, "batch_size": 2, "learning_rate": 0.01}
+    losses = []
+    for name, every in (("seldom", None), ("often", 1)):
+        fields = {"backbone": backbone, "training": training | {"evaluate_every": every, "log_every": 1}}
+        losses.append(pretrain(recipe(tmp_path / name, **fields))["train_loss"])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted where a look at the held-out rows is due (2), it went without: the best step could be missed."""
+    whole = pretrain(recipe(tmp_path / "whole"))
+    real = Trainer.training_step
+
+    def training_step(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == step - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "training_step", training_step)
+        with pytest.raises(Interrupted, match=f"step {step}"):
+            pretrain(recipe(tmp_path / "broken"))
+    resumed = pretrain(recipe(tmp_path / "broken"), resume=True)
+    assert (resumed["best_step"], resumed["perplexity"]) == (whole["best_step"], whole["perplexity"])
+    theirs, ours = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "broken"))
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modality": "speech"}, "codec.kind is 'text'"),
+        ({"modality": "image"}, "no row has 'image'"),
+        ({"backbone": {"model_type": "no-such"}}, "no-such"),
+        ({"codec": {"kind": "text", "options": {"vocab": 3}}}, "codec.options"),
+        ({"backbone": SMALL | {"max_position_embeddings": 8}}, "the backbone 8 positions"),
+        ({"training": {"patience": 2}, "data": {"source": "x", "validation": None}}, "training.patience"),
+    ],
+)
+def test_recipes_that_cannot_work(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        pretrain(recipe(tmp_path / "t", **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_its_own_column_is_read(tmp_path: Path) -> None:
+    """Recordings of which some have a text used to be refused: "no value in column 'text'"."""
+    (tmp_path / "data").mkdir()
+    sound = next((workshop() / "data" / "train").glob("*.wav"))
+    rows = [{"audio": str(sound), "text": "one"}, {"audio": str(sound)}, {"text": "two"}]
+    for split in ("train", "validation"):
+        (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    fields = {
+        "data": str(tmp_path / "data"),
+        "modality": "speech",
+        "codec": {"kind": "speech", "options": {"units": 2}},
+    }
+    assert pretrain(recipe(tmp_path / "t", **fields))["perplexity"] > 1
+    (tmp_path / "data" / "train.jsonl").write_text(json.dumps({"audio": str(tmp_path / "gone.wav")}) + "\n")
+    with pytest.raises(ValueError, match=r"gone\.wav' does not exist"):
+        pretrain(recipe(tmp_path / "other", **fields))
+
+
+def test_held_out_rows_of_which_none_can_be_read(tmp_path: Path) -> None:
+    """All of them may be left out as broken: that ended in `KeyError: eval_loss` after the first steps."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text('{"text": "one two"}\n')
+    (tmp_path / "data" / "validation.jsonl").write_text('{"text": "\u03c9"}\n')
+    codec = {"kind": "text", "source": str(workshop() / "text")}
+    data = {"source": str(tmp_path / "data"), "broken_limit": 3}
+    with pytest.raises(ValueError, match="nothing in split 'validation' could be read"):
+        pretrain(recipe(tmp_path / "t", data=data, codec=codec))
+
+
+def test_streams_hold_whole_rows() -> None:
+    codec = load_codec(workshop() / "text")
+    rows = [[i] * n for i, n in enumerate((3, 5, 2, 30, 4, 1))]
+    streams = Streams(rows, codec, 12, seed=0)
+    flat = [token for number in range(len(streams)) for token in streams[number]["input_ids"]]
+    assert len(flat) == sum(len(r) + 2 for r in rows)
+    assert flat.count(codec.bos_id) >= len(rows)
+    assert all(s[0] == codec.bos_id and s[-1] == codec.eos_id for s in streams.streams)
+    assert sorted(len(s) > 12 for s in streams.streams)[-2:] == [False, True]
+
+
+def test_a_value_that_cannot_be_read_is_named() -> None:
+    with pytest.raises(ValueError, match="data row 2"):
+        encode_column(load_codec(workshop() / "text"), ["one", "two", "ω"])
+    with pytest.raises(ValueError, match="no row has 'speech'"):
+        column([{"text": "one"}], "speech")
+
+
+def test_any_family_can_be_made() -> None:
+    codec = load_codec(workshop() / "text")
+    gpt2 = make_backbone({"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}, codec)
+    assert gpt2.config.vocab_size == codec.vocab_size
+
+
+def test_a_tower_in_float16_is_not_trained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is float16, whose range is too narrow for training"):
+        pretrain(recipe(tmp_path / "t", backbone=SMALL | {"dtype": "float16"}))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"history_dropout": 0.5}, {"corrupt": 0.1}, {"interleave": 0.2}, {"join": 0.5}, {"tower_learning_rate": 1.0}],
+)
+def test_settings_of_fusion_are_not_silently_ignored(setting: dict[str, Any]) -> None:
+    (name,) = setting
+    here = {"data": "d", "modality": "text", "output": "o", "training": setting}
+    with pytest.raises(ValueError, match=rf"training\.{name}=.* has no effect in pre-training"):
+        build(PretrainRecipe, here)
+    with pytest.raises(ValueError, match="no effect in pre-training"):
+        build(PretrainHere, {"training": setting})

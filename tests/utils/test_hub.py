@@ -1,0 +1,74 @@
+"""Clear words where the Hub fails. There is no network in tests: the libraries' own errors are raised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import errors
+
+from zipper_lm.utils.hub import commit_of, local_folder, public_name, reaching
+
+
+def _raise(name: str) -> Exception:
+    kind = getattr(errors, name)
+    error: Exception = kind.__new__(kind)
+    error.args = ("raised by the library",)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("RevisionNotFoundError", "no revision 'v9'"),
+        ("RepositoryNotFoundError", "no such id on the Hub"),
+        ("GatedRepoError", "asks for consent"),
+        ("OfflineModeIsEnabled", "offline mode is on"),
+        ("LocalEntryNotFoundError", "cannot be reached"),
+    ],
+)
+def test_the_librarys_errors_become_one_clear_line(monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)  # the tests' own setting
+    with pytest.raises(ValueError, match=words) as found, reaching("tower", "owner/name", "v9"):
+        raise _raise(name)
+    assert "owner/name" in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_what_lies_behind_an_error_counts() -> None:
+    """transformers wraps the Hub's errors in an OSError of its own."""
+    with pytest.raises(ValueError, match="no revision"), reaching("tower", "owner/name", "v9"):
+        raise OSError("something longer\nwith a second line") from _raise("RevisionNotFoundError")
+
+
+def test_offline_with_nothing_cached(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"owner/name.*cache does not have it"):
+        local_folder("owner/name", local_files_only=True, cache_dir=tmp_path)
+
+
+def test_a_damaged_folder_is_no_problem_of_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be loaded from that folder: broken"), reaching("tower", tmp_path):
+        raise OSError("broken")
+
+
+def test_a_folder_has_no_commit(tmp_path: Path) -> None:
+    assert commit_of(tmp_path) is None
+    assert local_folder(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("/home/me/data", "data"),
+        ("/home/me/it's mine, all/x.wav", "x.wav"),
+        ("file=/home/me/my own/x.wav, 3 s", "file=x.wav, 3 s"),
+        ("row 1: '/home/me//x.wav' and ~/y/z.wav: bad", "row 1: 'x.wav' and z.wav: bad"),
+        ("at file:///home/me/x", "at x"),
+        ("org/name", "org/name"),
+        ("see https://huggingface.co/org/name", "see https://huggingface.co/org/name"),
+        ("<s>, </s>, 1/s, 1 / 2, ->text/x", "<s>, </s>, 1/s, 1 / 2, ->text/x"),
+    ],
+)
+def test_of_a_path_only_the_last_part_is_public(text: str, told: str) -> None:
+    """A path within a text, such as the reason why a file was left out, went to the Hub with all its folders."""
+    assert public_name(text) == told
