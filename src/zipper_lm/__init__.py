@@ -44,7 +44,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     importlib.import_module("zipper_lm.models.zipper")  # registers the auto classes
-    importlib.import_module("zipper_lm.data.processor")
     value = getattr(importlib.import_module(f"zipper_lm.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

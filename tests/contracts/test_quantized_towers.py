@@ -16,8 +16,9 @@ from tiny import open_gates, tiny_backbone
 from zipper_lm import Document, Segment, ZipperModel, ZipSpec
 from zipper_lm.data.collation import collate
 from zipper_lm.evaluation.preservation import verify
-from zipper_lm.fusion.backbones import load_backbone, stored, weights_hash
+from zipper_lm.fusion.backbones import load_backbone
 from zipper_lm.fusion.config import TowerSpec
+from zipper_lm.utils.tensors import stored, weights_hash
 
 WAYS = [
     pytest.param(

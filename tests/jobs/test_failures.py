@@ -12,10 +12,11 @@ import torch
 from tiny_recipes import tiny_recipe
 
 from zipper_lm import Document, Segment, ZipperModel
+from zipper_lm.data.encoding import encode_rows
 from zipper_lm.jobs.failures import BATCHES, diagnose, some_batches, unimodal_perplexity
 from zipper_lm.jobs.fuse import build_model
 from zipper_lm.jobs.recipes.schema import FuseRecipe
-from zipper_lm.jobs.rows import encode_rows, validation_rows
+from zipper_lm.jobs.rows import validation_rows
 
 
 def fresh(folder: Path) -> tuple[FuseRecipe, ZipperModel, Sequence[Any]]:

@@ -15,13 +15,14 @@ import soundfile
 from tiny_recipes import say, tiny_recipe, workshop
 
 from zipper_lm import Document
+from zipper_lm.data.encoding import encode_rows, token_counts
 from zipper_lm.data.prepared import open_prepared
 from zipper_lm.data.sources.readers import read_rows
 from zipper_lm.jobs import prepare as prepare_module
 from zipper_lm.jobs.fuse import build_model, fuse
 from zipper_lm.jobs.prepare import prepare
 from zipper_lm.jobs.resume import working_folder
-from zipper_lm.jobs.rows import encode_rows, token_counts, training_rows
+from zipper_lm.jobs.rows import training_rows
 from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.utils import files
 

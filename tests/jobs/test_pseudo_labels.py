@@ -20,6 +20,7 @@ from zipper_lm.codecs.codec import load_codec
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.collation import IGNORED, collate
 from zipper_lm.data.document import Segment
+from zipper_lm.data.encoding import Joined
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.jobs import fuse as fuse_module
 from zipper_lm.jobs import pseudo_labels as module
@@ -38,7 +39,6 @@ from zipper_lm.jobs.recipes.checks import check_recipe
 from zipper_lm.jobs.recipes.reader import build
 from zipper_lm.jobs.recipes.schema import FuseRecipe, PretrainRecipe, PseudoLabelsRecipe, TowerRecipe
 from zipper_lm.jobs.resume import check_sources
-from zipper_lm.jobs.rows import Joined
 from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.training.trainer import ZipperTrainer
 

@@ -1,6 +1,5 @@
-"""What training measures on its encoded rows."""
+"""The rows that a recipe names, and what training measures on them."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -8,10 +7,8 @@ import pytest
 from tiny import tiny_model
 
 from zipper_lm import Document, Segment, ZipSpec
-from zipper_lm.codecs.text import TextCodec
-from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.jobs.recipes.schema import ClipsRecipe, DataRecipe
-from zipper_lm.jobs.rows import CHUNK, Joined, encode_rows, measure_stretch, training_rows, validation_rows
+from zipper_lm.jobs.rows import measure_stretch, training_rows, validation_rows
 
 
 def test_stretch_is_measured_on_rows_and_documents() -> None:
@@ -53,39 +50,6 @@ def test_what_is_excluded_is_not_validated_on_either() -> None:
 def test_fields_that_do_not_go_together(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DataRecipe(source="x", **fields)
-
-
-def test_rows_stay_unread_until_they_are_encoded() -> None:
-    """All rows of a data set were held at once, with the bytes of every sound, until the last was encoded."""
-    alive: list[int] = []
-
-    class Sound(str):
-        def __del__(self) -> None:
-            alive.remove(id(self))
-
-    class Rows:
-        """As many sounds as are asked for."""
-
-        def __iter__(self) -> Iterator[dict[str, Any]]:
-            for _ in range(5 * CHUNK):
-                sound = Sound("one")
-                alive.append(id(sound))
-                most.append(len(alive))
-                yield {"text": "one", "label": sound}
-
-    most: list[int] = []
-    codec = TextCodec.train(["one"])
-    encoded = encode_rows(ZipperProcessor({"text": codec}), Rows(), ["text"])
-    assert len(encoded) == 5 * CHUNK
-    assert max(most) <= 2 * CHUNK
-
-
-def test_joined_rows() -> None:
-    joined = Joined(["a", "b"], [], ["c"])
-    assert [*joined] == ["a", "b", "c"]
-    assert (joined[-1], joined[1:], len(joined)) == ("c", ["b", "c"], 3)
-    with pytest.raises(IndexError):
-        joined[3]
 
 
 def test_a_stretch_that_was_given_stays() -> None:

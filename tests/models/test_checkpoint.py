@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 from zipper_lm import TowerSpec, ZipperModel
 from zipper_lm.codecs.codec import load_codec
 from zipper_lm.data.collation import collate
-from zipper_lm.fusion.backbones import weights_hash
 from zipper_lm.models import checkpoint
 from zipper_lm.models.baseline.single_decoder import SingleDecoder, expand
+from zipper_lm.utils.tensors import weights_hash
 
 
 def test_split_is_by_ownership() -> None:

@@ -60,7 +60,7 @@ def evaluate(
     from zipper_lm.evaluation.scoring import SHORT_NAMES, counts_tokens, score_task, yardsticks
     from zipper_lm.models.results import read_results
     from zipper_lm.utils.files import check_apart, check_output
-    from zipper_lm.utils.hub import place_of
+    from zipper_lm.utils.places import place_of
     from zipper_lm.utils.progress import bar
 
     ends_in = parse_task(SHORT_NAMES.get(task, task)).targets[-1]

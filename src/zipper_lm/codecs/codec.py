@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
+import tempfile
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -15,6 +17,10 @@ from zipper_lm.utils.hub import HUB_ARGUMENTS
 CODEC_FILE = "codec.json"
 ENTRY_POINTS = "zipper_lm.codecs"
 """Entry point group in which other packages name their codecs: kind = "module:Class"."""
+_CIRCUMSTANCES = ("is_local", "local_files_only", "name_or_path", "_name_or_path", "transformers_version")
+"""Keys of transformers' files that say how something was loaded, not what it is."""
+_DECODING = ("vocoder", "speaker")
+"""Folders of a codec, and keys of its `codec.json`, that no id depends on."""
 
 
 @runtime_checkable
@@ -163,3 +169,25 @@ def make_codec(
         return own_codec(kind).make(values, source=source, revision=revision, seed=seed, **options)
     except TypeError as error:
         raise ValueError(f"codec.options: {error}") from error
+
+
+def codec_hash(codec: Codec) -> str:
+    """SHA-256 (64 hex digits) over what a codec's `save_pretrained` writes: names and contents of its files, without
+    what only says how or from where a tokenizer or model was loaded, and without voices."""
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory() as folder:
+        codec.save_pretrained(folder)
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            content = file.read_bytes()
+            if file.relative_to(folder).parts[0] in _DECODING:
+                continue
+            if file.suffix == ".json" and isinstance(fields := json.loads(content), dict):
+                left_out = (*_CIRCUMSTANCES, *(_DECODING if file.name == CODEC_FILE else ()))
+                kept = {key: value for key, value in fields.items() if key not in left_out}
+                model = kept.get("model")
+                if file.name == CODEC_FILE and isinstance(model, dict) and model.get("weights_hash"):
+                    kept["model"] = model["weights_hash"]  # wherever it came from
+                content = json.dumps(kept, sort_keys=True).encode()
+            for part in (file.relative_to(folder).as_posix().encode(), content):
+                digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from zipper_lm.data.sources.table import IMAGE_SUFFIXES
+from zipper_lm.codecs.suffixes import IMAGE_SUFFIXES
 
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 """What Pillow raises on damaged files: a broken PNG is a SyntaxError to it."""

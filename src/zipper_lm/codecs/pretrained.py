@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from zipper_lm.fusion.backbones import lacking_tensors, weights_hash
-from zipper_lm.utils.hub import commit_of, place_of, reaching
+from zipper_lm.utils.hub import commit_of, reaching
+from zipper_lm.utils.places import place_of
+from zipper_lm.utils.tensors import lacking_tensors, weights_hash
 
 MODEL_FOLDER = "model"
 """Where a codec's folder keeps the model, if it was a local one."""
@@ -32,7 +33,7 @@ class ModelSource:
     Args:
         source: Hub id, or folder.
         revision: commit on the Hub.
-        weights_hash: SHA-256 of its tensors (`zipper_lm.fusion.backbones.weights_hash`).
+        weights_hash: SHA-256 of its tensors (`zipper_lm.utils.tensors.weights_hash`).
         local: whether `open_model` found it in a folder.
         hub: for the Hub (`zipper_lm.utils.hub.HUB_ARGUMENTS`).
     """

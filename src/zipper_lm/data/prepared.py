@@ -14,30 +14,21 @@ no memory and gives any row at once.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 
-from zipper_lm.codecs.codec import CODEC_FILE, Codec
+from zipper_lm.codecs.codec import Codec, codec_hash
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.sources.readers import PREPARED_FILE, check_excluded
 
-if TYPE_CHECKING:
-    from zipper_lm.jobs.recipes.schema import ClipsRecipe
-
 FORMAT = 1
 TRAIN, VALIDATION, CLIPS = "train", "validation", "clips"
-_CIRCUMSTANCES = ("is_local", "local_files_only", "name_or_path", "_name_or_path", "transformers_version")
-"""Keys of transformers' files that say how something was loaded, not what it is."""
-_DECODING = ("vocoder", "speaker")
-"""Folders of a codec, and keys of its `codec.json`, that no id depends on."""
 _SEGMENTS = pa.list_(
     pa.struct([("modality", pa.string()), ("ids", pa.list_(pa.int32())), ("text", pa.string()), ("target", pa.bool_())])
 )
@@ -167,15 +158,19 @@ class Prepared:
         columns = self.description.get("columns")
         return PreparedRows(pa.concat_tables(tables), self.description["modalities"], columns=columns)
 
-    def clips(self, wanted: ClipsRecipe, seed: int, exclude: Mapping[str, Sequence[str]]) -> PreparedRows:
+    def clips(self, wanted: Mapping[str, Any], seed: int, exclude: Mapping[str, Sequence[str]]) -> PreparedRows:
         """The recombined clips, if they are those that a recipe wants, of recordings without what it excludes.
+
+        Args:
+            wanted: the fields of the recipe's `data.clips`, as `prepared.json` holds them. seed: of the draw.
+            exclude: the recipe's `data.exclude`.
 
         Raises:
             ValueError: if they are others, or none were prepared; and as `rows`.
         """
         made = self.description["splits"].get(CLIPS, {}).get("made_with")
         made = made and {**made, "exclude": self.description["data"]["exclude"]}
-        asked = {**dataclasses.asdict(wanted), "seed": seed, "exclude": dict(exclude)}
+        asked = {**wanted, "seed": seed, "exclude": dict(exclude)}
         if made != asked:
             raise ValueError(
                 f"data.clips: {self.folder} has {made or 'none'}, the recipe wants {asked}; prepare it anew"
@@ -235,25 +230,3 @@ def file_hash(file: Path) -> str:
     """SHA-256 of a file, 64 hex digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def codec_hash(codec: Codec) -> str:
-    """SHA-256 (64 hex digits) over what a codec's `save_pretrained` writes: names and contents of its files, without
-    what only says how or from where a tokenizer or model was loaded, and without voices."""
-    digest = hashlib.sha256()
-    with tempfile.TemporaryDirectory() as folder:
-        codec.save_pretrained(folder)
-        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-            content = file.read_bytes()
-            if file.relative_to(folder).parts[0] in _DECODING:
-                continue
-            if file.suffix == ".json" and isinstance(fields := json.loads(content), dict):
-                left_out = (*_CIRCUMSTANCES, *(_DECODING if file.name == CODEC_FILE else ()))
-                kept = {key: value for key, value in fields.items() if key not in left_out}
-                model = kept.get("model")
-                if file.name == CODEC_FILE and isinstance(model, dict) and model.get("weights_hash"):
-                    kept["model"] = model["weights_hash"]  # wherever it came from
-                content = json.dumps(kept, sort_keys=True).encode()
-            for part in (file.relative_to(folder).as_posix().encode(), content):
-                digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.hexdigest()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from transformers import AutoProcessor
 from transformers.utils import PushToHubMixin
 
 from zipper_lm.codecs.codec import Codec, load_codec
@@ -18,7 +17,6 @@ from zipper_lm.codecs.layout import LaidOut
 from zipper_lm.codecs.pretrained import RunsModel
 from zipper_lm.data.collation import Batch, Specials, collate
 from zipper_lm.data.document import Document, Segment, check_modalities
-from zipper_lm.fusion.config import ZipperConfig
 
 PROCESSOR_FILE = "processor_config.json"
 
@@ -135,6 +133,3 @@ class ZipperProcessor(PushToHubMixin):
         given, hub = dict(codecs or {}), {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
         stored = {n: load_codec(folder / "codecs" / n, **hub) for n in description["codecs"] if n not in given}
         return cls(stored | given, {name: Specials(*ids) for name, ids in description["specials"].items()})
-
-
-AutoProcessor.register(ZipperConfig, ZipperProcessor)

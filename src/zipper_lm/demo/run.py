@@ -28,7 +28,8 @@ from transformers import set_seed
 
 from zipper_lm.data.collation import collate
 from zipper_lm.data.document import Document, Segment
-from zipper_lm.data.tasks import TaskMixture, build_document
+from zipper_lm.data.mixture import TaskMixture
+from zipper_lm.data.tasks import build_document
 from zipper_lm.demo.build import ASSETS, build, encode_sounds, fingerprint
 from zipper_lm.demo.corpus import Utterance, render
 from zipper_lm.demo.report import Example, ReportData, write_report

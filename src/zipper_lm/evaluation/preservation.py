@@ -12,17 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from zipper_lm.fusion.backbones import (
-    base_tensors,
-    check_same_backbone,
-    load_backbone,
-    recorded_dtype,
-    stored,
-    wrappers,
-)
+from zipper_lm.fusion.backbones import base_tensors, check_same_backbone, load_backbone, recorded_dtype, wrappers
 from zipper_lm.fusion.config import ZipperConfig
 from zipper_lm.fusion.tower import Tower
 from zipper_lm.utils.hub import CONFIG_FILE, local_folder
+from zipper_lm.utils.tensors import stored
 
 if TYPE_CHECKING:
     from zipper_lm.generation.generate import Writer

@@ -15,8 +15,8 @@ from transformers import AutomaticSpeechRecognitionPipeline, pipeline
 
 from zipper_lm.codecs.audio import SAMPLING_RATE
 from zipper_lm.evaluation.word_error_rate import normalise
-from zipper_lm.fusion.backbones import weights_hash
 from zipper_lm.utils.hub import reaching
+from zipper_lm.utils.tensors import weights_hash
 
 
 class PublicRecogniser:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -24,14 +22,12 @@ from transformers import (
 
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig, backbone_config, config_hash, plain
 from zipper_lm.fusion.tower import Tower
-from zipper_lm.utils.hub import commit_of, license_of, place_of, reaching
+from zipper_lm.utils.hub import commit_of, license_of, reaching
+from zipper_lm.utils.places import place_of
+from zipper_lm.utils.tensors import dtype_name, lacking_tensors, weights_hash
 
 WRAPPED = ("base_layer", "original_module", "token_adapter")
 """What PEFT's wrappers call that which they wrap, or the wrapper of it."""
-
-
-def dtype_name(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _class_of(config: PreTrainedConfig, spec: TowerSpec) -> Any:
@@ -77,12 +73,6 @@ def load_backbone(spec: TowerSpec, *, dtype: Any = None, **hub: Any) -> PreTrain
             "inside a larger model needs prefix (and config_key)"
         )
     return model.eval()
-
-
-def lacking_tensors(found: Mapping[str, Any]) -> list[str]:
-    """Names of a model's tensors that transformers drew at random, because the checkpoint lacks them or has them in
-    another shape; `found` is its loading info."""
-    return sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
 
 
 def source_config(spec: TowerSpec, **hub: Any) -> PreTrainedConfig:
@@ -215,49 +205,6 @@ def came_from(spec: TowerSpec, backbone: PreTrainedModel, **hub: Any) -> TowerSp
     commit = commit_of(spec.source, spec.revision, hub.get("cache_dir"))
     license = license_of(spec.source, commit, **hub)
     return replace(spec, source=source, revision=commit, license=license)
-
-
-def weights_hash(module: nn.Module, dtype: torch.dtype | None = None) -> str:
-    """`tensors_hash` of a module's tensors."""
-    return tensors_hash(module.state_dict(), dtype)
-
-
-def tensors_hash(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of tensors, as hex. A tied tensor counts once.
-
-    Args:
-        tensors: of a backbone. dtype: to see the floating-point ones in; `None` takes them as they are.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in without_aliases(tensors).items():
-        if dtype is not None and tensor.is_floating_point():
-            tensor = tensor.to(dtype)
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        for part in stored(tensor.detach()):
-            digest.update(part.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def stored(tensor: Tensor) -> Iterator[Tensor]:
-    """The plain tensors that a tensor is made of: itself, or the codes and scales of a quantized one."""
-    if is_traceable_wrapper_subclass(tensor):
-        for attribute in tensor.__tensor_flatten__()[0]:
-            yield from stored(getattr(tensor, attribute))
-    else:
-        yield tensor
-
-
-def without_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Sorted by name; of tensors that share their memory (tied embeddings) only the first."""
-    seen: set[tuple[tuple[int, int], ...]] = set()
-    kept = {}
-    for name in sorted(tensors):
-        # A quantized tensor's memory is that of its parts; address 0 is that of no memory, so it says nothing.
-        key = tuple((part.data_ptr(), part.numel()) for part in stored(tensors[name]))
-        if key not in seen or not all(address for address, _ in key):
-            kept[name] = tensors[name]
-        seen.add(key)
-    return kept
 
 
 def recorded_dtype(spec: TowerSpec) -> Any:

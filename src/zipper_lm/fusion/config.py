@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from zipper_lm.utils.hub import public
+from zipper_lm.utils.places import public
 
 Positions = Literal["none", "sinusoid", "rotary"]
 Projection = Literal["linear", "relu", "mlp"]
@@ -185,7 +185,7 @@ class TowerSpec:
         lora: arguments of `peft.LoraConfig` when train is ``"lora"``.
         input_projection: see `zipper_lm.fusion.zips.InputProjection`.
         layers: dotted name of the layer list where it is not found by itself.
-        weights_hash: fingerprint of the source's tensors (see `zipper_lm.fusion.backbones.weights_hash`).
+        weights_hash: fingerprint of the source's tensors (see `zipper_lm.utils.tensors.weights_hash`).
         trust_remote_code: whether the backbone's own code from the Hub may run.
         prefix: what stands before the names of the backbone's tensors in its checkpoint, such as ``"lm."``, where it is
             part of a larger model.

@@ -15,11 +15,11 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.document import Segment
-from zipper_lm.data.joining import joiners
+from zipper_lm.data.encoding import encode_rows, encoded_modalities, token_counts
+from zipper_lm.data.mixture import TaskMixture, joiners
 from zipper_lm.data.prepared import TRAIN, is_prepared, open_prepared
-from zipper_lm.data.tasks import TaskMixture
 from zipper_lm.evaluation.judges import load_judge
-from zipper_lm.fusion.backbones import dtype_in_training, weights_hash
+from zipper_lm.fusion.backbones import dtype_in_training
 from zipper_lm.fusion.config import TowerSpec
 from zipper_lm.generation.generate import Writer
 from zipper_lm.jobs.failures import diagnose, unimodal_perplexity
@@ -37,15 +37,7 @@ from zipper_lm.jobs.recipes.checks import check_lengths, check_recipe, joined_ta
 from zipper_lm.jobs.recipes.reader import recipe_hash, to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe, PretrainRecipe, TowerRecipe
 from zipper_lm.jobs.resume import begin, check_working, keep_logs, working_folder
-from zipper_lm.jobs.rows import (
-    encode_rows,
-    encoded_modalities,
-    measure_stretch,
-    open_split,
-    token_counts,
-    training_rows,
-    validation_rows,
-)
+from zipper_lm.jobs.rows import measure_stretch, open_split, training_rows, validation_rows
 from zipper_lm.jobs.validation import Scorer
 from zipper_lm.models.assemble import codec_of
 from zipper_lm.models.baseline.single_decoder import SingleDecoder, expand, is_single_decoder
@@ -59,9 +51,10 @@ from zipper_lm.training.guided_attention import guided_pairs
 from zipper_lm.training.progress import train_with_bar
 from zipper_lm.training.trainer import ZipperTrainer, describe_parameters, latest_checkpoint
 from zipper_lm.utils.files import new_folder
-from zipper_lm.utils.hub import place_of, relative_paths
 from zipper_lm.utils.machine import made_with
+from zipper_lm.utils.places import place_of, relative_paths
 from zipper_lm.utils.processes import from_main, is_main, main_console, wait
+from zipper_lm.utils.tensors import weights_hash
 
 
 def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = None) -> dict[str, Any]:

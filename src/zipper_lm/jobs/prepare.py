@@ -27,16 +27,17 @@ import torch
 from rich.console import Console
 
 from zipper_lm import __version__
-from zipper_lm.codecs.codec import Codec
+from zipper_lm.codecs.codec import Codec, codec_hash
+from zipper_lm.codecs.suffixes import is_media
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.collation import Specials
 from zipper_lm.data.document import Document
+from zipper_lm.data.encoding import Item, encoded, encoded_modalities, items
 from zipper_lm.data.prepared import (
     CLIPS,
     FORMAT,
     TRAIN,
     VALIDATION,
-    codec_hash,
     document_schema,
     file_hash,
     is_prepared,
@@ -46,17 +47,17 @@ from zipper_lm.data.prepared import (
 )
 from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.data.sources.readers import PREPARED_FILE, Rows
-from zipper_lm.data.sources.table import fingerprint_of, is_media, readable
+from zipper_lm.data.sources.table import fingerprint_of, readable
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.fusion.config import TowerSpec
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.jobs.resume import beside, check_ours, check_sources
-from zipper_lm.jobs.rows import Item, clip_rows, encoded, encoded_modalities, items, open_split, validation_rows
+from zipper_lm.jobs.rows import clip_rows, open_split, validation_rows
 from zipper_lm.models.assemble import codec_of
 from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.utils.files import check_output, new_file, new_folder
-from zipper_lm.utils.hub import place_of
+from zipper_lm.utils.places import place_of
 from zipper_lm.utils.progress import bar
 
 SHARD_ROWS = 1000

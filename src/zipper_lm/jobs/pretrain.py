@@ -18,13 +18,14 @@ from zipper_lm.codecs.codec import CODEC_FILE, Codec
 from zipper_lm.codecs.pretrained import RunsModel
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.collation import IGNORED
+from zipper_lm.data.encoding import column, encode_column
 from zipper_lm.data.prepared import TRAIN, is_prepared
 from zipper_lm.data.sources.readers import PREPARED_FILE
 from zipper_lm.fusion.limits import position_limit
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import DataRecipe, PretrainRecipe
 from zipper_lm.jobs.resume import begin, check_working, keep_logs, working_folder
-from zipper_lm.jobs.rows import Opened, column, encode_column, open_split, training_rows, validation_rows
+from zipper_lm.jobs.rows import Opened, open_split, training_rows, validation_rows
 from zipper_lm.jobs.signatures import overfitted
 from zipper_lm.jobs.tower_trainer import TowerTrainer
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments

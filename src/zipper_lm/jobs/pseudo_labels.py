@@ -16,16 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from zipper_lm.codecs.codec import codec_hash
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.collation import collate
 from zipper_lm.data.document import Document, Segment
-from zipper_lm.data.prepared import TRAIN, codec_hash, is_prepared, open_prepared
+from zipper_lm.data.encoding import Joined, encode_rows
+from zipper_lm.data.prepared import TRAIN, is_prepared, open_prepared
 from zipper_lm.data.sources.readers import read_rows, stream_rows
 from zipper_lm.data.sources.table import readable
 from zipper_lm.data.tasks import Task, build_document, parse_task
 from zipper_lm.generation.generate import Writer
 from zipper_lm.jobs.recipes.schema import DataRecipe, FuseRecipe, PseudoLabelsRecipe
-from zipper_lm.jobs.rows import Joined, Opened, encode_rows, open_split
+from zipper_lm.jobs.rows import Opened, open_split
 from zipper_lm.utils.processes import main_console
 from zipper_lm.utils.progress import barred
 

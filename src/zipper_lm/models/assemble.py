@@ -12,17 +12,11 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from zipper_lm.codecs.codec import CODEC_FILE, Codec, load_codec
-from zipper_lm.fusion.backbones import (
-    came_from,
-    check_same_backbone,
-    dtype_in_training,
-    dtype_name,
-    load_backbone,
-    recorded_dtype,
-)
+from zipper_lm.fusion.backbones import came_from, check_same_backbone, dtype_in_training, load_backbone, recorded_dtype
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec, expand, plain
 from zipper_lm.fusion.tower import Tower, embedding_of
 from zipper_lm.utils.hub import HUB_ARGUMENTS, local_folder
+from zipper_lm.utils.tensors import dtype_name
 
 if TYPE_CHECKING:
     from zipper_lm.models.zipper import ZipperModel

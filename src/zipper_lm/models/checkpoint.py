@@ -26,22 +26,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from zipper_lm.codecs.codec import Codec
-from zipper_lm.fusion.backbones import (
-    base_tensors,
-    build_backbone,
-    check_same_backbone,
-    dtype_name,
-    load_backbone,
-    recorded_dtype,
-    tensors_hash,
-    without_aliases,
-)
+from zipper_lm.fusion.backbones import base_tensors, build_backbone, check_same_backbone, load_backbone, recorded_dtype
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig
 from zipper_lm.fusion.tower import Tower
 from zipper_lm.models import sharing
 from zipper_lm.models.card import refresh_card
 from zipper_lm.utils.files import check_apart
-from zipper_lm.utils.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, commit_of, local_folder, place_of
+from zipper_lm.utils.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, commit_of, local_folder
+from zipper_lm.utils.places import place_of
+from zipper_lm.utils.tensors import dtype_name, tensors_hash, without_aliases
 
 if TYPE_CHECKING:
     from zipper_lm.models.zipper import ZipperModel

@@ -22,7 +22,8 @@ from huggingface_hub.utils import validate_repo_id
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig
 from zipper_lm.models.card import GENERATION_FILE, PICTURE_FILE, RUN_FILE, is_edited, refresh_card
 from zipper_lm.models.results import RESULTS_FILE
-from zipper_lm.utils.hub import CONFIG_FILE, each_text, public
+from zipper_lm.utils.hub import CONFIG_FILE
+from zipper_lm.utils.places import each_text, public
 
 if TYPE_CHECKING:
     from zipper_lm.generation.generate import Writer

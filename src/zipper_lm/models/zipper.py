@@ -16,17 +16,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from zipper_lm.data.collation import IGNORED, Batch, Specials, TowerBatch, collate
 from zipper_lm.data.document import Document, Segment
+from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion.backbones import build_backbone, set_training
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec
 from zipper_lm.fusion.groups import read_apart
@@ -36,9 +37,6 @@ from zipper_lm.fusion.zips import InputProjection, ZipLayer
 from zipper_lm.generation import generate
 from zipper_lm.generation.segment import StreamedToken
 from zipper_lm.models import assemble, checkpoint, sharing
-
-if TYPE_CHECKING:
-    from zipper_lm.data.processor import ZipperProcessor
 
 
 @dataclass
@@ -373,3 +371,4 @@ def _check_specials(tower: Tower, spec: TowerSpec) -> None:
 
 AutoConfig.register(ZipperConfig.model_type, ZipperConfig)
 AutoModel.register(ZipperConfig, ZipperModel)
+AutoProcessor.register(ZipperConfig, ZipperProcessor)

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from zipper_lm.codecs.suffixes import IMAGE_SUFFIXES, is_media
 from zipper_lm.data.sources.jsonl import json_lines, jsonl_loader
 from zipper_lm.data.sources.objects import disk_splits
-from zipper_lm.data.sources.table import IMAGE_SUFFIXES, Loader, Row, Table, is_media, usual_name
+from zipper_lm.data.sources.table import Loader, Row, Table, usual_name
 from zipper_lm.data.sources.tars import tar_loader, tar_splits
 
 _METADATA = ("metadata.csv", "metadata.jsonl")

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zipper_lm.codecs.suffixes import is_media
+
 Row = dict[str, Any]
 """Modality name to raw value, and further columns under their own names."""
 
@@ -17,11 +19,6 @@ SPLIT_NAMES = {
     "test": ("test", "testing", "eval", "evaluation"),
     "judge": ("judge",),
 }
-IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
-_SOUND_SUFFIXES = frozenset(
-    (".aac", ".aif", ".aiff", ".au", ".caf", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".sph", ".wav", ".wave")
-)
-_MEDIA_SUFFIXES = IMAGE_SUFFIXES | _SOUND_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -85,11 +82,6 @@ def fingerprint_of(parts: Iterable[Any]) -> str:
     for part in parts:
         digest.update(repr(part).encode() + b"\n")
     return digest.hexdigest()[:16]
-
-
-def is_media(value: Any) -> bool:
-    """Whether a value is the name of a sound or picture file."""
-    return isinstance(value, str) and Path(value).suffix.lower() in _MEDIA_SUFFIXES
 
 
 def resolve(value: Any, folder: Path) -> Any:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from zipper_lm.data.tasks import Task, parse_task, read_weights
+from zipper_lm.data.mixture import read_weights
+from zipper_lm.data.tasks import Task, parse_task
 from zipper_lm.generation.generate import Writer
 from zipper_lm.generation.segment import generation_config
 from zipper_lm.jobs.pretrain import check_length

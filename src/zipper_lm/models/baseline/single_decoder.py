@@ -20,15 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from zipper_lm.data.collation import IGNORED, Batch, Specials, collate
 from zipper_lm.data.document import Document, Segment
-from zipper_lm.fusion.backbones import (
-    add_adapters,
-    came_from,
-    dtype_in_training,
-    dtype_name,
-    from_config,
-    load_backbone,
-    without_aliases,
-)
+from zipper_lm.fusion.backbones import add_adapters, came_from, dtype_in_training, from_config, load_backbone
 from zipper_lm.fusion.config import TowerSpec, backbone_config, config_hash, plain
 from zipper_lm.models import sharing
 from zipper_lm.models.baseline import writing
@@ -37,6 +29,7 @@ from zipper_lm.models.card import refresh_card
 from zipper_lm.models.checkpoint import copy_tensors, write_checkpoint
 from zipper_lm.models.zipper import ZipperOutput, loss_at
 from zipper_lm.utils.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, local_folder
+from zipper_lm.utils.tensors import dtype_name, without_aliases
 
 if TYPE_CHECKING:
     from zipper_lm.codecs.codec import Codec

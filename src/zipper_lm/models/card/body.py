@@ -27,7 +27,7 @@ from zipper_lm.models.card.records import (
     specs_of,
     zips_of,
 )
-from zipper_lm.utils.hub import public_name
+from zipper_lm.utils.places import public_name
 
 if TYPE_CHECKING:
     from zipper_lm.generation.generate import Writer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from zipper_lm.models.card.records import Records, on_hub, specs_of, zips_of
-from zipper_lm.utils.hub import is_hub_id, public_name
+from zipper_lm.utils.places import is_hub_id, public_name
 
 if TYPE_CHECKING:
     from zipper_lm.generation.generate import Writer

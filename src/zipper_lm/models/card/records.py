@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zipper_lm.data.tasks import Task, parse_task
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig
 from zipper_lm.models.results import RESULTS_FILE, read_results, weights_digest
-from zipper_lm.utils.hub import is_hub_id, public
+from zipper_lm.utils.places import is_hub_id, public
 
 if TYPE_CHECKING:
     from zipper_lm.generation.generate import Writer

@@ -1,0 +1,17 @@
+"""Which files hold sound or pictures, by the end of their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+_SOUND_SUFFIXES = frozenset(
+    (".aac", ".aif", ".aiff", ".au", ".caf", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".sph", ".wav", ".wave")
+)
+_MEDIA_SUFFIXES = IMAGE_SUFFIXES | _SOUND_SUFFIXES
+
+
+def is_media(value: Any) -> bool:
+    """Whether a value is the name of a sound or picture file."""
+    return isinstance(value, str) and Path(value).suffix.lower() in _MEDIA_SUFFIXES

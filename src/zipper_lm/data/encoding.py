@@ -1,0 +1,238 @@
+"""Rows to encoded rows: every value through its codec once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from zipper_lm.codecs.audio import read_audio
+from zipper_lm.codecs.codec import Codec
+from zipper_lm.codecs.picture import is_picture, read_picture
+from zipper_lm.data.broken import Broken
+from zipper_lm.data.document import Document
+from zipper_lm.data.prepared import PreparedRows
+from zipper_lm.data.processor import ZipperProcessor
+from zipper_lm.data.sources.readers import Rows
+from zipper_lm.data.sources.table import missing_file, readable
+from zipper_lm.utils.processes import main_console
+from zipper_lm.utils.progress import barred
+
+T = TypeVar("T")
+CHUNK = 64
+
+
+class Joined(Sequence[Any]):
+    """Sequences of rows, one after the other; rows are read when they are asked for."""
+
+    def __init__(self, *parts: Sequence[Any]) -> None:
+        self.parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[n] for n in range(len(self))[index]]
+        part, number = self.find(range(len(self))[index])
+        return part[number]
+
+    def find(self, number: int) -> tuple[Sequence[Any], int]:
+        """The part that a row is in, and its number there."""
+        part = int(np.searchsorted(self._ends, number, side="right"))
+        return self.parts[part], number - (int(self._ends[part - 1]) if part else 0)
+
+
+class Item(NamedTuple):
+    """A raw row or document, and where it is from."""
+
+    where: str
+    row: Any
+
+
+def items(rows: Iterable[Any], broken: Broken, numbers: Iterable[int] | None = None) -> Iterator[Item]:
+    """Rows with their places; those that cannot even be read go to `broken`.
+
+    Args:
+        rows: from `training_rows`. broken: what it is. numbers: of a sequence's rows, only these.
+    """
+    if not isinstance(rows, Sequence):
+        yield from (Item(f"row {n}", row) for n, row in enumerate(rows))
+        return
+    for number in range(len(rows)) if numbers is None else numbers:
+        where = where_of(rows, number)
+        try:
+            row = rows[number]
+        except ValueError as error:
+            broken.add(where, error)
+        else:
+            yield Item(where, row)
+
+
+def where_of(rows: Sequence[Any], number: int) -> str:
+    """Where a row is from."""
+    if isinstance(rows, Joined):
+        part, inside = rows.find(number)
+        return where_of(part, inside) if isinstance(part, Rows) else f"clip {inside}"
+    return rows.where(number) if isinstance(rows, Rows) else f"row {number}"
+
+
+def encoded(
+    processor: ZipperProcessor, found: Iterable[Item], modalities: Sequence[str], broken: Broken
+) -> Iterator[tuple[Item, Any]]:
+    """Each item with its row encoded: a dict of `Segment`s with ids (text keeps its value too), or a document with ids.
+
+    Args:
+        processor: the codecs. found: what to encode. modalities: of a row that is no document. broken: takes items that
+            lack a modality or that a codec cannot read.
+
+    Raises:
+        ValueError: where `broken` does.
+    """
+    for chunk in _chunks(found):
+        ready = []
+        for item in chunk:
+            try:
+                ready.append((item, _as_document(item.row, modalities)))
+            except ValueError as error:
+                broken.add(item.where, error)
+        for item, document in _coded(processor, ready, broken):
+            for segment in document:
+                if not isinstance(segment.value, str) or segment.modality != "text":
+                    segment.value = None
+            yield item, document if isinstance(item.row, Document) else dict(zip(modalities, document))
+
+
+def _chunks(found: Iterable[T]) -> Iterator[list[T]]:
+    iterator = iter(found)
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk
+
+
+def _coded(
+    processor: ZipperProcessor, ready: Sequence[tuple[Item, Document]], broken: Broken
+) -> Iterator[tuple[Item, Document]]:
+    try:
+        coded = processor.encode([document for _, document in ready])
+    except ValueError:  # which of them it is, is found one by one
+        for item, document in ready:
+            try:
+                yield item, processor.encode([document])[0]
+            except ValueError as error:
+                broken.add(item.where, error)
+    else:
+        yield from zip((item for item, _ in ready), coded)
+
+
+def encode_rows(
+    processor: ZipperProcessor, rows: Iterable[Any], modalities: Sequence[str], broken: Broken | None = None
+) -> Sequence[Any]:
+    """Rows whose values are `Segment`s with ids (text keeps its value too), documents with ids. What is prepared is
+    encoded already; of everything else only the ids are kept.
+
+    Args:
+        processor: the codecs. rows: from `training_rows`. modalities: to encode, of rows that are no documents. broken:
+            takes what cannot be read; `None`: that is an error.
+
+    Raises:
+        ValueError: on a row without one of the modalities, or a value that its codec cannot read, if `broken` has no
+            room for it; the message says which row.
+    """
+    if isinstance(rows, PreparedRows) or (isinstance(rows, Joined) and isinstance(rows.parts[0], PreparedRows)):
+        return rows
+    broken = broken or Broken()
+    told = _told(items(rows, broken), "encoding", len(rows) if isinstance(rows, Sized) else None)
+    return [row for _, row in encoded(processor, told, modalities, broken)]
+
+
+def encoded_modalities(rows: Iterable[Any], named: set[str], towers: Sequence[str]) -> list[str]:
+    """What of each row is encoded: all modalities that tasks name, and text, which scores are compared with."""
+    first: Any = next((row for row in readable(rows) if not isinstance(row, Document)), {})
+    return sorted(named | ({"text"} & set(towers) & set(first)))
+
+
+def _as_document(row: Any, modalities: Sequence[str]) -> Document:
+    if isinstance(row, Document):
+        return row
+    if missing := [m for m in modalities if row.get(m) is None]:
+        raise ValueError(f"no {missing}; it has {sorted(row)}; name columns in data.columns")
+    return Document([(m, row[m]) for m in modalities])
+
+
+def column(rows: Iterable[Any], modality: str, broken: Broken | None = None) -> list[Any]:
+    """All raw values of one modality, from rows and from whole documents.
+
+    Args:
+        rows: from `training_rows`. modality: which. broken: takes values that cannot be read; each is tried only if
+            that has room for any, since reading all sounds takes its time.
+
+    Raises:
+        ValueError: if there is none, or `broken` is full.
+    """
+    broken = broken or Broken()
+    values: list[Any] = []
+    first: Any = None
+    for where, row in items(rows, broken):
+        first = row if first is None else first
+        if isinstance(row, Document):
+            found = [s.value for s in row if s.modality == modality and s.value is not None]
+        else:
+            found = [row[modality]] if row.get(modality) is not None else []
+        try:
+            for value in found if modality != "text" else ():
+                for problem in missing_file(value, where):
+                    raise ValueError(f"data: {problem}")
+            for value in found if broken.limit and modality != "text" else ():
+                read_picture(value) if is_picture(value) else read_audio(value)
+            values += found
+        except ValueError as error:
+            broken.add(where, error)
+    if not values:
+        has = first.modalities if isinstance(first, Document) else sorted(first or {})
+        raise ValueError(f"data: no row has {modality!r}; they have {has}; name the column in data.columns")
+    return values
+
+
+def encode_column(codec: Codec, values: Sequence[Any], broken: Broken | None = None) -> list[list[int]]:
+    """One modality's values to ids, in chunks, with a progress bar.
+
+    Raises:
+        ValueError: on a value that the codec cannot read, if `broken` has no room for it; the message says which row.
+    """
+    broken = broken or Broken()
+    ids: list[list[int]] = []
+    for chunk in _chunks(_told(enumerate(values), "encoding", len(values))):
+        try:
+            ids += codec.encode([value for _, value in chunk])
+        except ValueError:
+            for number, value in chunk:
+                try:
+                    ids += codec.encode([value])
+                except ValueError as error:
+                    broken.add(f"row {number}", error)
+    return ids
+
+
+def token_counts(rows: Sequence[Any]) -> Iterator[dict[str, tuple[int, int]]]:
+    """Of each encoded row or document, by modality: tokens without BOS and EOS, and segments."""
+    if isinstance(rows, Joined):
+        for part in rows.parts:
+            yield from token_counts(part)
+    elif isinstance(rows, PreparedRows) and (lengths := rows.lengths()):
+        for each in zip(*lengths.values()):
+            yield {m: (int(tokens), 1) for m, tokens in zip(lengths, each)}
+    else:
+        for row in rows:
+            counts: dict[str, tuple[int, int]] = {}
+            for segment in row if isinstance(row, Document) else row.values():
+                tokens, segments = counts.get(segment.modality, (0, 0))
+                counts[segment.modality] = tokens + len(segment.ids or []), segments + 1
+            yield counts
+
+
+def _told(steps: Iterable[T], what: str, total: int | None) -> Iterable[T]:
+    """With a progress bar on standard error: standard output is for results."""
+    return barred(steps, main_console(), what, total)

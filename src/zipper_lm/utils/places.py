@@ -1,0 +1,61 @@
+"""Where things lie: what a record says of a folder, and what others may read of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+_FOLDERS = re.compile(r"""(?:file://|(?<![\w./<])~?)/(?=[^\s/])(?:[^/:;"'`|<>\n]+/+)*""")
+"""The folders of an absolute path within a text; no part of an id, a web address or a tag such as ``</s>``."""
+
+
+def place_of(source: str | Path) -> str:
+    """What a record says of a folder or file: its absolute path. A Hub id stays what it is."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else str(source)
+
+
+def public_name(text: str) -> str:
+    """What others may read of a `place_of` or of a text: of every path of this machine only the last part."""
+    return Path(text).name if Path(text).is_absolute() else _FOLDERS.sub("", text)
+
+
+def public(value: Any) -> Any:
+    """What others may read of a JSON value: `public_name` of every text in it."""
+    return each_text(value, public_name)
+
+
+def each_text(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with every text in it changed, but for keys."""
+    if isinstance(value, dict):
+        return {k: each_text(v, change) for k, v in value.items()}
+    if isinstance(value, list):
+        return [each_text(v, change) for v in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def relative_paths(value: Any) -> list[str]:
+    """Texts in a JSON value that are relative paths of files or folders here; a Hub id may look the same."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return sorted({path for v in value for path in relative_paths(v)})
+    if not isinstance(value, str) or Path(value).name == value or Path(value).is_absolute():
+        return []
+    with suppress(OSError, ValueError):  # a text that is too long for a name, or holds what no name may
+        return [value] if Path(value).exists() else []
+    return []
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source that is no folder here can be an ``owner/name`` on the Hub."""
+    with suppress(HFValidationError):
+        validate_repo_id(source)
+        return "/" in source
+    return False
