@@ -9,7 +9,6 @@ from zipper_lm import Document, Segment, ZipperModel, ZipSpec
 from zipper_lm.data.collation import collate
 from zipper_lm.fusion.zips import ZipLayer
 from zipper_lm.generation.generate import StreamedToken
-from zipper_lm.generation.segment import _Place
 
 RAGGED = [doc(("speech", [5, 6, 7, 8])), doc(("text", [5, 6]), ("speech", [9]))]
 
@@ -224,48 +223,3 @@ def test_only_one_document_can_be_streamed() -> None:
     model = tiny_model()
     with pytest.raises(ValueError, match="one document at a time, got 2"):
         model.generate(RAGGED, ["text"], on_token=lambda _: True)
-
-
-@pytest.mark.parametrize(
-    "shipped",
-    [{"num_beams": 3}, {"guidance_scale": 3.0}, {"repetition_penalty": 5.0}, {"num_return_sequences": 2}, {"top_k": 1}],
-    ids=str,
-)
-def test_what_a_backbone_ships_for_generation_is_not_asked_for(shipped: dict[str, float]) -> None:
-    """Beams, guidance or a penalty of its generation_config.json came into every call, behind all checks: other tokens
-    than greedy search writes, or a crash."""
-    model = tiny_model(gate=0.5)
-    plain = model.generate(RAGGED, ["text"], settings={"text": {"max_new_tokens": 6}})
-    for name, value in shipped.items():
-        setattr(model.tower("text").backbone.generation_config, name, value)
-    for settings in ({"max_new_tokens": 6}, GenerationConfig(max_new_tokens=6, do_sample=False)):
-        assert ids_of(model.generate(RAGGED, ["text"], settings={"text": settings})) == ids_of(plain)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"max_new_tokens": "abc"}, "max_new_tokens must be a number, got 'abc'"),
-        ({"do_sample": "False"}, "do_sample must be true or false, got 'False'"),
-        ({"num_beams": "2x"}, "num_beams must be a number"),
-        ({"stop_threshold": "half"}, "stop_threshold must be a number"),
-        ({"guidance_scale": "much"}, "guidance_scale must be a number"),
-    ],
-)
-def test_settings_of_another_type_are_refused(settings: dict[str, str], message: str) -> None:
-    """They ended in a TypeError deep inside, or, like "False", counted as true."""
-    with pytest.raises(ValueError, match=f"settings for 'text': {message}"):
-        tiny_model().generate(RAGGED, ["text"], settings={"text": settings})
-
-
-def test_proposed_tokens_do_not_move_the_place() -> None:
-    """Before each forward of assisted decoding, transformers 5.17 asks the stopping criteria about tokens that are only
-    proposed: queries stood behind them, and prompt lookup wrote other tokens than greedy search."""
-    speaker = SimpleNamespace(next=0, has_read=False)
-    place = _Place(speaker, cached=True)  # type: ignore[arg-type]
-    places = []
-    for forward, length in ((False, 13), (True, 11), (False, 14), (True, 12)):
-        speaker.has_read |= forward
-        place(torch.zeros(1, length, dtype=torch.long), None)
-        places.append(speaker.next)
-    assert places == [0, 10, 10, 11]

@@ -1,8 +1,13 @@
-"""Guided writing against the same written out, without caches."""
+"""Guided writing against the same written out, without caches; ending by the probability of EOS itself."""
 
 import pytest
+import torch
 from tiny import doc, ids_of, limits, naive_greedy, often_ending, tiny_model
+from transformers import GenerationConfig
 
+from zipper_lm.generation.logits import StopThreshold
+
+EOS = 1
 RAGGED = [doc(("speech", [5, 6, 7, 8])), doc(("text", [5, 6]), ("speech", [9]))]
 
 
@@ -34,3 +39,30 @@ def test_what_guidance_does_not_go_with(other: dict[str, int]) -> None:
     model = tiny_model(gate=0.5)
     with pytest.raises(ValueError, match=r"'text': guidance_scale=2\.0 goes with greedy search and sampling only"):
         model.generate(RAGGED[:1], ["text"], settings={"text": {"guidance_scale": 2.0, **other}})
+
+
+def test_eos_where_it_is_likely_enough_and_nowhere_else() -> None:
+    """The first row's EOS is its likeliest single token, with 0.3: the race alone would end there."""
+    scores = torch.tensor([[0.2, 0.3, 0.25, 0.25], [0.1, 0.6, 0.2, 0.1]]).log()
+    goes_on, ends = StopThreshold(0.5, EOS)(torch.zeros(2, 3), scores)
+    assert goes_on[EOS] == -torch.inf
+    assert torch.equal(goes_on[[0, 2, 3]], scores[0, [0, 2, 3]])
+    assert ends.isneginf().tolist() == [True, False, True, True]
+
+
+def test_a_low_threshold_ends_early_and_a_high_one_late() -> None:
+    model, given = tiny_model(gate=0.5), [doc(("speech", [5, 6, 7, 8]))]
+
+    def written(**more: object) -> int:
+        settings = limits(model, 20, **more)  # type: ignore[arg-type]
+        return len(model.generate(given, ["text"], settings=settings)[0][-1].ids or [])
+
+    assert written(stop_threshold=1e-6) == 0
+    assert written(stop_threshold=1.0) == 20
+    assert written(stop_threshold=1e-6, min_new_tokens=4) == 4
+
+
+def test_as_a_field_of_a_generation_config() -> None:
+    model, config = tiny_model(gate=0.5), GenerationConfig(max_new_tokens=9, do_sample=False)
+    config.stop_threshold = 1e-6
+    assert model.generate([doc(("speech", [5]))], ["text"], settings={"text": config})[0][-1].ids == []

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zipper_lm.models.zipper import ZipperModel
 
 
-def company(model: ZipperModel, name: str, earlier: Collection[str], involved: Collection[str]) -> set[str]:
+def towers_for(model: ZipperModel, name: str, earlier: Collection[str], involved: Collection[str]) -> set[str]:
     """The towers that a segment of tower `name` is computed with, itself included.
 
     Args:
@@ -34,8 +34,8 @@ def company(model: ZipperModel, name: str, earlier: Collection[str], involved: C
     return {name}.union(*(seen or first))
 
 
-def read_apart(model: ZipperModel, batch: Batch) -> Reading:
-    """`read` for whole documents, each segment computed with its own company."""
+def read_by_group(model: ZipperModel, batch: Batch) -> Reading:
+    """`read` for whole documents, each segment computed with the towers of its groups."""
     names, groups = model.names, [set(group) for group in model.config.groups]
     keys = {name: _keys(model, batch, name, groups) for name in batch}
     logits: dict[str, Tensor] = {}

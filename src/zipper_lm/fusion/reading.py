@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from zipper_lm.data.collation import Batch
 from zipper_lm.fusion.lockstep import Board, lockstep
@@ -56,6 +58,16 @@ class Reading:
 
     logits: dict[str, Tensor]
     finals: dict[str, Tensor]
+
+
+def goes_on(cache: Any) -> bool:
+    """Whether several tokens can be added to a cache at once, rows that hold only padding included.
+
+    A recurrent state cannot forget the padding it was made to read, and most families step it by single tokens only.
+    """
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.self_attention_cache
+    return type(cache) is DynamicCache and not any(isinstance(x, LinearAttentionCacheLayerMixin) for x in cache.layers)
 
 
 def visible(reader_segments: Tensor, source_segments: Tensor) -> Tensor:

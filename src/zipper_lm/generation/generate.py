@@ -19,9 +19,10 @@ from transformers import GenerationConfig
 
 from zipper_lm.codecs.codec import can_decode
 from zipper_lm.data.document import Document, Segment, check_modalities
-from zipper_lm.fusion.groups import company
+from zipper_lm.fusion.groups import towers_for
 from zipper_lm.generation.request import Request
-from zipper_lm.generation.segment import Stop, StreamedToken, generation_config, speak
+from zipper_lm.generation.segment import Stop, StreamedToken
+from zipper_lm.generation.settings import generation_config
 
 if TYPE_CHECKING:
     from zipper_lm.models.baseline.single_decoder import SingleDecoder
@@ -140,7 +141,7 @@ def _follow(
 ) -> list[Document]:
     """Write the segments of a fixed schedule."""
     if model.config.groups:
-        return _follow_apart(model, documents, entries, settings, on_token)
+        return _follow_by_group(model, documents, entries, settings, on_token)
     later = {e.modality if isinstance(e, Segment) else e for e in entries}
     request = Request(model, documents, [later.union(d.modalities) for d in documents])
     stopped = Stop()
@@ -149,22 +150,22 @@ def _follow(
             request.read_pending()
             request.append(entry.modality, [entry.ids or []] * len(documents), entry.value)
         else:
-            request.append(entry, speak(request, entry, settings.get(entry), on_token, stopped))
+            request.write(entry, settings.get(entry), on_token, stopped)
         if stopped.now:
             break
     return request.documents
 
 
-def _follow_apart(
+def _follow_by_group(
     model: ZipperModel,
     documents: list[Document],
     entries: list[str | Segment],
     settings: Settings,
     on_token: Callable[[StreamedToken], bool] | None,
 ) -> list[Document]:
-    """As `_follow`, where zips were trained apart: each segment is written with its own company (see `groups.py`).
+    """As `_follow`, where zips were trained apart: each segment is written with towers of its own (see `groups.py`).
 
-    What came before is read anew for every segment, as another company reads it otherwise.
+    What came before is read anew for every segment, as other towers read it otherwise.
     """
     later = {e.modality if isinstance(e, Segment) else e for e in entries}
     whole = [later.union(d.modalities) for d in documents]
@@ -179,15 +180,16 @@ def _follow_apart(
                 raise ValueError(
                     f"{entry!r} reads none of {sorted(earlier)}: there is no zip; let another write between"
                 )
-        companies = [company(model, entry, d.modalities, all_) for d, all_ in zip(documents, whole)]
+        chosen = [towers_for(model, entry, d.modalities, all_) for d, all_ in zip(documents, whole)]
         number = len(documents[0])
         tell = None if on_token is None else lambda t, at=number: on_token(replace(t, segment=at))
-        for towers in [set(c) for c in dict.fromkeys(frozenset(c) for c in companies)]:
-            rows = [i for i, c in enumerate(companies) if c == towers]
+        for towers in [set(c) for c in dict.fromkeys(frozenset(c) for c in chosen)]:
+            rows = [i for i, c in enumerate(chosen) if c == towers]
             parts = [Document(s for s in documents[i] if s.modality in towers) for i in rows]
             request = Request(model, parts, [whole[i] & towers for i in rows])
-            for i, ids in zip(rows, speak(request, entry, settings.get(entry), tell, stopped)):
-                documents[i].segments.append(Segment(entry, ids=list(ids)))
+            request.write(entry, settings.get(entry), tell, stopped)
+            for i, part in zip(rows, request.documents):
+                documents[i].segments.append(part[-1])
         if stopped.now:
             break
     return documents
@@ -215,7 +217,7 @@ def _auto(
             part = request
             if len(chosen) < len(rows):
                 part = Request(model, [request.documents[i] for i in chosen], [set(model.names)] * len(chosen))
-            part.append(speaker, speak(part, speaker, settings.get(speaker), on_token, stopped))
+            part.write(speaker, settings.get(speaker), on_token, stopped)
             todo.append(([rows[i] for i in chosen], part, count + 1))
     return [finished[i] for i in range(len(documents))]
 

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import DynamicCache, EncoderDecoderCache
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers import GenerationConfig
 
 from zipper_lm.data.collation import collate
 from zipper_lm.data.document import Document, Segment
-from zipper_lm.fusion.reading import State, read
+from zipper_lm.fusion.reading import State, goes_on, read
+from zipper_lm.generation.segment import Stop, StreamedToken, write_segment
 
 if TYPE_CHECKING:
     from zipper_lm.models.zipper import ZipperModel
-
-
-def goes_on(cache: Any) -> bool:
-    """Whether several tokens can be added to a cache at once, rows that hold only padding included.
-
-    A recurrent state cannot forget the padding it was made to read, and most families step it by single tokens only.
-    """
-    if isinstance(cache, EncoderDecoderCache):
-        cache = cache.self_attention_cache
-    return type(cache) is DynamicCache and not any(isinstance(x, LinearAttentionCacheLayerMixin) for x in cache.layers)
 
 
 class Request:
@@ -71,6 +61,22 @@ class Request:
             document.segments.append(Segment(modality, value, list(ids)))
         if modality not in self.pending:
             self.pending.append(modality)
+
+    def write(
+        self,
+        name: str,
+        settings: Mapping[str, Any] | GenerationConfig | None,
+        on_token: Callable[[StreamedToken], bool] | None,
+        stop: Stop,
+    ) -> None:
+        """Read what is pending, write a segment of `name` in every row, and append it.
+
+        Args:
+            name, settings, on_token, stop: see `segment.write_segment`.
+        """
+        self.read_pending()
+        rows = write_segment(self.model, self.state, self.documents, self.involved, name, settings, on_token, stop)
+        self.append(name, rows)
 
     def next_speakers(self) -> list[str | None]:
         """Who speaks next in each row, `None` for done, by the last tower's handover."""

@@ -1,9 +1,9 @@
-"""Speaking: one tower writes one segment, with its own `generate()`, while it reads the others' finished memories."""
+"""A segment: one tower writes it with its own `generate()`, while it reads the others' finished memories."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +16,15 @@ from transformers.generation.streamers import BaseStreamer
 from zipper_lm.data.collation import collate, involvement
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.fusion.limits import keep_within
-from zipper_lm.fusion.reading import visible
+from zipper_lm.fusion.reading import State, goes_on, visible
 from zipper_lm.fusion.tower import listening
 from zipper_lm.fusion.zips import Memory, View
-from zipper_lm.generation.ending import StopThreshold
-from zipper_lm.generation.logits import Guidance
-from zipper_lm.generation.request import Request, goes_on
+from zipper_lm.generation.logits import Guidance, StopThreshold
+from zipper_lm.generation.settings import STOP_THRESHOLD, generation_config
 
 if TYPE_CHECKING:
     from zipper_lm.fusion.zips import ZipLayer
-
-MAX_NEW_TOKENS = 256
-STOP_THRESHOLD = "stop_threshold"
-"""The one setting of ours beside those of `GenerationConfig` (see `logits.py`)."""
+    from zipper_lm.models.zipper import ZipperModel
 
 
 @dataclass(frozen=True)
@@ -43,25 +39,33 @@ class StreamedToken:
 class _Speaker:
     """Listener of a tower that writes: each new token reads the finished memories."""
 
-    def __init__(self, request: Request, name: str, past: int) -> None:
-        self.model, self.name, state = request.model, name, request.state
-        self.device = self.model.tower(name).device
-        self.involved = involvement(request.involved, self.model.names)
-        none = torch.zeros(len(request.documents), 0, dtype=torch.long, device=self.device)
+    def __init__(
+        self,
+        model: ZipperModel,
+        state: State,
+        documents: Sequence[Document],
+        involved: Sequence[set[str]],
+        name: str,
+        past: int,
+    ) -> None:
+        self.model, self.name = model, name
+        self.device = model.tower(name).device
+        self.involved = involvement(involved, model.names)
+        none = torch.zeros(len(documents), 0, dtype=torch.long, device=self.device)
         self.segments = state.segments.get(name, none)
         self.positions = state.positions.get(name, none)
         # The number of the segment being written, in every row.
-        self.now = torch.tensor([[len(d)] for d in request.documents], device=self.device)
+        self.now = torch.tensor([[len(d)] for d in documents], device=self.device)
         self.next = past  # which token of the stream the coming forward begins with
         self.has_read = False  # since it was told so
         self.sources: dict[str, Tensor] = {}
         self.zips: dict[int, list[tuple[str, ZipLayer, Memory]]] = {}
-        for (reader, source), pairs in self.model.layer_pairs.items():
+        for (reader, source), pairs in model.layer_pairs.items():
             if reader == name and source in state.segments:
                 self.sources[source] = state.segments[source]
                 for k, (layer, _) in enumerate(pairs):
                     memory = state.memories[reader, source][k]
-                    self.zips.setdefault(layer, []).append((source, self.model.zip_layer(reader, source, k), memory))
+                    self.zips.setdefault(layer, []).append((source, model.zip_layer(reader, source, k), memory))
         self.views: dict[str, View] = {}
         self.positions_here = none
 
@@ -139,8 +143,11 @@ class _TokenStreamer(BaseStreamer):
         """Nothing is held back."""
 
 
-def speak(
-    request: Request,
+def write_segment(
+    model: ZipperModel,
+    state: State,
+    documents: Sequence[Document],
+    involved: Sequence[set[str]],
     name: str,
     settings: Mapping[str, Any] | GenerationConfig | None,
     on_token: Callable[[StreamedToken], bool] | None,
@@ -149,7 +156,8 @@ def speak(
     """Write one segment in every row with the tower's own `generate()`.
 
     Args:
-        request: the documents, not changed but for reading what is pending. name: who speaks.
+        model: the model. state: what the towers have read, which is all of the documents. documents: what is there so
+            far; not changed. involved: the towers that take part in each. name: who writes.
         settings: as in `generation.generate`. on_token: told of every token of a single document.
         stop: ends the segment as soon as it is set.
 
@@ -159,8 +167,6 @@ def speak(
     Raises:
         ValueError: for settings that are unknown, out of range, or do not go together.
     """
-    request.read_pending()
-    model, state, documents = request.model, request.state, request.documents
     tower, special = model.tower(name), model.specials[name]
     batch = collate(
         [Document([*d, Segment(name, ids=[])]) for d in documents],
@@ -212,7 +218,7 @@ def speak(
     unwritten = {i for i in unwritten if i < tower.head_size}
     given.disable_compile = True  # a compiled forward cannot ask a context variable who listens
     given.suppress_tokens = sorted(unwritten.union(given.suppress_tokens or ()))
-    speaker = _Speaker(request, name, past)
+    speaker = _Speaker(model, state, documents, involved, name, past)
     with listening(tower.layers, speaker):
         output = tower.backbone.generate(  # type: ignore[operator]
             input_ids=ids,
@@ -225,76 +231,3 @@ def speak(
     sequences = output if isinstance(output, Tensor) else output.sequences
     written = sequences[:, ids.shape[1] :].tolist()
     return [row[: row.index(special.eos)] if special.eos in row else row for row in written]
-
-
-class OwnSettings(GenerationConfig):
-    """Settings as they were given. `generate()` fills what is not given from the backbone's own generation config, such
-    as beams or a repetition penalty, which nobody asked for here; of this one it takes the library's defaults."""
-
-    def update(self, defaults_only: bool = False, allow_custom_entries: bool = False, **kwargs: Any) -> Any:
-        """As of its base, but whatever is offered for what is not given, it is the default."""
-        if defaults_only:
-            kwargs = self._get_default_generation_params()
-        return super().update(defaults_only, allow_custom_entries, **kwargs)
-
-
-def known_settings() -> set[str]:
-    """What may stand in a modality's settings."""
-    return {*vars(GenerationConfig()), STOP_THRESHOLD}
-
-
-def generation_config(name: str, settings: Mapping[str, Any] | GenerationConfig | None) -> GenerationConfig:
-    """A copy to be written to, with our defaults.
-
-    Raises:
-        ValueError: for a setting that is unknown, of another type, out of range, or that does not go with another.
-    """
-    if isinstance(settings, GenerationConfig):
-        config = OwnSettings()
-        config.__dict__.update(copy.deepcopy(settings.__dict__))
-    else:
-        if unknown := sorted(set(settings or {}) - known_settings()):
-            raise ValueError(f"settings for {name!r}: unknown {unknown}; see transformers.GenerationConfig")
-        fields = {"do_sample": False, **(settings or {})}
-        _check_types(name, fields)
-        threshold = fields.pop(STOP_THRESHOLD, None)
-        try:
-            config = OwnSettings(**fields)
-        except TypeError as error:
-            raise ValueError(f"settings for {name!r}: {error}") from error
-        setattr(config, STOP_THRESHOLD, threshold)
-    if config.max_new_tokens is None and config.max_length is None:
-        config.max_new_tokens = MAX_NEW_TOKENS
-    threshold = getattr(config, STOP_THRESHOLD, None)
-    if threshold is not None and not 0.0 < threshold <= 1.0:
-        raise ValueError(f"settings for {name!r}: {STOP_THRESHOLD} must be in (0, 1], got {threshold}")
-    if config.num_beams is not None and config.num_beams < 1:
-        raise ValueError(f"settings for {name!r}: num_beams must be at least 1, got {config.num_beams}")
-    searched = config.num_beams not in (None, 1) or config.get_generation_mode() is GenerationMode.ASSISTED_GENERATION
-    if (scale := config.guidance_scale) not in (None, 1) and searched:
-        raise ValueError(f"settings for {name!r}: guidance_scale={scale} goes with greedy search and sampling only")
-    if config.num_return_sequences not in (None, 1):
-        raise ValueError(
-            f"settings for {name!r}: num_return_sequences={config.num_return_sequences}, but a document has one next "
-            "segment"
-        )
-    if config.assistant_early_exit is not None:
-        raise ValueError(
-            f"settings for {name!r}: assistant_early_exit={config.assistant_early_exit}, but a tower without its last "
-            "layers would lack the zips there; prompt_lookup_num_tokens proposes tokens without a second model"
-        )
-    return config
-
-
-def _check_types(name: str, fields: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for text where a number or a truth value belongs: ``"False"`` would count as true."""
-    like = {**GenerationConfig._get_default_generation_params(), "max_new_tokens": 0, "guidance_scale": 1.0}
-    like |= {STOP_THRESHOLD: 0.5, "early_stopping": None}  # which may be a word
-    for key, value in fields.items():
-        expected = like.get(key)
-        if value is None or not isinstance(expected, bool | int | float):
-            continue
-        kind = bool if isinstance(expected, bool) else int | float
-        if not isinstance(value, kind):
-            wanted = "true or false" if kind is bool else "a number"
-            raise ValueError(f"settings for {name!r}: {key} must be {wanted}, got {value!r}")

@@ -30,7 +30,7 @@ from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion.backbones import build_backbone, set_training
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec
-from zipper_lm.fusion.groups import read_apart
+from zipper_lm.fusion.groups import read_by_group
 from zipper_lm.fusion.reading import read
 from zipper_lm.fusion.tower import Tower, rest_in_forward
 from zipper_lm.fusion.zips import InputProjection, ZipLayer
@@ -269,7 +269,7 @@ class ZipperModel(PreTrainedModel):
             raise ValueError("batch: no tower has any token")
         for name, stream in batch.items():
             self.check_ids(name, int(stream["input_ids"].min()), int(stream["input_ids"].max()))
-        reading = read_apart(self, batch) if self.config.groups else read(self, batch)
+        reading = read_by_group(self, batch) if self.config.groups else read(self, batch)
         losses: dict[str, Tensor] = {}
         for name, stream in batch.items():
             logits = reading.logits[name]

@@ -9,7 +9,7 @@ from pathlib import Path
 from zipper_lm.data.mixture import read_weights
 from zipper_lm.data.tasks import Task, parse_task
 from zipper_lm.generation.generate import Writer
-from zipper_lm.generation.segment import generation_config
+from zipper_lm.generation.settings import generation_config
 from zipper_lm.jobs.pretrain import check_length
 from zipper_lm.jobs.recipes.schema import FuseRecipe, PseudoLabelsRecipe
 from zipper_lm.jobs.resume import check_sources

@@ -22,9 +22,11 @@ from zipper_lm.data.collation import IGNORED, Batch, Specials, collate
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.fusion.backbones import add_adapters, came_from, dtype_in_training, from_config, load_backbone
 from zipper_lm.fusion.config import TowerSpec, backbone_config, config_hash, plain
+from zipper_lm.generation.generate import Schedule, Settings, checked_schedule, decode_written, encode_given
+from zipper_lm.generation.settings import generation_config
 from zipper_lm.models import sharing
-from zipper_lm.models.baseline import writing
 from zipper_lm.models.baseline.vocabulary import Modality, join
+from zipper_lm.models.baseline.writing import write
 from zipper_lm.models.card import refresh_card
 from zipper_lm.models.checkpoint import copy_tensors, write_checkpoint
 from zipper_lm.models.zipper import ZipperOutput, loss_at
@@ -215,9 +217,38 @@ class SingleDecoder(PreTrainedModel):
         model.processor = self.processor
         return model.eval()
 
-    def generate(self, documents: Sequence[Document], schedule: Any, **kwargs: Any) -> list[Document]:
-        """Write the next segments; see `zipper_lm.models.baseline.writing.generate`."""
-        return writing.generate(self, documents, schedule, **kwargs)
+    def generate(
+        self,
+        documents: Sequence[Document],
+        schedule: Schedule,
+        *,
+        settings: Settings | None = None,
+        decode: bool = True,
+    ) -> list[Document]:
+        """Write the next segments; as `zipper_lm.generation.generate.generate`, with the same settings.
+
+        Raises:
+            ValueError: for an unknown modality in documents, schedule or settings, or ``schedule="auto"``: nothing
+                here learned who speaks next.
+        """
+        chosen = {name: generation_config(name, given) for name, given in (settings or {}).items()}
+        entries = checked_schedule(self, schedule, chosen)
+        if entries is None:
+            raise ValueError('schedule "auto": a single decoder does not say who speaks next; name the modalities')
+        if not documents:
+            return []
+        written = encode_given(self, documents)
+        for entry in entries:
+            if isinstance(entry, Segment):
+                for document in written:
+                    document.segments.append(Segment(entry.modality, entry.value, list(entry.ids or [])))
+            else:
+                rows = write(self.backbone, self.modalities, written, entry, chosen.get(entry))
+                for document, ids in zip(written, rows):
+                    document.segments.append(Segment(entry, ids=ids))
+        if decode and self.processor is not None:
+            decode_written(self, documents, written)
+        return written
 
     def own_tensors(self) -> dict[str, Tensor]:
         """What a checkpoint stores: everything, a tied tensor once."""

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
-from zipper_lm.data.document import Document, Segment
+from zipper_lm.data.document import Document
 from zipper_lm.fusion.limits import keep_within, position_limit
-from zipper_lm.generation.ending import StopThreshold
-from zipper_lm.generation.generate import Schedule, Settings, checked_schedule, decode_written, encode_given
-from zipper_lm.generation.segment import STOP_THRESHOLD, generation_config
+from zipper_lm.generation.logits import StopThreshold
+from zipper_lm.generation.settings import STOP_THRESHOLD, generation_config
 from zipper_lm.models.baseline.vocabulary import Modality, prompts
-
-if TYPE_CHECKING:
-    from zipper_lm.models.baseline.single_decoder import SingleDecoder
 
 
 class OnlyIds(LogitsProcessor):
@@ -39,51 +35,31 @@ class OnlyIds(LogitsProcessor):
         return scores.masked_fill(self.forbidden.to(scores.device), float("-inf"))
 
 
-def generate(
-    model: SingleDecoder,
-    documents: Sequence[Document],
-    schedule: Schedule,
-    *,
-    settings: Settings | None = None,
-    decode: bool = True,
-) -> list[Document]:
-    """Write the next segments of documents; as `zipper_lm.generation.generate.generate`, with the same settings.
-
-    Raises:
-        ValueError: for an unknown modality in documents, schedule or settings, or ``schedule="auto"``: nothing here
-            learned who speaks next.
-    """
-    chosen = {name: generation_config(name, given) for name, given in (settings or {}).items()}
-    entries = checked_schedule(model, schedule, chosen)
-    if entries is None:
-        raise ValueError('schedule "auto": a single decoder does not say who speaks next; name the modalities')
-    if not documents:
-        return []
-    written = encode_given(model, documents)
-    for entry in entries:
-        if isinstance(entry, Segment):
-            for document in written:
-                document.segments.append(Segment(entry.modality, entry.value, list(entry.ids or [])))
-        else:
-            for document, ids in zip(written, write(model, written, entry, chosen.get(entry))):
-                document.segments.append(Segment(entry, ids=ids))
-    if decode and model.processor is not None:
-        decode_written(model, documents, written)
-    return written
-
-
 @torch.no_grad()
-def write(model: SingleDecoder, documents: Sequence[Document], name: str, settings: Any) -> list[list[int]]:
-    """One segment in every row: content ids of `name`, counted within the modality.
+def write(
+    backbone: PreTrainedModel,
+    vocabulary: Sequence[Modality],
+    documents: Sequence[Document],
+    name: str,
+    settings: Mapping[str, Any] | GenerationConfig | None,
+) -> list[list[int]]:
+    """One segment in every row.
 
     ``guidance_scale`` compares with the decoder that has read nothing but BOS (Zipper's: with the tower alone).
+
+    Args:
+        backbone: the decoder. vocabulary: the modalities in its order. documents: encoded; not changed. name: of the
+            modality that is written. settings: as in `zipper_lm.generation.generate.generate`.
+
+    Returns:
+        content ids per row, counted within the modality.
     """
-    modality, backbone = model.modality(name), model.backbone
-    ids, mask = (x.to(backbone.device) for x in prompts(documents, name, model.modalities))
+    (modality,) = (m for m in vocabulary if m.name == name)
+    ids, mask = (x.to(backbone.device) for x in prompts(documents, name, vocabulary))
     given = generation_config(name, settings)
     if (limit := position_limit(backbone)) is not None:
         keep_within("the single decoder", limit, mask, given)
-    last = model.modalities[-1]
+    last = vocabulary[-1]
     only = OnlyIds(modality, last.offset + last.size)
     eos = modality.offset + modality.eos
     processors: list[LogitsProcessor] = [only]
