@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from tiny_folders import metadata, sound
 
 from zipper_lm.data.sources.readers import Stream, list_splits, read_rows, stream_rows
@@ -72,6 +73,38 @@ def test_datasets_audio_stays_undecoded(tmp_path, dataset):
         read_rows(dataset, {"text": "words"})
     with pytest.raises(ValueError, match="no rows"):
         read_rows(dataset.select([]))
+
+
+@pytest.mark.parametrize("form", [None, "torch", "numpy", "pandas", "arrow"])
+def test_rows_are_plain_whatever_the_format(tmp_path, form):
+    """A saved data set keeps its format, in which a class is a tensor: no row was left out by its speaker's name."""
+    import datasets
+
+    speaker = datasets.ClassLabel(names=["kim", "theo"])
+    features = datasets.Features({"text": datasets.Value("string"), "speaker": speaker, "n": datasets.Value("int64")})
+    values = {"text": ["a", "b", "c", "d"], "speaker": [0, 1, 0, 1], "n": [1, 2, 3, 4]}
+    made = datasets.Dataset.from_dict(values, features=features).with_format(form)
+    made.save_to_disk(str(tmp_path / "saved"))
+    streams = [datasets.IterableDatasetDict({"train": made.to_iterable_dataset().with_format(form)})]
+    for source in (tmp_path / "saved", made, made.with_format(form, columns=["text"]), *streams):
+        rows = read_rows(source, limit=4)
+        assert rows[1] == {"text": "b", "speaker": "theo", "n": 2}
+        assert type(rows[1]["n"]) is int
+        assert [row["text"] for row in rows.without({"speaker": ["theo"]})] == ["a", "c"]
+        assert [row["text"] for row in rows.without({"n": ["2", "3"]})] == ["a", "d"]
+        assert [row["text"] for row in stream_rows(source).without({"speaker": ["theo"]})] == ["a", "c"]
+
+
+def test_numbers_of_numpy_and_torch_are_plain():
+    rows = read_rows([{"text": "a", "n": np.int64(1)}, {"text": "b", "n": torch.tensor(2)}])
+    assert [type(row["n"]) for row in rows] == [int, int]
+    assert [row["text"] for row in rows.without({"n": ["2"]})] == ["a"]
+
+
+def test_a_transform_is_refused(dataset):
+    """Columns are read without the others, so a function of whole rows would see a part."""
+    with pytest.raises(ValueError, match="with_transform"):
+        read_rows(dataset.with_transform(lambda rows: rows))
 
 
 def test_dataset_dict_and_streams(dataset):

@@ -38,6 +38,7 @@ def _object_table(source: Any, limit: int | None, streaming: bool) -> Table:
     if not isinstance(source, datasets.Dataset | datasets.IterableDataset):
         kind = type(source).__name__
         raise ValueError(f"data: cannot read a {kind}; give a path, a list of dicts or a datasets.Dataset")
+    source = _plain(source)
     labels: dict[str, Sequence[str]] = {}
     for name, feature in (source.features or {}).items():
         if isinstance(feature, datasets.Audio | datasets.Image) and feature.decode:
@@ -54,6 +55,24 @@ def _object_table(source: Any, limit: int | None, streaming: bool) -> Table:
         raise ValueError("data: a streamed data set has no length; set limit to read its first rows")
     rows = list(source.take(limit))
     return Table(rows, [f"row {number}" for number in range(len(rows))], labels=labels)
+
+
+def _plain(source: Any) -> Any:
+    """The data set with rows of plain Python. One that was made for torch, numpy, pandas or arrow gives tensors, series
+    or tables, in which no class has a name; the format is saved with it.
+
+    Raises:
+        ValueError: if a function makes its rows on the way, which may make anything of a column.
+    """
+    import datasets
+
+    if isinstance(source, datasets.IterableDataset):
+        return source.with_format(None)
+    if source.format["type"] == "custom":
+        raise ValueError("data: the data set has a transform (with_transform); apply it first, with map")
+    if source.format["type"] is None and source.format["columns"] == source.column_names:
+        return source  # with its fingerprint, which `with_format` changes
+    return source.with_format(None)
 
 
 def disk_splits(folder: Path) -> dict[str, Loader]:

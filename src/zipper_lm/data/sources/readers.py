@@ -171,6 +171,8 @@ def _as_row(table: Table, columns: Mapping[str, str], raw: Any) -> Any:
 def _value(table: Table, columns: Mapping[str, str], column: str, value: Any) -> Any:
     if isinstance(value, dict) and {"bytes", "path"} == value.keys():  # an undecoded Audio or Image feature
         return value["path"] if value["bytes"] is None else value["bytes"]
+    if getattr(value, "ndim", None) == 0:  # a number of numpy or torch
+        value = value.item()
     if column in table.labels and isinstance(value, int):
         return table.labels[column][value] if value >= 0 else None  # -1 is no class at all
     if table.folder and column not in (columns.get("text"), *DEFAULT_COLUMNS["text"]):
@@ -280,7 +282,7 @@ def list_splits(source: Any, revision: str | None = None) -> list[str]:
 def _splits(source: Any, revision: str | None = None, streaming: bool = False) -> dict[str, Loader]:
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
-        if is_tar(path):
+        if is_tar(path) and not path.is_dir():
             return tar_splits(find_shards(path))
         if path.is_file():
             return {usual_name(path.stem, "train"): jsonl_loader(path)}
