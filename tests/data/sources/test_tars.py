@@ -93,6 +93,26 @@ def test_shards_and_splits(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "by", split="test").column("text") == ["g"]
 
 
+@pytest.mark.parametrize("name", ["[clean].tar", "a*.tar", "what?.tar", "{0..1}.tar", "set[1]/x.tar"])
+def test_a_file_that_exists_is_itself(tmp_path: Path, name: str) -> None:
+    """A tar with a bracket in its name was taken for a pattern, which it does not match itself."""
+    spoken(tmp_path / name, "one")
+    spoken(tmp_path / "ab.tar", "other")
+    assert read_rows(tmp_path / name).column("text") == ["one"]
+
+
+def test_a_folder_named_like_a_tar_is_a_folder(tmp_path: Path) -> None:
+    spoken(tmp_path / "all.tar" / "0.tar", "one")
+    assert read_rows(tmp_path / "all.tar").column("text") == ["one"]
+
+
+def test_files_of_a_sample_that_lie_apart_are_refused_by_name(tmp_path: Path) -> None:
+    """Such a tar, as of ``tar -cf x.tar *.flac *.txt``, gave each sample twice, each time with half of its files."""
+    path = tar(tmp_path / "x.tar", {"a/1.flac": sound(), "a/2.flac": sound(), "a/1.txt": "one", "a/2.txt": "two"})
+    with pytest.raises(ValueError, match=r"data: .*x\.tar: .*'a/1' do not follow each other \(\.txt"):
+        read_rows(path)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

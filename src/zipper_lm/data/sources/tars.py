@@ -30,24 +30,29 @@ def is_tar(source: str | Path) -> bool:
 
 
 def find_shards(source: str | Path) -> list[Path]:
-    """The tars that a path or a pattern names: ``a.tar``, ``shards-*.tar`` or ``shards-{0000..0007}.tar``.
+    """The tars that a path or a pattern names: ``a.tar``, ``shards-*.tar`` or ``shards-{0000..0007}.tar``. A file that
+    exists is itself, whatever characters are in its name.
 
     Raises:
         ValueError: if there is none, one of a range is missing, or they are compressed.
     """
     if not str(source).endswith(".tar"):
         raise ValueError(f"data: {source} is compressed: its samples cannot be read one by one; unpack it to a .tar")
-    names = _in_range(str(Path(source).expanduser()))
-    if len(names) == 1 and re.search(r"[*?\[]", Path(names[0]).name):
-        pattern = Path(names[0])
-        shards = sorted(pattern.parent.glob(pattern.name))
-    else:
-        shards = [Path(name) for name in names]
+    shards = _named(Path(source).expanduser())
     if missing := [str(s) for s in shards if not s.is_file()]:
         raise ValueError(f"data: no file {missing[0]!r}" + (f" (nor {len(missing) - 1} more)" if missing[1:] else ""))
     if not shards:
         raise ValueError(f"data: no tar matches {str(source)!r}")
     return shards
+
+
+def _named(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    names = [Path(name) for name in _in_range(str(path))]
+    if len(names) == 1 and re.search(r"[*?\[]", names[0].name):
+        return sorted(names[0].parent.glob(names[0].name))
+    return names
 
 
 def _in_range(name: str) -> list[str]:
@@ -151,8 +156,13 @@ def _columns(suffix: str, content: bytes, where: str) -> Row:
 
 
 def _samples(shard: Path) -> list[_Sample]:
-    """A tar's samples by their headers: files that follow each other with one name up to the first dot."""
+    """A tar's samples by their headers: files that follow each other with one name up to the first dot.
+
+    Raises:
+        ValueError: naming tar and key, if a sample's files lie apart or have one suffix; as `_members`.
+    """
     samples: list[_Sample] = []
+    done: set[str] = set()
     files: dict[str, tuple[int, int]] = {}
     last = ""
     for name, start, size in _members(shard):
@@ -164,6 +174,12 @@ def _samples(shard: Path) -> list[_Sample]:
         if key != last and files:
             samples.append(_Sample(shard, last, tuple((s, *at) for s, at in files.items())))
             files = {}
+            done.add(last)
+        if key in done:
+            raise ValueError(
+                f"data: {shard}: the files of sample {key!r} do not follow each other (.{suffix} comes after another "
+                "sample's); write the tar anew with its files sorted by name"
+            )
         if suffix in files:
             raise ValueError(f"data: {shard}: sample {key!r} has two files .{suffix}")
         files[suffix], last = (start, size), key
