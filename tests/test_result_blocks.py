@@ -1,15 +1,16 @@
-"""The pages say what the raw records under docs/runs say."""
+"""The pages say what the raw records under docs/runs and results say."""
 
 from __future__ import annotations
 
-import json
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
+from zipper_lm.experiments.packing import pack
 from zipper_lm.experiments.plan import cells_of, read_experiment, recipe_of, run_hash, runs_of, trials_of
+from zipper_lm.experiments.records import read_records
 from zipper_lm.experiments.report import write_report
 from zipper_lm.experiments.run import still_holds
 from zipper_lm.jobs.recipes.reader import to_mapping
@@ -58,21 +59,24 @@ def test_a_changed_number_is_found_and_an_unknown_block_refused():
 
 
 def test_the_results_page_is_what_the_records_say(tmp_path):
-    folders = [ROOT / "results" / name for name in ORDER]
-    assert {f.name for f in folders} == {f.name for f in (ROOT / "results").iterdir()}, "every experiment is told"
-    write_report(folders, tmp_path / "results.md")
+    files = [ROOT / "results" / f"{name}.jsonl" for name in ORDER]
+    assert set(files) == set((ROOT / "results").glob("*.jsonl")), "every experiment is told"
+    write_report(files, tmp_path / "results.md")
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    command = (
-        "zipper report " + " ".join(f"results/{f.name}" for f in folders) + " --output docs/results.md --overwrite"
-    )
+    command = "zipper report " + " ".join(f"results/{f.name}" for f in files) + " --output docs/results.md --overwrite"
     assert (tmp_path / "results.md").read_text(encoding="utf-8") == page, f"run: {command}"
     assert {p.name for p in tmp_path.glob("*.png")} == {p.name for p in (ROOT / "docs").glob("results-*.png")}
 
 
-@pytest.mark.parametrize("folder", sorted(p for p in (ROOT / "results").iterdir()), ids=lambda p: p.name)
-def test_every_record_is_of_its_experiment_as_it_stands(folder):
+@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("*.jsonl")), ids=lambda p: p.stem)
+def test_every_record_is_of_its_experiment_as_it_stands(file, monkeypatch):
     """An experiment file that was changed after its runs would claim what was not run."""
-    experiment = read_experiment(ROOT / "experiments" / f"{folder.name}.yaml")
+    monkeypatch.chdir(ROOT)
+    experiment = read_experiment(Path("experiments") / f"{file.stem}.yaml")
+    plan, records = read_records(file)
+    assert plan == to_mapping(experiment)
+    assert records
+    assert pack(plan, records.values()) == file.read_text(encoding="utf-8")
     known = {}
     for arm in experiment.arms.values():
         assert set(arm.trials) == set(next(iter(experiment.arms.values())).trials), "as many trials for each arm"
@@ -81,10 +85,7 @@ def test_every_record_is_of_its_experiment_as_it_stands(folder):
         for trial in experiment.arms[name].trials or [""]:
             runs += runs_of(experiment, name, point, trial)
         known |= {run_hash(experiment, run): run for run in runs}
-    records = list(folder.glob("*--*.json"))
-    assert records
-    for file in records:
-        record = json.loads(file.read_text(encoding="utf-8"))
+    for name, record in records.items():
         run = known[record["run_hash"]]
-        assert run.name == file.stem
+        assert run.name == name
         assert still_holds(record["recipe"], to_mapping(recipe_of(experiment, run, "")))

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from zipper_lm.experiments.plan import (
     runs_of,
     trials_of,
 )
-from zipper_lm.experiments.records import read_results
+from zipper_lm.experiments.records import keep, read_records, read_results
 from zipper_lm.experiments.report import write_report
 from zipper_lm.experiments.run import run_experiment
 from zipper_lm.jobs.recipes.reader import build, to_mapping
@@ -80,8 +81,8 @@ def test_from_file_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     record = records[0]
     assert record["run"]["trial"] in ("slow", "fast")
-    files = {name: tmp_path / "results" / f"zipper--half--trial-{name}--seed0.json" for name in ("slow", "fast")}
-    tried = {name: json.loads(file.read_text())["validation_score"] for name, file in files.items()}
+    _, kept = read_records(tmp_path / "results")
+    tried = {name: kept[f"zipper--half--trial-{name}--seed0"]["validation_score"] for name in ("slow", "fast")}
     assert tried[record["run"]["trial"]] == min(tried.values())
     assert {"asr", "tts"} == set(record["scores"])
     assert record["recipe"]["output"] == "", "a record names no place of the machine that made it"
@@ -111,8 +112,7 @@ def test_only_some_runs_and_the_trials_that_they_need(tmp_path: Path) -> None:
         experiment, tmp_path / "results", tmp_path / "work", Console(quiet=True), only="zipper--half--*2"
     )
     assert [record["run"]["seed"] for record in records] == [2]
-    names = {file.stem for file in (tmp_path / "results").glob("*--*.json")}
-    assert names == {
+    assert set(read_records(tmp_path / "results")[1]) == {
         "zipper--half--trial-slow--seed0",
         "zipper--half--trial-fast--seed0",
         "zipper--half--seed2",
@@ -123,7 +123,7 @@ def test_only_some_runs_and_the_trials_that_they_need(tmp_path: Path) -> None:
         run_experiment(read_experiment(plan(tmp_path, arms=arms)), more, tmp_path / "work", only="zipper--all*")
     with pytest.raises(ValueError, match=r"only: no run has a name like 'zippr\*'; there are zipper--half--seed1, "):
         run_experiment(experiment, more, tmp_path / "work", Console(quiet=True), only="zippr*")
-    assert not more.exists()
+    assert not list(tmp_path.glob("*more*"))
 
 
 def test_processes_share_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,10 @@ def test_an_arm_may_start_from_a_model_trained_before(tmp_path: Path, monkeypatc
     assert len(fused) == 3
     # A model in a work folder that had moved was trained anew, over the old one: its record holds paths.
     (tmp_path / "work").rename(tmp_path / "moved")
-    (tmp_path / "results" / "seen--all--seed1.json").unlink()
+    kept = tmp_path / "results.jsonl"
+    lines = kept.read_text().splitlines(keepends=True)
+    assert len(lines) == 3
+    kept.write_text("".join(line for line in lines if '"point":"all"' not in line))
     run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "moved", Console(quiet=True))
     assert len(fused) == 4
     assert fused[-1].towers["text"].source == str(tmp_path / "moved" / "before" / Path(before.output).name)
@@ -299,9 +302,8 @@ def test_a_record_of_other_data_says_so(tmp_path: Path) -> None:
     (run,) = runs_of(experiment, "single", PLAIN)
     recorded = to_mapping(recipe_of(experiment, run, ""))
     del recorded["training"]["join"]  # as an older version wrote it
-    record = {"run": {}, "run_hash": run_hash(experiment, run), "recipe": recorded, "scores": {}}
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / f"{run.name}.json").write_text(json.dumps(record))
+    record = {"run": asdict(run), "run_hash": run_hash(experiment, run), "recipe": recorded, "scores": {}}
+    keep(tmp_path / "results", plan=to_mapping(experiment), record=record)
     (tmp_path / "link").symlink_to(workshop() / "data")
     moved = read_experiment(plan(tmp_path, points={}, seeds=[1], arms={"single": {}}), [f"data={tmp_path / 'link'}"])
     with pytest.raises(ValueError, match=rf"settings.*\(data.source: {workshop() / 'data'}, now .*link\)"):
@@ -318,14 +320,13 @@ def test_records_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="made by other settings"):
         run_experiment(changed, tmp_path / "results", tmp_path / "work", console)
     # A default that meant something else when the record was made shows in no hash, but in the recipe.
-    (record,) = (tmp_path / "results").glob("*--*.json")
-    made = json.loads(record.read_text())
+    (made,) = read_records(tmp_path / "results")[1].values()
     made["recipe"]["training"]["clip"] = 0.5
-    record.write_text(json.dumps(made))
+    keep(tmp_path / "results", record=made)
     with pytest.raises(ValueError, match="made by other settings"):
         run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", console)
     del made["recipe"]["training"]["clip"]  # a setting that is new since then is no other setting
-    record.write_text(json.dumps(made))
+    keep(tmp_path / "results", record=made)
     assert run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", console) == [made]
 
 
@@ -346,7 +347,7 @@ def test_what_cannot_work_is_said_before_the_first_run(
     monkeypatch.setattr(run_module, "fuse", None)
     with pytest.raises(ValueError, match=message):
         run_experiment(read_experiment(plan(tmp_path, **changes)), tmp_path / "results", tmp_path / "work")
-    assert not (tmp_path / "results").exists()
+    assert not list(tmp_path.glob("*results*"))
 
 
 def test_test_rows_without_words_are_found_first(tmp_path: Path) -> None:
@@ -398,7 +399,7 @@ def test_a_mistyped_change_is_found_before_any_work(tmp_path: Path, monkeypatch:
     file = plan(tmp_path, arms={"a": {"set": ["training.stpes=1"]}})
     with pytest.raises(ValueError, match="did you mean"):
         run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", Console(quiet=True))
-    assert not (tmp_path / "results").exists()
+    assert not list(tmp_path.glob("*results*"))
 
 
 @pytest.mark.parametrize(

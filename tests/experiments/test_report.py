@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from tiny_experiment import plan
 
 from zipper_lm.experiments.plan import PLAIN, points_of, read_experiment
-from zipper_lm.experiments.records import Results, read_results
+from zipper_lm.experiments.records import Results, keep, read_results
 from zipper_lm.experiments.report import _by_step, _differences, _runs, spread, table, write_report
 from zipper_lm.experiments.run import run_experiment
 from zipper_lm.jobs.recipes.reader import to_mapping
@@ -85,49 +84,36 @@ def test_an_arm_that_is_compared_at_some_points_only(tmp_path: Path) -> None:
 def test_records_of_an_earlier_plan_are_left_out_of_the_report(tmp_path: Path) -> None:
     file = plan(tmp_path, arms={"zipper": {}}, points={}, tasks=["asr"])
     run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", Console(quiet=True))
-    fewer = json.loads((tmp_path / "results" / "experiment.json").read_text()) | {"seeds": [2]}
-    (tmp_path / "results" / "experiment.json").write_text(json.dumps(fewer))
+    keep(tmp_path / "results", plan=to_mapping(read_experiment(file)) | {"seeds": [2]})
     assert [[r["run"]["seed"] for r in cell] for cell in read_results(tmp_path / "results").cells.values()] == [[2]]
 
 
-@pytest.mark.parametrize("content", ['{"run": {', "{}", "[]"])
-def test_a_damaged_record_is_named(content: str, tmp_path: Path) -> None:
-    """Of many records one was cut off, and nobody was told which."""
-    (tmp_path / "x").mkdir()
-    plain = json.dumps(to_mapping(read_experiment(plan(tmp_path, arms={"zipper": {}}))))
-    (tmp_path / "x" / "experiment.json").write_text(plain)
-    (tmp_path / "x" / "zipper--half--seed1.json").write_text(content)
-    with pytest.raises(ValueError, match=r"zipper--half--seed1\.json: no record of a run"):
-        read_results(tmp_path / "x")
-
-
-def test_two_folders_of_one_name_are_refused(tmp_path: Path) -> None:
-    """The curves of the second stood in the section of the first, too: pictures are named after folders."""
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    """The curves of the second stood in the section of the first, too: pictures are named after files."""
     for place in ("a", "b"):
-        (tmp_path / place / "x").mkdir(parents=True)
         file = plan(tmp_path, arms={"zipper": {}}, points={}, tasks=["asr"])
-        plain = json.dumps(to_mapping(read_experiment(file)))
-        (tmp_path / place / "x" / "experiment.json").write_text(plain)
-    with pytest.raises(ValueError, match=r"\['x'\] is the name of several folders"):
+        keep(tmp_path / place / "x", plan=to_mapping(read_experiment(file)))
+    with pytest.raises(ValueError, match=r"\['x'\] is the name of several files"):
         write_report([tmp_path / "a" / "x", tmp_path / "b" / "x"], tmp_path / "page.md")
     assert not (tmp_path / "page.md").exists()
 
 
 def test_what_is_not_run_yet_is_said(tmp_path: Path) -> None:
-    (tmp_path / "results").mkdir()
-    experiment = json.dumps({"question": "q", "recipe": "r", "arms": {"a": {}}, "tasks": ["asr"]})
-    (tmp_path / "results" / "experiment.json").write_text(experiment)
+    keep(tmp_path / "results", plan={"question": "q", "recipe": "r", "arms": {"a": {}}, "tasks": ["asr"]})
     write_report([tmp_path / "results"], tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     assert "not run" in page
-    assert "| [results](#results) | q | 0 of 3 |" in page
+    assert "0 of 3 runs" in page
+    keep(tmp_path / "more", plan={"question": "r", "recipe": "r", "arms": {"a": {}}, "tasks": ["asr"]})
+    write_report([tmp_path / "results", tmp_path / "more.jsonl"], tmp_path / "both.md")
+    assert "| [more](#more) | r | 0 of 3 |" in (tmp_path / "both.md").read_text()
     (tmp_path / "page.md").write_text("mine")
     with pytest.raises(ValueError, match="exists"):
         write_report([tmp_path / "results"], tmp_path / "page.md")
     assert (tmp_path / "page.md").read_text() == "mine"
     write_report([tmp_path / "results"], tmp_path / "page.md", overwrite=True)
     with pytest.raises(ValueError, match="run zipper experiment first"):
-        write_report([tmp_path], tmp_path / "page.md")
+        write_report([tmp_path / "none"], tmp_path / "page.md")
 
 
 @pytest.mark.parametrize(("oracle", "above"), [(5.0, "+200"), (10.0, ""), (25.0, "")])

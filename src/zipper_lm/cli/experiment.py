@@ -14,7 +14,8 @@ def experiment(
     plan: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="What to compare.")],
     changes: Changes = None,
     results: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="For the records; default results/ and the file's name.")
+        Path | None,
+        typer.Option(metavar="FILE", help="For the records; default results/NAME.jsonl, by the plan's name."),
     ] = None,
     work: Annotated[Path, typer.Option(metavar="DIR", help="For models while they are needed.")] = Path("outputs/work"),
     only: Annotated[
@@ -27,15 +28,17 @@ def experiment(
     Example: [bold]zipper experiment experiments/main.yaml data=my/recordings[/bold]
     """
     from zipper_lm.experiments.plan import read_experiment
+    from zipper_lm.experiments.records import records_file
     from zipper_lm.experiments.run import run_experiment
 
     read = read_experiment(plan, changes or [])
     quiet()
-    folder = results or Path("results") / plan.stem
-    records = run_experiment(read, folder, work / plan.stem, console(), only)
-    console().print(f"{len(records)} runs in {folder}; zipper report {folder} makes a page of them")
+    file = results or Path("results") / f"{plan.stem}.jsonl"
+    records = run_experiment(read, file, work / plan.stem, console(), only)
+    file = file.with_name(records_file(file).name)
+    console().print(f"{len(records)} runs in {file}; zipper report {file} makes a page of them")
     if json:
-        emit({"results": str(folder), "runs": dict(_short(records))})
+        emit({"results": str(file), "runs": dict(_short(records))})
 
 
 def _short(records: list[dict]) -> list[tuple[str, dict[str, float]]]:

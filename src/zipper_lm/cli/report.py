@@ -11,15 +11,13 @@ from zipper_lm.cli.common import Overwrite, console
 
 
 def report(
-    results: Annotated[
-        list[Path], typer.Argument(metavar="RESULTS...", help="Folders of zipper experiment's records.")
-    ],
+    results: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="Files of zipper experiment's records.")],
     output: Annotated[Path, typer.Option(metavar="FILE", help="The page; pictures go beside it.")] = Path("report.md"),
     overwrite: Overwrite = False,
 ) -> None:
     """Turn the records of experiments into a page of tables and curves.
 
-    Example: [bold]zipper report results/main results/data-curve --output my/report.md[/bold]
+    Example: [bold]zipper report results/main.jsonl results/data-curve.jsonl --output my/report.md[/bold]
     """
     from zipper_lm.experiments.report import write_report
 

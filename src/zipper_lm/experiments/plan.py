@@ -16,9 +16,6 @@ from typing import Any
 from zipper_lm.jobs.recipes.reader import read_recipe, recipe_hash, to_mapping
 from zipper_lm.jobs.recipes.schema import DataRecipe, FuseRecipe
 
-PLAN_FILE = "experiment.json"
-"""The plan, beside the records of its runs."""
-
 PLAIN = "all"
 """Name of the one point of an experiment that has none."""
 
@@ -120,7 +117,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its record's file, without the ending."""
+        """Of its record."""
         parts = [
             self.arm,
             self.point,

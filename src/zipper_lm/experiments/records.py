@@ -1,15 +1,24 @@
-"""The records of an experiment, by arm and point."""
+"""The records of an experiment: one file, read by arm and point, and added to by any number of processes."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zipper_lm.experiments.plan import PLAN_FILE, Experiment, cells_of
+from filelock import FileLock
+
+from zipper_lm.experiments.packing import Plain, pack, unpack
+from zipper_lm.experiments.plan import Experiment, Run, cells_of
 from zipper_lm.jobs.recipes.reader import build
+from zipper_lm.utils.files import new_file
+
+SUFFIX = ".jsonl"
+EARLIER_PLAN = "experiment.json"
+"""Beside the records of an earlier version, which were a file each."""
 
 Cell = list[dict[str, Any]]
 """The records of one arm at one point, a seed each."""
@@ -20,7 +29,7 @@ class Results:
     """The records of one experiment.
 
     Attributes:
-        name: of its folder. experiment: what was planned. cells: by (point, arm). trials: how many records of trials.
+        name: of its file. experiment: what was planned. cells: by (point, arm). trials: how many records of trials.
     """
 
     name: str
@@ -29,12 +38,41 @@ class Results:
     trials: int
 
 
-def read_record(file: Path) -> dict[str, Any]:
-    """The record of one run.
+def records_file(path: str | Path) -> Path:
+    """Where records are that are named by `path`, with or without the ending."""
+    path = Path(path).resolve()  # "." has no name
+    return path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
+
+
+def name_of(record: Mapping[str, Any]) -> str:
+    """The name of the run that a record is of."""
+    return Run(**record["run"]).name
+
+
+def read_records(path: str | Path) -> tuple[Plain | None, dict[str, Plain]]:
+    """The experiment as a plain mapping (`None` if there are no records) and the record of each run by its name.
+
+    Args:
+        path: of the file; a folder of that name, from an earlier version, is read where there is no file.
 
     Raises:
-        ValueError: if it is damaged, or none.
+        ValueError: if a record cannot be read.
     """
+    file = records_file(path)
+    if file.is_file():
+        try:
+            plan, found = unpack(file.read_text(encoding="utf-8"))
+            return plan, {name_of(record): record for record in found}
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{file}: {error}") from error
+    folder = file.with_suffix("")
+    if not (folder / EARLIER_PLAN).is_file():
+        return None, {}
+    plan = json.loads((folder / EARLIER_PLAN).read_text(encoding="utf-8"))
+    return plan, {one.stem: _read_one(one) for one in sorted(folder.glob("*--*.json"))}
+
+
+def _read_one(file: Path) -> Plain:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -44,20 +82,42 @@ def read_record(file: Path) -> dict[str, Any]:
     return record
 
 
-def read_results(folder: str | Path) -> Results:
+def keep(path: str | Path, plan: Mapping[str, Any] | None = None, record: Mapping[str, Any] | None = None) -> None:
+    """Put the experiment, or the record of a run, into a file of records; processes that share it take turns.
+
+    Args:
+        path: of the file. plan: replaces the experiment that is there; needed in a new file. record: is added, or
+            replaces that of the same run.
+
+    Raises:
+        ValueError: if what is there cannot be read.
+    """
+    file = records_file(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f".{file.name}.lock")):
+        there, records = read_records(file)
+        plan = plan or there
+        assert plan is not None
+        if record is not None:
+            records[name_of(record)] = dict(record)
+        with new_file(file, overwrite=True) as new:
+            new.write_text(pack(plan, records.values()), encoding="utf-8")
+
+
+def read_results(path: str | Path) -> Results:
     """What `run_experiment` wrote; records of arms, points, seeds or tasks that the plan does not have are left out.
 
     Raises:
         ValueError: if there is no experiment, or a record cannot be read.
     """
-    folder = Path(folder).resolve()  # "." has no name
-    if not (folder / PLAN_FILE).is_file():
-        raise ValueError(f"{folder}: no {PLAN_FILE} there; run zipper experiment first")
-    experiment = build(Experiment, json.loads((folder / PLAN_FILE).read_text(encoding="utf-8")))
+    file = records_file(path)
+    plan, records = read_records(file)
+    if plan is None:
+        raise ValueError(f"{file}: no records there; run zipper experiment first")
+    experiment = build(Experiment, plan)
     cells: dict[tuple[str, str], Cell] = defaultdict(list)
     trials, planned = 0, cells_of(experiment)
-    for file in sorted(folder.glob("*--*.json")):
-        record = read_record(file)
+    for _, record in sorted(records.items()):
         run = record["run"]
         if (run["point"], run["arm"]) not in planned:
             continue  # of an earlier plan
@@ -67,4 +127,4 @@ def read_results(folder: str | Path) -> Results:
             cells[run["point"], run["arm"]].append(record)
         else:
             trials += 1
-    return Results(folder.name, experiment, dict(cells), trials)
+    return Results(file.stem, experiment, dict(cells), trials)

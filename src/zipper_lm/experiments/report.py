@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,26 +17,29 @@ from zipper_lm.experiments.records import Results, read_results
 from zipper_lm.utils.files import check_output, new_file
 
 
-def write_report(folders: Sequence[str | Path], page: str | Path, *, overwrite: bool = False) -> None:
-    """One page in Markdown: what there is, then each experiment, with a picture beside it if it has several points.
+def write_report(
+    files: Sequence[str | Path], page: str | Path, *, pictures: str | Path | None = None, overwrite: bool = False
+) -> None:
+    """One page in Markdown: what there is, then each experiment, with a picture of it if it has several points.
 
     Args:
-        folders: results of experiments. page: the file to write. overwrite: replace it, and the pictures.
+        files: records of experiments. page: the file to write. pictures: folder for the pictures, named after the
+            experiments; default beside the page, and after it too. overwrite: replace the page and the pictures.
 
     Raises:
-        ValueError: as `read_results`, if two folders have one name, or if the page or a picture exists and `overwrite`
-            is false.
+        ValueError: as `read_results`, if two files have one name, or if the page or a picture exists and `overwrite` is
+            false.
     """
     page = Path(page)
-    found = [read_results(folder) for folder in folders]
+    found = [read_results(file) for file in files]
     if twice := sorted(name for name, count in Counter(r.name for r in found).items() if count > 1):
-        raise ValueError(f"results: {twice} is the name of several folders; sections and pictures are named after them")
-    pictures = {
-        r.name: page.with_name(f"{page.stem}-{r.name}.png")
+        raise ValueError(f"results: {twice} is the name of several files; sections and pictures are named after them")
+    drawn = {
+        r.name: page.with_name(f"{page.stem}-{r.name}.png") if pictures is None else Path(pictures) / f"{r.name}.png"
         for r in found
         if len(points_of(r.experiment)) > 1 and r.cells
     }
-    for file in (page, *pictures.values()):
+    for file in (page, *drawn.values()):
         check_output(file, overwrite, folder=False)
     parts = [
         "# Results\n\nWritten by `zipper report` from the raw records; no number here is typed by hand.\n"
@@ -44,16 +48,20 @@ def write_report(folders: Sequence[str | Path], page: str | Path, *, overwrite: 
         "what of it is above that of the codec alone. Their 95 % interval is over test rows (paired bootstrap) and "
         "seeds (Student's t, which of two seeds says little); of one seed it is over rows alone, and says nothing of "
         "another seed. Each is of one comparison: of many, some leave out zero by chance.\n",
-        "| experiment | question | runs |\n|---|---|---|",
-        *(f"| [{r.name}](#{r.name}) | {r.experiment.question} | {_runs(r)} |" for r in found),
-        "",
     ]
+    if len(found) > 1:
+        parts += [
+            "| experiment | question | runs |\n|---|---|---|",
+            *(f"| [{r.name}](#{r.name}) | {r.experiment.question} | {_runs(r)} |" for r in found),
+            "",
+        ]
     for results in found:
         parts.append(_section(results))
-        if picture := pictures.get(results.name):
+        if picture := drawn.get(results.name):
             with new_file(picture, overwrite) as file:
                 draw(results, file)
-            parts.append(f"![{results.experiment.question}]({picture.name})\n")
+            place = os.path.relpath(picture.resolve(), page.resolve().parent)
+            parts.append(f"![{results.experiment.question}]({Path(place).as_posix()})\n")
     with new_file(page, overwrite) as file:
         file.write_text("\n".join(parts), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""`zipper experiment`: every run of an experiment, one record each; what is there is not run again.
+"""`zipper experiment`: every run of an experiment, a record each; what is there is not run again.
 
 Several processes may work on one experiment, each on a device or a core of its own: a process holds a lock on what it
 is at (the system lets go of it if the process dies), and the others take what is free.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from fnmatch import fnmatchcase
@@ -27,7 +27,6 @@ from zipper_lm.evaluation.judges import load_judge
 from zipper_lm.evaluation.scoring import SHORT_NAMES, counts_tokens, has_words, score_task, yardsticks
 from zipper_lm.experiments.plan import (
     BEFORE,
-    PLAN_FILE,
     Experiment,
     Run,
     before_of,
@@ -39,7 +38,7 @@ from zipper_lm.experiments.plan import (
     trials_of,
     whole,
 )
-from zipper_lm.experiments.records import read_record
+from zipper_lm.experiments.records import keep, read_records, records_file
 from zipper_lm.jobs.fuse import fuse, generation_settings, make_towers
 from zipper_lm.jobs.pseudo_labels import labeller_recipe
 from zipper_lm.jobs.recipes.checks import check_settings
@@ -50,7 +49,6 @@ from zipper_lm.jobs.validation import judge_of
 from zipper_lm.models.card import RUN_FILE
 from zipper_lm.models.load import load
 from zipper_lm.training.trainer import latest_checkpoint
-from zipper_lm.utils.files import new_file
 from zipper_lm.utils.machine import made_with
 from zipper_lm.utils.processes import several
 
@@ -66,7 +64,7 @@ def run_experiment(
 
     Args:
         experiment: what to do.
-        results: folder of the records, one JSON file a run; made if missing.
+        results: file of the records, a line a run (see `packing`), with or without its ending; made if missing.
         work: folder for models while they are needed. An interrupted run goes on from its checkpoint there. Processes
             that share it, and `results`, share the runs.
         console: where progress is told; default standard error.
@@ -84,14 +82,14 @@ def run_experiment(
     if several():
         raise ValueError("an experiment is not for accelerate launch or torchrun; start it several times instead")
     console = console or Console(stderr=True)
-    results, work = Path(results), Path(work)
+    results, work = records_file(results), Path(work)
     cells = _cells(experiment, only)
     _check(experiment, results)
-    with new_file(results / PLAN_FILE, overwrite=True) as file:
-        file.write_text(json.dumps(to_mapping(experiment), indent=2) + "\n", encoding="utf-8")
+    keep(results, plan=to_mapping(experiment))
     told: set[tuple[str, str]] = set()
     while True:
-        found = [r for cell in cells for r in _cell(experiment, *cell, results, work, console, told)]
+        _, there = read_records(results)
+        found = [r for cell in cells for r in _cell(experiment, *cell, there, results, work, console, told)]
         records = [record for record in found if record is not None]
         if len(records) == len(found):
             return records
@@ -120,15 +118,19 @@ def _cell(
     point: str,
     arm: str,
     wanted: list[int],
+    there: Mapping[str, dict[str, Any]],
     results: Path,
     work: Path,
     console: Console,
     told: set[tuple[str, str]],
 ) -> list[dict[str, Any] | None]:
-    """Trials, choice and wanted runs of one arm at one point. `None` stands for what waits for another process."""
+    """Trials, choice and wanted runs of one arm at one point. `None` stands for what waits for another process.
+
+    What is `there` already is not looked for again.
+    """
     trial = ""
     if trials := trials_of(experiment, arm, point):
-        tried = {run.trial: _perform(experiment, run, results, work, console) for run in trials}
+        tried = {run.trial: _perform(experiment, run, there, results, work, console) for run in trials}
         scores = {name: record["validation_score"] for name, record in tried.items() if record is not None}
         if len(scores) < len(tried):
             return [None]
@@ -137,7 +139,7 @@ def _cell(
             console.print(f"{arm} at {point}: {trial} of {len(tried)} trials")
             told.add((point, arm))
     runs = runs_of(experiment, arm, point, trial)
-    return [_perform(experiment, runs[place], results, work, console) for place in wanted]
+    return [_perform(experiment, runs[place], there, results, work, console) for place in wanted]
 
 
 def _check(experiment: Experiment, results: Path) -> None:
@@ -147,6 +149,7 @@ def _check(experiment: Experiment, results: Path) -> None:
         ValueError: if not.
     """
     sources = {}
+    _, there = read_records(results)
     for point, arm in cells_of(experiment):
         if (before := before_of(experiment, arm)) is not None:
             check_settings(recipe_of(experiment, before, ""))
@@ -155,7 +158,7 @@ def _check(experiment: Experiment, results: Path) -> None:
             check_settings(recipe)
             if recipe.data.validation is None:
                 raise ValueError(f"arm {arm!r} has trials, but data.validation is null: nothing to choose by")
-            _known(experiment, [run], results)
+            _known(experiment, [run], there, results)
         for seed in range(len(experiment.seeds)):
             runs = [runs_of(experiment, arm, point, trial)[seed] for trial in experiment.arms[arm].trials or [""]]
             recipe = recipe_of(experiment, runs[0], "")
@@ -163,7 +166,7 @@ def _check(experiment: Experiment, results: Path) -> None:
             for task in experiment.tasks:
                 parse_task(SHORT_NAMES.get(task, task), list(recipe.towers))
             sources[recipe.data.source, recipe.data.revision] = recipe.data
-            _known(experiment, runs, results)
+            _known(experiment, runs, there, results)
     for data in sources.values():
         rows = _test_rows(data)
         for number, row in enumerate(rows):
@@ -176,26 +179,27 @@ def _test_rows(data: DataRecipe) -> Rows:
     return read_rows(data.source, data.columns, TEST, revision=data.revision)
 
 
-def _known(experiment: Experiment, runs: Sequence[Run], results: Path) -> dict[str, Any] | None:
+def _known(
+    experiment: Experiment, runs: Sequence[Run], there: Mapping[str, dict[str, Any]], results: Path
+) -> dict[str, Any] | None:
     """The record of a run, if there is one.
 
     Args:
-        experiment: what they are of. runs: of one name; the record is one of theirs. results: where records are.
+        experiment: what they are of. runs: of one name; the record is one of theirs. there: records by name. results:
+            the file that they are from.
 
     Raises:
         ValueError: if it was made by other settings.
     """
-    file = results / f"{runs[0].name}.json"
-    if not file.is_file():
+    if (record := there.get(runs[0].name)) is None:
         return None
-    record = read_record(file)
     same = [run for run in runs if run_hash(experiment, run) == record["run_hash"]]
     now = to_mapping(recipe_of(experiment, (same or runs)[0], ""))
     if not same or not still_holds(record["recipe"], now):
         settings = "; ".join(differences(record["recipe"], now)) or "tasks, or what it started from"
         raise ValueError(
-            f"{file} was made by other settings than the experiment's ({settings}); move it away to run it anew, or "
-            "name another folder (--results)"
+            f"{results}: {runs[0].name} was made by other settings than the experiment's ({settings}); take its line "
+            "out to run it anew, or name another file (--results)"
         )
     return record
 
@@ -278,9 +282,16 @@ def _alone(work: Path, name: str, console: Console) -> Iterator[None]:
         lock.release()
 
 
-def _perform(experiment: Experiment, run: Run, results: Path, work: Path, console: Console) -> dict[str, Any] | None:
+def _perform(
+    experiment: Experiment,
+    run: Run,
+    there: Mapping[str, dict[str, Any]],
+    results: Path,
+    work: Path,
+    console: Console,
+) -> dict[str, Any] | None:
     """One run: train, score, keep the record, drop the model. `None` if another process is at it."""
-    if (known := _known(experiment, [run], results)) is not None:
+    if (known := _known(experiment, [run], there, results)) is not None:
         return known
     lock = _lock(work, run.name)
     try:
@@ -288,7 +299,8 @@ def _perform(experiment: Experiment, run: Run, results: Path, work: Path, consol
     except Timeout:
         return None
     try:
-        return _known(experiment, [run], results) or _performed(experiment, run, results, work, console)
+        _, now = read_records(results)  # another process may have made it meanwhile
+        return _known(experiment, [run], now, results) or _performed(experiment, run, results, work, console)
     finally:
         lock.release()
 
@@ -322,8 +334,8 @@ def _performed(experiment: Experiment, run: Run, results: Path, work: Path, cons
     record |= {"seconds": round(time.time() - started, 1), "made_with": made["made_with"]}
     if run.reported and record["made_with"] != here:
         record["scored_with"] = here
-    with new_file(results / f"{run.name}.json") as file:
-        file.write_text(json.dumps(record, indent=1, default=float) + "\n", encoding="utf-8")
+    record = json.loads(json.dumps(record, default=float))
+    keep(results, record=record)
     shutil.rmtree(output, ignore_errors=True)
     return record
 
