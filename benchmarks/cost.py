@@ -8,7 +8,8 @@ backbone, and one with as many parameters as Zipper. `small` is `examples/spoken
 tower of a billion parameters and a speech tower of a third of that, in bfloat16; what is trained is float32 then, under
 autocast, as in `zipper fuse`. They take turns, `repeats` times; a figure is the median over the turns. On a CPU,
 whose speed differs from machine to machine and minute to minute, what counts is the ratio to Zipper in the same turn;
-absolute times and peaks of memory are written on a GPU only. The record is written anew after every batch.
+absolute times and peaks of memory are written on a GPU only. The record is written anew after every batch, and is the
+last line of the output, too.
 """
 
 from __future__ import annotations
@@ -351,13 +352,14 @@ def main() -> None:
     for found in measure(models, size, [(4, 64)] if given.quick else size.batches, given.repeats):
         record["rows"] = [one.row() for one in found]
         with new_file(given.output, overwrite=True) as file:
-            file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            file.write_text(json.dumps(record) + "\n", encoding="utf-8")
     table = Table("batch", "units", "what", *MODELS[1:], title="as a multiple of Zipper")
     for row in record["rows"]:
         for what in row["ratio_to_zipper"][MODELS[1]]:
             cells = [f"{row['ratio_to_zipper'][n][what]:.2f}" for n in MODELS[1:]]
             table.add_row(str(row["batch"]), str(row["units"]), what, *cells)
     Console().print(table)
+    print(json.dumps(record))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ zipper corpus spoken-digit-images data/spoken-digit-images --source RECORDINGS-O
 python benchmarks/joint_or_combined.py data/spoken-digit-images WORK docs/runs/three-towers.json --seeds 1 2 3
 
 Every direction is trained on as many documents either way: a pair has a third of the joint run's steps (two of its
-six directions). Towers are pre-trained once. Goes on where it was cut off; a finished seed is not run again.
+six directions). Towers are pre-trained once. Goes on where it was cut off; a finished seed is not run again. The record
+is the last line of the output, too.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ def main() -> None:
         recipe = read_recipe(RECIPE, given.set, FuseRecipe)
         record["recipe"] = {k: v for k, v in to_mapping(recipe).items() if k != "output"}
         with new_file(given.output, overwrite=True) as file:
-            file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            file.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    print(json.dumps(record))
 
 
 if __name__ == "__main__":

@@ -118,7 +118,9 @@ def test_every_page_is_reached_from_the_readme() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_named_file_exists(page: Path) -> None:
-    for name in re.findall(r"`((?:src|tests|benchmarks|examples|docs)/[\w./-]+\.\w+)`", page.read_text("utf-8")):
+    for name in re.findall(
+        r"`((?:src|tests|benchmarks|tools|experiments|results|examples|docs)/[\w./-]+\.\w+)`", page.read_text("utf-8")
+    ):
         # The worked example names two files that a reader would write.
         assert (ROOT / name).exists() or "dna" in name, name
 

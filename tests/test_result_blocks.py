@@ -38,15 +38,15 @@ ORDER = (
     "sounds-cpu",
     "sounds-variants",
 )
-sys.path.insert(0, str(ROOT / "benchmarks"))  # as it is for a script there
-fill_docs = runpy.run_path(str(ROOT / "benchmarks" / "fill_docs.py"))
+sys.path.insert(0, str(ROOT / "tools"))  # as it is for a script there
+fill_docs = runpy.run_path(str(ROOT / "tools" / "fill_docs.py"))
 
 
 @pytest.mark.parametrize("name", fill_docs["PAGES"])
 def test_every_result_block_is_its_record(name):
     page = (ROOT / name).read_text(encoding="utf-8")
     assert "<!-- results:" in page
-    assert fill_docs["filled"](page) == page, "run: python benchmarks/fill_docs.py"
+    assert fill_docs["filled"](page) == page, "run: python tools/fill_docs.py"
 
 
 def test_a_changed_number_is_found_and_an_unknown_block_refused():

@@ -1,6 +1,6 @@
 """Draw the learning curves of a `zipper fuse` run: losses, scores on the validation split, gates.
 
-python benchmarks/learning_curves.py MODEL/run.json docs/spoken-digits.png
+python tools/learning_curves.py MODEL/run.json docs/spoken-digits.png
 """
 
 from __future__ import annotations

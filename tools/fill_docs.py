@@ -1,8 +1,8 @@
 """Write the result blocks of README.md and docs/ from the raw JSON under docs/runs and results, and draw
 docs/comparison.png; no number there is typed by hand.
 
-python benchmarks/fill_docs.py          # rewrite
-python benchmarks/fill_docs.py --check  # exit 1 if a page says anything else than its JSON
+python tools/fill_docs.py          # rewrite
+python tools/fill_docs.py --check  # exit 1 if a page says anything else than its JSON
 """
 
 from __future__ import annotations

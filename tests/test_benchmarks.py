@@ -1,0 +1,58 @@
+"""Each benchmark ends its output with its record, one line of JSON, and writes the same."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_small(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: Any, **changes: Any) -> None:
+    """The benchmark's `main` with other globals."""
+    loaded = runpy.run_path(str(ROOT / "benchmarks" / name))
+    main = loaded["main"]
+    for key, value in changes.items():
+        monkeypatch.setitem(main.__globals__, key, value(loaded[key]))
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    main()
+
+
+def test_every_benchmark_is_run_here() -> None:
+    there = {f.name for f in (ROOT / "benchmarks").glob("*.py")} - {"tower_parity.py"}
+    assert there == {"cost.py", "joint_or_combined.py"}
+
+
+def test_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def tiny(sizes: dict[str, Any]) -> dict[str, Any]:
+        return {"small": replace(sizes["small"], text=(16, 4), speech=(16, 4), as_large=(16, 4))}
+
+    small = {"SIZES": tiny, "GENERATED": lambda _: 2}
+    run_small("cost.py", monkeypatch, tmp_path / "cost.json", "--quick", "--repeats", 1, **small)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads((tmp_path / "cost.json").read_text())
+    assert record["rows"][0]["ratio_to_zipper"]["single-decoder"]["training step"] > 0
+
+
+def test_joint_or_combined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it trains takes an hour; here only what it keeps of it."""
+    ran: list[int] = []
+
+    def one_seed(_: Any) -> Any:
+        return lambda data, work, seed, changes: ran.append(seed) or {"joint": {"steps": seed}}
+
+    for seeds in ([1], [1, 2]):
+        given = ("data", tmp_path, tmp_path / "record.json", "--seeds", *seeds)
+        run_small("joint_or_combined.py", monkeypatch, *given, one_seed=one_seed)
+    lines = capsys.readouterr().out.splitlines()
+    record = json.loads(lines[-1])
+    assert list(record["seeds"]) == ["1", "2"]
+    assert ran == [1, 2], "a finished seed is not run again"
+    assert record == json.loads((tmp_path / "record.json").read_text())
+    assert len(lines) == 2
