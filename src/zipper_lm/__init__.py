@@ -13,30 +13,49 @@ if TYPE_CHECKING:
     from zipper_lm.data.document import Document, Segment
     from zipper_lm.data.processor import ZipperProcessor
     from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec
-    from zipper_lm.models.zipper import ZipperModel, ZipperOutput
+    from zipper_lm.fusion.loss import ZipperOutput
+    from zipper_lm.jobs.fuse import fuse
+    from zipper_lm.jobs.recipes.reader import read_recipe
+    from zipper_lm.jobs.recipes.schema import FuseRecipe
+    from zipper_lm.models.baseline.single_decoder import SingleDecoder
+    from zipper_lm.models.combine import combine
+    from zipper_lm.models.load import load
+    from zipper_lm.models.zipper import ZipperModel
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Document",
+    "FuseRecipe",
     "Segment",
+    "SingleDecoder",
     "TowerSpec",
     "ZipSpec",
     "ZipperConfig",
     "ZipperModel",
     "ZipperOutput",
     "ZipperProcessor",
+    "combine",
+    "fuse",
+    "load",
+    "read_recipe",
 ]
 
 _HOMES = {
     "Document": "data.document",
+    "FuseRecipe": "jobs.recipes.schema",
     "Segment": "data.document",
+    "SingleDecoder": "models.baseline.single_decoder",
     "TowerSpec": "fusion.config",
     "ZipSpec": "fusion.config",
     "ZipperConfig": "fusion.config",
     "ZipperModel": "models.zipper",
-    "ZipperOutput": "models.zipper",
+    "ZipperOutput": "fusion.loss",
     "ZipperProcessor": "data.processor",
+    "combine": "models.combine",
+    "fuse": "jobs.fuse",
+    "load": "models.load",
+    "read_recipe": "jobs.recipes.reader",
 }
 
 

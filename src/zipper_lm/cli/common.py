@@ -15,7 +15,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from zipper_lm.generation.generate import Writer
+    from zipper_lm.generation.writer import Writer
     from zipper_lm.models.zipper import ZipperModel
 
 USER_ERROR = 2

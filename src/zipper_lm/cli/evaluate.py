@@ -14,7 +14,7 @@ from zipper_lm.cli.common import Json, Model, Overwrite, console, emit, load_mod
 if TYPE_CHECKING:
     from zipper_lm.evaluation.judges import Judge
     from zipper_lm.evaluation.scoring import Score
-    from zipper_lm.generation.generate import Writer
+    from zipper_lm.generation.writer import Writer
 
 HEADS = ["file_name", "transcription", "heard"]
 

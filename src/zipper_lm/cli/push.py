@@ -10,7 +10,7 @@ import typer
 from zipper_lm.cli.common import Json, Model, console, emit, load_model
 
 if TYPE_CHECKING:
-    from zipper_lm.generation.generate import Writer
+    from zipper_lm.generation.writer import Writer
 
 
 def push(
@@ -51,9 +51,7 @@ def push(
 
 def where_towers_are(model: Writer, folder: Path) -> dict[str, str]:
     """In words, whether each tower's weights go along or are named by id."""
-    from zipper_lm.fusion.config import ZipperConfig
-
-    if not isinstance(model.config, ZipperConfig):
+    if len(model.backbones()) == 1:
         return {" + ".join(model.names): "its weights go along"}
     where = {}
     for name, spec in model.config.tower_specs.items():

@@ -15,7 +15,7 @@ from zipper_lm.fusion.reading import read
 from zipper_lm.fusion.zips import View, ZipLayer
 
 if TYPE_CHECKING:
-    from zipper_lm.models.zipper import ZipperModel
+    from zipper_lm.fusion.network import ZippedTowers
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Glimpse:
         return float((entropy[counted] / choices[counted].float().log()).mean()) if counted.any() else None
 
 
-def attention_maps(model: ZipperModel, batch: Batch) -> dict[str, Tensor]:
+def attention_maps(model: ZippedTowers, batch: Batch) -> dict[str, Tensor]:
     """Attention probabilities of every zip layer that acts in a batch, by ``reader<-source.k``: ``[B, H, Q, M]``."""
     return {name: glimpse.weights for name, glimpse in observe(model, batch).items()}
 
 
 @torch.no_grad()
-def observe(model: ZipperModel, batch: Batch) -> dict[str, Glimpse]:
+def observe(model: ZippedTowers, batch: Batch) -> dict[str, Glimpse]:
     """Run a batch and look over the shoulder of every zip layer that acts, by ``reader<-source.k``."""
     seen: dict[str, Glimpse] = {}
     was_training = model.training

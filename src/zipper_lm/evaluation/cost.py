@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 if TYPE_CHECKING:
+    from zipper_lm.fusion.network import ZippedTowers
     from zipper_lm.fusion.tower import Tower
     from zipper_lm.fusion.zips import ZipLayer
-    from zipper_lm.models.zipper import ZipperModel
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TokenCost:
         return self.input_projection + sum(z.step + z.per_memory * memory for z in self.zips.values())
 
 
-def token_cost(model: ZipperModel, name: str) -> TokenCost:
+def token_cost(model: ZippedTowers, name: str) -> TokenCost:
     """The cost of a token that tower `name` writes. Raises `ValueError` for an unknown tower."""
     tower = model.tower(name)
     zips = {

@@ -19,8 +19,8 @@ from zipper_lm.utils.hub import CONFIG_FILE, local_folder
 from zipper_lm.utils.tensors import stored
 
 if TYPE_CHECKING:
-    from zipper_lm.generation.generate import Writer
-    from zipper_lm.models.zipper import ZipperModel
+    from zipper_lm.fusion.network import ZippedTowers
+    from zipper_lm.generation.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TowerReport:
         return {**asdict(self), "identical": self.identical}
 
 
-def verify(model: ZipperModel, folder: str | Path | None = None, **hub: Any) -> list[TowerReport]:
+def verify(model: ZippedTowers, folder: str | Path | None = None, **hub: Any) -> list[TowerReport]:
     """Compare every tower with its source checkpoint, loaded anew.
 
     Args:

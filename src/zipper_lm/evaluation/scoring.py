@@ -22,7 +22,7 @@ from zipper_lm.evaluation.judges import Judge, suits
 from zipper_lm.evaluation.word_error_rate import bootstrap_interval, normalise, word_error_rate
 
 if TYPE_CHECKING:
-    from zipper_lm.generation.generate import Writer
+    from zipper_lm.generation.writer import Writer
 
 SHORT_NAMES = {"asr": "speech->text", "tts": "text->speech"}
 """Names that the field knows, for task templates."""

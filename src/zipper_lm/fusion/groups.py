@@ -10,19 +10,16 @@ such as text after speech and image, is computed with all of them together, whic
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from zipper_lm.data.collation import Batch
+from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import Reading, read, visible
 
-if TYPE_CHECKING:
-    from zipper_lm.models.zipper import ZipperModel
 
-
-def towers_for(model: ZipperModel, name: str, earlier: Collection[str], involved: Collection[str]) -> set[str]:
+def towers_for(model: ZippedTowers, name: str, earlier: Collection[str], involved: Collection[str]) -> set[str]:
     """The towers that a segment of tower `name` is computed with, itself included.
 
     Args:
@@ -34,7 +31,7 @@ def towers_for(model: ZipperModel, name: str, earlier: Collection[str], involved
     return {name}.union(*(seen or first))
 
 
-def read_by_group(model: ZipperModel, batch: Batch) -> Reading:
+def read_by_group(model: ZippedTowers, batch: Batch) -> Reading:
     """`read` for whole documents, each segment computed with the towers of its groups."""
     names, groups = model.names, [set(group) for group in model.config.groups]
     keys = {name: _keys(model, batch, name, groups) for name in batch}
@@ -58,7 +55,7 @@ def read_by_group(model: ZipperModel, batch: Batch) -> Reading:
     return Reading(logits, finals)
 
 
-def _keys(model: ZipperModel, batch: Batch, name: str, groups: list[set[str]]) -> Tensor:
+def _keys(model: ZippedTowers, batch: Batch, name: str, groups: list[set[str]]) -> Tensor:
     """int64 ``[batch, time]``: a bit for every group that a token is computed with."""
     stream, names = batch[name], model.names
     segments = stream["segments"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +14,8 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from zipper_lm.data.collation import Batch
 from zipper_lm.fusion.lockstep import Board, lockstep
+from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.zips import Memory, View
-
-if TYPE_CHECKING:
-    from zipper_lm.models.zipper import ZipperModel
 
 
 @dataclass
@@ -79,7 +77,7 @@ def visible(reader_segments: Tensor, source_segments: Tensor) -> Tensor:
 class _Pass:
     """One pass over a batch: the views, the memories made on the way, and the updates that lockstep asks for."""
 
-    def __init__(self, model: ZipperModel, batch: Batch, state: State | None) -> None:
+    def __init__(self, model: ZippedTowers, batch: Batch, state: State | None) -> None:
         self.model, self.batch, self.state = model, batch, state or State()
         self.board: Board = {}
         self.fresh: dict[tuple[str, str], dict[int, Memory]] = defaultdict(dict)
@@ -154,7 +152,7 @@ class _Pass:
         return result
 
 
-def read(model: ZipperModel, batch: Batch, state: State | None = None) -> Reading:
+def read(model: ZippedTowers, batch: Batch, state: State | None = None) -> Reading:
     """Run a batch of finished (or, in training, whole) segments through their towers.
 
     Args:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -20,23 +20,18 @@ from transformers import GenerationConfig
 from zipper_lm.codecs.codec import can_decode
 from zipper_lm.data.document import Document, Segment, check_modalities
 from zipper_lm.fusion.groups import towers_for
+from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.generation.request import Request
 from zipper_lm.generation.segment import Stop, StreamedToken
 from zipper_lm.generation.settings import generation_config
-
-if TYPE_CHECKING:
-    from zipper_lm.models.baseline.single_decoder import SingleDecoder
-    from zipper_lm.models.zipper import ZipperModel
-
-Writer: TypeAlias = "ZipperModel | SingleDecoder"
-"""Whatever writes documents: towers and zips, or the baseline, which has the same face."""
+from zipper_lm.generation.writer import Modalities
 
 Schedule = str | Sequence[str | Segment | tuple[str, Any]]
 Settings = Mapping[str, Mapping[str, Any] | GenerationConfig]
 
 
 def generate(
-    model: ZipperModel,
+    model: ZippedTowers,
     documents: Sequence[Document],
     schedule: Schedule,
     *,
@@ -81,7 +76,7 @@ def generate(
     return written
 
 
-def checked_schedule(model: Writer, schedule: Schedule, settings: Settings) -> list[str | Segment] | None:
+def checked_schedule(model: Modalities, schedule: Schedule, settings: Settings) -> list[str | Segment] | None:
     if unknown := sorted(set(settings) - set(model.names)):
         raise ValueError(f"settings name {unknown}, but the towers are {model.names}")
     if schedule == "auto":
@@ -100,7 +95,7 @@ def checked_schedule(model: Writer, schedule: Schedule, settings: Settings) -> l
     return [next(coded) if isinstance(e, Segment) else e for e in entries]
 
 
-def encode_given(model: Writer, documents: Sequence[Document]) -> list[Document]:
+def encode_given(model: Modalities, documents: Sequence[Document]) -> list[Document]:
     """Copies with ids in every segment, each id in its tower's vocabulary."""
     encoded = _with_ids(model, documents)
     for document in encoded:
@@ -109,7 +104,7 @@ def encode_given(model: Writer, documents: Sequence[Document]) -> list[Document]
     return encoded
 
 
-def _with_ids(model: Writer, documents: Sequence[Document]) -> list[Document]:
+def _with_ids(model: Modalities, documents: Sequence[Document]) -> list[Document]:
     if model.processor is not None:
         return model.processor.encode(documents)
     copies = [Document(replace(s) for s in d) for d in documents]
@@ -123,7 +118,7 @@ def _with_ids(model: Writer, documents: Sequence[Document]) -> list[Document]:
     return copies
 
 
-def decode_written(model: Writer, given: Sequence[Document], written: Sequence[Document]) -> None:
+def decode_written(model: Modalities, given: Sequence[Document], written: Sequence[Document]) -> None:
     assert model.processor is not None
     for name, codec in model.processor.codecs.items():
         new = [s for d, old in zip(written, given) for s in d.segments[len(old) :] if s.modality == name]
@@ -133,7 +128,7 @@ def decode_written(model: Writer, given: Sequence[Document], written: Sequence[D
 
 
 def _follow(
-    model: ZipperModel,
+    model: ZippedTowers,
     documents: list[Document],
     entries: list[str | Segment],
     settings: Settings,
@@ -157,7 +152,7 @@ def _follow(
 
 
 def _follow_by_group(
-    model: ZipperModel,
+    model: ZippedTowers,
     documents: list[Document],
     entries: list[str | Segment],
     settings: Settings,
@@ -196,7 +191,7 @@ def _follow_by_group(
 
 
 def _auto(
-    model: ZipperModel,
+    model: ZippedTowers,
     documents: list[Document],
     settings: Settings,
     max_segments: int,
@@ -223,7 +218,7 @@ def _auto(
 
 
 def stream(
-    model: ZipperModel, document: Document, schedule: Schedule, **kwargs: Any
+    model: ZippedTowers, document: Document, schedule: Schedule, **kwargs: Any
 ) -> Generator[StreamedToken, None, Document]:
     """Write as `generate` does, for one document, and yield each token as it comes.
 

@@ -14,7 +14,7 @@ from zipper_lm.fusion.reading import State, goes_on, read
 from zipper_lm.generation.segment import Stop, StreamedToken, write_segment
 
 if TYPE_CHECKING:
-    from zipper_lm.models.zipper import ZipperModel
+    from zipper_lm.fusion.network import ZippedTowers
 
 
 class Request:
@@ -25,7 +25,7 @@ class Request:
             will, in each.
     """
 
-    def __init__(self, model: ZipperModel, documents: list[Document], involved: list[set[str]]) -> None:
+    def __init__(self, model: ZippedTowers, documents: list[Document], involved: list[set[str]]) -> None:
         self.model, self.documents, self.involved = model, documents, involved
         self.state = State()
         self.pending = [n for n in model.names if any(n in d.modalities for d in documents)]

@@ -23,8 +23,8 @@ from zipper_lm.generation.logits import Guidance, StopThreshold
 from zipper_lm.generation.settings import STOP_THRESHOLD, generation_config
 
 if TYPE_CHECKING:
+    from zipper_lm.fusion.network import ZippedTowers
     from zipper_lm.fusion.zips import ZipLayer
-    from zipper_lm.models.zipper import ZipperModel
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class _Speaker:
 
     def __init__(
         self,
-        model: ZipperModel,
+        model: ZippedTowers,
         state: State,
         documents: Sequence[Document],
         involved: Sequence[set[str]],
@@ -144,7 +144,7 @@ class _TokenStreamer(BaseStreamer):
 
 
 def write_segment(
-    model: ZipperModel,
+    model: ZippedTowers,
     state: State,
     documents: Sequence[Document],
     involved: Sequence[set[str]],

@@ -12,7 +12,7 @@ from zipper_lm.data.document import Document
 from zipper_lm.data.tasks import build_document
 from zipper_lm.evaluation.attention import observe
 from zipper_lm.evaluation.preservation import perplexity
-from zipper_lm.generation.generate import Writer
+from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs import signatures
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.models.zipper import ZipperModel

@@ -21,7 +21,7 @@ from zipper_lm.data.prepared import TRAIN, is_prepared, open_prepared
 from zipper_lm.evaluation.judges import load_judge
 from zipper_lm.fusion.backbones import dtype_in_training
 from zipper_lm.fusion.config import TowerSpec
-from zipper_lm.generation.generate import Writer
+from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.failures import diagnose, unimodal_perplexity
 from zipper_lm.jobs.pretrain import open_unaligned, pretrain
 from zipper_lm.jobs.pseudo_labels import (
@@ -260,10 +260,8 @@ def _missing_towers(recipe: FuseRecipe) -> list[str]:
 
 def frozen_unchanged(model: Writer) -> dict[str, bool]:
     """Per frozen tower, whether its tensors still have the hash they had when the model was made."""
-    if isinstance(model, SingleDecoder):
-        return {}
     frozen = {n: s for n, s in model.config.tower_specs.items() if s.train == "frozen"}
-    return {n: weights_hash(model.tower(n).backbone) == s.weights_hash for n, s in frozen.items()}
+    return {n: weights_hash(model.backbones()[n]) == s.weights_hash for n, s in frozen.items()}
 
 
 def _write_json(file: Path, content: Any) -> None:

@@ -25,7 +25,7 @@ from zipper_lm.data.prepared import TRAIN, is_prepared, open_prepared
 from zipper_lm.data.sources.readers import read_rows, stream_rows
 from zipper_lm.data.sources.table import readable
 from zipper_lm.data.tasks import Task, build_document, parse_task
-from zipper_lm.generation.generate import Writer
+from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.recipes.schema import DataRecipe, FuseRecipe, PseudoLabelsRecipe
 from zipper_lm.jobs.rows import Opened, open_split
 from zipper_lm.utils.processes import main_console

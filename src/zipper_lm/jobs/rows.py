@@ -18,7 +18,7 @@ from zipper_lm.data.sources.table import readable
 from zipper_lm.jobs.recipes.schema import DataRecipe
 
 if TYPE_CHECKING:
-    from zipper_lm.models.zipper import ZipperModel
+    from zipper_lm.fusion.network import ZippedTowers
 
 Opened = Rows | Stream | PreparedRows
 """A split that is open: rows are read when they are asked for; those that were prepared are encoded."""
@@ -131,7 +131,7 @@ def validation_rows(data: DataRecipe, *, check: bool = True) -> Sequence[Any]:
     return list(islice(rows, data.validation_limit)) if isinstance(rows, Stream) else rows[: data.validation_limit]
 
 
-def measure_stretch(model: ZipperModel, rows: Sequence[Any]) -> None:
+def measure_stretch(model: ZippedTowers, rows: Sequence[Any]) -> None:
     """Set `ZipSpec.stretch` of every zip that has none: tokens of its reader per token of its source, over all coded
     rows and documents that hold both. Without such rows it stays as it is."""
     lengths = [

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from zipper_lm.data.collation import Batch
-from zipper_lm.generation.generate import Writer
+from zipper_lm.generation.writer import Writer
 
 DRIFT = 1.10
 """A trained tower's unimodal perplexity may rise by this factor before it is called drift."""

@@ -14,7 +14,7 @@ from zipper_lm.data.prepared import is_prepared, open_prepared
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.evaluation.judges import Judge, can_be_judged, judge_told, suits
 from zipper_lm.evaluation.scoring import counts_tokens, has_words, score_task
-from zipper_lm.generation.generate import Writer
+from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.failures import some_batches
 from zipper_lm.jobs.recipes.reader import build
 from zipper_lm.jobs.recipes.schema import DataRecipe, FuseRecipe

@@ -1,27 +1,26 @@
-"""Fuse: pre-trained decoders, by path, Hub id or as they are, become a fresh `ZipperModel` with its processor."""
+"""Assemble: pre-trained decoders, by path, Hub id or as they are, become a fresh `ZipperModel` with its processor."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from zipper_lm.codecs.codec import CODEC_FILE, Codec, load_codec
+from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion.backbones import came_from, check_same_backbone, dtype_in_training, load_backbone, recorded_dtype
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec, expand, plain
+from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.tower import Tower, embedding_of
 from zipper_lm.utils.hub import HUB_ARGUMENTS, local_folder
 from zipper_lm.utils.tensors import dtype_name
 
-if TYPE_CHECKING:
-    from zipper_lm.models.zipper import ZipperModel
-
-M = TypeVar("M", bound="ZipperModel")
+M = TypeVar("M", bound=ZippedTowers)
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -32,7 +31,7 @@ TOKENIZER_FILES = (
 )
 
 
-def fuse(
+def assemble(
     cls: type[M],
     towers: Mapping[str, str | Path | PreTrainedModel | TowerSpec],
     *,
@@ -102,8 +101,6 @@ def fuse(
         handover_weight=handover_weight,
     )
     model = cls(config, backbones)
-    from zipper_lm.data.processor import ZipperProcessor
-
     model.processor = ZipperProcessor(found, model.specials)
     return model.eval()
 

@@ -7,7 +7,6 @@ weights hash, and never stored, unless asked for. A model card says in words wha
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import shutil
@@ -17,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -26,25 +25,22 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from zipper_lm.codecs.codec import Codec
+from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion.backbones import base_tensors, build_backbone, check_same_backbone, load_backbone, recorded_dtype
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig
+from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.tower import Tower
-from zipper_lm.models import sharing
-from zipper_lm.models.card import refresh_card
 from zipper_lm.utils.files import check_apart
 from zipper_lm.utils.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, commit_of, local_folder
 from zipper_lm.utils.places import place_of
 from zipper_lm.utils.tensors import dtype_name, tensors_hash, without_aliases
 
-if TYPE_CHECKING:
-    from zipper_lm.models.zipper import ZipperModel
-
-M = TypeVar("M", bound="ZipperModel")
+M = TypeVar("M", bound=ZippedTowers)
 logger = logging.getLogger(__name__)
 AUTO_ARGUMENTS = ("config", "adapter_kwargs", "_from_auto", "_commit_hash")
 
 
-def split(model: ZipperModel) -> dict[str, Tensor]:
+def split(model: ZippedTowers) -> dict[str, Tensor]:
     """The tensors that are the model's own: everything outside the towers, adapters, and whole trained towers."""
     own: dict[str, Tensor] = {}
     for child_name, child in model.named_children():
@@ -62,14 +58,12 @@ def split(model: ZipperModel) -> dict[str, Tensor]:
 
 
 def save(
-    model: ZipperModel,
+    model: ZippedTowers,
     save_directory: str | Path,
     *,
     overwrite: bool = False,
     bundle_towers: bool | Collection[str] = False,
-    card: bool = True,
-    push_to_hub: bool = False,
-    **kwargs: Any,
+    beside: Callable[[Path], Any] | None = None,
 ) -> None:
     """Write a checkpoint, whole or not at all.
 
@@ -79,18 +73,13 @@ def save(
         overwrite: replace a checkpoint that is there.
         bundle_towers: also store the frozen backbones, all or those named, under ``towers/``; always done for towers
             that have no source of their own, as they are now.
-        card: write a model card and its picture too. A card that somebody edited is left alone.
-        push_to_hub: upload the checkpoint afterwards (`repo_id` and other arguments of `sharing.push` in kwargs).
+        beside: writes what belongs beside the checkpoint, such as its card, into the folder where it is made ready.
 
     Raises:
         ValueError: if a checkpoint is there already, or a file of a name that it needs, or what a tower is loaded from;
-            if the folder cannot be written, a tower that has a source is to be stored but differs from it, or an
-            argument is unknown.
+            if the folder cannot be written, or a tower that has a source is to be stored but differs from it.
     """
     specs = model.config.tower_specs
-    known = {*inspect.signature(PreTrainedModel.save_pretrained).parameters, "safe_serialization"}
-    if not push_to_hub and (unknown := sorted(set(kwargs) - known)):
-        raise ValueError(f"save_pretrained: unknown arguments {unknown}")
     _check_apart(model, Path(save_directory))
     bundled = _bundled(model, bundle_towers)
     config = _as_saved(model, bundled)
@@ -105,16 +94,13 @@ def save(
         config.save_pretrained(folder)
         if model.processor is not None:
             model.processor.save_pretrained(folder)
-        if card:
-            refresh_card(folder, model, kept=Path(save_directory))
+        if beside is not None:
+            beside(folder)
 
-    folder = Path(save_directory)
-    write_checkpoint(folder, split(model), config.fingerprint, fill, overwrite)
-    if push_to_hub:
-        sharing.push(model, kwargs.pop("repo_id", folder.resolve().name), **{"kept": folder, **kwargs})
+    write_checkpoint(Path(save_directory), split(model), config.fingerprint, fill, overwrite)
 
 
-def _check_apart(model: ZipperModel, folder: Path) -> None:
+def _check_apart(model: ZippedTowers, folder: Path) -> None:
     """Raise `ValueError` if a checkpoint in a folder would replace a tower: where its record says it is, or where it
     was read, which is another place if it was given as a model, or instead of the checkpoint's own copy."""
     for name, spec in model.config.tower_specs.items():
@@ -125,7 +111,7 @@ def _check_apart(model: ZipperModel, folder: Path) -> None:
             check_apart(folder, {f"tower {name!r}": loaded_from})
 
 
-def _bundled(model: ZipperModel, chosen: bool | Collection[str] = False) -> list[str]:
+def _bundled(model: ZippedTowers, chosen: bool | Collection[str] = False) -> list[str]:
     """The frozen towers that a checkpoint stores: those chosen, and those that are nowhere else."""
     specs = model.config.tower_specs
     if isinstance(chosen, bool):
@@ -133,7 +119,7 @@ def _bundled(model: ZipperModel, chosen: bool | Collection[str] = False) -> list
     return [n for n, s in specs.items() if s.train != "full" and (n in chosen or _is_nowhere_else(n, s))]
 
 
-def _as_saved(model: ZipperModel, bundled: Collection[str]) -> ZipperConfig:
+def _as_saved(model: ZippedTowers, bundled: Collection[str]) -> ZipperConfig:
     """The config of a checkpoint that stores the towers `bundled`.
 
     Raises:
@@ -318,8 +304,6 @@ def load(
     model = cls(config, backbones)
     copy_tensors(split(model), config.fingerprint, folder / WEIGHTS_FILE)
     if (folder / "processor_config.json").is_file():
-        from zipper_lm.data.processor import ZipperProcessor
-
         model.processor = ZipperProcessor.from_pretrained(folder, codecs=codecs, **hub)
     return model.eval()
 
@@ -334,7 +318,7 @@ def _fetched(name: str, spec: TowerSpec, load: Callable[[], PreTrainedModel]) ->
         ) from error
 
 
-def load_own(model: ZipperModel, file: Path) -> None:
+def load_own(model: ZippedTowers, file: Path) -> None:
     """Copy the tensors of a checkpoint that this model wrote back into it; see `copy_tensors`."""
     copy_tensors(split(model), _as_saved(model, _bundled(model)).fingerprint, file)
 

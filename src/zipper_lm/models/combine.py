@@ -11,15 +11,13 @@ import filecmp
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from zipper_lm.codecs.codec import Codec
+from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig, check_order
-
-if TYPE_CHECKING:
-    from zipper_lm.models.zipper import ZipperModel
+from zipper_lm.models.zipper import ZipperModel
 
 SAME = ("train", "layers", "bos_token_id", "eos_token_id", "pad_token_id", "config_hash", "weights_hash")
 """What must agree in a tower that several models share."""
@@ -41,8 +39,6 @@ def combine(models: Sequence[ZipperModel]) -> ZipperModel:
         ValueError: for fewer than two models or none in common, a shared tower that was trained or differs in weights,
             special ids or codec, or two zips for one pair.
     """
-    from zipper_lm.models.zipper import ZipperModel
-
     if len(models) < 2:
         raise ValueError(f"combine: at least two models are needed, got {len(models)}")
     towers: dict[str, TowerSpec] = {}
@@ -82,8 +78,6 @@ def combine(models: Sequence[ZipperModel]) -> ZipperModel:
         combined.tower(name).backbone.load_state_dict(tensors, strict=False)
     _take_over(combined, models)
     if all(model.processor is not None for model in models):
-        from zipper_lm.data.processor import ZipperProcessor
-
         combined.processor = ZipperProcessor(_codecs(models), combined.specials)
     combined.to(models[0].device)  # type: ignore[arg-type]
     return combined.eval()

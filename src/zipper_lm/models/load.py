@@ -12,7 +12,7 @@ from zipper_lm.models.zipper import ZipperModel
 from zipper_lm.utils.hub import local_folder
 
 if TYPE_CHECKING:
-    from zipper_lm.generation.generate import Writer
+    from zipper_lm.generation.writer import Writer
 
 
 def load(source: str | Path) -> Writer:

@@ -19,14 +19,14 @@ from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from zipper_lm.fusion.config import TowerSpec, ZipperConfig
+from zipper_lm.fusion.config import TowerSpec
 from zipper_lm.models.card import GENERATION_FILE, PICTURE_FILE, RUN_FILE, is_edited, refresh_card
 from zipper_lm.models.results import RESULTS_FILE
 from zipper_lm.utils.hub import CONFIG_FILE
 from zipper_lm.utils.places import each_text, public
 
 if TYPE_CHECKING:
-    from zipper_lm.generation.generate import Writer
+    from zipper_lm.generation.writer import Writer
 
 
 def push(
@@ -120,9 +120,6 @@ def staged(
 
 
 def _save(model: Any, folder: Path, bundle_towers: bool) -> None:
-    if not isinstance(model.config, ZipperConfig):
-        model.save_pretrained(folder, card=False)
-        return
     specs = model.config.tower_specs
     for name, spec in specs.items():
         if spec.trust_remote_code and _is_here(spec):

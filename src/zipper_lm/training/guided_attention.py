@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from zipper_lm.data.tasks import Task
+from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.zips import View, ZipLayer
-from zipper_lm.models.zipper import ZipperModel
 
 WIDTH = 0.2
 """g, as a share of the segment (section 4.1)."""
@@ -77,7 +77,7 @@ def _progress(present: Tensor) -> Tensor:
 
 
 @contextmanager
-def watched(model: ZipperModel, weights: Mapping[Pair, float]) -> Iterator[list[Tensor]]:
+def watched(model: ZippedTowers, weights: Mapping[Pair, float]) -> Iterator[list[Tensor]]:
     """What passes through the model inside is held to the diagonal.
 
     Args:

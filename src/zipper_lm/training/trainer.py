@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from zipper_lm.data.collation import Batch, Specials, collate
 from zipper_lm.data.document import Document, Segment
-from zipper_lm.generation.generate import Writer
+from zipper_lm.generation.writer import Writer
 from zipper_lm.training.guided_attention import Pair, watched
 from zipper_lm.utils.hub import WEIGHTS_FILE
 from zipper_lm.utils.processes import from_main
@@ -222,7 +222,8 @@ class ZipperTrainer(Trainer):
         score: Callable[[Any], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        check_precision(model)
+        module = cast(nn.Module, model)
+        check_precision(module)
         self.tower_learning_rate, self.guided, self.score = tower_learning_rate, guided or {}, score
         self.part_losses: dict[str, list[torch.Tensor]] = {}
         documents = CorruptedDocuments(
@@ -234,7 +235,7 @@ class ZipperTrainer(Trainer):
             seed=args.seed,
         )
         super().__init__(
-            model=model,
+            model=module,
             args=args,
             train_dataset=documents,
             eval_dataset=documents,  # evaluation is by `score`; Trainer wants to see one
@@ -335,7 +336,9 @@ def describe_parameters(model: Writer) -> str:
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     assert trained + frozen == total
     share = 100 * trained / total
-    return f"parameters: {trained:,} trained + {frozen:,} frozen = {total:,} ({share:.1f} %); {model.kept()}"
+    return (
+        f"parameters: {trained:,} trained + {frozen:,} frozen = {total:,} ({share:.1f} %); {model.describe_training()}"
+    )
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:

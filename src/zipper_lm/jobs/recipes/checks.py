@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from zipper_lm.data.mixture import read_weights
 from zipper_lm.data.tasks import Task, parse_task
-from zipper_lm.generation.generate import Writer
 from zipper_lm.generation.settings import generation_config
+from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.pretrain import check_length
 from zipper_lm.jobs.recipes.schema import FuseRecipe, PseudoLabelsRecipe
 from zipper_lm.jobs.resume import check_sources
-from zipper_lm.models.baseline.single_decoder import SingleDecoder
 from zipper_lm.training.guided_attention import guided_pairs
 from zipper_lm.utils.files import check_output
 
@@ -125,9 +126,10 @@ def check_lengths(
         for name, each in lengths.items():
             tokens, segments = counts.get(name, (0, 0))
             each.append((tokens + 2 * segments) * (times[name] if segments == 1 else 1))
-    if isinstance(model, SingleDecoder):
-        streams = {"the single decoder": (model.backbone, [sum(row) for row in zip(*lengths.values())])}
+    streams: dict[str, tuple[PreTrainedModel, list[int]]]
+    if len(decoders := model.backbones()) == 1:
+        streams = {"the single decoder": (next(iter(decoders.values())), [sum(row) for row in zip(*lengths.values())])}
     else:
-        streams = {f"tower {name!r}": (model.tower(name).backbone, lengths[name]) for name in model.names}
+        streams = {f"tower {name!r}": (backbone, lengths[name]) for name, backbone in decoders.items()}
     for reader, (backbone, each) in streams.items():
         check_length(backbone, [*each, sum(sorted(each)[-together:])], reader)

@@ -20,8 +20,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from zipper_lm.data.collation import IGNORED, Batch, Specials, collate
 from zipper_lm.data.document import Document, Segment
+from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion.backbones import add_adapters, came_from, dtype_in_training, from_config, load_backbone
 from zipper_lm.fusion.config import TowerSpec, backbone_config, config_hash, plain
+from zipper_lm.fusion.loss import ZipperOutput, loss_at
 from zipper_lm.generation.generate import Schedule, Settings, checked_schedule, decode_written, encode_given
 from zipper_lm.generation.settings import generation_config
 from zipper_lm.models import sharing
@@ -29,14 +31,11 @@ from zipper_lm.models.baseline.vocabulary import Modality, join
 from zipper_lm.models.baseline.writing import write
 from zipper_lm.models.card import refresh_card
 from zipper_lm.models.checkpoint import copy_tensors, write_checkpoint
-from zipper_lm.models.zipper import ZipperOutput, loss_at
 from zipper_lm.utils.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, local_folder
 from zipper_lm.utils.tensors import dtype_name, without_aliases
 
 if TYPE_CHECKING:
     from zipper_lm.codecs.codec import Codec
-    from zipper_lm.data.processor import ZipperProcessor
-
 
 _MODEL_TYPE = "zipper_single_decoder"
 
@@ -75,6 +74,11 @@ class SingleDecoderConfig(PreTrainedConfig):
         return TowerSpec(**self.decoder)
 
     @property
+    def tower_specs(self) -> dict[str, TowerSpec]:
+        """The decoder under the modality that it had before it was expanded."""
+        return {self.vocabulary[0].name: self.spec}
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides what the weights mean."""
         return config_hash({"modalities": self.modalities, "backbone": self.spec.config_hash, "lora": self.spec.lora})
@@ -109,6 +113,7 @@ class SingleDecoder(PreTrainedModel):
                 part.requires_grad_(True)  # new ids have to be learned
         else:
             backbone.requires_grad_(True)
+        self.layer_pairs: dict[tuple[str, str], list[tuple[int, int]]] = {}  # no zips
         self.processor: ZipperProcessor | None = None
         self.all_tied_weights_keys: dict[str, str] = {}
 
@@ -175,6 +180,14 @@ class SingleDecoder(PreTrainedModel):
         losses = self(batch).losses
         return float(losses[name]) * count, count
 
+    def backbones(self) -> dict[str, PreTrainedModel]:
+        """The decoder under the modality that it had before it was expanded."""
+        return {self.names[0]: self.backbone}
+
+    def depths(self) -> dict[str, int]:
+        """Number of layers, under the same name."""
+        return {self.names[0]: self.backbone.config.num_hidden_layers}
+
     # --- what the trainer asks -----------------------------------------------------------------------------------
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
@@ -189,7 +202,7 @@ class SingleDecoder(PreTrainedModel):
         """There are none."""
         return {}
 
-    def kept(self) -> str:
+    def describe_training(self) -> str:
         """In words, how it is trained."""
         return f"single decoder {self.config.spec.train}"
 
@@ -259,12 +272,14 @@ class SingleDecoder(PreTrainedModel):
         copy_tensors(self.own_tensors(), self.config.fingerprint, file)
 
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | Path, *, overwrite: bool = False, card: bool = True
+        self, save_directory: str | Path, *, overwrite: bool = False, bundle_towers: Any = False, card: bool = True
     ) -> None:
         """Write config, weights, codecs and model card, whole or not at all.
 
         Args:
-            save_directory, overwrite, card: see `zipper_lm.models.checkpoint.save`.
+            save_directory, overwrite: see `zipper_lm.models.checkpoint.save`.
+            bundle_towers: whether or not, all weights are stored.
+            card: write a model card and its picture too. A card that somebody edited is left alone.
 
         Raises:
             ValueError: if a checkpoint is there already, or the folder cannot be written.
@@ -296,8 +311,6 @@ class SingleDecoder(PreTrainedModel):
         Raises:
             ValueError: if there is nothing, or tensors are missing, unknown or of the wrong shape.
         """
-        from zipper_lm.data.processor import ZipperProcessor
-
         hub = {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
         folder = local_folder(pretrained_model_name_or_path, kwargs.get("revision"), **hub)
         if not (folder / CONFIG_FILE).is_file():
@@ -380,7 +393,5 @@ def expand(
     )
     config = SingleDecoderConfig([asdict(m) for m in modalities], asdict(spec), loss_weights)
     model = SingleDecoder(config, backbone)
-    from zipper_lm.data.processor import ZipperProcessor
-
     model.processor = ZipperProcessor(codecs, model.specials)
     return model.eval()

@@ -9,19 +9,18 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from huggingface_hub.constants import REPOCARD_NAME
 
-from zipper_lm.fusion.config import ZipperConfig
 from zipper_lm.models.card.body import parts
 from zipper_lm.models.card.metadata import metadata
 from zipper_lm.models.card.picture import draw
-from zipper_lm.models.card.records import GENERATION_FILE, PICTURE_FILE, RUN_FILE, Records, specs_of, zips_of
+from zipper_lm.models.card.records import GENERATION_FILE, PICTURE_FILE, RUN_FILE, Records
 from zipper_lm.utils.files import new_file
 
 if TYPE_CHECKING:
-    from zipper_lm.generation.generate import Writer
+    from zipper_lm.generation.writer import Writer
 
 __all__ = ["GENERATION_FILE", "PICTURE_FILE", "RUN_FILE", "is_edited", "refresh_card"]
 
@@ -63,12 +62,10 @@ def is_edited(file: Path) -> bool:
     return seal is None or hashlib.sha256(text[: seal.start()].encode()).hexdigest() != seal[1]
 
 
-def _draw(model: Any, file: Path) -> None:
+def _draw(model: Writer, file: Path) -> None:
     towers = {}
-    for name, spec in specs_of(model.config).items():
-        if isinstance(model.config, ZipperConfig):
-            shown, depth = name, model.tower(name).depth
-        else:
-            shown, depth = " + ".join(model.names), model.backbone.config.num_hidden_layers
-        towers[shown] = (f"{spec.architecture}, {spec.train}", depth)
-    draw(file, towers, zips_of(model))
+    for name, spec in model.config.tower_specs.items():
+        towers[name] = (f"{spec.architecture}, {spec.train}", model.depths()[name])
+    if len(towers) == 1:  # one decoder has all modalities
+        towers = {" + ".join(model.names): next(iter(towers.values()))}
+    draw(file, towers, model.layer_pairs)

@@ -14,23 +14,20 @@ from zipper_lm import __version__
 from zipper_lm.codecs.codec import CODEC_FILE, can_decode
 from zipper_lm.codecs.pretrained import MODEL_FOLDER
 from zipper_lm.data.tasks import Task
-from zipper_lm.fusion.config import TowerSpec, ZipperConfig
+from zipper_lm.fusion.config import TowerSpec
 from zipper_lm.models.card.metadata import common_license
 from zipper_lm.models.card.records import (
     PICTURE_FILE,
     Records,
-    backbone_of,
     elsewhere,
     is_bundled,
     on_hub,
     read_mapping,
-    specs_of,
-    zips_of,
 )
 from zipper_lm.utils.places import public_name
 
 if TYPE_CHECKING:
-    from zipper_lm.generation.generate import Writer
+    from zipper_lm.generation.writer import Writer
 
 UNKNOWN = "unknown"
 EXAMPLE_TEXT = "one two"
@@ -52,7 +49,7 @@ def parts(model: Writer, name: str, records: Records) -> Iterator[str]:
     yield f"![Architecture]({PICTURE_FILE})"
     yield f"## Use\n\n{_usage(model, name, records)}"
     yield f"## Towers\n\n{_towers(model, records)}"
-    if zips := zips_of(model):
+    if zips := model.layer_pairs:
         yield f"## Zips\n\n{_zip_table(model, zips)}"
     yield f"## Codecs\n\n{_codecs(model, records.folder)}"
     yield f"## Data and training\n\n{_training(records)}"
@@ -67,14 +64,14 @@ def parts(model: Writer, name: str, records: Records) -> Iterator[str]:
 def _what_it_is(model: Writer, records: Records) -> str:
     specs = records.specs
     zipper = "[Zipper](https://arxiv.org/abs/2405.18669)"
-    if not isinstance(model.config, ZipperConfig):
+    if len(specs) == 1:
         (spec,) = specs.values()
         return (
             f"One pre-trained decoder ({spec.architecture}) whose vocabulary was expanded for {_and(model.names)}: the "
             f"baseline that {zipper} is compared with. All its weights are here."
         )
     readers: dict[str, list[str]] = {}
-    for reader, source in zips_of(model):
+    for reader, source in model.layer_pairs:
         readers.setdefault(reader, []).append(f"`{source}`")
     kinds = {"frozen": "frozen", "full": "trained", "lora": "frozen under LoRA adapters"}
     towers = _and([f"`{n}` ({s.architecture}, {kinds[s.train]})" for n, s in specs.items()])
@@ -91,10 +88,7 @@ def _what_it_is(model: Writer, records: Records) -> str:
 
 
 def _usage(model: Writer, name: str, records: Records) -> str:
-    zipper = isinstance(model.config, ZipperConfig)
-    owner, home = (
-        ("ZipperModel", "zipper_lm") if zipper else ("SingleDecoder", "zipper_lm.models.baseline.single_decoder")
-    )
+    owner = type(model).__name__
     task = _example_task(model, records)
     given = ", ".join(_example_segment(model, modality) for modality in task.given)
     target = task.targets[-1]
@@ -104,8 +98,7 @@ def _usage(model: Writer, name: str, records: Records) -> str:
     has_value = codec is not None and can_decode(codec)
     lines = [
         "```python",
-        f"from zipper_lm import Document, Segment{', ZipperModel' if zipper else ''}",
-        *([] if zipper else [f"from {home} import {owner}"]),
+        f"from zipper_lm import Document, Segment, {owner}",
         "",
         f'model = {owner}.from_pretrained("{name}"{trust})',
         f"document = Document([{given}])",
@@ -127,7 +120,7 @@ def _usage(model: Writer, name: str, records: Records) -> str:
 def _example_task(model: Writer, records: Records) -> Task:
     if records.tasks:
         return records.tasks[0]
-    reader, source = next(iter(zips_of(model)), (model.names[1], model.names[0]))
+    reader, source = next(iter(model.layer_pairs), (model.names[1], model.names[0]))
     return Task((source,), (reader,))
 
 
@@ -146,7 +139,7 @@ def _example_segment(model: Writer, modality: str) -> str:
 
 def _towers(model: Writer, records: Records) -> str:
     rows = []
-    origins = specs_of(model.config)  # what is bundled came from somewhere
+    origins = model.config.tower_specs  # what is bundled came from somewhere
     for name, spec in records.specs.items():
         rows.append(
             (
@@ -154,7 +147,7 @@ def _towers(model: Writer, records: Records) -> str:
                 f"{spec.architecture}, {spec.train}",
                 _origin(name, origins[name]) + (" (its weights are here)" if name not in elsewhere(records) else ""),
                 f"`{origins[name].revision}`" if origins[name].revision else "-",
-                f"{backbone_of(model, name).num_parameters():,}",
+                f"{model.backbones()[name].num_parameters():,}",
                 f"`{spec.weights_hash}`" if spec.weights_hash else UNKNOWN,
             )
         )
@@ -264,7 +257,7 @@ def _limits(model: Writer, records: Records) -> str:
     if records.tasks:
         lines.append(f"Trained for {_and([f'`{t}`' for t in records.tasks])} only; other directions are untested.")
     for name in records.specs:
-        limit = getattr(backbone_of(model, name).config, "max_position_embeddings", None)
+        limit = getattr(model.backbones()[name].config, "max_position_embeddings", None)
         if limit:
             lines.append(f"`{name}`: at most {limit:,} tokens of its own in a document.")
     lines += [f"Found after training: {message}" for message in records.run.get("signatures", [])]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from zipper_lm.models.card.records import Records, on_hub, specs_of, zips_of
+from zipper_lm.models.card.records import Records, on_hub
 from zipper_lm.utils.places import is_hub_id, public_name
 
 if TYPE_CHECKING:
-    from zipper_lm.generation.generate import Writer
+    from zipper_lm.generation.writer import Writer
 
 _PIPELINES = {
     "speech->text": "automatic-speech-recognition",
@@ -30,7 +30,7 @@ def metadata(model: Writer, name: str, records: Records) -> ModelCardData:
     license = common_license(records)
     other = re.fullmatch(r"other \((.+)\)", license or "")
     return ModelCardData(
-        base_model=[s.source for s in specs_of(model.config).values() if on_hub(s)] or None,
+        base_model=[s.source for s in model.config.tower_specs.values() if on_hub(s)] or None,
         datasets=[data] if is_hub_id(data) else None,
         library_name="zipper-lm",
         license="other" if other else license,
@@ -51,7 +51,7 @@ def common_license(records: Records) -> str | None:
 
 def _pipeline(model: Writer, records: Records) -> str | None:
     """The Hub's name of the one thing it does, or of doing several; `None` for what the Hub has no name for."""
-    done = {str(t) for t in records.tasks} or {f"{source}->{reader}" for reader, source in zips_of(model)}
+    done = {str(t) for t in records.tasks} or {f"{source}->{reader}" for reader, source in model.layer_pairs}
     return _PIPELINES.get(*done) if len(done) == 1 else "any-to-any"
 
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zipper_lm.data.tasks import Task, parse_task
-from zipper_lm.fusion.config import TowerSpec, ZipperConfig
+from zipper_lm.fusion.config import TowerSpec
 from zipper_lm.models.results import RESULTS_FILE, read_results, weights_digest
 from zipper_lm.utils.places import is_hub_id, public
-
-if TYPE_CHECKING:
-    from zipper_lm.generation.generate import Writer
 
 PICTURE_FILE = "architecture.png"
 RUN_FILE = "run.json"
@@ -31,7 +27,7 @@ class Records:
 
     def __init__(self, folder: Path, kept: Path, config: Any) -> None:
         self.folder = folder
-        self.specs: dict[str, TowerSpec] = specs_of(config.from_pretrained(folder))
+        self.specs: dict[str, TowerSpec] = config.from_pretrained(folder).tower_specs
         """As saved: where the weights are now."""
         run = read_mapping(kept / RUN_FILE)
         weights = weights_digest(folder) if run or (kept / RESULTS_FILE).is_file() else None
@@ -60,21 +56,6 @@ def read_mapping(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
     return {}
-
-
-def specs_of(config: Any) -> dict[str, TowerSpec]:
-    """The pre-trained decoders: towers by name, or the single decoder under the modality it had."""
-    return config.tower_specs if isinstance(config, ZipperConfig) else {config.vocabulary[0].name: config.spec}
-
-
-def backbone_of(model: Any, name: str) -> Any:
-    """The decoder itself, of a tower or of the single decoder."""
-    return model.tower(name).backbone if isinstance(model.config, ZipperConfig) else model.backbone
-
-
-def zips_of(model: Writer) -> Mapping[tuple[str, str], Sequence[tuple[int, int]]]:
-    """By (reader, source), the pairs (reader's layer, source's layer); none in a single decoder."""
-    return getattr(model, "layer_pairs", {})
 
 
 def is_bundled(name: str, spec: TowerSpec) -> bool:

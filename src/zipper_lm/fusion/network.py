@@ -1,0 +1,236 @@
+"""Towers in lockstep, each reading the others through gated cross-attention: the network that `ZipperModel` is.
+
+What is unusual here (arXiv 2405.18669, and `docs/concepts.md`):
+
+- A tower is any Hugging Face decoder, run by its own family's `forward` (`tower.py`); this file holds no layer loop.
+- Zips sit between the layers of several towers that advance together (`lockstep.py`, `reading.py`).
+- Each tower keeps its own token stream. The document's order only decides what is visible across towers.
+- Fusion weights live in their own tree (`zips`, `input_projections`, `handover`), apart from the backbones: what is
+  new and what was there are told apart by ownership, never by name.
+- A row that involves one tower only bypasses zips and projections: it is that backbone, bit for bit.
+- Each segment is written by the tower's own `generate()` (`generation/`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from zipper_lm.data.collation import Batch, Specials
+from zipper_lm.fusion.backbones import build_backbone, set_training
+from zipper_lm.fusion.config import TowerSpec, ZipperConfig
+from zipper_lm.fusion.tower import Tower, rest_in_forward
+from zipper_lm.fusion.zips import InputProjection, ZipLayer
+
+if TYPE_CHECKING:
+    from zipper_lm.data.processor import ZipperProcessor
+
+
+class ZippedTowers(PreTrainedModel):
+    """Two or more decoders and the zips between them.
+
+    Args:
+        config: towers and zips.
+        backbones: the pre-trained decoders by tower name; `None` builds them from the config with random weights.
+
+    Raises:
+        ValueError: if a backbone is missing, or a special id lies outside its tower's vocabulary.
+    """
+
+    config_class = ZipperConfig
+    config: ZipperConfig
+    base_model_prefix = ""
+    main_input_name = "batch"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: ZipperConfig, backbones: Mapping[str, PreTrainedModel] | None = None) -> None:
+        super().__init__(config)
+        specs = config.tower_specs
+        if backbones is None:
+            backbones = {name: build_backbone(config, name) for name in specs}
+        if missing := sorted(set(specs) - set(backbones)):
+            raise ValueError(f"no backbone given for towers {missing}")
+        self.towers = nn.ModuleDict()
+        self.input_projections = nn.ModuleDict()
+        self.handover = nn.ModuleDict()
+        self.projection_keys: dict[str, list[tuple[str, list[int]]]] = {name: [] for name in specs}
+        for name, spec in specs.items():
+            tower = Tower(backbones[name], name, spec.layers)
+            set_training(tower, spec)
+            self.towers[name] = tower
+            _check_specials(tower, spec)
+            for group in config.projection_groups:
+                if (form := group.get(name, "none")) != "none":
+                    key = f"{name}@{len(self.projection_keys[name])}" if self.projection_keys[name] else name
+                    self.input_projections[key] = InputProjection(tower.hidden_size, form)
+                    self.projection_keys[name].append((key, [list(specs).index(member) for member in group]))
+            head = nn.Linear(tower.hidden_size, len(specs) + 1)
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+            self.handover[name] = nn.Sequential(nn.LayerNorm(tower.hidden_size), head)
+        self.handover_start = nn.Parameter(torch.zeros(len(specs) + 1))
+        self.zips = nn.ModuleDict()
+        self.layer_pairs: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        for zip_spec in config.zip_specs:
+            reader, source = zip_spec.reader, zip_spec.source
+            if not isinstance(zip_spec.layers, list) or zip_spec.source_layers is None:
+                raise ValueError(
+                    f"zip {reader}<-{source}: needs explicit layers and source_layers; see `config.expand`"
+                )
+            self.layer_pairs[reader, source] = list(zip(zip_spec.layers, zip_spec.source_layers))
+            width, source_width = self.tower(reader).hidden_size, self.tower(source).hidden_size
+            layers = nn.ModuleList(ZipLayer(zip_spec, width, source_width) for _ in zip_spec.layers)
+            if reader not in self.zips:
+                self.zips[reader] = nn.ModuleDict()
+            self.zips[reader][source] = layers  # type: ignore[operator]
+        self.processor: ZipperProcessor | None = None
+        self.all_tied_weights_keys: dict[str, str] = {}
+
+    # --- parts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> list[str]:
+        """Tower names, in the order of the handover's classes."""
+        return list(self.config.towers)
+
+    @property
+    def specials(self) -> dict[str, Specials]:
+        """Each tower's special ids."""
+        return {n: Specials(s.bos_token_id, s.eos_token_id, s.pad_token_id) for n, s in self.config.tower_specs.items()}
+
+    def tower(self, name: str) -> Tower:
+        """One tower. Raises `ValueError` for an unknown name."""
+        if name not in self.towers:
+            raise ValueError(f"unknown tower {name!r}; this model has {list(self.towers)}")
+        tower = self.towers[name]
+        assert isinstance(tower, Tower)
+        return tower
+
+    def zip_layer(self, reader: str, source: str, k: int) -> ZipLayer:
+        """The k-th zip layer through which `reader` reads `source`."""
+        zips: Any = self.zips
+        return zips[reader][source][k]
+
+    def set_stretch(self, reader: str, source: str, stretch: float) -> None:
+        """Set how many of `reader`'s tokens one of `source`'s spans, in config and layers (see `ZipSpec.stretch`)."""
+        for spec in self.config.zips:
+            if (spec["reader"], spec["source"]) == (reader, source):
+                spec["stretch"] = stretch
+        for k in range(len(self.layer_pairs[reader, source])):
+            self.zip_layer(reader, source, k).stretch = stretch
+
+    def gates(self) -> dict[str, float]:
+        """tanh of every gate, by ``reader<-source.k``, and ``....ff`` for feed-forward gates."""
+        values: dict[str, float] = {}
+        for (reader, source), pairs in self.layer_pairs.items():
+            for k in range(len(pairs)):
+                layer = self.zip_layer(reader, source, k)
+                values[f"{reader}<-{source}.{k}"] = float(torch.tanh(layer.gate.weight.detach()))
+                if layer.feed_forward is not None:
+                    values[f"{reader}<-{source}.{k}.ff"] = float(torch.tanh(layer.feed_forward_gate.weight.detach()))
+        return values
+
+    def project_input(self, name: str, hidden_states: Tensor, involved: Tensor) -> Tensor:
+        """A tower's input projection, for the rows that involve several towers.
+
+        Where zips were trained apart (`combine`), each training has a projection of its own, for rows that involve
+        several of its towers; where several apply, what each adds is added.
+
+        Args:
+            hidden_states: ``[batch, time, hidden]`` before the first layer. involved: bool ``[batch, towers]``.
+        """
+        involved, result, before = involved.to(hidden_states.device), hidden_states, None
+        for key, members in self.projection_keys[name]:
+            rows = (involved[:, members].sum(1) > 1)[:, None, None]
+            projected = self.input_projections[key](hidden_states)
+            if before is not None:
+                projected = torch.where(before, result + (projected - hidden_states), projected)
+            result = torch.where(rows, projected, result)
+            before = rows if before is None else before | rows
+        return result
+
+    def handover_logits(self, name: str, finals: Tensor, stream: Mapping[str, Tensor]) -> Tensor:
+        """Who speaks next, ``[batch, towers + 1]``, as said at the last EOS of `name` in each row.
+
+        Args:
+            finals: ``[batch, time, hidden]``, the tower's state after its last layer and zip.
+            stream: the tower's batch; a row without this tower gives the state at its padding, not to be used.
+        """
+        order = torch.arange(finals.shape[1], device=finals.device)
+        last = (stream["segments"].to(finals.device) >= 0).long() * order
+        state = finals[torch.arange(len(finals), device=finals.device), last.argmax(1)]
+        return self.handover_head(name, state)
+
+    def handover_head(self, name: str, states: Tensor) -> Tensor:
+        """Logits of who speaks next, ``[..., towers + 1]``, from states ``[..., hidden]`` at segments' ends."""
+        head: Any = self.handover[name]
+        return head(states.to(head[1].weight.dtype))
+
+    def train(self, mode: bool = True) -> Self:
+        """As usual, but a frozen tower stays in evaluation mode (no dropout)."""
+        super().train(mode)
+        for name, spec in self.config.tower_specs.items():
+            if spec.train == "frozen":
+                backbone = self.tower(name).backbone.eval()
+                for layer in backbone.modules():  # layers checkpoint their activations in training mode only
+                    if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+                        layer.training = mode
+                        rest_in_forward(layer)
+        return self
+
+    def backbones(self) -> dict[str, PreTrainedModel]:
+        """The pre-trained decoders, by tower name."""
+        return {name: self.tower(name).backbone for name in self.names}
+
+    def depths(self) -> dict[str, int]:
+        """Number of layer calls in one forward, by tower name."""
+        return {name: self.tower(name).depth for name in self.names}
+
+    # --- what the trainer asks -----------------------------------------------------------------------------------
+
+    def pretrained_parameters(self) -> list[nn.Parameter]:
+        """The towers' parameters, which have a learning rate of their own."""
+        return list(self.towers.parameters())
+
+    def trained_vocabularies(self) -> dict[str, int]:
+        """Number of ids of every tower that is not frozen."""
+        codecs = self.processor.codecs if self.processor is not None else {}
+        return {
+            name: codecs[name].vocab_size if name in codecs else self.tower(name).vocab_size
+            for name, spec in self.config.tower_specs.items()
+            if spec.train != "frozen"
+        }
+
+    def describe_training(self) -> str:
+        """In words, how each tower is trained."""
+        return ", ".join(f"{n} {s.train}" for n, s in self.config.tower_specs.items())
+
+    def step_flops(self, batch: Batch) -> int:
+        """About 6 per parameter and token, tower by tower (Kaplan et al. 2020, section 2.1); zips left out."""
+        return sum(
+            6 * stream["input_ids"].numel() * self.tower(name).backbone.num_parameters(exclude_embeddings=True)
+            for name, stream in batch.items()
+        )
+
+    def check_ids(self, name: str, low: int, high: int) -> None:
+        """Raise `ValueError` if ids from `low` to `high` are not all in a tower's vocabulary."""
+        size = self.tower(name).vocab_size
+        if low < 0 or high >= size:
+            raise ValueError(
+                f"{name}: token id {low if low < 0 else high} out of range, the tower has ids 0 to {size - 1}"
+            )
+
+
+def _check_specials(tower: Tower, spec: TowerSpec) -> None:
+    for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if not 0 <= (value := getattr(spec, field)) < tower.vocab_size:
+            raise ValueError(f"tower {tower.name!r}: {field}={value}, but its ids are 0 to {tower.vocab_size - 1}")
