@@ -14,7 +14,7 @@ from tiny_recipes import tiny_recipe, workshop
 
 from zipper_lm.data.encoding import encode_rows
 from zipper_lm.evaluation.judges import load_judge
-from zipper_lm.generation.generate import Writer
+from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.fuse import build_model, fuse
 from zipper_lm.jobs.prepare import prepare
 from zipper_lm.jobs.recipes.schema import FuseRecipe
