@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import torch
 
+from zipper_lm.codecs import audio
 from zipper_lm.codecs.audio import read_audio, write_audio
 
 
@@ -174,3 +175,23 @@ def test_bad_writing_is_refused(tmp_path, name, wave, words):
     with pytest.raises(ValueError, match=words):
         write_audio(tmp_path / name, wave)
     assert not list(tmp_path.iterdir())
+
+
+def test_samples_of_all_channels_are_counted_before_they_are_decoded(monkeypatch):
+    """A small file of silence with hundreds of channels took gigabytes."""
+    monkeypatch.setattr(audio, "MAX_SAMPLES", 2000)
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros((501, 4), np.float32), 8000, format="FLAC")
+    with pytest.raises(ValueError, match="501 frames of 4 channels, more than the limit of 2000 samples"):
+        read_audio(file.getvalue())
+
+
+def test_a_sampling_rate_that_no_recording_has_is_refused():
+    with pytest.raises(ValueError, match=f"rate must be at most {audio.HIGHEST_RATE} Hz"):
+        read_audio((np.zeros(100, np.float32), 10**12))
+    wave = io.BytesIO()
+    soundfile.write(wave, np.zeros(100, np.float32), 16_000, format="WAV", subtype="PCM_16")
+    header = bytearray(wave.getvalue())
+    header[24:28] = (2_000_000_000).to_bytes(4, "little")
+    with pytest.raises(ValueError, match="its sampling rate must be"):
+        read_audio(bytes(header))

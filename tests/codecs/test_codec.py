@@ -79,3 +79,19 @@ def test_a_codec_is_told_by_what_its_ids_depend_on(tmp_path: Path) -> None:
 
     assert told("someone/hubert", "a" * 64, 0) == told("elsewhere/hubert", "a" * 64, 1)
     assert told("someone/hubert", "a" * 64, 0) != told("someone/hubert", "b" * 64, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "must hold a JSON object, holds a list"),
+        ("{", "malformed JSON"),
+        ('{"a":' * 2000 + "1" + "}" * 2000, "malformed JSON: nested"),
+        ('{"kind": ["text"]}', r"kind \['text'\]"),
+    ],
+)
+def test_a_codec_file_that_is_none_is_named(content: str, message: str, tmp_path: Path) -> None:
+    """A list ended in an AttributeError, a deep one in a RecursionError, a list as kind in a TypeError."""
+    (tmp_path / CODEC_FILE).write_text(content)
+    with pytest.raises(ValueError, match=rf"codec\.json.*{message}"):
+        load_codec(tmp_path)

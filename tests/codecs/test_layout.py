@@ -39,3 +39,18 @@ def test_ids_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
 def test_an_id_that_is_no_units_is_refused(wrong: int) -> None:
     with pytest.raises(ValueError, match=r"speech ids: id .* 2 to 11"):
         IdLayout(units=10, offset=2, bos=1, eos=1, pad=0).to_units([2, wrong], "speech ids")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("units", "a"), ("offset", 1.5), ("bos", True), ("eos", [1]), ("pad", -1)]
+)
+def test_ids_are_whole_numbers(field, value):
+    with pytest.raises(ValueError, match=f"layout: {field} must be"):
+        IdLayout(**{"units": 4, field: value})
+
+
+@pytest.mark.parametrize("field", ["units", "offset", "eos"])
+def test_ids_are_bounded(field):
+    """A codec.json with an id of 10^12 made a vocabulary of that size."""
+    with pytest.raises(ValueError, match=f"layout: {field} must be at most"):
+        IdLayout(**{"units": 4, field: 10**12})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -101,3 +102,16 @@ def test_damage_is_named_whatever_pillow_calls_it() -> None:
         assert is_picture(damaged)
         with pytest.raises(ValueError, match="not readable"):
             read_picture(damaged)
+
+
+def test_a_picture_that_pillow_only_warns_of_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some kilobytes may hold 168 million pixels: Pillow warns from its limit on, and refuses twice as many only."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90)
+    file = io.BytesIO()
+    Image.new("L", (10, 10)).save(file, "PNG")
+    for source in (file.getvalue(), Image.new("L", (10, 10))):
+        with (
+            warnings.catch_warnings(action="ignore"),
+            pytest.raises(ValueError, match=r"picture of 10 x 10 pixels: more than the limit of 90"),
+        ):
+            read_picture(source)

@@ -224,3 +224,14 @@ def test_configuration_defaults():
     assert SpeechCodecConfig().dimension == 320
     assert SpeechCodecConfig(reduce="mean").dimension == 80
     assert SpeechCodecConfig().cepstra == 20
+
+
+@pytest.mark.parametrize("field", ["units", "width", "frames_per_token"])
+def test_sizes_are_held_against_the_weights_before_memory_is_taken(field, codec, tmp_path):
+    """A downloaded codec.json may claim any size: the un-quantiser was made in that size, and then compared."""
+    codec.save_pretrained(tmp_path)
+    file = tmp_path / "codec.json"
+    for size in (10**9, 10**12, 10**20):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {field: size}))
+        with pytest.raises(ValueError, match=r"has shape .*the config asks for|sizes that no weights can have"):
+            SpeechCodec.from_pretrained(tmp_path)

@@ -159,3 +159,21 @@ def test_several_languages_are_refused() -> None:
     model.config.lang_embed_dim, model.config.vocoder_num_langs = 4, 2
     with pytest.raises(ValueError, match="made for 2 languages"):
         UnitVocoder(model)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("upsample_initial_channel", 10**12),
+        ("sampling_rate", 10**12),
+        ("resblock_kernel_sizes", [3] * 5000),
+        ("upsample_kernel_sizes", [10**15, 16, 16]),
+    ],
+)
+def test_sizes_are_held_against_the_weights_before_memory_is_taken(field: str, value: Any, tmp_path: Path) -> None:
+    """The network was made in the sizes that its config.json claims, and compared with the weights only then."""
+    UnitVocoder(network()).save(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {field: value}))
+    with pytest.raises(ValueError, match="unit vocoder"):
+        UnitVocoder.load(tmp_path)

@@ -111,3 +111,26 @@ def test_a_model_with_codecs_reads_and_writes_values() -> None:
     towers = {"text": tiny_backbone("llama", 20), "speech": tiny_backbone("gpt2", 53)}
     with pytest.raises(ValueError, match="the codec has 29 ids, the backbone's vocabulary only 20"):
         ZipperModel.fuse(towers, codecs={"text": Letters()})
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "a/b", "..", ""])
+def test_a_codec_is_a_towers_never_a_path(name: str, tmp_path: Path) -> None:
+    """The name of a codec in a downloaded processor_config.json was read from as a path, and written to on saving."""
+    ZipperProcessor({}, SPECIALS).save_pretrained(tmp_path)
+    file = tmp_path / "processor_config.json"
+    said = json.loads(file.read_text())
+    for change in ({"codecs": [name]}, {"codecs": [name], "specials": {**said["specials"], name: [0, 1, 2]}}):
+        file.write_text(json.dumps(said | change))
+        with pytest.raises(ValueError, match=r"processor_config\.json: .*(codecs for|is no tower's name)"):
+            ZipperProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"codecs": None}, {"specials": [1]}, {"specials": {"text": [0, 1]}}, {"specials": {"text": "abc"}}]
+)
+def test_a_processor_that_says_something_else_is_named(change: dict[str, Any], tmp_path: Path) -> None:
+    ZipperProcessor({}, SPECIALS).save_pretrained(tmp_path)
+    file = tmp_path / "processor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=r"processor_config\.json: "):
+        ZipperProcessor.from_pretrained(tmp_path)

@@ -62,7 +62,7 @@ def test_rows_without_words_teach_a_judge_nothing(tmp_path: Path, monkeypatch: p
 
 def test_settings_that_are_no_judges(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")  # ended in an AttributeError
-    with pytest.raises(ValueError, match="holds no judge's settings"):
+    with pytest.raises(ValueError, match=r"config\.json: must hold a JSON object"):
         judges.load_judge(tmp_path)
 
 

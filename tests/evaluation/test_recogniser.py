@@ -3,6 +3,7 @@
 import ast
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,7 +133,7 @@ def test_foreign_folders_are_refused(judge: Recogniser, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     settings = json.loads(config.read_text())
     config.write_text(json.dumps(settings | {"channels": 8}))
-    with pytest.raises(ValueError, match="size mismatch"):
+    with pytest.raises(ValueError, match="has shape"):
         Recogniser.from_pretrained(tmp_path)
     config.write_text(json.dumps(settings | {"kind": "speech"}))
     with pytest.raises(ValueError, match="kind 'speech'"):
@@ -140,7 +141,7 @@ def test_foreign_folders_are_refused(judge: Recogniser, tmp_path: Path) -> None:
     config.write_text(json.dumps(settings))
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])  # a download that was cut off ended in a traceback
-    with pytest.raises(ValueError, match="does not hold a recogniser's weights"):
+    with pytest.raises(ValueError, match="damaged"):
         Recogniser.from_pretrained(tmp_path)
 
 
@@ -207,6 +208,23 @@ def test_the_judge_shares_no_code_with_the_model_it_judges() -> None:
     own = {
         node.module
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("zipper_lm")
+        if isinstance(node, ast.ImportFrom)
+        and node.module
+        and node.module.startswith("zipper_lm")
+        and not node.module.startswith("zipper_lm.utils")  # how files are read is nobody's opinion
     }
     assert own == {"zipper_lm.evaluation.word_error_rate"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("n_mels", 10**12), ("channels", 10**12), ("hidden", 10**12), ("dilations", [1] * 10_000)]
+)
+def test_sizes_are_held_against_the_weights_before_memory_is_taken(
+    field: str, value: Any, judge: Recogniser, tmp_path: Path
+) -> None:
+    """A judge's config.json may claim any size: the network was made in it, and then compared with the weights."""
+    judge.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {field: value}))
+    with pytest.raises(ValueError, match="recogniser: "):
+        Recogniser.from_pretrained(tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import errors
 
-from zipper_lm.utils.hub import commit_of, local_folder, reaching
+from zipper_lm.utils.hub import commit_of, license_of, local_folder, reaching
 
 
 def _raise(name: str) -> Exception:
@@ -54,3 +54,18 @@ def test_a_damaged_folder_is_no_problem_of_the_hub(tmp_path: Path) -> None:
 def test_a_folder_has_no_commit(tmp_path: Path) -> None:
     assert commit_of(tmp_path) is None
     assert local_folder(tmp_path) == tmp_path
+
+
+def test_a_licence_is_a_name_or_names(tmp_path):
+    """Aliases in a downloaded model card made a licence of 10^8 words out of seven lines."""
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in zip("abcdefg", "bcdefgh")]
+    for license, found in (
+        ("license: mit", "mit"),
+        ("license: [mit, bsd]", "mit, bsd"),
+        ("license: {a: 1}", None),
+        ("\n".join(lines).replace("h: &h", "license:"), None),
+        ("license: other\nlicense_name: [[1]]", "other"),
+    ):
+        (tmp_path / "README.md").write_text(f"---\n{license}\n---\n")
+        assert license_of(tmp_path) == found

@@ -22,6 +22,10 @@ SAMPLING_RATE = 16_000
 """Samples per second that every codec here works at."""
 
 MAX_SECONDS = 120.0
+HIGHEST_RATE = 1 << 20
+"""Samples per second that a header may claim: FLAC's limit, and five times that of any recording."""
+MAX_SAMPLES = 1 << 27
+"""Samples of all channels that one sound may have before they are averaged (512 MiB): a file of silence is small."""
 _WRITTEN = {".wav": "WAV", ".flac": "FLAC"}
 _UNKNOWN_FRAMES = 1 << 40  # containers without a length claim absurd ones
 
@@ -41,7 +45,7 @@ def read_audio(source: Any, sampling_rate: int = SAMPLING_RATE, max_seconds: flo
         ValueError: if the file is missing, empty, cut off or no sound; if the sound has no samples, holds NaN or
             infinity, or lasts longer than `max_seconds`; if the source is of none of the types above.
     """
-    _check_rate(sampling_rate, "sampling_rate")
+    check_rate(sampling_rate, "sampling_rate")
     if not max_seconds > 0:
         raise ValueError(f"max_seconds must be positive, got {max_seconds!r}")
     wave, rate, name = _load(source, sampling_rate, max_seconds)
@@ -67,7 +71,7 @@ def write_audio(path: str | Path, wave: Any, sampling_rate: int = SAMPLING_RATE)
         ValueError: on another suffix, an unwritable folder, an empty, non-finite or not one-dimensional wave.
     """
     path = Path(path)
-    _check_rate(sampling_rate, "sampling_rate")
+    check_rate(sampling_rate, "sampling_rate")
     form = _WRITTEN.get(path.suffix.lower())
     if form is None:
         raise ValueError(f"{path}: suffix must be one of {sorted(_WRITTEN)}, got {path.suffix!r}")
@@ -127,7 +131,7 @@ def _load_mapping(source: Mapping[str, Any], max_seconds: float) -> tuple[np.nda
         wave = _scaled(source["array"], f"{name}, field 'array'")
         if wave.ndim != 1:
             raise ValueError(f"{name}, field 'array' must be 1-D [time], got shape {wave.shape}")
-        return wave, _check_rate(source["sampling_rate"], f"{name}, field 'sampling_rate'"), name
+        return wave, check_rate(source["sampling_rate"], f"{name}, field 'sampling_rate'"), name
     if source.get("bytes") is not None:
         return _load_bytes(bytes(source["bytes"]), str(path) if path else "audio bytes", max_seconds)
     if path:
@@ -143,7 +147,7 @@ def _load_pair(source: tuple[Any, ...]) -> tuple[np.ndarray, int, str]:
         raise ValueError(f"audio tuple: array must be [time] or [time, channels], got shape {wave.shape}")
     if wave.ndim == 2 and (wave.shape[1] == 0 or wave.shape[1] > max(wave.shape[0], 1)):
         raise ValueError(f"audio tuple: array must be [time, channels], got shape {wave.shape}; transpose it")
-    return wave, _check_rate(source[1], "audio tuple: rate"), "audio tuple"
+    return wave, check_rate(source[1], "audio tuple: rate"), "audio tuple"
 
 
 def _decode(file: BinaryIO, name: str, max_seconds: float) -> tuple[np.ndarray, int, str]:
@@ -155,11 +159,15 @@ def _decode(file: BinaryIO, name: str, max_seconds: float) -> tuple[np.ndarray, 
     file.seek(0)
     try:
         with soundfile.SoundFile(file) as sound:
-            rate, promised = int(sound.samplerate), int(sound.frames)
+            rate, promised = check_rate(sound.samplerate, f"{name}: its sampling rate"), int(sound.frames)
             known = 0 <= promised < _UNKNOWN_FRAMES
             if known:
                 _check_length(promised, rate, max_seconds, name)
             most = promised if known else math.ceil(max_seconds * rate) + 1
+            if most * sound.channels > MAX_SAMPLES:
+                raise ValueError(
+                    f"{name}: {most} frames of {sound.channels} channels, more than the limit of {MAX_SAMPLES} samples"
+                )
             wave = sound.read(most, dtype="float32")
     except (RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, ValueError):
@@ -230,9 +238,16 @@ def _scaled(values: Any, name: str) -> np.ndarray:
     raise ValueError(f"{name} must hold floats or 8, 16 or 32 bit integers, got {array.dtype}")
 
 
-def _check_rate(rate: Any, name: str) -> int:
+def check_rate(rate: Any, name: str) -> int:
+    """A sampling rate as a whole number.
+
+    Raises:
+        ValueError: naming `name`, if it is none, or above `HIGHEST_RATE`.
+    """
     if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or int(rate) != rate or rate <= 0:
         raise ValueError(f"{name} must be a positive whole number of Hz, got {rate!r}")
+    if rate > HIGHEST_RATE:
+        raise ValueError(f"{name} must be at most {HIGHEST_RATE} Hz, got {rate!r}")
     return int(rate)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from zipper_lm.utils.hub import HUB_ARGUMENTS
+from zipper_lm.utils.json_files import read_mapping
 
 CODEC_FILE = "codec.json"
 ENTRY_POINTS = "zipper_lm.codecs"
@@ -98,18 +99,18 @@ def load_codec(path: str | Path, **hub: Any) -> Codec:
     file = Path(path) / CODEC_FILE
     if not file.is_file():
         raise ValueError(f"codec: no {CODEC_FILE} in {path}")
-    kind = json.loads(file.read_text(encoding="utf-8")).get("kind")
+    kind = read_mapping(file).get("kind")
+    others = entry_points(group=ENTRY_POINTS)
+    if not isinstance(kind, str) or kind not in {*CODECS, *others.names}:
+        raise ValueError(
+            f"codec: {file} has kind {kind!r}; known kinds are {sorted({*CODECS, *others.names})}; "
+            "if its class is at hand, pass codecs={name: codec}"
+        )
     if kind in CODECS:
         owner = own_codec(kind)
         wants_hub = "hub" in inspect.signature(owner.from_pretrained).parameters
         return owner.from_pretrained(path, **(hub if wants_hub else {}))
-    others = entry_points(group=ENTRY_POINTS)
-    if kind in others.names:
-        return others[kind].load().from_pretrained(path)
-    raise ValueError(
-        f"codec: {file} has kind {kind!r}; known kinds are {sorted({*CODECS, *others.names})}; "
-        "if its class is at hand, pass codecs={name: codec}"
-    )
+    return others[kind].load().from_pretrained(path)
 
 
 def read_codec_file(path: str | Path, kind: str) -> dict[str, Any]:
@@ -121,10 +122,10 @@ def read_codec_file(path: str | Path, kind: str) -> dict[str, Any]:
     file = Path(path) / CODEC_FILE
     if not file.is_file():
         raise ValueError(f"{kind} codec: no {CODEC_FILE} in {path}")
-    fields = json.loads(file.read_text(encoding="utf-8"))
+    fields = read_mapping(file)
     if fields.pop("kind", None) != kind:
         raise ValueError(f"{file}: kind is not {kind!r}")
-    return dict(fields)
+    return fields
 
 
 def can_decode(codec: Codec) -> bool:

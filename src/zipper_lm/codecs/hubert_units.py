@@ -33,9 +33,12 @@ from zipper_lm.codecs.pretrained import ModelSource, RunsModel, keep_model, kept
 from zipper_lm.codecs.unit_vocoder import UnitVocoder
 from zipper_lm.utils.folder import files_into
 from zipper_lm.utils.hub import check_hub_arguments, reaching
+from zipper_lm.utils.json_files import read_mapping
 
 WEIGHTS_FILE = "codec.safetensors"
 VOCODER_FOLDER = "vocoder"
+LONGEST_RUN = 10_000
+"""Of one unit, on average: more than there are in the longest sound that is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,13 @@ class UnitSounds:
 
     mels: Tensor
     runs: Tensor
+
+    def __post_init__(self) -> None:
+        if self.mels.ndim != 3 or self.mels.shape[2] != BANDS or self.runs.shape != self.mels.shape[:1]:
+            shapes = [list(self.mels.shape), list(self.runs.shape)]
+            raise ValueError(f"hubert-units: mels and runs must be [units, frames, {BANDS}] and [units], got {shapes}")
+        if not (torch.isfinite(self.runs).all() and (self.runs <= LONGEST_RUN).all()):
+            raise ValueError(f"hubert-units: runs must be at most {LONGEST_RUN} units, got {float(self.runs.max()):g}")
 
     def sound(self, units: Sequence[int], *, deduplicated: bool) -> np.ndarray:
         """Units to sound, float32 [time] at 16 kHz; `deduplicated` ones last as long as their mean run."""
@@ -114,6 +124,8 @@ class HubertUnits(LaidOut, RunsModel):
             )
         if layout is not None and layout.units != len(codebook):
             raise ValueError(f"hubert-units: layout is for {layout.units} units, the codebook has {len(codebook)}")
+        if sounds is not None and len(sounds.runs) != len(codebook):
+            raise ValueError(f"hubert-units: sounds of {len(sounds.runs)} units, the codebook has {len(codebook)}")
         self.model = model
         self.at = at
         self.config = config
@@ -409,7 +421,7 @@ def _normalizes(source: str, revision: str | None, **hub: Any) -> bool:
         file = cached_file(
             source, FEATURE_EXTRACTOR_NAME, revision=revision, _raise_exceptions_for_missing_entries=False, **hub
         )
-        settings = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+        settings = read_mapping(file) if file else {}
     if (rate := settings.get("sampling_rate", SAMPLING_RATE)) != SAMPLING_RATE:
         raise ValueError(f"hubert-units: {source!r} takes sound at {rate} Hz, must be {SAMPLING_RATE}")
     return bool(settings.get("do_normalize", False))

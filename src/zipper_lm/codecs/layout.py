@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 SPECIALS = ("bos", "eos", "pad")
+MAX_IDS = 1 << 24
+"""More ids than any vocabulary has: a number beyond it, out of a file, would only cost memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +34,19 @@ class IdLayout:
     pad: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("units", 1), ("offset", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"layout: {name} must be at least {least}, got {getattr(self, name)}")
+        for name, least in (("units", 1), ("offset", 0), *((name, 0) for name in SPECIALS)):
+            value = getattr(self, name)
+            if name in SPECIALS and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"layout: {name} must be a whole number, got {value!r}")
+            if value < least:
+                raise ValueError(f"layout: {name} must be at least {least}, got {value}")
+            if value > MAX_IDS:
+                raise ValueError(f"layout: {name} must be at most {MAX_IDS}, got {value}")
         for name in SPECIALS:
             value = getattr(self, name)
-            if value is not None and (value < 0 or self.offset <= value < self.offset + self.units):
+            if value is not None and (self.offset <= value < self.offset + self.units):
                 raise ValueError(
                     f"layout: {name}={value} must lie outside of the units, which are {self.offset} to "
                     f"{self.offset + self.units - 1}"

@@ -33,6 +33,7 @@ def read_picture(source: Any) -> Image.Image:
     if isinstance(source, Mapping) and "bytes" in source:
         source = source["path"] if source["bytes"] is None else source["bytes"]
     if isinstance(source, Image.Image):
+        _check_size(source)  # one that is read lazily has its size from its file's header
         return source
     if isinstance(source, np.ndarray):
         return _from_array(source)
@@ -79,10 +80,18 @@ def is_picture(value: Any) -> bool:
 def _opened(file: Any, name: str) -> Image.Image:
     try:
         with Image.open(file) as image:
+            _check_size(image)
             image.load()  # a file that is cut off shows it here
             return ImageOps.exif_transpose(image)  # as it was held: a copy, upright
     except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise ValueError(f"picture {name}: not readable ({error})") from error
+
+
+def _check_size(image: Image.Image) -> None:
+    """Raise `ValueError` for more pixels than Pillow thinks safe: it warns of them, and refuses twice as many only."""
+    limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
+    if limit is not None and pixels > limit:
+        raise ValueError(f"picture of {image.width} x {image.height} pixels: more than the limit of {limit}")
 
 
 def _plain(picture: Image.Image) -> Image.Image:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from zipper_lm.codecs.codec import CODEC_FILE
+from zipper_lm.codecs.codec import CODEC_FILE, read_codec_file
 from zipper_lm.codecs.picture import grey, read_picture
 from zipper_lm.utils.folder import files_into
 
@@ -137,13 +137,7 @@ class PixelCodec:
         Raises:
             ValueError: if the file is missing, of another kind, or does not say what a pixel codec is.
         """
-        file = Path(path) / CODEC_FILE
-        if not file.is_file():
-            raise ValueError(f"pixel codec: no {CODEC_FILE} in {path}")
-        fields = json.loads(file.read_text(encoding="utf-8"))
-        if fields.pop("kind", None) != cls.kind:
-            raise ValueError(f"{file}: kind is not {cls.kind!r}")
         try:
-            return cls(PixelCodecConfig(**fields))
+            return cls(PixelCodecConfig(**read_codec_file(path, cls.kind)))
         except TypeError as error:
-            raise ValueError(f"{file}: {error}") from error
+            raise ValueError(f"{Path(path) / CODEC_FILE}: {error}") from error

@@ -18,16 +18,16 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from scipy.fft import dct
 from torch import nn
 
 from zipper_lm.codecs.audio import SAMPLING_RATE, read_audio
-from zipper_lm.codecs.codec import CODEC_FILE
+from zipper_lm.codecs.codec import CODEC_FILE, read_codec_file
 from zipper_lm.codecs.kmeans import fit_centroids, means, nearest
 from zipper_lm.codecs.mel import BANDS, FLOOR, HOP, log_mel, mel_to_sound, normalise_loudness
 from zipper_lm.utils.folder import files_into
+from zipper_lm.utils.weights import check_shapes, on_meta, shapes_of, stored_shapes
 
 WEIGHTS_FILE = "codec.safetensors"
 _LEAST_SPREAD = 1e-2  # of a cepstral coefficient in log-mel units: a constant one tells nothing apart
@@ -227,30 +227,22 @@ class SpeechCodec:
             ValueError: if a file is missing or damaged, or the tensors do not fit the configuration.
         """
         file, weights = Path(path) / CODEC_FILE, Path(path) / WEIGHTS_FILE
-        for needed in (file, weights):
-            if not needed.is_file():
-                raise ValueError(f"speech codec: no {needed.name} in {path}")
-        fields = json.loads(file.read_text(encoding="utf-8"))
-        if fields.pop("kind", None) != cls.kind:
-            raise ValueError(f"{file}: kind is not {cls.kind!r}")
+        fields = read_codec_file(path, cls.kind)
         try:
             config = SpeechCodecConfig(**fields)
         except TypeError as error:
             raise ValueError(f"{file}: {error}") from error
-        try:
-            tensors = {k: v.float() for k, v in load_file(weights).items()}
-        except SafetensorError as error:
-            raise ValueError(f"{weights}: damaged ({error})") from error
+        if not weights.is_file():
+            raise ValueError(f"speech codec: no {WEIGHTS_FILE} in {path}")
+        there, needed = stored_shapes(weights), _shapes(config)
+        if config.width:
+            needed |= shapes_of(on_meta(str(file), lambda: Unquantiser(config), len(there)), "unquantiser.")
+        check_shapes(str(weights), there, needed)
+        tensors = {k: v.float() for k, v in load_file(weights).items()}
         unquantiser = Unquantiser(config) if config.width else None
-        own = {f"unquantiser.{k}" for k in unquantiser.state_dict()} if unquantiser else set()
-        if wrong := sorted(set(tensors) ^ (own | set(_shapes(config)))):
-            raise ValueError(f"{weights}: missing or extra tensors {wrong}")
         if unquantiser is not None:
-            state = {k.removeprefix("unquantiser."): v for k, v in tensors.items() if k in own}
-            try:
-                unquantiser.load_state_dict(state)
-            except RuntimeError as error:
-                raise ValueError(f"{weights}: {error}") from error
+            state = {k.removeprefix("unquantiser."): v for k, v in tensors.items() if k.startswith("unquantiser.")}
+            unquantiser.load_state_dict(state)
         return cls(config, tensors["centroids"], tensors["scale"], tensors["mels"], unquantiser)
 
     @classmethod

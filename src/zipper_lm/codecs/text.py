@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from zipper_lm.codecs.codec import CODEC_FILE
 from zipper_lm.utils.folder import files_into
 from zipper_lm.utils.hub import HUB_ARGUMENTS
+from zipper_lm.utils.json_files import read_mapping
 
 _SPACE = "▁"  # how tokenizers without bytes spell a space
 _NAMED = ("eos_token", "bos_token", "pad_token")  # what a tokenizer may be told of its own tokens
@@ -135,7 +136,7 @@ class TextCodec:
         """
         file = Path(path) / CODEC_FILE
         if file.is_file():
-            kind = json.loads(file.read_text(encoding="utf-8")).get("kind")
+            kind = read_mapping(file).get("kind")
             if kind != cls.kind:
                 raise ValueError(f"{file}: kind is {kind!r}, not {cls.kind!r}")
         named = {name: kwargs.pop(name) for name in _NAMED if name in kwargs}

@@ -8,7 +8,6 @@ other names. Those are renamed here, their weight norm folded in.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,11 +19,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import SeamlessM4TCodeHifiGan, SeamlessM4TConfig
 
-from zipper_lm.codecs.audio import SAMPLING_RATE, read_audio
+from zipper_lm.codecs.audio import SAMPLING_RATE, check_rate, read_audio
 from zipper_lm.utils.hub import CONFIG_FILE, local_folder, reaching
+from zipper_lm.utils.json_files import read_mapping
+from zipper_lm.utils.weights import on_meta
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _DURATIONS = "dur_predictor."
+MAY_LACK = 16  # tensors that a checkpoint need not have: the duration predictor's, and empty embeddings
 _SIZES = (  # settings of the same name on both sides
     "upsample_rates",
     "upsample_kernel_sizes",
@@ -106,7 +108,7 @@ class UnitVocoder:
         """
         file = _weights_file(source, revision, **hub)
         with reaching("unit vocoder", file.parent):
-            settings = json.loads((file.parent / CONFIG_FILE).read_text(encoding="utf-8"))
+            settings = read_mapping(file.parent / CONFIG_FILE)
             state = _read(file)
         if settings.get("model_type") == SeamlessM4TConfig.model_type:
             config = SeamlessM4TConfig.from_dict(settings)
@@ -184,15 +186,17 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _built(config: SeamlessM4TConfig, state: Mapping[str, Tensor], source: str | Path) -> SeamlessM4TCodeHifiGan:
     """The network with these weights; they may lack the duration predictor, and embeddings of width 0."""
-    with reaching("unit vocoder", source):
-        model = SeamlessM4TCodeHifiGan(config)
-    own = model.state_dict()
+    what = f"unit vocoder {str(source)!r}"
+    check_rate(config.sampling_rate, what)
+    own = on_meta(what, lambda: SeamlessM4TCodeHifiGan(config), 2 * len(state) + MAY_LACK).state_dict()
     optional = {n for n, t in own.items() if t.numel() == 0}
     if not any(name.startswith(_DURATIONS) for name in state):
         optional |= {n for n in own if n.startswith(_DURATIONS)}
     wrong = {n for n in own if n not in state} - optional
     wrong |= {n for n, t in state.items() if n not in own or own[n].shape != t.shape}
     if wrong:
-        raise ValueError(f"unit vocoder {str(source)!r}: missing, extra or misshapen tensors {sorted(wrong)[:5]}")
+        raise ValueError(f"{what}: missing, extra or misshapen tensors {sorted(wrong)[:5]}")
+    with reaching("unit vocoder", source):
+        model = SeamlessM4TCodeHifiGan(config)
     model.load_state_dict(state, strict=False)
     return model

@@ -15,7 +15,6 @@ no memory and gives any row at once.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -26,6 +25,7 @@ import pyarrow as pa
 from zipper_lm.codecs.codec import Codec, codec_hash
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.sources.readers import PREPARED_FILE, check_excluded
+from zipper_lm.utils.json_files import read_mapping
 
 FORMAT = 1
 TRAIN, VALIDATION, CLIPS = "train", "validation", "clips"
@@ -217,10 +217,7 @@ def open_prepared(source: str | Path) -> Prepared:
     file = folder / PREPARED_FILE
     if not file.is_file():
         raise ValueError(f"data: no {PREPARED_FILE} in {source}")
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"data: {file} cannot be read: {error}") from error
+    description = read_mapping(file)
     if description.get("format") != FORMAT:
         raise ValueError(f"data: {file} is of format {description.get('format')!r}, this version reads {FORMAT}")
     return Prepared(folder, description)

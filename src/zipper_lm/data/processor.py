@@ -17,6 +17,7 @@ from zipper_lm.codecs.layout import LaidOut
 from zipper_lm.codecs.pretrained import RunsModel
 from zipper_lm.data.collation import Batch, Specials, collate
 from zipper_lm.data.document import Document, Segment, check_modalities
+from zipper_lm.utils.json_files import read_mapping
 
 PROCESSOR_FILE = "processor_config.json"
 
@@ -129,7 +130,27 @@ class ZipperProcessor(PushToHubMixin):
         file = folder / PROCESSOR_FILE
         if not file.is_file():
             raise ValueError(f"no {PROCESSOR_FILE} in {pretrained_model_name_or_path}")
-        description = json.loads(file.read_text(encoding="utf-8"))
+        description = read_mapping(file)
+        names, specials = _described(description, file)
         given, hub = dict(codecs or {}), {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
-        stored = {n: load_codec(folder / "codecs" / n, **hub) for n in description["codecs"] if n not in given}
-        return cls(stored | given, {name: Specials(*ids) for name, ids in description["specials"].items()})
+        stored = {n: load_codec(folder / "codecs" / n, **hub) for n in names if n not in given}
+        return cls(stored | given, specials)
+
+
+def _described(description: Mapping[str, Any], file: Path) -> tuple[list[str], dict[str, Specials]]:
+    """Whose codecs are stored beside a `processor_config.json`, and every tower's special ids.
+
+    Raises:
+        ValueError: if it does not say, or names a codec that is no tower's: of a name a folder is made on saving.
+    """
+    names, specials = description.get("codecs"), description.get("specials")
+    if not isinstance(specials, dict) or not isinstance(names, list):
+        raise ValueError(f"{file}: must hold codecs, a list of towers, and specials, a mapping of towers to ids")
+    for name, ids in specials.items():
+        if not name.isidentifier():  # as `fuse` asks for
+            raise ValueError(f"{file}: {name!r} is no tower's name: it must be a plain word")
+        if not (isinstance(ids, list) and len(ids) == len(Specials._fields) and all(type(i) is int for i in ids)):
+            raise ValueError(f"{file}: specials of {name!r} must be {list(Specials._fields)} as ids, got {ids!r}")
+    if unknown := [name for name in names if not isinstance(name, str) or name not in specials]:
+        raise ValueError(f"{file}: codecs for {unknown}, but the towers are {sorted(specials)}")
+    return names, {name: Specials(*ids) for name, ids in specials.items()}

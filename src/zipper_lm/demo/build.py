@@ -33,6 +33,7 @@ from zipper_lm.jobs.recipes.schema import TrainingRecipe
 from zipper_lm.training.arguments import training_arguments
 from zipper_lm.training.progress import train_with_bar
 from zipper_lm.utils.files import new_folder
+from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.progress import bar
 
 ASSETS = Path(__file__).parent / "assets"
@@ -103,7 +104,7 @@ def _wanted(part: str, sizes: DemoSizes) -> dict[str, Any]:
 
 def _record(target: Path) -> dict[str, Any] | None:
     file = target / RECORD
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_mapping(file) if file.is_file() else None
 
 
 def _judge(folder: Path, sizes: DemoSizes, corpus: DemoCorpus, console: Console) -> float:

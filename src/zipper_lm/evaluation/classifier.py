@@ -21,6 +21,7 @@ from sklearn.svm import SVC
 
 from zipper_lm.codecs.picture import grey, read_picture
 from zipper_lm.evaluation.word_error_rate import normalise
+from zipper_lm.utils.json_files import read_mapping
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "pictures.safetensors"
@@ -114,13 +115,13 @@ class PictureClassifier:
         for needed in (config, weights):
             if not needed.is_file():
                 raise ValueError(f"picture classifier: no {needed.name} in {path}")
-        fields = json.loads(config.read_text(encoding="utf-8"))
+        fields = read_mapping(config)
         if fields.get("kind") != KIND:
             raise ValueError(f"{config}: kind is {fields.get('kind')!r}, not {KIND!r}")
         try:
             tensors = load_file(weights)
             return cls(tensors["pictures"], tensors["labels"], fields["captions"])
-        except (KeyError, SafetensorError) as error:
+        except (KeyError, TypeError, SafetensorError) as error:
             raise ValueError(f"picture classifier: {path} does not hold a classifier's pictures: {error}") from error
 
     @staticmethod

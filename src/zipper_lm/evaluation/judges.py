@@ -26,6 +26,7 @@ from zipper_lm.evaluation.public_recogniser import PublicRecogniser
 from zipper_lm.evaluation.recogniser import CONFIG_FILE, Recogniser
 from zipper_lm.evaluation.word_error_rate import normalise
 from zipper_lm.utils.files import new_folder
+from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.progress import bar
 
 STEPS = 2500
@@ -165,9 +166,7 @@ def load_judge(source: str | Path) -> Judge:
     config = Path(source) / CONFIG_FILE
     if not Path(source).is_dir():
         return PublicRecogniser.from_pretrained(source)
-    said = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    if not isinstance(said, dict):
-        raise ValueError(f"judge: {config} holds no judge's settings")
+    said = read_mapping(config) if config.is_file() else {}
     if "model_type" in said:  # a checkpoint of transformers
         return PublicRecogniser.from_pretrained(source)
     return PictureClassifier.from_pretrained(source) if said.get("kind") == KIND else Recogniser.from_pretrained(source)

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +26,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 from transformers.audio_utils import mel_filter_bank
 
 from zipper_lm.evaluation.word_error_rate import normalise
+from zipper_lm.utils.json_files import read_mapping
+from zipper_lm.utils.weights import check_shapes, on_meta, shapes_of, stored_shapes
 
 SAMPLE_RATE = 16_000
 CONFIG_FILE = "config.json"
@@ -292,15 +293,22 @@ class Recogniser(nn.Module):
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise ValueError(f"recogniser: no {name} in {folder}")
-        settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        settings = read_mapping(folder / CONFIG_FILE)
         kind = settings.pop("kind", None)
         if kind != "recogniser":
             raise ValueError(f"recogniser: {folder / CONFIG_FILE} has kind {kind!r}, not 'recogniser'")
+        there = stored_shapes(folder / WEIGHTS_FILE)
         try:
-            judge = cls(RecogniserConfig(**settings))
-            judge.load_state_dict({k: v.float() for k, v in load_file(folder / WEIGHTS_FILE).items()})
-        except (TypeError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"recogniser: {folder} does not hold a recogniser's weights: {error}") from error
+            config = RecogniserConfig(**settings)
+        except TypeError as error:
+            raise ValueError(f"recogniser: {folder / CONFIG_FILE}: {error}") from error
+        # Of the mel filters nothing is stored, so their number is held against the first convolution before all else.
+        if (bands := there.get("first.convolution.weight", ())[1:2]) != (config.n_mels,):
+            raise ValueError(f"recogniser: {folder}: n_mels is {config.n_mels}, the weights are for {bands}")
+        needed = shapes_of(on_meta(f"recogniser: {folder}", lambda: cls(config), 4 * len(there)))
+        check_shapes(f"recogniser: {folder} does not hold a recogniser's weights", there, needed)
+        judge = cls(config)
+        judge.load_state_dict({k: v.float() for k, v in load_file(folder / WEIGHTS_FILE).items()})
         return judge.eval()
 
 

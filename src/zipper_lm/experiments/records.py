@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from zipper_lm.experiments.packing import Plain, pack, unpack
 from zipper_lm.experiments.plan import Experiment, Run, cells_of
 from zipper_lm.jobs.recipes.reader import build
 from zipper_lm.utils.files import new_file
+from zipper_lm.utils.json_files import read_json, read_mapping
 
 SUFFIX = ".jsonl"
 EARLIER_PLAN = "experiment.json"
@@ -68,13 +68,13 @@ def read_records(path: str | Path) -> tuple[Plain | None, dict[str, Plain]]:
     folder = file.with_suffix("")
     if not (folder / EARLIER_PLAN).is_file():
         return None, {}
-    plan = json.loads((folder / EARLIER_PLAN).read_text(encoding="utf-8"))
+    plan = read_mapping(folder / EARLIER_PLAN)
     return plan, {one.stem: _read_one(one) for one in sorted(folder.glob("*--*.json"))}
 
 
 def _read_one(file: Path) -> Plain:
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file)
     except ValueError as error:
         raise ValueError(f"{file}: no record of a run can be read from it: {error}") from error
     if not isinstance(record, dict) or not {"run", "run_hash", "scores"} <= record.keys():

@@ -49,6 +49,7 @@ from zipper_lm.jobs.validation import judge_of
 from zipper_lm.models.card import RUN_FILE
 from zipper_lm.models.load import load
 from zipper_lm.training.trainer import latest_checkpoint
+from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.machine import made_with
 from zipper_lm.utils.processes import several
 
@@ -236,7 +237,7 @@ def trained(recipe: FuseRecipe, work: Path, console: Console) -> dict[str, Any]:
     """
     file = Path(recipe.output) / RUN_FILE
     if file.is_file():
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_mapping(file)
         if record["recipe_hash"] == recipe_hash(to_mapping(recipe)):
             return record
     towers = whole(recipe)
@@ -256,7 +257,7 @@ def _made_so(recipe: FuseRecipe) -> bool:
     file = Path(recipe.output) / RUN_FILE
     if not file.is_file():
         return False
-    recorded, now = json.loads(file.read_text(encoding="utf-8"))["recipe"], to_mapping(recipe)
+    recorded, now = read_mapping(file)["recipe"], to_mapping(recipe)
     return not differences({**recorded, "output": now["output"]}, now)
 
 

@@ -51,6 +51,7 @@ from zipper_lm.training.guided_attention import guided_pairs
 from zipper_lm.training.progress import train_with_bar
 from zipper_lm.training.trainer import ZipperTrainer, describe_parameters, latest_checkpoint
 from zipper_lm.utils.files import new_folder
+from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.machine import made_with
 from zipper_lm.utils.places import place_of, relative_paths
 from zipper_lm.utils.processes import from_main, is_main, main_console, wait
@@ -338,4 +339,4 @@ def _pretrain_recipe(name: str, tower: TowerRecipe, recipe: FuseRecipe) -> Pretr
 def generation_settings(folder: str | Path) -> Mapping[str, Any]:
     """The generation settings kept with a model, per modality; empty if there are none."""
     file = Path(folder) / GENERATION_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_mapping(file) if file.is_file() else {}

@@ -57,6 +57,7 @@ from zipper_lm.jobs.rows import clip_rows, open_split, validation_rows
 from zipper_lm.models.assemble import codec_of
 from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.utils.files import check_output, new_file, new_folder
+from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.places import place_of
 from zipper_lm.utils.progress import bar
 
@@ -183,7 +184,7 @@ def _begin(working: Path, settings: Mapping[str, Any], *, resume: bool, overwrit
     if resume:
         if not file.is_file():
             raise ValueError(f"nothing to resume: there is no {working}")
-        before, now = json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
+        before, now = read_mapping(file), json.loads(json.dumps(settings))
         if changed := sorted(k for k in {*before, *now} if before.get(k) != now.get(k)):
             raise ValueError(
                 f"cannot resume: {changed} changed since {working} was begun; put them back, or --overwrite"
@@ -339,8 +340,8 @@ def _note(job: _Job, shard: _Shard) -> dict[str, Any] | None:
     note = file.with_suffix(".json")
     if not (file.is_file() and note.is_file()):
         return None
-    noted = json.loads(note.read_text(encoding="utf-8"))
-    return noted if noted["bytes"] == file.stat().st_size else None
+    noted = read_mapping(note)
+    return noted if noted.get("bytes") == file.stat().st_size else None
 
 
 def _finish(

@@ -28,6 +28,7 @@ from zipper_lm.data.tasks import Task, build_document, parse_task
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.recipes.schema import DataRecipe, FuseRecipe, PseudoLabelsRecipe
 from zipper_lm.jobs.rows import Opened, open_split
+from zipper_lm.utils.json_files import parse_json
 from zipper_lm.utils.processes import main_console
 from zipper_lm.utils.progress import barred
 
@@ -194,4 +195,4 @@ def read_labels(folder: Path) -> list[dict[str, Segment]]:
     if not file.is_file():
         raise ValueError(f"cannot resume: {file} is gone; start anew (--overwrite)")
     lines = file.read_text(encoding="utf-8").splitlines()
-    return [{m: Segment(m, **fields) for m, fields in json.loads(line).items()} for line in lines]
+    return [{m: Segment(m, **fields) for m, fields in parse_json(line, str(file)).items()} for line in lines]

@@ -13,6 +13,7 @@ from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.training.trainer import latest_checkpoint
 from zipper_lm.utils.files import check_apart, holding
 from zipper_lm.utils.hub import CONFIG_FILE
+from zipper_lm.utils.json_files import read_mapping
 
 RECIPE_FILE = "recipe.json"
 FREE = ("overwrite", "judge", "output")
@@ -71,7 +72,7 @@ def check_working(folder: Path, recipe: Mapping[str, Any], *, resume: bool, over
     if newest is None:
         raise ValueError(f"nothing to resume: no checkpoint in {folder}")
     file = folder / RECIPE_FILE
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else dict(recipe)
+    before = read_mapping(file) if file.is_file() else dict(recipe)
     changed = sorted(k for k in {*before, *recipe} - {*FREE} if before.get(k) != _plain(recipe.get(k)))
     if changed:
         raise ValueError(f"cannot resume: the recipe's {changed} changed since {folder} was begun; put them back")

@@ -10,6 +10,7 @@ from typing import Any
 
 from zipper_lm.utils.files import new_file
 from zipper_lm.utils.hub import WEIGHTS_FILE
+from zipper_lm.utils.json_files import read_json
 
 RESULTS_FILE = "results.json"
 ASKED = ("weights", "data", "split", "template", "column", "where", "limit", "set", "seed", "judge")
@@ -31,10 +32,7 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
     file = Path(folder) / RESULTS_FILE
     if not file.is_file():
         return []
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not readable as JSON: {error}") from error
+    entries = read_json(file)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{file}: expected a list of results; move it away to have a new one written")
     return entries

@@ -23,6 +23,7 @@ from zipper_lm.fusion.config import TowerSpec
 from zipper_lm.models.card import GENERATION_FILE, PICTURE_FILE, RUN_FILE, is_edited, refresh_card
 from zipper_lm.models.results import RESULTS_FILE
 from zipper_lm.utils.hub import CONFIG_FILE
+from zipper_lm.utils.json_files import read_json
 from zipper_lm.utils.places import each_text, public
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def _rewrite(file: Path, change: Callable[[Any], Any]) -> None:
     if not file.is_file():
         return
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except ValueError as error:
         raise ValueError(f"{file.name} beside the model is not readable as JSON: {error}") from error
     file.write_text(json.dumps(change(content), indent=2) + "\n", encoding="utf-8")

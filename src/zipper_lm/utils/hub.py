@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from huggingface_hub import ModelCard, snapshot_download, try_to_load_from_cache
 from huggingface_hub.constants import REPOCARD_NAME
 from transformers.utils import cached_file
 
+logger = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download")
@@ -108,9 +110,13 @@ def license_of(source: str | Path, revision: str | None = None, **hub: Any) -> s
     try:
         file = cached_file(str(source), REPOCARD_NAME, revision=revision, **quietly, **hub)
         data = ModelCard.load(file, ignore_metadata_errors=True).data if file else {}
-    except (OSError, ValueError, yaml.YAMLError):
-        return None  # what a card says is good to know, and no reason to stop
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        # What a card says is good to know, and no reason to stop.
+        logger.warning("the licence of %s is not known, its model card cannot be read: %s", source, error)
+        return None
     license, name = data.get("license"), data.get("license_name")
-    if license in (None, "other") and name:
+    if license in (None, "other") and isinstance(name, str) and name:
         return f"other ({name})"
-    return ", ".join(map(str, license)) if isinstance(license, list) else str(license) if license else None
+    # A licence is a name or names: anything else is not even shown, as aliases may make it as large as they like.
+    names: list[Any] = license if isinstance(license, list) else [license]
+    return ", ".join(names) if all(isinstance(each, str) and each for each in names) else None

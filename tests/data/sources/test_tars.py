@@ -157,7 +157,7 @@ def test_a_broken_sample_that_comes_first_is_one_of_many(tmp_path: Path) -> None
         ({}, "no rows"),
         ({"README": "x"}, "no rows"),
         ({"1.txt": "a", "1.TXT": "b"}, r"sample '1' has two files \.txt"),
-        ({"1.json": "{"}, r"bad\.tar:1\.json: cannot be read"),
+        ({"1.json": "{"}, r"bad\.tar:1\.json: malformed JSON"),
         ({"1.txt": b"\xff"}, r"bad\.tar:1\.txt: cannot be read"),
     ],
 )

@@ -13,6 +13,7 @@ import yaml
 
 from zipper_lm.jobs.recipes.reader import build, read_recipe, recipe_hash, to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe
+from zipper_lm.jobs.recipes.yaml_values import parse_value
 
 
 @dataclass(kw_only=True)
@@ -169,6 +170,33 @@ def test_anchors_are_not_changed_together(recipe):
     made = read_recipe(recipe, ["second.steps=2"], Recipe)
     assert made.second is not None
     assert (made.training.steps, made.second.steps) == (1, 2)
+
+
+def laughs(levels):
+    """A YAML text whose last line stands for 10 ** levels values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 10)}]" for n in range(levels - 1)]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (laughs(9), "more than 100000 values, with those that aliases stand for"),
+        ("a: &a [*a]\n", "an alias stands for what it lies in"),
+        ("a: " + "[" * 101 + "]" * 101 + "\n", "more than 100 levels"),
+        ("a: " + "[" * 5000, "not readable as YAML"),
+        ("b0: &b0 {x: 1}\n" + "".join(f"b{n + 1}: &b{n + 1} {{<<: [{', '.join([f'*b{n}'] * 9)}]}}\n" for n in range(9)),
+         "more than 100000 values"),
+    ],
+)  # fmt: skip
+def test_yaml_is_bounded_before_anything_is_made_of_it(recipe, text, message):
+    """Seven lines of aliases ("billion laughs") took all memory, deep lists ended in a RecursionError."""
+    recipe.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_recipe(recipe, [], Recipe)
+    with pytest.raises(ValueError, match=message):
+        parse_value(text, "here")
 
 
 def test_merge_keys(recipe):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.sources.table import Loader, Row, Table, missing_file, resolve
+from zipper_lm.utils.json_files import parse_json
 
 
 def jsonl_loader(file: Path) -> Loader:
@@ -24,10 +24,7 @@ def json_lines(file: Path) -> Iterator[tuple[str, Row]]:
             for number, line in enumerate(stream, 1):
                 if not line.strip():
                     continue
-                try:
-                    row = json.loads(line)
-                except (json.JSONDecodeError, RecursionError) as error:
-                    raise ValueError(f"data: {file}:{number}: malformed JSON: {error}") from error
+                row = parse_json(line, f"data: {file}:{number}")
                 if not isinstance(row, dict):
                     raise ValueError(f"data: {file}:{number}: expected a JSON object, got {type(row).__name__}")
                 yield f"{file}:{number}", row

@@ -8,7 +8,6 @@ sample's bytes when it is asked for, so nothing of the sound lies in memory.
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from zipper_lm.data.sources.table import Loader, Row, Table, fingerprint_of, readable, usual_name
+from zipper_lm.utils.json_files import parse_json
 
 KEY = "__key__"
 _TEXT_SUFFIXES = ("txt", "text", "transcript", "caption", "cls")
@@ -148,9 +148,9 @@ def _columns(suffix: str, content: bytes, where: str) -> Row:
         if suffix in _TEXT_SUFFIXES:
             return {suffix: content.decode("utf-8-sig").strip()}
         if suffix == "json":
-            fields: Any = json.loads(content)
+            fields: Any = parse_json(content, where)
             return fields if isinstance(fields, dict) else {suffix: fields}
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ValueError(f"{where}: cannot be read: {error}") from error
     return {suffix: content}
 

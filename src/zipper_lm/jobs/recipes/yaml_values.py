@@ -1,7 +1,7 @@
 """YAML with the scalars of its version 1.2 core schema (https://yaml.org/spec/1.2.2/#103-core-schema).
 
 ``1e-3`` is a number; ``no``, ``on``, ``1:30`` and ``2024-01-01`` are plain text. PyYAML by itself follows version
-1.1, which reads each of these another way.
+1.1, which reads each of these another way. An alias counts as all that it stands for, before anything is made of it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,24 @@ from typing import Any
 
 import yaml
 
+MAX_VALUES = 100_000
+"""Scalars, lists and mappings that a text may stand for, those behind aliases counted each time."""
+
+MAX_DEPTH = 100
+"""How deep lists and mappings may lie in each other."""
+
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with the scalars of version 1.2, refusing keys that come twice."""
+    """Safe YAML with the scalars of version 1.2, refusing keys that come twice and aliases that multiply."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own form)
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document's node, from which values are made next: here aliases are links still, and cost nothing."""
+        node = super().get_single_node()
+        if node is not None:
+            _extent(node, {})
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -30,6 +43,29 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} comes twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _extent(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """How many values a node stands for, and how deep they lie. Each node is looked at once, however many aliases lead
+    to it, so that a few lines which stand for millions of values ("billion laughs") are told by counting."""
+    if (found := known.get(id(node), (0, 0))) is None:
+        raise yaml.constructor.ConstructorError(None, None, "an alias stands for what it lies in", node.start_mark)
+    if found != (0, 0):
+        return found
+    known[id(node)] = None
+    inside = node.value if isinstance(node.value, list) else []
+    parts = [part for entry in inside for part in (entry if isinstance(entry, tuple) else (entry,))]
+    extents = [_extent(part, known) for part in parts]
+    values = 1 + sum(extent[0] for extent in extents)
+    depth = (1 if isinstance(node.value, list) else 0) + max((extent[1] for extent in extents), default=0)
+    for what, count, limit in (
+        ("values, with those that aliases stand for", values, MAX_VALUES),
+        ("levels", depth, MAX_DEPTH),
+    ):
+        if count > limit:
+            raise yaml.constructor.ConstructorError(None, None, f"more than {limit} {what}", node.start_mark)
+    known[id(node)] = values, depth
+    return values, depth
 
 
 for _tag, _pattern, _first in (

@@ -8,7 +8,6 @@ commands serve both.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from zipper_lm.models.baseline.writing import write
 from zipper_lm.models.card import refresh_card
 from zipper_lm.models.checkpoint import copy_tensors, write_checkpoint
 from zipper_lm.utils.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, local_folder
+from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.tensors import dtype_name, without_aliases
 
 if TYPE_CHECKING:
@@ -329,7 +329,7 @@ class SingleDecoder(PreTrainedModel):
 def is_single_decoder(source: str | Path) -> bool:
     """Whether a folder holds a checkpoint of a `SingleDecoder`."""
     file = Path(source) / CONFIG_FILE
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == _MODEL_TYPE
+    return file.is_file() and read_mapping(file).get("model_type") == _MODEL_TYPE
 
 
 def expand(

@@ -21,8 +21,8 @@ from zipper_lm.models.card.records import (
     Records,
     elsewhere,
     is_bundled,
+    mapping_if_whole,
     on_hub,
-    read_mapping,
 )
 from zipper_lm.utils.places import public_name
 
@@ -179,7 +179,7 @@ def _codecs(model: Writer, folder: Path) -> str:
         if (codec := codecs.get(name)) is None:
             rows.append((f"`{name}`", "none: takes and gives ids", "", "", ""))
             continue
-        described = read_mapping(folder / "codecs" / name / CODEC_FILE)
+        described = mapping_if_whole(folder / "codecs" / name / CODEC_FILE)
         around = [_model_inside(v) for v in described.values() if isinstance(v, dict) and "source" in v]
         rate = "-" if codec.rate is None else f"{codec.rate:g}"
         rows.append((f"`{name}`", codec.kind, f"{codec.vocab_size:,}", rate, _and(around) or "-"))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
+import logging
 from pathlib import Path
 from typing import Any
 
 from zipper_lm.data.tasks import Task, parse_task
 from zipper_lm.fusion.config import TowerSpec
 from zipper_lm.models.results import RESULTS_FILE, read_results, weights_digest
+from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.places import is_hub_id, public
 
+logger = logging.getLogger(__name__)
 PICTURE_FILE = "architecture.png"
 RUN_FILE = "run.json"
 GENERATION_FILE = "generation.json"
@@ -29,13 +30,15 @@ class Records:
         self.folder = folder
         self.specs: dict[str, TowerSpec] = config.from_pretrained(folder).tower_specs
         """As saved: where the weights are now."""
-        run = read_mapping(kept / RUN_FILE)
+        run = mapping_if_whole(kept / RUN_FILE)
         weights = weights_digest(folder) if run or (kept / RESULTS_FILE).is_file() else None
         self.run = public(run) if run.get("weights") == weights else {}
         self.results: list[dict[str, Any]] = []
-        with suppress(ValueError):  # as in `read_mapping`
+        try:
             self.results = [public(entry) for entry in read_results(kept) if entry.get("weights") == weights]
-        self.generation = read_mapping(kept / GENERATION_FILE)
+        except ValueError as error:  # as in `mapping_if_whole`
+            logger.warning("left out of the model card: %s", error)
+        self.generation = mapping_if_whole(kept / GENERATION_FILE)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -50,12 +53,16 @@ class Records:
         return [task for task in found if task.given]
 
 
-def read_mapping(file: Path) -> dict[str, Any]:
-    """Nothing from what cannot be read: a file of another origin is no reason not to save a model."""
-    with suppress(OSError, ValueError):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    return {}
+def mapping_if_whole(file: Path) -> dict[str, Any]:
+    """Nothing of what is not there. Nothing either, but a warning, of what cannot be read: a file of another origin is
+    no reason not to save a model."""
+    if not file.is_file():
+        return {}
+    try:
+        return read_mapping(file)
+    except ValueError as error:
+        logger.warning("left out of the model card: %s", error)
+        return {}
 
 
 def is_bundled(name: str, spec: TowerSpec) -> bool:
