@@ -266,9 +266,8 @@ def test_a_full_disk(
 
     def failing_replace(source: object, target: object, real=os.replace) -> None:  # type: ignore[no-untyped-def]
         renames.append(target)
-        # The card's two files are renamed as they are written. Of five the config comes last; each old one steps
-        # aside first.
-        if len(renames) > 2 + (0 if where == "first rename" else 8 if existing else 4):
+        # The card's two files are renamed as they are written. Of five the config comes last.
+        if len(renames) > 2 + (0 if where == "first rename" else 4):
             raise full
         real(source, target)  # type: ignore[arg-type]
 

@@ -1,14 +1,18 @@
 """Outputs are written whole or not at all."""
 
 import errno
+import json
 import os
+import signal
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from zipper_lm.utils import files
-from zipper_lm.utils.files import check_output, new_file, new_folder
+from zipper_lm.utils.files import as_json, check_output, files_into, new_file, new_folder, write_json
 
 
 def fill_up(_: Path) -> None:
@@ -23,7 +27,7 @@ def write_then_raise(file: Path, error: BaseException) -> None:
 def test_folder_appears_only_when_whole(tmp_path):
     goal = tmp_path / "a" / "b" / "model"
     with new_folder(goal) as folder:
-        assert folder.parent == goal.parent
+        assert folder.stat().st_dev == goal.parent.stat().st_dev
         assert not goal.exists()
         (folder / "config.json").write_text("{}")
     assert (goal / "config.json").read_text() == "{}"
@@ -73,7 +77,9 @@ def test_failed_swap_puts_the_old_folder_back(tmp_path, monkeypatch):
             raise OSError(errno.EIO, "Input/output error")
         rename(source, target)
 
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
     monkeypatch.setattr(files.os, "rename", second_fails)
+    monkeypatch.setattr(files.os, "replace", second_fails)
     with pytest.raises(OSError, match="Input/output"), new_folder(goal, overwrite=True) as folder:
         (folder / "a").write_text("new")
     assert (goal / "a").read_text() == "old"
@@ -111,7 +117,7 @@ def test_output_that_appears_meanwhile_is_kept(tmp_path, writer):
 def test_unwritable_parent_is_refused_before_work(tmp_path, writer):
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(ValueError, match=r"output: cannot write into .*file"),
+        pytest.raises(ValueError, match=r"output: cannot write to .*file"),
         writer(tmp_path / "file" / "out"),
     ):
         pytest.fail("the block must not run")
@@ -124,7 +130,7 @@ def test_refused_permission_is_a_value_error_and_leaves_no_parents(tmp_path, mon
 
     parent = tmp_path / "closed"
     parent.mkdir()
-    monkeypatch.setattr(Path, "mkdir" if writer is new_folder else "touch", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(ValueError, match="Permission denied"), writer(parent / "out"):
         pytest.fail("the block must not run")
     monkeypatch.undo()
@@ -189,3 +195,169 @@ def test_check_output_leaves_nothing(tmp_path, folder):
         check_output(tmp_path / "file" / "x", folder=folder)
     with pytest.raises(ValueError, match="exists"):
         check_output(tmp_path / "file", folder=folder)
+
+
+def test_files_join_a_folder(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("mine", "sub/mine", "old", "sub/old"):
+        (tmp_path / name).write_text("before")
+    with files_into(tmp_path, last="last") as folder:
+        (folder / "sub").mkdir()
+        for name in ("last", "old", "sub/old", "sub/new"):
+            (folder / name).write_text("after")
+        assert (tmp_path / "old").read_text() == "before"
+    assert {str(f.relative_to(tmp_path)): f.read_text() for f in tmp_path.rglob("*") if f.is_file()} == {
+        **dict.fromkeys(("mine", "sub/mine"), "before"),
+        **dict.fromkeys(("last", "old", "sub/old", "sub/new"), "after"),
+    }
+
+
+def test_files_are_replaced_only_if_wanted(tmp_path):
+    (tmp_path / "old").write_text("before")
+    with pytest.raises(ValueError, match=r"already holds \['old'\]"), files_into(tmp_path, "last", False) as folder:
+        (folder / "old").write_text("after")
+    assert os.listdir(tmp_path) == ["old"]
+    assert (tmp_path / "old").read_text() == "before"
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_files_into_the_working_directory(tmp_path, monkeypatch, exchange):
+    """Whoever stands in a folder would be left in the old one, if another took its place."""
+    monkeypatch.chdir(tmp_path)
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    for text in ("before", "after"):
+        with files_into(".", last="a") as folder:
+            (folder / "a").write_text(text)
+    assert Path("a").read_text() == "after"
+
+
+# --- killed ----------------------------------------------------------------------------------------------------------
+
+
+def killed(work: Callable[[], object]) -> None:
+    """Do `work` in a process of its own, which must end by SIGKILL."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write(path: Path, text: str, joining: bool) -> None:
+    """Three files, over those that are there."""
+    with files_into(path, last="c") if joining else new_folder(path, overwrite=True) as folder:
+        for name in "abc":
+            (folder / name).write_text(text)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether all three files are there, of the same time."""
+    return {file.name for file in path.iterdir() if file.is_file()} == {*"abc"} and (
+        len({(path / name).read_text() for name in "abc"}) == 1
+    )
+
+
+@pytest.mark.parametrize("joining", [True, False])
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("moment", range(1, 9))
+def test_killed_while_a_folder_is_replaced(tmp_path, joining, exchange, moment):
+    """Between the two renames of a replacement there was no folder at all, and files that joined one were half of the
+    old and half of the new; what lay beside them stayed for ever.
+
+    With one exchange it is old or new at every moment; without, it is so again after the next process has written."""
+    goal = tmp_path / "model"
+    write(goal, "old", joining)
+    (goal / "mine").mkdir()
+
+    def work() -> None:
+        left = moment
+
+        def counted(call):
+            def counting(*args, **kwargs):
+                nonlocal left
+                result = call(*args, **kwargs)
+                left -= 1
+                if not left:
+                    die()
+                return result
+
+            return counting
+
+        files.os.rename, files.os.replace = counted(os.rename), counted(os.replace)
+        files._exchange = counted(files._exchange) if exchange else lambda *_: False
+        write(goal, "new", joining)
+        die()
+
+    killed(work)
+    if exchange:
+        assert is_whole(goal)
+        if joining:
+            assert (goal / "mine").is_dir()
+    check_output(tmp_path / "other")  # sweeps
+    with files_into(goal, last="x"):
+        pass
+    assert is_whole(goal)
+    assert os.listdir(tmp_path) == ["model"]
+    assert not [name for name in os.listdir(goal) if name.startswith(".")]
+
+
+@pytest.mark.parametrize("writer", ["folder", "file", "joining"])
+def test_what_a_killed_process_left_is_swept_and_what_a_live_one_writes_is_not(tmp_path, writer):
+    """Temporary folders of a killed process stayed beside the output for ever."""
+
+    def begin(name: str, then: Callable[[], object]) -> None:
+        if writer == "file":
+            with new_file(tmp_path / name) as file:
+                file.write_text("half")
+                then()
+        else:
+            with new_folder(tmp_path / name) if writer == "folder" else files_into(tmp_path, last=name) as folder:
+                (folder / name).write_text("half")
+                then()
+
+    killed(lambda: begin("a", die))
+    assert len(os.listdir(tmp_path)) == 1
+    begin("b", lambda: begin("c", lambda: None))
+    assert sorted(os.listdir(tmp_path)) == ["b", "c"]
+
+
+def test_what_another_host_writes_is_left_alone_for_a_day(tmp_path, monkeypatch):
+    """On a network file system a lock need not reach other hosts: a live process there would look like a dead one."""
+    monkeypatch.setattr(files.socket, "gethostname", lambda: "elsewhere")
+    killed(lambda: write_and_die(tmp_path))
+    monkeypatch.undo()
+    check_output(tmp_path / "x")
+    (staging,) = tmp_path.iterdir()
+    for path in (*staging.rglob("*"), staging):
+        os.utime(path, (0, 0))
+    check_output(tmp_path / "x")
+    assert not os.listdir(tmp_path)
+
+
+def write_and_die(path: Path) -> None:
+    with new_folder(path / "model"):
+        die()
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def test_no_file_holds_what_is_no_json(tmp_path):
+    """A run that had diverged wrote NaN into run.json, which only Python reads."""
+    given = {"a": [float("nan"), np.float32("inf"), np.float64("-inf"), 1.5], "b": (np.int64(3), True, None, "NaN")}
+    expected = {"a": [None, None, None, 1.5], "b": [3, True, None, "NaN"]}
+    write_json(tmp_path / "a.json", given)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    assert json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse) == expected
+    assert json.loads(as_json(given), parse_constant=refuse) == expected
+    assert len(as_json({"a": "\u2028\n"}).splitlines()) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_lib
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +31,7 @@ def combine(
     from zipper_lm.models.card import refresh_card
     from zipper_lm.models.combine import combine as run
     from zipper_lm.models.zipper import ZipperModel
-    from zipper_lm.utils.files import new_folder
+    from zipper_lm.utils.files import new_folder, write_json
 
     combined = run([ZipperModel.from_pretrained(source) for source in models])
     for name, spec in combined.config.tower_specs.items():
@@ -40,7 +39,7 @@ def combine(
     settings = {name: values for source in reversed(models) for name, values in settings_of(source, []).items()}
     with new_folder(output, overwrite) as folder:
         combined.save_pretrained(folder, card=False)
-        (folder / "generation.json").write_text(json_lib.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "generation.json", settings)
         refresh_card(folder, combined, name=output.name)
     pairs = [f"{reader}<-{source}" for reader, source in combined.layer_pairs]
     console().print(f"{output}: towers {', '.join(combined.names)}; zips {', '.join(pairs)}")

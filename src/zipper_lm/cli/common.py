@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -71,7 +70,9 @@ def emit(result: Any) -> None:
     """One line of JSON on standard output, from the first process if there are several."""
     if not _first():
         return
-    sys.stdout.write(json.dumps(result, default=float) + "\n")
+    from zipper_lm.utils.files import as_json
+
+    sys.stdout.write(as_json(result) + "\n")
     sys.stdout.flush()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from sklearn.cluster import MiniBatchKMeans
 from zipper_lm.codecs.codec import CODEC_FILE, read_codec_file
 from zipper_lm.codecs.layout import IdLayout, LaidOut
 from zipper_lm.codecs.picture import read_picture, rgb
-from zipper_lm.utils.folder import files_into
+from zipper_lm.utils.files import files_into, write_json
 from zipper_lm.utils.hub import check_hub_arguments, reaching
 
 COLORS_FILE = "colors.safetensors"
@@ -150,7 +149,7 @@ class ColorClusters(LaidOut):
             # Not save_file: it makes files that only their owner can read.
             (folder / COLORS_FILE).write_bytes(save({"colors": self.colors}))
             said = {"kind": self.kind, "size": asdict(self.size), "layout": self.layout.settings()}
-            (folder / CODEC_FILE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / CODEC_FILE, said)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> ColorClusters:

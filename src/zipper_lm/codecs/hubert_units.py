@@ -9,7 +9,6 @@ Griffin-Lim.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +30,7 @@ from zipper_lm.codecs.layout import IdLayout, LaidOut
 from zipper_lm.codecs.mel import BANDS, HOP, log_mel, mel_to_sound, normalise_loudness
 from zipper_lm.codecs.pretrained import ModelSource, RunsModel, keep_model, kept_model, open_model
 from zipper_lm.codecs.unit_vocoder import UnitVocoder
-from zipper_lm.utils.folder import files_into
+from zipper_lm.utils.files import files_into, write_json
 from zipper_lm.utils.hub import check_hub_arguments, reaching
 from zipper_lm.utils.json_files import read_mapping
 
@@ -197,7 +196,7 @@ class HubertUnits(LaidOut, RunsModel):
                 "layout": self.layout.settings(),
                 "speaker": None if self.vocoder is None else self.vocoder.speaker,
             }
-            (folder / CODEC_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / CODEC_FILE, fields)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **hub: Any) -> HubertUnits:

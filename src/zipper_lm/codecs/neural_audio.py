@@ -10,7 +10,6 @@ How the models differ is read from their configs and from the arguments of their
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from zipper_lm.codecs.audio import SAMPLING_RATE, read_audio
 from zipper_lm.codecs.codec import CODEC_FILE, read_codec_file
 from zipper_lm.codecs.layout import IdLayout, LaidOut
 from zipper_lm.codecs.pretrained import ModelSource, RunsModel, keep_model, kept_model, open_model
-from zipper_lm.utils.folder import files_into
+from zipper_lm.utils.files import files_into, write_json
 from zipper_lm.utils.hub import check_hub_arguments, reaching
 
 
@@ -169,7 +168,7 @@ class NeuralAudioCodec(LaidOut, RunsModel):
                 "codebooks": self.codebooks,
                 "layout": self.layout.settings(),
             }
-            (folder / CODEC_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / CODEC_FILE, fields)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **hub: Any) -> NeuralAudioCodec:

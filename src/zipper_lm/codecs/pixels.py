@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 
 from zipper_lm.codecs.codec import CODEC_FILE, read_codec_file
 from zipper_lm.codecs.picture import grey, read_picture
-from zipper_lm.utils.folder import files_into
+from zipper_lm.utils.files import files_into, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +126,7 @@ class PixelCodec:
     def save_pretrained(self, path: str | Path) -> None:
         """Write `codec.json` into the folder `path`."""
         with files_into(path, last=CODEC_FILE) as folder:
-            text = json.dumps({"kind": self.kind, **asdict(self.config)}, indent=2)
-            (folder / CODEC_FILE).write_text(text + "\n", encoding="utf-8")
+            write_json(folder / CODEC_FILE, {"kind": self.kind, **asdict(self.config)})
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> PixelCodec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from zipper_lm.codecs.codec import CODEC_FILE, read_codec_file
 from zipper_lm.codecs.layout import IdLayout, LaidOut
-from zipper_lm.utils.folder import files_into
+from zipper_lm.utils.files import files_into, write_json
 
 Spacing = Literal["quantiles", "even"]
 
@@ -179,8 +178,7 @@ class SequenceCodec(LaidOut):
         """Write `codec.json` into the folder `path`."""
         said = {"kind": self.kind, **asdict(self.config), "layout": self.layout.settings()}
         with files_into(path, last=CODEC_FILE) as folder:
-            text = json.dumps(said, indent=2, ensure_ascii=False)
-            (folder / CODEC_FILE).write_text(text + "\n", encoding="utf-8")
+            write_json(folder / CODEC_FILE, said)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> SequenceCodec:

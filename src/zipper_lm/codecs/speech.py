@@ -9,7 +9,6 @@ network that also sees the neighbouring units; then Griffin-Lim turns the log-me
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from zipper_lm.codecs.audio import SAMPLING_RATE, read_audio
 from zipper_lm.codecs.codec import CODEC_FILE, read_codec_file
 from zipper_lm.codecs.kmeans import fit_centroids, means, nearest
 from zipper_lm.codecs.mel import BANDS, FLOOR, HOP, log_mel, mel_to_sound, normalise_loudness
-from zipper_lm.utils.folder import files_into
+from zipper_lm.utils.files import files_into, write_json
 from zipper_lm.utils.weights import check_shapes, on_meta, shapes_of, stored_shapes
 
 WEIGHTS_FILE = "codec.safetensors"
@@ -216,8 +215,7 @@ class SpeechCodec:
         with files_into(path, last=CODEC_FILE) as folder:
             # not save_file: it makes files that only their owner can read
             (folder / WEIGHTS_FILE).write_bytes(save({k: v.contiguous() for k, v in tensors.items()}))
-            text = json.dumps({"kind": self.kind, **asdict(self.config)}, indent=2)
-            (folder / CODEC_FILE).write_text(text + "\n", encoding="utf-8")
+            write_json(folder / CODEC_FILE, {"kind": self.kind, **asdict(self.config)})
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> SpeechCodec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from zipper_lm.codecs.codec import CODEC_FILE
-from zipper_lm.utils.folder import files_into
+from zipper_lm.utils.files import files_into, write_json
 from zipper_lm.utils.hub import HUB_ARGUMENTS
 from zipper_lm.utils.json_files import read_mapping
 
@@ -120,7 +119,7 @@ class TextCodec:
         """Write `codec.json` and the tokenizer's own files into the folder `path`."""
         with files_into(path, last=CODEC_FILE) as folder:
             self.tokenizer.save_pretrained(folder)
-            (folder / CODEC_FILE).write_text(json.dumps({"kind": self.kind}) + "\n", encoding="utf-8")
+            write_json(folder / CODEC_FILE, {"kind": self.kind})
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **kwargs: Any) -> TextCodec:

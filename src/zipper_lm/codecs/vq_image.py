@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from zipper_lm.codecs.codec import CODEC_FILE, read_codec_file
 from zipper_lm.codecs.layout import IdLayout, LaidOut
 from zipper_lm.codecs.picture import read_picture, rgb
 from zipper_lm.codecs.pretrained import ModelSource, RunsModel, keep_model, kept_model, open_model
-from zipper_lm.utils.folder import files_into
+from zipper_lm.utils.files import files_into, write_json
 from zipper_lm.utils.hub import check_hub_arguments, reaching
 
 VqModel = JanusVQVAE | Emu3VQVAE
@@ -177,7 +176,7 @@ class VqImageCodec(LaidOut, RunsModel):
                 "form": asdict(self.form),
                 "layout": self.layout.settings(),
             }
-            (folder / CODEC_FILE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / CODEC_FILE, said)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **hub: Any) -> VqImageCodec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from zipper_lm.codecs.layout import LaidOut
 from zipper_lm.codecs.pretrained import RunsModel
 from zipper_lm.data.collation import Batch, Specials, collate
 from zipper_lm.data.document import Document, Segment, check_modalities
+from zipper_lm.utils.files import files_into, write_json
 from zipper_lm.utils.json_files import read_mapping
 
 PROCESSOR_FILE = "processor_config.json"
@@ -103,12 +103,11 @@ class ZipperProcessor(PushToHubMixin):
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
         """Write `processor_config.json` and one folder per codec under ``codecs/``."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, codec in self.codecs.items():
-            codec.save_pretrained(folder / "codecs" / name)
         description = {"processor_class": type(self).__name__, "codecs": sorted(self.codecs), "specials": self.specials}
-        (folder / PROCESSOR_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        with files_into(save_directory, last=PROCESSOR_FILE) as folder:
+            for name, codec in self.codecs.items():
+                codec.save_pretrained(folder / "codecs" / name)
+            write_json(folder / PROCESSOR_FILE, description)
 
     @classmethod
     def from_pretrained(

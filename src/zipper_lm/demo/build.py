@@ -32,7 +32,7 @@ from zipper_lm.jobs.pretrain import PadStreams, Streams, make_backbone
 from zipper_lm.jobs.recipes.schema import TrainingRecipe
 from zipper_lm.training.arguments import training_arguments
 from zipper_lm.training.progress import train_with_bar
-from zipper_lm.utils.files import new_folder
+from zipper_lm.utils.files import new_folder, write_json
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.progress import bar
 
@@ -75,7 +75,7 @@ def build(
             with new_folder(target, overwrite=True) as new:
                 loss = makers[part](new, sizes, corpus, console)
                 record = {"made_with": wanted, "loss": None if math.isnan(loss) else round(loss, 4)}
-                (new / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+                write_json(new / RECORD, record)
         records[part] = record
     return records
 

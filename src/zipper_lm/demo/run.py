@@ -46,7 +46,7 @@ from zipper_lm.models.zipper import ZipperModel
 from zipper_lm.training.arguments import training_arguments
 from zipper_lm.training.progress import train_with_bar
 from zipper_lm.training.trainer import ZipperTrainer, describe_parameters
-from zipper_lm.utils.files import check_output, new_folder
+from zipper_lm.utils.files import check_output, new_folder, write_json
 from zipper_lm.utils.progress import bar
 
 SAMPLE_RATE = 16_000
@@ -132,13 +132,13 @@ def demo(
     examples = _examples(model, sizes, spoken["test"], scores)
     with new_folder(output, overwrite) as folder:
         model.save_pretrained(folder / "model", bundle_towers=True, card=False)
-        _write_json(folder / "model" / "generation.json", {k: dict(v) for k, v in sizes.generation.items()})
+        write_json(folder / "model" / "generation.json", {k: dict(v) for k, v in sizes.generation.items()})
         refresh_card(folder / "model", model)
         for example in examples:
             for name, wave in example.sounds.items():
                 _write_wave(folder / "audio" / f"{example.number:02d}-{name}.wav", wave)
         results["seconds"] = round(time.time() - started, 1)
-        _write_json(folder / "results.json", results)
+        write_json(folder / "results.json", results)
         write_report(
             folder / "report.html",
             ReportData(results, _table(results), examples, history, _maps(model, spoken["test"].rows[examples[0].row])),
@@ -376,10 +376,6 @@ def _print(console: Console, results: Mapping[str, Any], output: Path) -> None:
     same = "bit-identical to what was shipped" if results["text_tower_identical"] else "CHANGED"
     console.print(f"frozen text tower: {same} ({results['text_tower_tensors']} tensors and its logits)")
     console.print(f"{results['seconds']:.0f} s; open {output / 'report.html'}")
-
-
-def _write_json(file: Path, content: Any) -> None:
-    file.write_text(json.dumps(content, indent=2, default=float) + "\n", encoding="utf-8")
 
 
 def _write_wave(file: Path, wave: np.ndarray) -> None:

@@ -21,6 +21,7 @@ from sklearn.svm import SVC
 
 from zipper_lm.codecs.picture import grey, read_picture
 from zipper_lm.evaluation.word_error_rate import normalise
+from zipper_lm.utils.files import files_into, write_json
 from zipper_lm.utils.json_files import read_mapping
 
 CONFIG_FILE = "config.json"
@@ -98,11 +99,9 @@ class PictureClassifier:
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write `config.json` and `pictures.safetensors` into the folder `path`."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({"pictures": self.pictures, "labels": self.labels}, folder / WEIGHTS_FILE)
-        text = json.dumps({"kind": KIND, "captions": self.captions}, indent=2, ensure_ascii=False)
-        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        with files_into(path, last=CONFIG_FILE) as folder:
+            save_file({"pictures": self.pictures, "labels": self.labels}, folder / WEIGHTS_FILE)
+            write_json(folder / CONFIG_FILE, {"kind": KIND, "captions": self.captions})
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> PictureClassifier:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 from transformers.audio_utils import mel_filter_bank
 
 from zipper_lm.evaluation.word_error_rate import normalise
+from zipper_lm.utils.files import files_into, write_json
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.weights import check_shapes, on_meta, shapes_of, stored_shapes
 
@@ -271,16 +270,11 @@ class Recogniser(nn.Module):
     # -- storing ------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` (fp16) into the folder `path`; each whole or not at all."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write `config.json` and `model.safetensors` (fp16) into the folder `path`."""
         weights = {name: tensor.half().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-            save_file(weights, Path(temporary, WEIGHTS_FILE), metadata={"format": "pt"})
-            text = json.dumps({"kind": "recogniser", **asdict(self.config)}, indent=2, ensure_ascii=False)
-            Path(temporary, CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-            for name in (WEIGHTS_FILE, CONFIG_FILE):
-                os.replace(Path(temporary, name), folder / name)
+        with files_into(path, last=CONFIG_FILE) as folder:
+            save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+            write_json(folder / CONFIG_FILE, {"kind": "recogniser", **asdict(self.config)})
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Recogniser:

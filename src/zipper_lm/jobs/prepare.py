@@ -56,7 +56,7 @@ from zipper_lm.jobs.resume import beside, check_ours, check_sources
 from zipper_lm.jobs.rows import clip_rows, open_split, validation_rows
 from zipper_lm.models.assemble import codec_of
 from zipper_lm.training.callbacks import Interrupted
-from zipper_lm.utils.files import check_output, new_file, new_folder
+from zipper_lm.utils.files import as_json, check_output, new_file, new_folder, write_json
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.places import place_of
 from zipper_lm.utils.progress import bar
@@ -195,7 +195,8 @@ def _begin(working: Path, settings: Mapping[str, Any], *, resume: bool, overwrit
     check_ours(working, SETTINGS_FILE)
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)
-    _write_json(file, settings)
+    with new_file(file) as new:
+        write_json(new, settings)
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ class _Encoder:
         note = {"file": shard.file, "rows": len(rows), "bytes": file.stat().st_size, "sha256": file_hash(file)}
         note |= {"tokens": tokens, "broken": broken.items}
         with new_file(file.with_suffix(".json"), overwrite=True) as new:
-            _write_json(new, note)
+            write_json(new, note)
         return note
 
     def _packed(self, item: Item, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -375,9 +376,9 @@ def _finish(
             for shard in summary["shards"]:
                 _link(job.working / shard["file"], folder / shard["file"])
         if broken.items:
-            lines = "".join(json.dumps(item) + "\n" for item in broken.items)
+            lines = "".join(as_json(item) + "\n" for item in broken.items)
             (folder / "broken.jsonl").write_text(lines, encoding="utf-8")
-        _write_json(folder / PREPARED_FILE, description)
+        write_json(folder / PREPARED_FILE, description)
     return description
 
 
@@ -408,7 +409,3 @@ def _summary(notes: Sequence[Mapping[str, Any]], codecs: Mapping[str, Codec]) ->
         "seconds": {name: round(tokens[name] / rate, 1) for name, rate in rates.items() if rate},
         "shards": [{key: note[key] for key in ("file", "rows", "bytes", "sha256")} for note in notes],
     }
-
-
-def _write_json(file: Path, content: Any) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -7,7 +7,6 @@ et al. 2016, arXiv 1511.06709; for recognisers: self-training, Kahn et al. 2020,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from zipper_lm.data.tasks import Task, build_document, parse_task
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.recipes.schema import DataRecipe, FuseRecipe, PseudoLabelsRecipe
 from zipper_lm.jobs.rows import Opened, open_split
+from zipper_lm.utils.files import as_json
 from zipper_lm.utils.json_files import parse_json
 from zipper_lm.utils.processes import main_console
 from zipper_lm.utils.progress import barred
@@ -182,7 +182,7 @@ def write_labels(folder: Path, rows: Sequence[Mapping[str, Segment]]) -> None:
     with (folder / LABELS_FILE).open("w", encoding="utf-8") as file:
         for row in rows:
             plain = {m: {"ids": s.ids, "value": s.value if isinstance(s.value, str) else None} for m, s in row.items()}
-            file.write(json.dumps(plain) + "\n")
+            file.write(as_json(plain) + "\n")
 
 
 def read_labels(folder: Path) -> list[dict[str, Segment]]:

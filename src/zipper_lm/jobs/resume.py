@@ -11,7 +11,7 @@ from typing import Any
 from zipper_lm.data.sources.readers import PREPARED_FILE
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.training.trainer import latest_checkpoint
-from zipper_lm.utils.files import check_apart, holding
+from zipper_lm.utils.files import check_apart, holding, new_file, write_json
 from zipper_lm.utils.hub import CONFIG_FILE
 from zipper_lm.utils.json_files import read_mapping
 
@@ -89,7 +89,8 @@ def begin(folder: Path, recipe: Mapping[str, Any]) -> None:
     """Start anew: an empty folder that knows its recipe."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    (folder / RECIPE_FILE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    with new_file(folder / RECIPE_FILE) as file:
+        write_json(file, recipe)
 
 
 def keep_logs(folder: Path, logs: Path) -> None:

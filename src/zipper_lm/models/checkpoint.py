@@ -8,11 +8,7 @@ weights hash, and never stored, unless asked for. A model card says in words wha
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +26,7 @@ from zipper_lm.fusion.backbones import base_tensors, build_backbone, check_same_
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.tower import Tower
-from zipper_lm.utils.files import check_apart
+from zipper_lm.utils.files import check_apart, files_into
 from zipper_lm.utils.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, commit_of, local_folder
 from zipper_lm.utils.places import place_of
 from zipper_lm.utils.tensors import dtype_name, tensors_hash, without_aliases
@@ -169,29 +165,11 @@ def write_checkpoint(
     """
     if (folder / CONFIG_FILE).exists() and not overwrite:
         raise ValueError(f"{folder} already holds a checkpoint; pass overwrite=True to replace it")
-    made = [p for p in (folder, *folder.parents) if not p.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error}") from error
-    try:
-        new = staging / "new"
-        new.mkdir()
+    with files_into(folder, last=CONFIG_FILE, overwrite=overwrite) as new:
         # One entry only: safetensors writes several in no fixed order, and the same model shall give the same bytes.
         stored = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         save_file(stored, new / WEIGHTS_FILE, metadata={"config": fingerprint})
         fill(new)
-        if not overwrite:
-            _check_free(new, folder)
-        _move_in(new, folder, staging / "old")
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        with suppress(OSError):  # folders that were there before, or hold something, stay
-            for path in made:
-                path.rmdir()
-        raise
-    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _bundle(name: str) -> str:
@@ -201,40 +179,6 @@ def _bundle(name: str) -> str:
 
 def _is_nowhere_else(name: str, spec: TowerSpec) -> bool:
     return spec.source in ("", _bundle(name))
-
-
-def _check_free(new: Path, folder: Path) -> None:
-    names = sorted(str(file.relative_to(new)) for file in new.rglob("*") if file.is_file())
-    if there := [name for name in names if (folder / name).exists()]:
-        raise ValueError(f"{folder} already holds {there}; pass overwrite=True to replace them")
-
-
-def _move_in(new: Path, folder: Path, old: Path) -> None:
-    """Rename files into place, config last; if one cannot be, put all back as they were."""
-    files = sorted((p for p in new.rglob("*") if p.is_file()), key=lambda p: p == new / CONFIG_FILE)
-    names = [file.relative_to(new) for file in files]
-    for file in files:
-        with file.open("rb") as written:
-            os.fsync(written.fileno())  # some file systems tell only now that the disk is full
-    done: list[Path] = []
-    try:
-        for name in names:
-            done.append(name)
-            for path in (folder / name, old / name):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            if (folder / name).exists():
-                os.replace(folder / name, old / name)
-            os.replace(new / name, folder / name)
-    except BaseException:
-        for name in done:
-            if (old / name).exists():
-                os.rename(old / name, folder / name)
-            elif not (new / name).exists():
-                (folder / name).unlink(missing_ok=True)
-            with suppress(OSError):
-                for parent in name.parents:
-                    (folder / parent).rmdir()
-        raise
 
 
 def load(

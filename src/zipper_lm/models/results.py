@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zipper_lm.utils.files import new_file
+from zipper_lm.utils.files import new_file, write_json
 from zipper_lm.utils.hub import WEIGHTS_FILE
 from zipper_lm.utils.json_files import read_json
 
@@ -47,4 +46,4 @@ def add_result(folder: str | Path, entry: Mapping[str, Any]) -> None:
     asked = [entry.get(field) for field in ASKED]
     kept = [e for e in read_results(folder) if [e.get(field) for field in ASKED] != asked]
     with new_file(Path(folder) / RESULTS_FILE, overwrite=True) as file:
-        file.write_text(json.dumps([*kept, dict(entry)], indent=2, default=float) + "\n", encoding="utf-8")
+        write_json(file, [*kept, dict(entry)])

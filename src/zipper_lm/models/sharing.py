@@ -6,7 +6,6 @@ has that folder. No path of this machine is uploaded.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 from zipper_lm.fusion.config import TowerSpec
 from zipper_lm.models.card import GENERATION_FILE, PICTURE_FILE, RUN_FILE, is_edited, refresh_card
 from zipper_lm.models.results import RESULTS_FILE
+from zipper_lm.utils.files import write_json
 from zipper_lm.utils.hub import CONFIG_FILE
 from zipper_lm.utils.json_files import read_json
 from zipper_lm.utils.places import each_text, public
@@ -162,7 +162,7 @@ def _rewrite(file: Path, change: Callable[[Any], Any]) -> None:
         content = read_json(file)
     except ValueError as error:
         raise ValueError(f"{file.name} beside the model is not readable as JSON: {error}") from error
-    file.write_text(json.dumps(change(content), indent=2) + "\n", encoding="utf-8")
+    write_json(file, change(content))
 
 
 def upload(

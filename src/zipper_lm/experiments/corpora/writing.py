@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from zipper_lm.utils.files import new_folder
+from zipper_lm.utils.files import as_json, new_folder
 from zipper_lm.utils.progress import barred
 
 
@@ -50,7 +49,7 @@ def write_corpus(
             for value, fields in barred(rows, Console(stderr=True), split):
                 name = f"{split}/{counts[split]:05d}{suffix}"
                 writer(new / name, value)
-                lines.write(json.dumps({modality: name, **fields}) + "\n")
+                lines.write(as_json({modality: name, **fields}) + "\n")
                 counts[split] += 1
     return counts
 
@@ -78,6 +77,6 @@ def write_rows(
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     """As JSONL; how many they are."""
-    lines = [json.dumps(row) + "\n" for row in rows]
+    lines = [as_json(row) + "\n" for row in rows]
     path.with_name(f"{path.name}.jsonl").write_text("".join(lines), encoding="utf-8")
     return len(lines)
