@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import math
 import os
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +13,7 @@ import soundfile
 import soxr
 import torch
 
+from zipper_lm.codecs.containers import with_true_length
 from zipper_lm.codecs.mp3 import with_length
 from zipper_lm.utils.files import new_file
 
@@ -28,6 +27,7 @@ MAX_SAMPLES = 1 << 27
 """Samples of all channels that one sound may have before they are averaged (512 MiB): a file of silence is small."""
 _WRITTEN = {".wav": "WAV", ".flac": "FLAC"}
 _UNKNOWN_FRAMES = 1 << 40  # containers without a length claim absurd ones
+_PART = 1 << 14  # frames read at once where it is not known how many there are
 
 
 def read_audio(source: Any, sampling_rate: int = SAMPLING_RATE, max_seconds: float = MAX_SECONDS) -> np.ndarray:
@@ -158,17 +158,16 @@ def _decode(file: BinaryIO, name: str, max_seconds: float) -> tuple[np.ndarray, 
     file = _checked_container(file, size, name)
     file.seek(0)
     try:
-        with soundfile.SoundFile(file) as sound:
+        with _InOrder(file) as sound:
             rate, promised = check_rate(sound.samplerate, f"{name}: its sampling rate"), int(sound.frames)
             known = 0 <= promised < _UNKNOWN_FRAMES
             if known:
                 _check_length(promised, rate, max_seconds, name)
-            most = promised if known else math.ceil(max_seconds * rate) + 1
-            if most * sound.channels > MAX_SAMPLES:
-                raise ValueError(
-                    f"{name}: {most} frames of {sound.channels} channels, more than the limit of {MAX_SAMPLES} samples"
-                )
-            wave = sound.read(most, dtype="float32")
+                _check_samples(promised, sound.channels, name)
+                wave = sound.read(promised, dtype="float32")
+            else:
+                wave = _to_its_end(sound, min(max_seconds * rate, MAX_SAMPLES / sound.channels))
+                _check_samples(wave.shape[0], sound.channels, name)
     except (RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, ValueError):
             raise
@@ -178,13 +177,34 @@ def _decode(file: BinaryIO, name: str, max_seconds: float) -> tuple[np.ndarray, 
     return wave, rate, name
 
 
+class _InOrder(soundfile.SoundFile):
+    """Read from its start to its end: libsndfile cannot seek in a FLAC file that does not say how long it is, and
+    soundfile seeks after each reading where it is told that this is possible."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _to_its_end(sound: soundfile.SoundFile, most: float) -> np.ndarray:
+    """All frames, part by part; of more than `most` the first, and a few more."""
+    parts, count = [sound.read(_PART, dtype="float32")], 0
+    while len(parts[-1]) == _PART and (count := count + _PART) <= most:
+        parts.append(sound.read(_PART, dtype="float32"))
+    return np.concatenate(parts)
+
+
+def _check_samples(frames: int, channels: int, name: str) -> None:
+    if frames * channels > MAX_SAMPLES:
+        raise ValueError(
+            f"{name}: {frames} frames of {channels} channels, more than the limit of {MAX_SAMPLES} samples"
+        )
+
+
 def _checked_container(file: BinaryIO, size: int, name: str) -> BinaryIO:
-    """Find cuts that libsndfile hides: it trims the frame count of a WAV or Ogg file to what is there, and guesses that
-    of an MP3 file which does not say it. Returns the file, or one that says it."""
+    """Find cuts that libsndfile hides: it trims the frame count of most files to what is there, and guesses that of an
+    MP3 file which does not say it. Returns the file, or one that says it."""
     magic = file.read(4)
-    if magic == b"RIFF":
-        _check_riff(file, size, name)
-    elif magic == b"OggS":
+    if magic == b"OggS":
         _check_ogg(file, size, name)
     elif magic[:3] == b"ID3" or (magic[0] == 0xFF and magic[1:] and magic[1] >= 0xE0):
         file.seek(0)
@@ -192,21 +212,7 @@ def _checked_container(file: BinaryIO, size: int, name: str) -> BinaryIO:
             return io.BytesIO(with_length(file.read()))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    return file
-
-
-def _check_riff(file: BinaryIO, size: int, name: str) -> None:
-    """Compare the length of the WAV `data` chunk with the file. Writers to a pipe leave 0 or all ones there."""
-    position = 12
-    while position + 8 <= size:
-        file.seek(position)
-        chunk, length = struct.unpack("<4sI", file.read(8))
-        if chunk == b"data":
-            there = size - position - 8
-            if there < length < 0x7FFFFFFF:
-                raise ValueError(f"{name}: the file is cut off: {there} of {length} bytes of sound are there")
-            return
-        position += 8 + length + length % 2
+    return with_true_length(file, name)
 
 
 def _check_ogg(file: BinaryIO, size: int, name: str) -> None:
