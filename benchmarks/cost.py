@@ -38,7 +38,7 @@ from zipper_lm.data.collation import Batch, collate
 from zipper_lm.fusion.config import ZipSpec
 from zipper_lm.generation.writer import Writer
 from zipper_lm.models.baseline.single_decoder import expand
-from zipper_lm.training.trainer import parameter_groups
+from zipper_lm.training.parameters import parameter_groups
 from zipper_lm.utils.files import new_file
 
 UNITS = 515  # ids of the speech tower

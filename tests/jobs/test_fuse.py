@@ -24,8 +24,8 @@ from zipper_lm.jobs.fuse import build_model, fuse, generation_settings
 from zipper_lm.jobs.recipes.checks import check_recipe
 from zipper_lm.jobs.resume import working_folder
 from zipper_lm.models.baseline.single_decoder import SingleDecoder
-from zipper_lm.training import trainer as trainer_module
 from zipper_lm.training.callbacks import Interrupted
+from zipper_lm.training.parameters import parameter_groups
 from zipper_lm.training.trainer import ZipperTrainer
 
 WILD = {"steps": 5, "evaluate_every": 3, "corrupt": 0.3, "interleave": 0.4}
@@ -148,7 +148,7 @@ def test_early_stopping_and_the_best_checkpoint(tmp_path: Path, monkeypatch: pyt
     scores = iter([50.0, 10.0, 60.0, 70.0, 80.0])
     monkeypatch.setattr("zipper_lm.jobs.validation.Scorer.__call__", lambda self, model: {"wer": next(scores)})
     states = []
-    real = trainer_module.ZipperTrainer.evaluate
+    real = ZipperTrainer.evaluate
 
     def evaluate(self: ZipperTrainer, *args: Any, **kwargs: Any) -> Any:
         states.append(self.model.zips["text"]["speech"][0].q_proj.weight.detach().clone().cpu())  # type: ignore[union-attr]
@@ -269,7 +269,7 @@ def test_unimodal_documents_leave_the_zips_alone(tmp_path: Path) -> None:
 
 def test_frozen_and_lora_towers_do_not_see_the_optimizer(tmp_path: Path) -> None:
     model = build_model(tiny_recipe(tmp_path / "m"))
-    groups = trainer_module.parameter_groups(model, tower_learning_rate=1e-4, weight_decay=0.1)
+    groups = parameter_groups(model, tower_learning_rate=1e-4, weight_decay=0.1)
     trained = [id(p) for g in groups for p in g["params"]]
     assert len(trained) == len(set(trained))
     assert set(trained) == {id(p) for p in model.parameters() if p.requires_grad}
@@ -278,7 +278,7 @@ def test_frozen_and_lora_towers_do_not_see_the_optimizer(tmp_path: Path) -> None
     speech = {id(p) for p in model.tower("speech").parameters()}
     assert all(("lr" in g) == (id(g["params"][0]) in speech) for g in groups)
     with pytest.raises(ValueError, match="every parameter is frozen"):
-        trainer_module.parameter_groups(model.requires_grad_(False), tower_learning_rate=1e-4, weight_decay=0.1)
+        parameter_groups(model.requires_grad_(False), tower_learning_rate=1e-4, weight_decay=0.1)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from transformers import TrainingArguments
 
-from zipper_lm.jobs.recipes.schema import TrainingRecipe
 from zipper_lm.training.arguments import training_arguments
+from zipper_lm.training.recipe import TrainingRecipe
 
 
 def test_fields_reach_transformers(tmp_path: Path) -> None:

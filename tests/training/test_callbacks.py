@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zipper_lm.training.progress import score_line
+from zipper_lm.training.callbacks import score_line
 
 
 def test_a_score_line_has_the_scores_alone() -> None:

@@ -44,8 +44,9 @@ from zipper_lm.jobs.rows import measure_stretch
 from zipper_lm.models.card import refresh_card
 from zipper_lm.models.zipper import ZipperModel
 from zipper_lm.training.arguments import training_arguments
-from zipper_lm.training.progress import train_with_bar
-from zipper_lm.training.trainer import ZipperTrainer, describe_parameters
+from zipper_lm.training.callbacks import train_with_bar
+from zipper_lm.training.parameters import describe_parameters
+from zipper_lm.training.trainer import ZipperTrainer
 from zipper_lm.utils.files import check_output, new_folder, write_json
 from zipper_lm.utils.progress import bar
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from zipper_lm.demo.corpus import DemoCorpus, demo_corpus
 from zipper_lm.fusion.config import ZipSpec
-from zipper_lm.jobs.recipes.schema import TrainingRecipe
+from zipper_lm.training.recipe import TrainingRecipe
 
 
 def _llama(hidden: int, layers: int, heads: int, positions: int) -> dict[str, Any]:

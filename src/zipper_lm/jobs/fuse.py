@@ -46,10 +46,10 @@ from zipper_lm.models.load import load
 from zipper_lm.models.results import weights_digest
 from zipper_lm.models.zipper import ZipperModel
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
-from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt
+from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt, train_with_bar
 from zipper_lm.training.guided_attention import guided_pairs
-from zipper_lm.training.progress import train_with_bar
-from zipper_lm.training.trainer import ZipperTrainer, describe_parameters, latest_checkpoint
+from zipper_lm.training.parameters import describe_parameters
+from zipper_lm.training.trainer import ZipperTrainer, latest_checkpoint
 from zipper_lm.utils.files import new_folder
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.machine import made_with

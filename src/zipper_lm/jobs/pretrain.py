@@ -29,9 +29,8 @@ from zipper_lm.jobs.rows import Opened, open_split, training_rows, validation_ro
 from zipper_lm.jobs.signatures import overfitted
 from zipper_lm.jobs.tower_trainer import TowerTrainer
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
-from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt
-from zipper_lm.training.progress import train_with_bar
-from zipper_lm.training.trainer import check_precision
+from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt, train_with_bar
+from zipper_lm.training.parameters import check_precision
 from zipper_lm.utils.files import check_apart, check_output, holding, new_folder
 from zipper_lm.utils.processes import is_main, made_by_main, main_console, wait
 

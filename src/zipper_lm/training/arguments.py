@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from zipper_lm.jobs.recipes.schema import TrainingRecipe
+from zipper_lm.training.recipe import TrainingRecipe
 
 OF_ONE_TOWER: dict[str, tuple[tuple[Any, ...], str]] = {
     "label_smoothing_factor": ((0,), "the losses are the model's own"),

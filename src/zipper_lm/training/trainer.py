@@ -6,7 +6,6 @@ the parameter groups, the documents' collation, saving, evaluation by generation
 
 from __future__ import annotations
 
-import logging
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,126 +21,16 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from zipper_lm.data.collation import Batch, Specials, collate
-from zipper_lm.data.document import Document, Segment
+from zipper_lm.data.document import Document
 from zipper_lm.generation.writer import Writer
+from zipper_lm.training.corruption import CorruptedDocuments
 from zipper_lm.training.guided_attention import Pair, watched
+from zipper_lm.training.parameters import check_precision, parameter_groups
 from zipper_lm.utils.hub import WEIGHTS_FILE
 from zipper_lm.utils.processes import from_main
 
 LAST_WRITTEN = "trainer_state.json"
 """What Trainer writes last; a checkpoint without it was cut off."""
-
-logger = logging.getLogger(__name__)
-
-SHORT = 8
-"""A given segment of fewer tokens is not corrupted: a short text has no redundancy to lose."""
-
-
-def parameter_groups(model: Writer, *, tower_learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters by what they are: new or a tower's, matrix (decayed) or not.
-
-    Frozen + trainable = all is asserted here.
-    """
-    of_towers = {id(p) for p in model.pretrained_parameters()}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    frozen = 0
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            frozen += parameter.numel()
-            continue
-        groups.setdefault((id(parameter) in of_towers, parameter.dim() >= 2), []).append(parameter)
-    trainable = sum(p.numel() for group in groups.values() for p in group)
-    assert frozen + trainable == sum(p.numel() for p in model.parameters()), "parameter groups must cover the model"
-    if not trainable:
-        raise ValueError("training: every parameter is frozen")
-    return [
-        {"params": group, "weight_decay": weight_decay if matrix else 0.0}
-        | ({"lr": tower_learning_rate} if tower else {})
-        for (tower, matrix), group in groups.items()
-    ]
-
-
-def check_precision(model: nn.Module) -> None:
-    """Warn of bfloat16 weights that are trained: they have 8 bits, so that an update of less than 1/512 of one is lost.
-
-    Raises:
-        ValueError: for float16 weights that are trained.
-    """
-    half = {torch.float16: "", torch.bfloat16: ""}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.dtype in half:
-            half[parameter.dtype] = half[parameter.dtype] or name
-    advice = "load it as float32 (towers.NAME.config: {dtype: float32}) and set training.arguments: {bf16: true}"
-    if name := half[torch.float16]:
-        raise ValueError(f"training: {name} is float16, whose range is too narrow for training; {advice}")
-    if name := half[torch.bfloat16]:
-        logger.warning("training: %s is bfloat16, in which small updates are lost; %s", name, advice)
-
-
-class CorruptedDocuments(Dataset[Document]):
-    """Documents with noise in what is read, never in what the loss expects.
-
-    - Given segments lose a share of their tokens (padding in their place), against overfitting.
-    - Target segments of towers that are trained have a share of their own history replaced by random ids (word
-      dropout, Bowman et al. 2016, arXiv 1511.06349, section 3.1). A tower that can go on from its own last tokens alone
-      has little reason to look through its zips; one that cannot trust them has. A frozen tower cannot learn to cope.
-
-    What is hit depends on nothing but seed, epoch and index: a resumed run goes on as if it had never stopped.
-
-    Args:
-        documents: map-style, encoded; told the epoch too, if it wants to know.
-        specials: each tower's special ids.
-        corrupt: share of given segments' ids that is lost; of all, or by modality, 0 where it is missing.
-        history_dropout: share of target segments' ids that their tower reads wrongly.
-        sizes: number of ids, to draw wrong ones from, of the towers that are trained.
-        seed: of what is hit.
-    """
-
-    def __init__(
-        self,
-        documents: Dataset[Document],
-        specials: dict[str, Specials],
-        *,
-        corrupt: float | Mapping[str, float],
-        history_dropout: float,
-        sizes: dict[str, int],
-        seed: int,
-    ) -> None:
-        self.documents, self.specials, self.seed = documents, specials, seed
-        self.corrupt, self.history_dropout, self.sizes = corrupt, history_dropout, sizes
-        # In shared memory: workers that outlive an epoch (persistent_workers) see the new one.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw as in this epoch from now on. Accelerate's loaders call it."""
-        self._epoch.fill_(epoch)
-        if hasattr(self.documents, "set_epoch"):
-            self.documents.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return len(self.documents)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> Document:
-        document = self.documents[index]
-        if not (self.corrupt or self.history_dropout):
-            return document
-        draw = np.random.default_rng((self.seed, int(self._epoch), index, 1))
-        return Document(self._noisy(segment, draw) for segment in document)
-
-    def _noisy(self, segment: Segment, draw: np.random.Generator) -> Segment:
-        ids, name = segment.ids or [], segment.modality
-        lost = self.corrupt.get(name, 0.0) if isinstance(self.corrupt, Mapping) else self.corrupt
-        share = self.history_dropout * (name in self.sizes) if segment.target else lost
-        if not share or not (segment.target or len(ids) >= SHORT):
-            return segment
-        hit = draw.random(len(ids)) < share
-        if not segment.target:
-            pad = self.specials[name].pad
-            return Segment(name, ids=[pad if gone else i for i, gone in zip(ids, hit)])
-        wrong = draw.integers(self.sizes[name], size=len(ids))
-        keep = ~hit | np.isin(wrong, self.specials[name])  # a special id means something else
-        read = [i if kept else int(w) for i, kept, w in zip(ids, keep, wrong)]
-        return Segment(name, ids=read, labels=ids, target=True)
 
 
 class DocumentCollator:
@@ -327,18 +216,6 @@ class ZipperTrainer(Trainer):
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-
-def describe_parameters(model: Writer) -> str:
-    """One line: what is trained and what is frozen, and that it adds up."""
-    total = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    assert trained + frozen == total
-    share = 100 * trained / total
-    return (
-        f"parameters: {trained:,} trained + {frozen:,} frozen = {total:,} ({share:.1f} %); {model.describe_training()}"
-    )
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:

@@ -8,11 +8,7 @@ from typing import Any, Literal
 
 from zipper_lm.codecs.codec import CODECS, Codec, make_codec
 from zipper_lm.fusion.config import InputProjectionForm, Training, ZipSpec, check_lora
-
-
-def _at_least(where: str, value: float, least: float) -> None:
-    if value < least:
-        raise ValueError(f"{where} must be at least {least}, got {value}")
+from zipper_lm.training.recipe import TrainingRecipe, at_least
 
 
 @dataclass(kw_only=True)
@@ -29,8 +25,8 @@ class ClipsRecipe:
     words: int = 5
 
     def __post_init__(self) -> None:
-        _at_least("clips.count", self.count, 1)
-        _at_least("clips.words", self.words, 1)
+        at_least("clips.count", self.count, 1)
+        at_least("clips.words", self.words, 1)
 
 
 @dataclass(kw_only=True)
@@ -71,76 +67,18 @@ class DataRecipe:
         return {"source": text}
 
     def __post_init__(self) -> None:
-        _at_least("data.broken_limit", self.broken_limit, 0)
+        at_least("data.broken_limit", self.broken_limit, 0)
         if self.limit is not None:
-            _at_least("data.limit", self.limit, 1)
+            at_least("data.limit", self.limit, 1)
         if self.streaming and self.fraction < 1.0:
             raise ValueError(
                 f"data.fraction={self.fraction} cannot be drawn from a stream: it has no length; set limit"
             )
-        _at_least("data.validation_limit", self.validation_limit, 1)
+        at_least("data.validation_limit", self.validation_limit, 1)
         if not 0.0 < self.fraction <= 1.0:
             raise ValueError(f"data.fraction must be in (0, 1], got {self.fraction}")
         if self.streaming and self.clips is not None:
             raise ValueError("data.clips cannot follow a stream, which may not end; leave out clips or streaming")
-
-
-@dataclass(kw_only=True)
-class TrainingRecipe:
-    """How to train. What is not named here goes to `transformers.TrainingArguments` through `arguments`.
-
-    Args:
-        steps: optimizer steps.
-        batch_size: documents per step and device.
-        learning_rate: of the new weights. tower_learning_rate: of towers that are trained (also LoRA).
-        warmup: share of the steps that the rate rises; then it falls along a cosine.
-        weight_decay: on matrices. clip: largest gradient norm. betas: of Adam (paper: 0.9, 0.99).
-        evaluate_every: steps between evaluations and checkpoints, of which the best on the validation split is kept;
-            null is once, at the end.
-        patience: evaluations without a better score after which training stops; null never.
-        corrupt: share of a given segment's tokens replaced by padding in training, against overfitting; of all, or by
-            modality.
-        history_dropout: share of a target segment's own tokens that its tower, if it is trained, reads wrongly, so that
-            it learns to look through its zips.
-        interleave: share of documents that hold two rows, one after the other.
-        join: share of rows that are joined with another one, end to end, into one longer row: more variety where
-            pairs are few. For text and sound; in all tasks, or by task.
-        guided_attention: task to weight of a loss on attention that leaves the diagonal, for a zipper whose modalities
-            run in step, such as ``{text->speech: 2}`` (`zipper_lm.training.guided_attention`).
-        log_every: steps between points in the logs.
-        arguments: further fields of `transformers.TrainingArguments` (bf16, gradient_checkpointing, ...).
-    """
-
-    steps: int = 1000
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    tower_learning_rate: float = 5e-4
-    warmup: float = 0.05
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.99)
-    evaluate_every: int | None = None
-    patience: int | None = None
-    corrupt: float | dict[str, float] = 0.0
-    history_dropout: float = 0.3
-    interleave: float = 0.0
-    join: float | dict[str, float] = 0.0
-    guided_attention: dict[str, float] = field(default_factory=dict)
-    log_every: int = 20
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every"):
-            _at_least(f"training.{name}", getattr(self, name), 1)
-        for name in ("learning_rate", "tower_learning_rate", "weight_decay", "clip"):
-            _at_least(f"training.{name}", getattr(self, name), 0)
-        for name in ("corrupt", "history_dropout", "interleave", "join", "warmup"):
-            value = getattr(self, name)
-            for share in value.values() if isinstance(value, dict) else [value]:
-                if not 0.0 <= share < 1.0:
-                    raise ValueError(f"training.{name} must be in [0, 1), got {value}")
-        for template, weight in self.guided_attention.items():
-            _at_least(f"training.guided_attention.{template}", weight, 0)
 
 
 _OF_FUSION = ("tower_learning_rate", "corrupt", "history_dropout", "interleave", "join", "guided_attention")
@@ -326,7 +264,7 @@ class PseudoLabelsRecipe:
     keep: float = 1.0
 
     def __post_init__(self) -> None:
-        _at_least("pseudo_labels.rounds", self.rounds, 1)
+        at_least("pseudo_labels.rounds", self.rounds, 1)
         for name in ("revision", "columns"):
             if self.source is None and getattr(self, name) is not None:
                 raise ValueError(
@@ -335,7 +273,7 @@ class PseudoLabelsRecipe:
                 )
         for name in ("limit", "steps"):
             if (value := getattr(self, name)) is not None:
-                _at_least(f"pseudo_labels.{name}", value, 1)
+                at_least(f"pseudo_labels.{name}", value, 1)
         if self.share is not None and not 0.0 < self.share < 1.0:
             raise ValueError(f"pseudo_labels.share must be in (0, 1), got {self.share}")
         if not 0.0 < self.keep <= 1.0:

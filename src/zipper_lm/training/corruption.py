@@ -1,0 +1,81 @@
+"""What training spoils on purpose: ids in what is read, never in what the loss expects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from zipper_lm.data.collation import Specials
+from zipper_lm.data.document import Document, Segment
+
+SHORT = 8
+"""A given segment of fewer tokens is not corrupted: a short text has no redundancy to lose."""
+
+
+class CorruptedDocuments(Dataset[Document]):
+    """Documents with noise in what is read, never in what the loss expects.
+
+    - Given segments lose a share of their tokens (padding in their place), against overfitting.
+    - Target segments of towers that are trained have a share of their own history replaced by random ids (word
+      dropout, Bowman et al. 2016, arXiv 1511.06349, section 3.1). A tower that can go on from its own last tokens alone
+      has little reason to look through its zips; one that cannot trust them has. A frozen tower cannot learn to cope.
+
+    What is hit depends on nothing but seed, epoch and index: a resumed run goes on as if it had never stopped.
+
+    Args:
+        documents: map-style, encoded; told the epoch too, if it wants to know.
+        specials: each tower's special ids.
+        corrupt: share of given segments' ids that is lost; of all, or by modality, 0 where it is missing.
+        history_dropout: share of target segments' ids that their tower reads wrongly.
+        sizes: number of ids, to draw wrong ones from, of the towers that are trained.
+        seed: of what is hit.
+    """
+
+    def __init__(
+        self,
+        documents: Dataset[Document],
+        specials: dict[str, Specials],
+        *,
+        corrupt: float | Mapping[str, float],
+        history_dropout: float,
+        sizes: dict[str, int],
+        seed: int,
+    ) -> None:
+        self.documents, self.specials, self.seed = documents, specials, seed
+        self.corrupt, self.history_dropout, self.sizes = corrupt, history_dropout, sizes
+        # In shared memory: workers that outlive an epoch (persistent_workers) see the new one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw as in this epoch from now on. Accelerate's loaders call it."""
+        self._epoch.fill_(epoch)
+        if hasattr(self.documents, "set_epoch"):
+            self.documents.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.documents)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Document:
+        document = self.documents[index]
+        if not (self.corrupt or self.history_dropout):
+            return document
+        draw = np.random.default_rng((self.seed, int(self._epoch), index, 1))
+        return Document(self._noisy(segment, draw) for segment in document)
+
+    def _noisy(self, segment: Segment, draw: np.random.Generator) -> Segment:
+        ids, name = segment.ids or [], segment.modality
+        lost = self.corrupt.get(name, 0.0) if isinstance(self.corrupt, Mapping) else self.corrupt
+        share = self.history_dropout * (name in self.sizes) if segment.target else lost
+        if not share or not (segment.target or len(ids) >= SHORT):
+            return segment
+        hit = draw.random(len(ids)) < share
+        if not segment.target:
+            pad = self.specials[name].pad
+            return Segment(name, ids=[pad if gone else i for i, gone in zip(ids, hit)])
+        wrong = draw.integers(self.sizes[name], size=len(ids))
+        keep = ~hit | np.isin(wrong, self.specials[name])  # a special id means something else
+        read = [i if kept else int(w) for i, kept, w in zip(ids, keep, wrong)]
+        return Segment(name, ids=read, labels=ids, target=True)
