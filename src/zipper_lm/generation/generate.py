@@ -59,7 +59,7 @@ def generate(
     Raises:
         ValueError: for an unknown modality in documents, schedule or settings, or nothing to do.
     """
-    settings = {name: generation_config(name, given) for name, given in (settings or {}).items()}
+    settings = {n: generation_config(n, given, model.specials.get(n)) for n, given in (settings or {}).items()}
     entries = checked_schedule(model, schedule, settings)
     if not documents:
         return []

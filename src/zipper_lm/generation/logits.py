@@ -8,17 +8,19 @@ tower keep closer to what the other towers say. It costs a second pass of the ba
 A segment can end by the probability of EOS itself, not by a race against every other token. In sound the next token is
 one of many that would do, and each of them gets little probability. Greedy search then ends a segment as soon as EOS
 beats the best single unit, although going on is far likelier than ending. So stopping can be made a decision of its
-own, as in Tacotron 2 (Shen et al. 2018, arXiv 1712.05884, section 2.2: stop above 0.5).
+own, as in Tacotron 2 (Shen et al. 2018, arXiv 1712.05884, section 2.2: stop above 0.5). Or it ends with a string.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
+from zipper_lm.codecs.text import TextCodec
 from zipper_lm.fusion.tower import Tower, alone
 
 
@@ -66,3 +68,40 @@ class StopThreshold(LogitsProcessor):
         stops = scores.float().softmax(-1)[:, self.eos] >= self.threshold
         is_eos = torch.arange(scores.shape[-1], device=scores.device) == self.eos
         return scores.masked_fill(is_eos != stops[:, None], float("-inf"))
+
+
+class StopStrings(StoppingCriteria):
+    """Ends a row whose text holds one of the strings.
+
+    Not transformers' own, which fails with a small tokenizer: it has each token spelled behind "abcdef".
+
+    Args:
+        strings: to stop at. codec: of the text. start: where the segment begins, in tokens. offset: what an id of the
+            codec's first token is.
+    """
+
+    def __init__(self, strings: Sequence[str], codec: TextCodec, start: int, offset: int = 0) -> None:
+        self.strings, self.codec, self.start, self.offset = strings, codec, start, offset
+
+    @classmethod
+    def taken_from(
+        cls, given: GenerationConfig, name: str, codec: Any, start: int, offset: int = 0
+    ) -> list[StoppingCriteria]:
+        """What the settings of a modality ask for; taken out of them.
+
+        Raises:
+            ValueError: if its codec is none of text.
+        """
+        strings, given.stop_strings = given.stop_strings, None
+        if strings is None:
+            return []
+        if not isinstance(codec, TextCodec):
+            raise ValueError(f"settings for {name!r}: stop_strings needs a codec of text, and {name!r} has none")
+        return [cls([strings] if isinstance(strings, str) else strings, codec, start, offset)]
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """bool ``[batch]``, of ids ``[batch, time]``."""
+        known = range(self.codec.vocab_size)
+        rows = (input_ids[:, self.start :] - self.offset).tolist()
+        texts = self.codec.decode([[i for i in row if i in known] for row in rows])
+        return torch.tensor([any(s in text for s in self.strings) for text in texts], device=input_ids.device)

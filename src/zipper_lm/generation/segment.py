@@ -19,7 +19,7 @@ from zipper_lm.fusion.limits import keep_within
 from zipper_lm.fusion.reading import State, goes_on, visible
 from zipper_lm.fusion.tower import listening
 from zipper_lm.fusion.zips import Memory, View
-from zipper_lm.generation.logits import Guidance, StopThreshold
+from zipper_lm.generation.logits import Guidance, StopStrings, StopThreshold
 from zipper_lm.generation.settings import STOP_THRESHOLD, generation_config
 
 if TYPE_CHECKING:
@@ -176,10 +176,12 @@ def write_segment(
         open_last=True,
     )[name]
     ids, mask = batch["input_ids"].to(tower.device), batch["attention_mask"].to(tower.device)
-    given = generation_config(name, settings)
+    given = generation_config(name, settings, special)
     if given.use_cache is None:  # not as the backbone's config says: Trainer leaves False there
         given.use_cache = tower.cache_name is not None
+    codec = model.processor.codecs.get(name) if model.processor is not None else None
     kwargs: dict[str, Any] = {}
+    stops: list[StoppingCriteria] = [stop, *StopStrings.taken_from(given, name, codec, ids.shape[1])]
     past = 0
     # A cache of another kind, and assisted decoding (whose first step takes the cache for empty), start from nothing:
     # the tower's own prefix is read again then.
@@ -212,9 +214,9 @@ def write_segment(
     if tower.position_limit is not None:
         keep_within(f"tower {name!r}", tower.position_limit, mask, given)
     given.bos_token_id, given.eos_token_id, given.pad_token_id = special
-    known = model.processor.codecs[name].vocab_size if model.processor and name in model.processor.codecs else None
     # A tower may have more ids than its codec: rows that were added to make its size a round number.
-    unwritten = {special.bos, special.pad, *range(known or tower.head_size, tower.head_size)} - {special.eos}
+    known = tower.head_size if codec is None else codec.vocab_size
+    unwritten = {special.bos, special.pad, *range(known, tower.head_size)} - {special.eos}
     unwritten = {i for i in unwritten if i < tower.head_size}
     given.disable_compile = True  # a compiled forward cannot ask a context variable who listens
     given.suppress_tokens = sorted(unwritten.union(given.suppress_tokens or ()))
@@ -225,7 +227,7 @@ def write_segment(
             attention_mask=mask,
             generation_config=given,
             logits_processor=LogitsProcessorList(processors),
-            stopping_criteria=[stop, _Place(speaker, given.use_cache)],
+            stopping_criteria=[*stops, _Place(speaker, given.use_cache)],
             **kwargs,
         )
     sequences = output if isinstance(output, Tensor) else output.sequences

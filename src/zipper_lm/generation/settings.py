@@ -1,17 +1,90 @@
-"""Settings of a segment: those of transformers' `GenerationConfig` and one of ours, checked before any is written."""
+"""Settings of a segment: those of transformers' `GenerationConfig` and one of ours, checked before any is written.
+
+Each is either followed or refused by name. One that only a newer transformers knows is refused, too: nobody has tried
+what it does between zips.
+"""
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from transformers import GenerationConfig
-from transformers.generation import GenerationMode
+
+from zipper_lm.data.collation import Specials
 
 MAX_NEW_TOKENS = 256
 STOP_THRESHOLD = "stop_threshold"
 """The one setting of ours beside those of `GenerationConfig` (see `logits.py`)."""
+
+FOLLOWED = {
+    STOP_THRESHOLD,
+    # when it ends
+    *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time"),
+    *("stop_strings", "forced_eos_token_id"),
+    # how the next token is found
+    *("do_sample", "num_beams", "early_stopping", "length_penalty"),
+    *("prompt_lookup_num_tokens", "max_matching_ngram_size"),
+    *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "disable_compile"),
+    # what is changed in the probabilities
+    *("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    *("repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
+    *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias", "exponential_decay_length_penalty"),
+    *("guidance_scale", "renormalize_logits", "remove_invalid_values", "watermarking_config"),
+}
+"""What a segment follows. A word of `GenerationConfig` that is not here has to be among `REFUSED`, with a reason."""
+
+_SECOND = "no second model proposes tokens here; prompt_lookup_num_tokens proposes them without one"
+_RETURNED = "what is returned is documents"
+_ENCODER = "it is for models with an encoder"
+_GONE = "transformers no longer has it"
+REFUSED = {
+    "bos_token_id": "a tower's special ids are its own",
+    "eos_token_id": "a tower's special ids are its own",
+    "pad_token_id": "a tower's special ids are its own",
+    "return_dict_in_generate": _RETURNED,
+    "num_return_sequences": "a document has one next segment",
+    "output_scores": _RETURNED,
+    "output_logits": _RETURNED,
+    "output_attentions": f"{_RETURNED}; zipper_lm.evaluation.attention.attention_maps shows attention",
+    "output_hidden_states": _RETURNED,
+    "decoder_start_token_id": _ENCODER,
+    "forced_bos_token_id": _ENCODER,
+    "token_healing": "a segment begins with BOS, so there is no broken word before it to heal",
+    "assistant_early_exit": "a tower without its last layers would lack the zips there; prompt_lookup_num_tokens "
+    "proposes tokens without a second model",
+    "use_mtp": "a tower's heads for further tokens read no zips; prompt_lookup_num_tokens proposes tokens without them",
+    "is_assistant": _SECOND,
+    "num_assistant_tokens": _SECOND,
+    "num_assistant_tokens_schedule": _SECOND,
+    "assistant_confidence_threshold": _SECOND,
+    "assistant_ensemble_weight": _SECOND,
+    "assistant_lookbehind": _SECOND,
+    "target_lookbehind": _SECOND,
+    "speculation_type": _SECOND,
+    "compile_config": "a compiled forward cannot ask who listens to its layers",
+    "continuous_batching_config": "all documents of a call are written together",
+    "low_memory": _GONE,
+    "penalty_alpha": _GONE,
+    "dola_layers": _GONE,
+    "diversity_penalty": _GONE,
+    "num_beam_groups": _GONE,
+    "constraints": _GONE,
+    "force_words_ids": _GONE,
+}
+"""What a segment does not follow, and why."""
+
+_SAYS_NOTHING = {"transformers_version"}  # of how to write
+_ONLY_WITH = {
+    "do_sample": ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    "num_beams": ("early_stopping", "length_penalty"),
+    "prompt_lookup_num_tokens": ("max_matching_ngram_size",),
+    "cache_implementation": ("cache_config", "max_cache_len"),
+}
+"""Settings that change nothing unless another is set."""
 
 
 class OwnSettings(GenerationConfig):
@@ -26,62 +99,104 @@ class OwnSettings(GenerationConfig):
 
 
 def known_settings() -> set[str]:
-    """What may stand in a modality's settings."""
+    """The names of settings, of those that are refused, too."""
     return {*vars(GenerationConfig()), STOP_THRESHOLD}
 
 
-def generation_config(name: str, settings: Mapping[str, Any] | GenerationConfig | None) -> GenerationConfig:
+def generation_config(
+    name: str, settings: Mapping[str, Any] | GenerationConfig | None, special: Specials | None = None
+) -> GenerationConfig:
     """A copy to be written to, with our defaults.
 
+    Args:
+        name: the modality. settings: as given. special: its ids, where they are known: a config that was loaded with a
+            backbone may name them.
+
     Raises:
-        ValueError: for a setting that is unknown, of another type, out of range, or that does not go with another.
+        ValueError: for a setting that is unknown, refused, of another type, out of range, or that does not go with
+            another.
     """
     if isinstance(settings, GenerationConfig):
-        config = OwnSettings()
-        config.__dict__.update(copy.deepcopy(settings.__dict__))
+        given = {k: v for k, v in vars(settings).items() if v is not None and not k.startswith("_")}
+    elif settings is None or isinstance(settings, Mapping):
+        given = dict(settings or {})
     else:
-        if unknown := sorted(set(settings or {}) - known_settings()):
-            raise ValueError(f"settings for {name!r}: unknown {unknown}; see transformers.GenerationConfig")
-        fields = {"do_sample": False, **(settings or {})}
-        _check_types(name, fields)
-        threshold = fields.pop(STOP_THRESHOLD, None)
-        try:
-            config = OwnSettings(**fields)
-        except TypeError as error:
-            raise ValueError(f"settings for {name!r}: {error}") from error
-        setattr(config, STOP_THRESHOLD, threshold)
+        raise ValueError(
+            f"settings for {name!r} must be a mapping or a GenerationConfig, got {type(settings).__name__}"
+        )
+    if unknown := sorted(str(key) for key in set(given) - known_settings()):
+        raise ValueError(f"settings for {name!r}: unknown {unknown}; see transformers.GenerationConfig")
+    _check_followed(name, given, special)
+    _check_types(name, given)
+    fields = {"do_sample": False, **copy.deepcopy({k: v for k, v in given.items() if k in FOLLOWED})}
+    threshold = fields.pop(STOP_THRESHOLD, None)
+    try:
+        config = OwnSettings(**fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"settings for {name!r}: {error}") from error
+    setattr(config, STOP_THRESHOLD, threshold)
     if config.max_new_tokens is None and config.max_length is None:
         config.max_new_tokens = MAX_NEW_TOKENS
-    threshold = getattr(config, STOP_THRESHOLD, None)
-    if threshold is not None and not 0.0 < threshold <= 1.0:
-        raise ValueError(f"settings for {name!r}: {STOP_THRESHOLD} must be in (0, 1], got {threshold}")
-    if config.num_beams is not None and config.num_beams < 1:
-        raise ValueError(f"settings for {name!r}: num_beams must be at least 1, got {config.num_beams}")
-    searched = config.num_beams not in (None, 1) or config.get_generation_mode() is GenerationMode.ASSISTED_GENERATION
-    if (scale := config.guidance_scale) not in (None, 1) and searched:
-        raise ValueError(f"settings for {name!r}: guidance_scale={scale} goes with greedy search and sampling only")
-    if config.num_return_sequences not in (None, 1):
-        raise ValueError(
-            f"settings for {name!r}: num_return_sequences={config.num_return_sequences}, but a document has one next "
-            "segment"
-        )
-    if config.assistant_early_exit is not None:
-        raise ValueError(
-            f"settings for {name!r}: assistant_early_exit={config.assistant_early_exit}, but a tower without its last "
-            "layers would lack the zips there; prompt_lookup_num_tokens proposes tokens without a second model"
-        )
+    _check_together(name, config)
     return config
 
 
-def _check_types(name: str, fields: Mapping[str, Any]) -> None:
+def _check_followed(name: str, given: Mapping[str, Any], special: Specials | None) -> None:
+    """Raise `ValueError` for what is set and not followed. What says what would be without it is no setting."""
+    without = GenerationConfig._get_default_generation_params()
+    own = {f"{k}_token_id": v for k, v in special._asdict().items()} if special is not None else {}
+    for key, value in given.items():
+        if key in FOLLOWED or key in _SAYS_NOTHING or value is None or value is False:
+            continue
+        if (key in without and value == without[key]) or (key in own and value in (own[key], [own[key]])):
+            continue
+        reason = REFUSED.get(key, "it is new in transformers, and was not tried here yet")
+        here = f" ({own[key]})" if key in own else ""
+        raise ValueError(f"settings for {name!r}: {key}={value!r} is not followed: {reason}{here}")
+
+
+def _check_together(name: str, config: GenerationConfig) -> None:
+    """Raise `ValueError` for values out of range and settings that exclude each other; warn of those without effect."""
+    threshold = getattr(config, STOP_THRESHOLD)
+    if threshold is not None and not 0.0 < threshold <= 1.0:
+        raise ValueError(f"settings for {name!r}: {STOP_THRESHOLD} must be in (0, 1], got {threshold}")
+    for field in ("num_beams", "prefill_chunk_size"):
+        if (value := getattr(config, field, None)) is not None and value < 1:
+            raise ValueError(f"settings for {name!r}: {field} must be at least 1, got {value}")
+    beams = config.num_beams not in (None, 1)
+    assisted = config.prompt_lookup_num_tokens is not None
+    if (scale := config.guidance_scale) not in (None, 1) and (beams or assisted):
+        raise ValueError(f"settings for {name!r}: guidance_scale={scale} goes with greedy search and sampling only")
+    if assisted and beams:
+        raise ValueError(f"settings for {name!r}: prompt_lookup_num_tokens goes with greedy search and sampling only")
+    without = GenerationConfig._get_default_generation_params()
+    for other, fields in _ONLY_WITH.items():
+        if getattr(config, other, None) in (None, without.get(other)):
+            for field in fields:
+                if (value := getattr(config, field, None)) not in (None, without.get(field)):
+                    warnings.warn(
+                        f"settings for {name!r}: {field}={value!r} has no effect without {other}", stacklevel=3
+                    )
+    if config.cache_implementation == "paged":
+        raise ValueError(f"settings for {name!r}: cache_implementation='paged' is for a server of its own")
+
+
+def _check_types(name: str, given: Mapping[str, Any]) -> None:
     """Raise `ValueError` for text where a number or a truth value belongs: ``"False"`` would count as true."""
-    like = {**GenerationConfig._get_default_generation_params(), "max_new_tokens": 0, "guidance_scale": 1.0}
-    like |= {STOP_THRESHOLD: 0.5, "early_stopping": None}  # which may be a word
-    for key, value in fields.items():
+    like = {**GenerationConfig._get_default_generation_params(), STOP_THRESHOLD: 0.5}
+    like |= dict.fromkeys(("max_new_tokens", "min_new_tokens", "prompt_lookup_num_tokens", "max_cache_len"), 0)
+    like |= dict.fromkeys(("max_matching_ngram_size", "prefill_chunk_size"), 0)
+    like |= dict.fromkeys(("guidance_scale", "min_p", "top_h", "max_time"), 1.0)
+    like |= {"early_stopping": None, "renormalize_logits": False, "disable_compile": False}  # the first may be a word
+    for key, value in given.items():
         expected = like.get(key)
         if value is None or not isinstance(expected, bool | int | float):
             continue
-        kind = bool if isinstance(expected, bool) else int | float
-        if not isinstance(value, kind):
-            wanted = "true or false" if kind is bool else "a number"
+        if isinstance(expected, bool):
+            fits, wanted = isinstance(value, bool), "true or false"
+        elif isinstance(expected, int):
+            fits, wanted = isinstance(value, Integral) and not isinstance(value, bool), "a whole number"
+        else:
+            fits, wanted = isinstance(value, Real) and not isinstance(value, bool), "a number"
+        if not fits:
             raise ValueError(f"settings for {name!r}: {key} must be {wanted}, got {value!r}")

@@ -244,19 +244,20 @@ class SingleDecoder(PreTrainedModel):
             ValueError: for an unknown modality in documents, schedule or settings, or ``schedule="auto"``: nothing
                 here learned who speaks next.
         """
-        chosen = {name: generation_config(name, given) for name, given in (settings or {}).items()}
+        chosen = {n: generation_config(n, given, self.specials.get(n)) for n, given in (settings or {}).items()}
         entries = checked_schedule(self, schedule, chosen)
         if entries is None:
             raise ValueError('schedule "auto": a single decoder does not say who speaks next; name the modalities')
         if not documents:
             return []
+        codecs = self.processor.codecs if self.processor is not None else {}
         written = encode_given(self, documents)
         for entry in entries:
             if isinstance(entry, Segment):
                 for document in written:
                     document.segments.append(Segment(entry.modality, entry.value, list(entry.ids or [])))
             else:
-                rows = write(self.backbone, self.modalities, written, entry, chosen.get(entry))
+                rows = write(self.backbone, self.modalities, written, entry, chosen.get(entry), codecs.get(entry))
                 for document, ids in zip(written, rows):
                     document.segments.append(Segment(entry, ids=ids))
         if decode and self.processor is not None:

@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
+from zipper_lm.codecs.codec import Codec
 from zipper_lm.data.document import Document
 from zipper_lm.fusion.limits import keep_within, position_limit
-from zipper_lm.generation.logits import StopThreshold
+from zipper_lm.generation.logits import StopStrings, StopThreshold
 from zipper_lm.generation.settings import STOP_THRESHOLD, generation_config
 from zipper_lm.models.baseline.vocabulary import Modality, prompts
 
@@ -42,6 +43,7 @@ def write(
     documents: Sequence[Document],
     name: str,
     settings: Mapping[str, Any] | GenerationConfig | None,
+    codec: Codec | None = None,
 ) -> list[list[int]]:
     """One segment in every row.
 
@@ -49,14 +51,16 @@ def write(
 
     Args:
         backbone: the decoder. vocabulary: the modalities in its order. documents: encoded; not changed. name: of the
-            modality that is written. settings: as in `zipper_lm.generation.generate.generate`.
+            modality that is written. settings: as in `zipper_lm.generation.generate.generate`. codec: of the modality,
+            which finds `stop_strings`.
 
     Returns:
         content ids per row, counted within the modality.
     """
     (modality,) = (m for m in vocabulary if m.name == name)
     ids, mask = (x.to(backbone.device) for x in prompts(documents, name, vocabulary))
-    given = generation_config(name, settings)
+    given = generation_config(name, settings, modality.specials)
+    stops = StopStrings.taken_from(given, name, codec, ids.shape[1], modality.offset)
     if (limit := position_limit(backbone)) is not None:
         keep_within("the single decoder", limit, mask, given)
     last = vocabulary[-1]
@@ -68,12 +72,30 @@ def write(
     if (scale := given.guidance_scale) not in (None, 1):
         given.guidance_scale = None
         processors += [UnbatchedClassifierFreeGuidanceLogitsProcessor(scale, backbone), only]
-    given.suppress_tokens = [modality.offset + i for i in given.suppress_tokens or ()] or None
+    _move_ids(given, modality.offset)
     given.use_cache = True if given.use_cache is None else given.use_cache  # Trainer leaves False in the config
     given.bos_token_id, given.eos_token_id = modality.offset + modality.bos, eos
     given.pad_token_id = modality.offset + modality.pad
     output = backbone.generate(  # type: ignore[operator]
-        input_ids=ids, attention_mask=mask, generation_config=given, logits_processor=LogitsProcessorList(processors)
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=given,
+        logits_processor=LogitsProcessorList(processors),
+        stopping_criteria=stops,
     )
     rows = (output if isinstance(output, Tensor) else output.sequences)[:, ids.shape[1] :].tolist()
     return [[i - modality.offset for i in (row[: row.index(eos)] if eos in row else row)] for row in rows]
+
+
+def _move_ids(given: GenerationConfig, offset: int) -> None:
+    """Settings name ids within the modality, the decoder knows them by their place in the whole vocabulary."""
+    for field in ("suppress_tokens", "begin_suppress_tokens"):
+        if (ids := getattr(given, field)) is not None:
+            setattr(given, field, [offset + i for i in ids])
+    if given.bad_words_ids is not None:
+        given.bad_words_ids = [[offset + i for i in word] for word in given.bad_words_ids]
+    if (last := given.forced_eos_token_id) is not None:
+        given.forced_eos_token_id = offset + last if isinstance(last, int) else [offset + i for i in last]
+    if (bias := given.sequence_bias) is not None:
+        pairs = bias.items() if isinstance(bias, Mapping) else bias
+        given.sequence_bias = {tuple(offset + i for i in ids): value for ids, value in pairs}
