@@ -418,3 +418,32 @@ def test_inspect(model: Path) -> None:
     shown = zipper("inspect", model).stdout
     assert "reads speech" in shown
     assert "gate +0.09" in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", "MODEL", "--output", "text"),
+        ("evaluate", "MODEL", "DATA"),
+        ("verify", "MODEL"),
+        ("inspect", "MODEL"),
+        ("combine", "MODEL", "MODEL", "--output", "OUTPUT"),
+        ("push", "MODEL", "owner/name"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_code_of_towers_runs_only_when_the_command_says_so(
+    words: Sequence[str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There was no way to say it on the command line; the config.json of a folder said it."""
+    shutil.copytree(model, tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    config["towers"]["text"]["trust_remote_code"] = True
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    places = {"MODEL": tmp_path / "model", "DATA": workshop() / "data", "OUTPUT": tmp_path / "output"}
+    called = [str(places.get(word, word)) for word in words]
+    monkeypatch.setattr("zipper_lm.models.sharing.check_target", lambda *_: None)
+    assert "pass trust_remote_code=True (--trust-remote-code on the command line)" in refused(*called)
+    result = zipper(*called, "--trust-remote-code")
+    assert "trust" not in result.output
+    assert not isinstance(result.exception, AttributeError | TypeError | NameError)

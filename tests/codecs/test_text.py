@@ -1,5 +1,6 @@
 """The text codec, on tokenizers made here."""
 
+import contextlib
 import json
 
 import pytest
@@ -207,3 +208,22 @@ def test_options_that_a_made_tokenizer_does_not_heed_are_refused(codec, tmp_path
     with pytest.raises(ValueError, match=says):
         make_codec("text", source=str(tmp_path), **options)
     assert make_codec("text", source=str(tmp_path), local_files_only=True).vocab_size == codec.vocab_size
+
+
+def test_code_of_a_tokenizer_runs_only_when_the_caller_says_so(tmp_path, monkeypatch):
+    """Where nobody said anything transformers asked at the terminal, and took a stray "y" for consent."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    folder, mark = tmp_path / "odd", tmp_path / "ran"
+    TextCodec.train(["one two"], vocab_size=32).save_pretrained(folder)
+    code = f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
+    (folder / "odd.py").write_text(f"{code}from transformers import PreTrainedTokenizerFast as OddTokenizer\n")
+    file = folder / "tokenizer_config.json"
+    said = {"tokenizer_class": "OddTokenizer", "auto_map": {"AutoTokenizer": [None, "odd.OddTokenizer"]}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | said))
+    for load in (TextCodec.from_pretrained, load_codec):
+        with contextlib.suppress(ValueError):
+            load(folder)
+        assert not mark.exists()
+    load_codec(folder, trust_remote_code=True)
+    assert mark.exists()

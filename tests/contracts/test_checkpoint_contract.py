@@ -398,6 +398,9 @@ def test_remote_code_only_when_asked(sources: dict[str, Path], tmp_path: Path, m
         model = ZipperModel.fuse({"text": spec, "speech": sources["speech"]}, zips=ZipSpec(layers=2, gate_start=0.5))
         assert model.tower("text").depth == 3
         model.save_pretrained(tmp_path / train)
-        assert torch.equal(logits_of(ZipperModel.from_pretrained(tmp_path / train)), logits_of(model))
+        with pytest.raises(ValueError, match="trust_remote_code"):  # also in a folder: anybody may have written it
+            ZipperModel.from_pretrained(tmp_path / train)
+        loaded = ZipperModel.from_pretrained(tmp_path / train, trust_remote_code=True)
+        assert torch.equal(logits_of(loaded), logits_of(model))
         settings = {"text": {"max_new_tokens": 4}}
         assert len(model.generate([doc(("speech", [5, 6]))], ["text"], settings=settings)[0]) == 2

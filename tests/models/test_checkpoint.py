@@ -1,7 +1,10 @@
 """What contract 6 (tests/contracts/test_checkpoint_contract.py) does not say: ownership, warnings, adapters."""
 
+import json
 import logging
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,11 +12,12 @@ import torch
 from huggingface_hub.errors import RevisionNotFoundError
 from tiny import doc, tiny_backbone, tiny_model
 from tiny_recipes import workshop
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCausalLM
 
-from zipper_lm import TowerSpec, ZipperModel
+from zipper_lm import TowerSpec, ZipperConfig, ZipperModel
 from zipper_lm.codecs.codec import load_codec
 from zipper_lm.data.collation import collate
+from zipper_lm.evaluation.preservation import changed_sources
 from zipper_lm.models import checkpoint
 from zipper_lm.models.baseline.single_decoder import SingleDecoder, expand
 from zipper_lm.utils.tensors import weights_hash
@@ -132,7 +136,96 @@ def test_code_of_a_checkpoint_from_the_hub_runs_only_when_asked(tmp_path: Path) 
     with pytest.raises(ValueError, match=r"tower 'text' of org/zipped runs code of its own"):
         ZipperModel.from_pretrained("org/zipped", **cache)
     ZipperModel.from_pretrained("org/zipped", trust_remote_code=True, **cache)
-    ZipperModel.from_pretrained(snapshot)
+    with pytest.raises(ValueError, match=r"says trust_remote_code: true, which only you can allow"):
+        ZipperModel.from_pretrained(snapshot)
+    ZipperModel.from_pretrained(snapshot, trust_remote_code=True)
+
+
+EVIL = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM
+Path({mark!r}).touch()
+class EvilConfig(LlamaConfig):
+    model_type = "evil"
+class EvilModel(LlamaForCausalLM):
+    config_class = EvilConfig
+"""
+
+
+@pytest.fixture
+def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Path, Path]]:
+    """Makes a folder that somebody sent, whose tower has code that leaves a mark when it runs."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+
+    def make(train: str = "frozen", **tower: object) -> tuple[Path, Path]:
+        folder, mark = tmp_path / "downloaded", tmp_path / "ran"
+        tiny_model(train={"text": train}).save_pretrained(folder, card=False)
+        bundled = folder / "towers/text"
+        bundled.mkdir(parents=True, exist_ok=True)
+        (bundled / "evil.py").write_text(EVIL.format(mark=str(mark)))
+        names = {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.EvilModel"}
+        config = json.loads((folder / "config.json").read_text())
+        mine = config["towers"]["text"]
+        own = mine["backbone"] | {"model_type": "evil", "auto_map": names}
+        (bundled / "config.json").write_text(json.dumps(own))
+        mine |= {"source": "towers/text"} | tower
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder, mark
+
+    return make
+
+
+@pytest.mark.parametrize("train", ["frozen", "full"])
+@pytest.mark.parametrize("trust", [True, False])
+def test_code_of_a_folder_runs_only_when_asked(
+    train: str, trust: bool, downloaded: Callable[..., tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``trust_remote_code: true`` in the config.json of a folder was obeyed: whoever made the folder ran what code they
+    liked where it was loaded, though nobody had asked for that."""
+    folder, mark = downloaded(train, trust_remote_code=trust)
+    monkeypatch.chdir(folder)
+    for load in (
+        lambda: ZipperModel.from_pretrained(folder),
+        lambda: AutoModel.from_pretrained(folder),
+        lambda: ZipperModel(ZipperConfig.from_pretrained(folder)),
+        lambda: changed_sources(folder),
+    ):
+        with suppress(ValueError):
+            load()
+        assert not mark.exists()
+    if trust:
+        with pytest.raises(ValueError, match=r"runs code of its own, from 'towers/text': its config.json says trust_"):
+            ZipperModel.from_pretrained(folder)
+        with suppress(ValueError):
+            ZipperModel.from_pretrained(folder, trust_remote_code=True)
+        assert mark.exists()
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "experts_implementation"])
+@pytest.mark.parametrize("where", ["config", "tower", "backbone"])
+def test_a_kernel_of_the_hub_is_code(name: str, where: str, tmp_path: Path) -> None:
+    """transformers fetches and runs an implementation of attention that a config names by a Hub id."""
+    if where == "backbone":
+        backbone = tiny_backbone("llama", 31, 2)
+        backbone.save_pretrained(tmp_path / "text")
+        file = tmp_path / "text/config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {name: "somebody/kernel"}))
+        with pytest.raises(ValueError, match=r"names 'somebody/kernel' as .*, which is code on the Hub"):
+            ZipperModel.fuse({"text": tmp_path / "text", "speech": tiny_backbone("gpt2", 53, 2)})
+        return
+    tiny_model(train={"text": "full"}).save_pretrained(tmp_path, card=False)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (config if where == "config" else config["towers"]["text"]["backbone"])[name] = "somebody/kernel"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"names 'somebody/kernel' as .*, which is code on the Hub"):
+        ZipperModel.from_pretrained(tmp_path)
+
+
+def test_a_folder_that_holds_something_else_is_named(tmp_path: Path) -> None:
+    """A tower's folder given as a model ended in a complaint about the handover."""
+    tiny_backbone("llama", 31, 2).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"config\.json: holds no zipped model: its model_type is 'llama'"):
+        ZipperModel.from_pretrained(tmp_path)
 
 
 def test_where_a_single_decoders_base_came_from(tmp_path: Path, hub_cache) -> None:

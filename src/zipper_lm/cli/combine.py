@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from zipper_lm.cli.common import Json, Overwrite, console, emit, quiet, settings_of
+from zipper_lm.cli.common import Json, Overwrite, Trust, console, emit, quiet, settings_of
 
 
 def combine(
     models: Annotated[list[str], typer.Argument(metavar="MODEL MODEL...", help="Folders or Hub ids, two or more.")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="For the model with all their towers.")],
+    trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -33,7 +34,7 @@ def combine(
     from zipper_lm.models.zipper import ZipperModel
     from zipper_lm.utils.files import new_folder, write_json
 
-    combined = run([ZipperModel.from_pretrained(source) for source in models])
+    combined = run([ZipperModel.from_pretrained(source, trust_remote_code=trust_remote_code) for source in models])
     for name, spec in combined.config.tower_specs.items():
         _spare(output, spec.source, f"tower {name!r}, which is at {spec.source!r}")
     settings = {name: values for source in reversed(models) for name, values in settings_of(source, []).items()}

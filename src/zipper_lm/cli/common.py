@@ -27,6 +27,9 @@ Json = Annotated[bool, typer.Option("--json", help="End with exactly one line of
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from an interrupted run's newest checkpoint.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a zipped model.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let towers run code that comes with their weights. Read it first.")
+]
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="What to do.")]
 Changes = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Changes to the recipe.")]
 
@@ -84,7 +87,7 @@ def quiet() -> None:
     logging.disable_progress_bar()
 
 
-def load_model(source: str) -> Writer:
+def load_model(source: str, trust_remote_code: bool = False) -> Writer:
     """A model on the fastest device there is.
 
     Raises:
@@ -93,10 +96,10 @@ def load_model(source: str) -> Writer:
     from zipper_lm.models.load import load
 
     quiet()
-    return load(source)
+    return load(source, trust_remote_code=trust_remote_code)
 
 
-def load_zipper(source: str) -> ZipperModel:
+def load_zipper(source: str, trust_remote_code: bool = False) -> ZipperModel:
     """As `load_model`, for what only towers have.
 
     Raises:
@@ -104,7 +107,7 @@ def load_zipper(source: str) -> ZipperModel:
     """
     from zipper_lm.models.zipper import ZipperModel
 
-    model = load_model(source)
+    model = load_model(source, trust_remote_code)
     if not isinstance(model, ZipperModel):
         raise ValueError(f"{source} is a single decoder: it has no towers and no zips")
     return model

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zipper_lm.cli.common import Json, Model, Overwrite, console, emit, load_model, settings_of
+from zipper_lm.cli.common import Json, Model, Overwrite, Trust, console, emit, load_model, settings_of
 
 if TYPE_CHECKING:
     from zipper_lm.evaluation.judges import Judge
@@ -44,6 +44,7 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Write what was generated: sounds or pictures, metadata.csv.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -76,7 +77,7 @@ def evaluate(
     columns = _columns(column or [])
     found = read_rows(data, columns, split=split, limit=None if where else limit)
     rows = _chosen([row for row in found if not isinstance(row, Document)], where or [])[:limit]
-    loaded = load_model(model)
+    loaded = load_model(model, trust_remote_code)
     parse_task(SHORT_NAMES.get(task, task), loaded.names)  # before a judge is fitted
     codec = loaded.processor.codecs.get(ends_in) if loaded.processor is not None else None
     judged = ends_in != "text" and not counts_tokens(ends_in, codec)

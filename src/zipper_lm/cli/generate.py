@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from zipper_lm.cli.common import Json, Model, Overwrite, console, emit, load_model, settings_of
+from zipper_lm.cli.common import Json, Model, Overwrite, Trust, console, emit, load_model, settings_of
 
 if TYPE_CHECKING:
     from zipper_lm.data.document import Document, Segment
@@ -72,6 +72,7 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     stream: Annotated[bool, typer.Option("--stream", help="Print text as it comes.")] = False,
+    trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -95,7 +96,7 @@ def generate(
     if doubled := [str(f) for f, n in Counter(g.file for g in goals if g.file).items() if n > 1]:
         raise ValueError(f"--output names {doubled[0]!r} twice")
     settings = settings_of(model, changes or [])
-    loaded = load_model(model)
+    loaded = load_model(model, trust_remote_code)
     import torch
 
     from zipper_lm.data.document import Document, check_modalities

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zipper_lm.cli.common import Json, Model, console, emit, load_zipper
+from zipper_lm.cli.common import Json, Model, Trust, console, emit, load_zipper
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,12 +16,12 @@ LENGTHS = (100, 1000)
 """Memory lengths, in tokens of each source, for which costs are shown."""
 
 
-def inspect(model: Model, json: Json = False) -> None:
+def inspect(model: Model, trust_remote_code: Trust = False, json: Json = False) -> None:
     """Show what is zipped where, what is new, trained and frozen, the gates, and what a token costs.
 
     Example: [bold]zipper inspect outputs/spoken-digits/model[/bold]
     """
-    loaded = load_zipper(model)
+    loaded = load_zipper(model, trust_remote_code)
     facts = describe(loaded)
     if json:
         emit(facts)

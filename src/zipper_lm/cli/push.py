@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zipper_lm.cli.common import Json, Model, console, emit, load_model
+from zipper_lm.cli.common import Json, Model, Trust, console, emit, load_model
 
 if TYPE_CHECKING:
     from zipper_lm.generation.writer import Writer
@@ -22,6 +22,7 @@ def push(
         bool, typer.Option("--bundle-towers", help="Also upload frozen towers that have a Hub id; mind their licences.")
     ] = False,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    trust_remote_code: Trust = False,
     json: Json = False,
 ) -> None:
     """Upload a model with its card to the Hugging Face Hub. It is loaded and checked first.
@@ -34,7 +35,7 @@ def push(
     if "/" not in repository:
         raise ValueError(f"OWNER/NAME: {repository!r} has no owner")
     check_target(repository)
-    loaded = load_model(model)  # a model that cannot be loaded is not to be shared
+    loaded = load_model(model, trust_remote_code)  # a model that cannot be loaded is not to be shared
     with staged(loaded, repository, kept=local_folder(model), bundle_towers=bundle_towers) as folder:
         sizes = {f.relative_to(folder).as_posix(): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
         towers = where_towers_are(loaded, folder)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from zipper_lm.cli.common import Json, Model, console, emit, load_zipper, quiet
+from zipper_lm.cli.common import Json, Model, Trust, console, emit, load_zipper, quiet
 
 if TYPE_CHECKING:
     from zipper_lm.evaluation.preservation import TowerReport
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 DIFFERS = 1
 
 
-def verify(model: Model, json: Json = False) -> None:
+def verify(model: Model, trust_remote_code: Trust = False, json: Json = False) -> None:
     """Compare every tower with its source, tensor by tensor; exit code 1 if a frozen one differs.
 
     Example: [bold]zipper verify outputs/spoken-digits/model[/bold]
@@ -25,9 +25,9 @@ def verify(model: Model, json: Json = False) -> None:
 
     quiet()
     try:
-        loaded = load_zipper(model)
+        loaded = load_zipper(model, trust_remote_code)
     except ValueError:
-        changed = changed_sources(model)
+        changed = changed_sources(model, trust_remote_code=trust_remote_code)
         if not changed:
             raise
         for message in changed.values():

@@ -87,11 +87,12 @@ PICTURE_KINDS = frozenset(("pixels", "color-clusters", "vq-image"))
 """Kinds of codecs that decode to pictures."""
 
 
-def load_codec(path: str | Path, **hub: Any) -> Codec:
+def load_codec(path: str | Path, *, trust_remote_code: bool = False, **hub: Any) -> Codec:
     """Load any codec from its folder: one of this package, or one that an installed package names as an entry point.
 
     Args:
-        path: the folder. hub: `cache_dir`, `token`, `local_files_only`, for a codec whose model is on the Hub.
+        path: the folder. trust_remote_code: let a tokenizer that has code of its own run it.
+        hub: `cache_dir`, `token`, `local_files_only`, for a codec whose model is on the Hub.
 
     Raises:
         ValueError: if the folder has no `codec.json`, or its `kind` is unknown.
@@ -108,8 +109,9 @@ def load_codec(path: str | Path, **hub: Any) -> Codec:
         )
     if kind in CODECS:
         owner = own_codec(kind)
-        wants_hub = "hub" in inspect.signature(owner.from_pretrained).parameters
-        return owner.from_pretrained(path, **(hub if wants_hub else {}))
+        wanted = inspect.signature(owner.from_pretrained).parameters
+        known = {"trust_remote_code": trust_remote_code} if "trust_remote_code" in wanted else {}
+        return owner.from_pretrained(path, **known, **(hub if "hub" in wanted else {}))
     return others[kind].load().from_pretrained(path)
 
 
@@ -161,7 +163,7 @@ def make_codec(
         ValueError: on an unknown kind or option, a source that cannot be loaded, or too little data.
     """
     if source is not None and (Path(source) / CODEC_FILE).is_file():
-        if unused := sorted(set(options) - set(HUB_ARGUMENTS)):
+        if unused := sorted(set(options) - {"trust_remote_code", *HUB_ARGUMENTS}):
             raise ValueError(f"codec.options {unused} have no effect: {source} holds a codec that is made")
         return load_codec(source, **options)
     if kind not in CODECS:

@@ -223,7 +223,7 @@ class NeuralAudioCodec(LaidOut, RunsModel):
     @classmethod
     def _open(cls, at: ModelSource, codebooks: int | None, layout: dict[str, Any]) -> NeuralAudioCodec:
         with reaching(f"{cls.kind} codec model", at.source, at.revision):
-            config = AutoConfig.from_pretrained(at.source, revision=at.revision, **at.hub)
+            config = AutoConfig.from_pretrained(at.source, revision=at.revision, trust_remote_code=False, **at.hub)
         format = codes_format(config)  # what is wrong shows before the weights are fetched
         placed = IdLayout(units=_checked_codebooks(codebooks, format) * format.size, **layout)
         model, at = open_model(AutoModel, at)

@@ -76,7 +76,12 @@ def open_model(owner: Any, at: ModelSource) -> tuple[Any, ModelSource]:
     """
     with reaching(f"codec model ({owner.__name__})", at.source, at.revision):
         model, info = owner.from_pretrained(
-            at.source, revision=at.revision, dtype=torch.float32, output_loading_info=True, **at.hub
+            at.source,
+            revision=at.revision,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,  # said outright: where it is not, transformers asks at the terminal
+            **at.hub,
         )
     model = model.eval().requires_grad_(False)
     lacking = lacking_tensors(info)

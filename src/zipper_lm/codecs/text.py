@@ -122,11 +122,12 @@ class TextCodec:
             write_json(folder / CODEC_FILE, {"kind": self.kind})
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **kwargs: Any) -> TextCodec:
+    def from_pretrained(cls, path: str | Path, *, trust_remote_code: bool = False, **kwargs: Any) -> TextCodec:
         """Read what `save_pretrained` wrote, or any tokenizer folder or Hub id.
 
         Args:
             path: folder or Hub id.
+            trust_remote_code: let a tokenizer that has code of its own run it.
             kwargs: passed on to `AutoTokenizer.from_pretrained`, such as ``revision``; but ``eos_token``, ``bos_token``
                 and ``pad_token`` name tokens that the tokenizer has, where it does not say which of them these are.
 
@@ -140,7 +141,7 @@ class TextCodec:
                 raise ValueError(f"{file}: kind is {kind!r}, not {cls.kind!r}")
         named = {name: kwargs.pop(name) for name in _NAMED if name in kwargs}
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(path), **kwargs)
+            tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code, **kwargs)
         except (OSError, ValueError) as error:
             raise ValueError(f"text codec: no tokenizer at {path} ({error})") from error
         own = tokenizer.get_vocab()

@@ -237,7 +237,7 @@ def _said_of_pictures(source: str, **where: Any) -> dict[str, Any]:
     said, _ = ImageProcessingMixin.get_image_processor_dict(source, **where)
     if all(name in said for name in names):
         return said
-    processor = AutoImageProcessor.from_pretrained(source, **where)
+    processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, **where)
     return {name: getattr(processor, name) for name in names}
 
 

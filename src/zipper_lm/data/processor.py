@@ -118,7 +118,7 @@ class ZipperProcessor(PushToHubMixin):
         Args:
             pretrained_model_name_or_path: folder or Hub id.
             codecs: by tower, to take in place of those stored there, such as those of a class that only you have.
-            kwargs: `revision`, `cache_dir`, `token`, `local_files_only`.
+            kwargs: `revision`, `cache_dir`, `token`, `local_files_only`; `trust_remote_code`, for tokenizers.
 
         Raises:
             ValueError: if there is no processor there, or a codec of unknown kind.
@@ -132,6 +132,7 @@ class ZipperProcessor(PushToHubMixin):
         description = read_mapping(file)
         names, specials = _described(description, file)
         given, hub = dict(codecs or {}), {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
+        hub["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
         stored = {n: load_codec(folder / "codecs" / n, **hub) for n in names if n not in given}
         return cls(stored | given, specials)
 

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from zipper_lm.fusion.backbones import base_tensors, check_same_backbone, load_backbone, recorded_dtype, wrappers
+from zipper_lm.fusion.backbones import (
+    base_tensors,
+    check_same_backbone,
+    check_trust,
+    load_backbone,
+    recorded_dtype,
+    wrappers,
+)
 from zipper_lm.fusion.config import ZipperConfig
 from zipper_lm.fusion.tower import Tower
 from zipper_lm.utils.hub import CONFIG_FILE, local_folder
@@ -90,7 +97,7 @@ def verify(model: ZippedTowers, folder: str | Path | None = None, **hub: Any) ->
     return reports
 
 
-def changed_sources(folder: str | Path, **hub: Any) -> dict[str, str]:
+def changed_sources(folder: str | Path, *, trust_remote_code: bool = False, **hub: Any) -> dict[str, str]:
     """Towers of a checkpoint whose source is no longer what the zips were trained on, and what is wrong.
 
     Raises:
@@ -100,7 +107,9 @@ def changed_sources(folder: str | Path, **hub: Any) -> dict[str, str]:
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(f"{folder}: no {CONFIG_FILE} there")
     changed = {}
-    for name, spec in ZipperConfig.from_pretrained(folder).tower_specs.items():
+    config = ZipperConfig.from_pretrained(folder)
+    check_trust(config, folder, trust_remote_code)
+    for name, spec in config.tower_specs.items():
         if spec.train == "full":  # stored with the checkpoint
             continue
         at = replace(spec, source=str(folder / spec.source)) if (folder / spec.source).is_dir() else spec

@@ -65,5 +65,5 @@ class PublicRecogniser:
         """
         with reaching("judge", source):
             gpu = torch.cuda.current_device() if torch.cuda.is_available() else -1  # of several processes each its own
-            made: Any = pipeline("automatic-speech-recognition", model=str(source), device=gpu)
+            made: Any = pipeline("automatic-speech-recognition", model=str(source), device=gpu, trust_remote_code=False)
         return cls(made)

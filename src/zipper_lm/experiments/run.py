@@ -344,7 +344,7 @@ def _performed(experiment: Experiment, run: Run, results: Path, work: Path, cons
 def _scores(experiment: Experiment, recipe: FuseRecipe, output: Path, console: Console) -> dict[str, Any]:
     """Every task on the test split, with what was said and heard, and the judge's own errors."""
     rows = [row for row in _test_rows(recipe.data) if not isinstance(row, Document)]
-    model, settings = load(output), generation_settings(output)
+    model, settings = load(output, trust_remote_code=recipe.trust_remote_code), generation_settings(output)
     assert model.processor is not None
     scores: dict[str, Any] = {}
     for task in experiment.tasks:

@@ -98,7 +98,46 @@ def source_config(spec: TowerSpec, **hub: Any) -> PreTrainedConfig:
         raise ValueError(f"tower {spec.source!r}: config names {unknown}, which {type(config).__name__} does not have")
     for name, value in (spec.config or {}).items():
         setattr(config, name, value)
+    check_no_kernels(f"tower {spec.source!r}", config, spec.trust_remote_code)
     return config
+
+
+def check_trust(config: ZipperConfig, source: str | Path, trust_remote_code: bool) -> None:
+    """Raise `ValueError` if towers of a checkpoint want to run code and the caller did not allow it. What the config
+    says of trust is only the wish of whoever wrote it, also where the checkpoint is a folder here: it may have come
+    from anywhere.
+
+    Args:
+        config: the checkpoint's. source: where that is. trust_remote_code: the caller's own word.
+    """
+    if trust_remote_code:
+        return
+    for name, spec in config.tower_specs.items():
+        if spec.trust_remote_code:
+            raise ValueError(
+                f"tower {name!r} of {source} runs code of its own, from {spec.source!r}: its config.json says "
+                "trust_remote_code: true, which only you can allow; read that code, then pass trust_remote_code=True "
+                "(--trust-remote-code on the command line)"
+            )
+    check_no_kernels(str(source), config, False)
+
+
+def check_no_kernels(what: str, config: PreTrainedConfig, trust_remote_code: bool) -> None:
+    """Raise `ValueError` if a config names an implementation of attention or experts by a Hub id and that is not
+    trusted: transformers fetches such a kernel and runs it.
+
+    Args:
+        what: for the message. config: of a backbone, its parts are looked at too, or of a whole model.
+    """
+    if trust_remote_code:
+        return
+    for part in (config, *(v for v in vars(config).values() if isinstance(v, PreTrainedConfig))):
+        for name in ("_attn_implementation", "_experts_implementation"):
+            if "/" in str(kernel := getattr(part, name, None)):
+                raise ValueError(
+                    f"{what}: its config names {kernel!r} as {name.removeprefix('_')}, which is code on the Hub: it "
+                    "runs only with trust_remote_code"
+                )
 
 
 def quantization_config(fields: Mapping[str, Any]) -> Any:
@@ -115,10 +154,17 @@ def quantization_config(fields: Mapping[str, Any]) -> Any:
         raise ValueError(f"tower.quantization {dict(fields)}: {error}") from error
 
 
-def build_backbone(config: ZipperConfig, name: str, dtype: torch.dtype | None = None, **hub: Any) -> PreTrainedModel:
-    """A backbone with random weights from its recorded config, in a dtype of its own or the recorded one."""
+def build_backbone(
+    config: ZipperConfig, name: str, dtype: torch.dtype | None = None, *, trust_remote_code: bool = False, **hub: Any
+) -> PreTrainedModel:
+    """A backbone with random weights from its recorded config, in a dtype of its own or the recorded one.
+
+    Raises:
+        ValueError: if it has code of its own, and `trust_remote_code` does not allow that; or is unknown.
+    """
     spec = config.tower_specs[name]
     if spec.trust_remote_code:  # its code is where its weights are
+        check_trust(config, "this config", trust_remote_code)
         return load_backbone(spec, dtype=dtype or recorded_dtype(spec), **hub)
     return from_config(config.backbone_config(name), spec, dtype)
 
@@ -129,9 +175,12 @@ def from_config(config: PreTrainedConfig, spec: TowerSpec, dtype: torch.dtype | 
     It is made in it, as `from_pretrained` does: ``.to(dtype)`` would round buffers too that are float32 there, such as
     the frequencies of rotary positions.
     """
-    owner = _class_of(config, spec)
-    make = owner.from_config if owner is AutoModelForCausalLM else owner._from_config
-    return make(config, dtype=dtype or recorded_dtype(spec))
+    check_no_kernels(f"tower {spec.source!r}", config, False)
+    owner, dtype = _class_of(config, spec), dtype or recorded_dtype(spec)
+    if owner is not AutoModelForCausalLM:
+        return owner._from_config(config, dtype=dtype)
+    # Said outright: where it is not, transformers asks at the terminal. What has code of its own is not made here.
+    return owner.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 def set_training(tower: Tower, spec: TowerSpec) -> None:

@@ -252,7 +252,7 @@ def make_labeller(recipe: FuseRecipe, console: Console, resume: bool = False) ->
         console.print(f"fusing the model that writes pseudo-labels -> {first.output}")
         begun = latest_checkpoint(working_folder(first.output)) is not None or first.pseudo_labels is not None
         fuse(first, resume=resume and begun, console=console)
-    return load(first.output)
+    return load(first.output, trust_remote_code=first.trust_remote_code)
 
 
 def _missing_towers(recipe: FuseRecipe) -> list[str]:

@@ -22,12 +22,20 @@ from transformers import PreTrainedModel
 
 from zipper_lm.codecs.codec import Codec
 from zipper_lm.data.processor import ZipperProcessor
-from zipper_lm.fusion.backbones import base_tensors, build_backbone, check_same_backbone, load_backbone, recorded_dtype
+from zipper_lm.fusion.backbones import (
+    base_tensors,
+    build_backbone,
+    check_same_backbone,
+    check_trust,
+    load_backbone,
+    recorded_dtype,
+)
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.tower import Tower
 from zipper_lm.utils.files import check_apart, files_into
 from zipper_lm.utils.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, commit_of, local_folder
+from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.places import place_of
 from zipper_lm.utils.tensors import dtype_name, tensors_hash, without_aliases
 
@@ -200,8 +208,8 @@ def load(
         codecs: by tower, to take in place of the stored ones, such as those of a class that only you have.
         revision: of the checkpoint itself.
         dtype: of the backbones.
-        trust_remote_code: let a checkpoint of the Hub run the code of towers that have code of their own. One in a
-            folder may do so unasked: whoever fused it allowed it then.
+        trust_remote_code: let towers that have code of their own run it. What the checkpoint's config says of that does
+            not count, also in a folder: whoever wrote it may be anybody.
         kwargs: `cache_dir`, `token`, `local_files_only`.
 
     Raises:
@@ -215,20 +223,17 @@ def load(
     folder = local_folder(source, revision, **hub)
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(f"{source}: no {CONFIG_FILE} there")
-    config = ZipperConfig.from_pretrained(folder)
+    config = read_config(folder)
+    check_trust(config, source, trust_remote_code)
     if unknown := sorted(set(towers or {}) - set(config.towers)):
         raise ValueError(f"towers= names {unknown}, but the checkpoint has {list(config.towers)}")
     backbones: dict[str, PreTrainedModel] = {}
     for name, spec in config.tower_specs.items():
         given = (towers or {}).get(name)
-        if spec.trust_remote_code and not (trust_remote_code or Path(source).is_dir()):
-            raise ValueError(
-                f"tower {name!r} of {source} runs code of its own, from {spec.source!r}: read it, then pass "
-                "trust_remote_code=True, or load a local copy of the model"
-            )
         if spec.train == "full" and given is None:
             own = None if dtype == "auto" else dtype
-            backbones[name] = _fetched(name, spec, partial(build_backbone, config, name, own, **hub))
+            made = partial(build_backbone, config, name, own, trust_remote_code=trust_remote_code, **hub)
+            backbones[name] = _fetched(name, spec, made)
             continue
         if spec.train == "full" and isinstance(given, PreTrainedModel):
             raise ValueError(f"towers= gives a model for {name!r}, which was trained: its weights would be overwritten")
@@ -248,8 +253,23 @@ def load(
     model = cls(config, backbones)
     copy_tensors(split(model), config.fingerprint, folder / WEIGHTS_FILE)
     if (folder / "processor_config.json").is_file():
-        model.processor = ZipperProcessor.from_pretrained(folder, codecs=codecs, **hub)
+        model.processor = ZipperProcessor.from_pretrained(
+            folder, codecs=codecs, trust_remote_code=trust_remote_code, **hub
+        )
     return model.eval()
+
+
+def read_config(folder: Path) -> ZipperConfig:
+    """The config of a checkpoint.
+
+    Raises:
+        ValueError: if there is none, or it is another model's, or damaged.
+    """
+    file = folder / CONFIG_FILE
+    kind = read_mapping(file).get("model_type")
+    if kind != ZipperConfig.model_type:
+        raise ValueError(f"{file}: holds no zipped model: its model_type is {kind!r}, not {ZipperConfig.model_type!r}")
+    return ZipperConfig.from_pretrained(folder)
 
 
 def _fetched(name: str, spec: TowerSpec, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:

@@ -15,14 +15,17 @@ if TYPE_CHECKING:
     from zipper_lm.generation.writer import Writer
 
 
-def load(source: str | Path) -> Writer:
+def load(source: str | Path, *, trust_remote_code: bool = False) -> Writer:
     """Load a model with its processor, onto the GPU if there is one.
+
+    Args:
+        source: folder or Hub id. trust_remote_code: let towers that have code of their own run it.
 
     Raises:
         ValueError: as `ZipperModel.from_pretrained`.
     """
     owner = SingleDecoder if is_single_decoder(local_folder(source)) else ZipperModel
-    model = owner.from_pretrained(source)
+    model = owner.from_pretrained(source, trust_remote_code=trust_remote_code)
     if not torch.cuda.is_available():
         return model
     if model.processor is not None:

@@ -318,6 +318,13 @@ class FuseRecipe:
     overwrite: bool = False
     seed: int = 0
 
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether the recipe lets a tower or a tokenizer run code of its own: then the model that it made may, too."""
+        codecs = [tower.codec for tower in self.towers.values() if tower.codec is not None]
+        named = any(codec.options.get("trust_remote_code") for codec in codecs)
+        return named or any(tower.trust_remote_code for tower in self.towers.values())
+
     def __post_init__(self) -> None:
         _check_patience(self.training, self.data)
         for tower in self.towers.values():

@@ -20,7 +20,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from zipper_lm.data.collation import IGNORED, Batch, Specials, collate
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.processor import ZipperProcessor
-from zipper_lm.fusion.backbones import add_adapters, came_from, dtype_in_training, from_config, load_backbone
+from zipper_lm.fusion.backbones import (
+    add_adapters,
+    came_from,
+    check_no_kernels,
+    dtype_in_training,
+    from_config,
+    load_backbone,
+)
 from zipper_lm.fusion.config import TowerSpec, backbone_config, config_hash, plain
 from zipper_lm.fusion.loss import ZipperOutput, loss_at
 from zipper_lm.generation.generate import Schedule, Settings, checked_schedule, decode_written, encode_given
@@ -307,23 +314,33 @@ class SingleDecoder(PreTrainedModel):
         Args:
             pretrained_model_name_or_path: folder or Hub id.
             kwargs: `dtype` of the backbone, where it shall be another than it was saved in; `revision`, `cache_dir`,
-                `token`, `local_files_only`.
+                `token`, `local_files_only`; `trust_remote_code`, for its tokenizer.
 
         Raises:
-            ValueError: if there is nothing, or tensors are missing, unknown or of the wrong shape.
+            ValueError: if there is nothing or another model, or tensors are missing, unknown or of the wrong shape.
         """
         hub = {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
         folder = local_folder(pretrained_model_name_or_path, kwargs.get("revision"), **hub)
         if not (folder / CONFIG_FILE).is_file():
             raise ValueError(f"{pretrained_model_name_or_path}: no {CONFIG_FILE} there")
+        if not is_single_decoder(folder):
+            raise ValueError(f"{folder / CONFIG_FILE}: holds no single decoder: its model_type is another")
         config = SingleDecoderConfig.from_pretrained(folder)
+        check_no_kernels(str(pretrained_model_name_or_path), config, False)
+        if config.spec.trust_remote_code:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: its config.json says trust_remote_code: true, which nothing here "
+                "follows: a single decoder has no code of its own"
+            )
         dtype = None if (asked := kwargs.get("dtype")) == "auto" else asked
         backbone = from_config(backbone_config("the single decoder", config.spec.backbone), config.spec, dtype)
         config.decoder["backbone"] = {**(config.spec.backbone or {}), "dtype": dtype_name(backbone.dtype)}
         model = cls(config, backbone)
         model.load_own(folder / WEIGHTS_FILE)
         if (folder / "processor_config.json").is_file():
-            model.processor = ZipperProcessor.from_pretrained(folder, **hub)
+            model.processor = ZipperProcessor.from_pretrained(
+                folder, trust_remote_code=bool(kwargs.get("trust_remote_code")), **hub
+            )
         return model.eval()
 
 
