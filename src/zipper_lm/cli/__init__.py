@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from zipper_lm import __version__
 from zipper_lm.cli.combine import combine
-from zipper_lm.cli.common import debugging, guarded
+from zipper_lm.cli.common import debugging, guarded, replace_unknown_characters, say
 from zipper_lm.cli.corpus import corpus
 from zipper_lm.cli.demo import demo
 from zipper_lm.cli.evaluate import evaluate
@@ -27,8 +27,12 @@ from zipper_lm.cli.report import report
 from zipper_lm.cli.verify import verify
 
 
-class _Anywhere(TyperGroup):
-    """``--debug`` counts wherever it stands."""
+class _Commands(TyperGroup):
+    """``--debug`` counts wherever it stands, and a terminal gets no character that it has not."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        replace_unknown_characters()
+        return super().main(*args, **kwargs)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         debug = [a for a in args if a == "--debug"][:1]
@@ -37,7 +41,7 @@ class _Anywhere(TyperGroup):
 
 app = typer.Typer(
     name="zipper",
-    cls=_Anywhere,
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -62,7 +66,7 @@ app.command()(guarded(report))
 
 def _tell_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"zipper {__version__}")
+        say(f"zipper {__version__}")
         raise typer.Exit
 
 

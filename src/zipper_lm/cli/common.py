@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -57,6 +58,20 @@ def fail(message: str, code: int) -> None:
     raise typer.Exit(code)
 
 
+def replace_unknown_characters() -> None:
+    """From now on, standard output and error show ``?`` for a character that their encoding lacks: many a terminal has
+    ASCII or Latin-1 only, and a command that is done shall not end in an error for an accent."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
+
+
+def say(text: object) -> None:
+    """One result on standard output. Not by `typer.echo`, which writes UTF-8 where the encoding is ASCII."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def console() -> Console:
     """For people, on standard error: standard output is for results."""
     from rich.console import Console
@@ -75,8 +90,7 @@ def emit(result: Any) -> None:
         return
     from zipper_lm.utils.files import as_json
 
-    sys.stdout.write(as_json(result) + "\n")
-    sys.stdout.flush()
+    say(as_json(result))
 
 
 def quiet() -> None:

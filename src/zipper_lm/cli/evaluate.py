@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zipper_lm.cli.common import Json, Model, Overwrite, Trust, console, emit, load_model, settings_of
+from zipper_lm.cli.common import Json, Model, Overwrite, Trust, console, emit, load_model, say, settings_of
 
 if TYPE_CHECKING:
     from zipper_lm.evaluation.judges import Judge
@@ -108,10 +108,10 @@ def evaluate(
         emit(result)
     else:
         low, high = result["wer_95"]
-        typer.echo(f"{task}: WER {result['wer']} % ({low} to {high}), CER {result['cer']} %, {len(rows)} utterances")
+        say(f"{task}: WER {result['wer']} % ({low} to {high}), CER {result['cer']} %, {len(rows)} utterances")
         for name in ("judge_wer_on_originals", "oracle_wer"):
             if name in result:
-                typer.echo(f"{name.replace('_', ' ')}: {result[name]} %")
+                say(f"{name.replace('_', ' ')}: {result[name]} %")
 
 
 def _keep(folder: Path, model: Writer, result: dict[str, Any]) -> None:

@@ -6,16 +6,18 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from zipper_lm.cli.common import Json, Model, Overwrite, Trust, console, emit, load_model, settings_of
+from zipper_lm.cli.common import Json, Model, Overwrite, Trust, console, emit, load_model, say, settings_of
+from zipper_lm.cli.screen import Screen, follow
 
 if TYPE_CHECKING:
-    from zipper_lm.data.document import Document, Segment
+    from zipper_lm.data.document import Segment
     from zipper_lm.models.zipper import ZipperModel
 
 ORDER = "zipper.order"
@@ -99,6 +101,7 @@ def generate(
     loaded = load_model(model, trust_remote_code)
     import torch
 
+    from zipper_lm.cli.values import kind_of
     from zipper_lm.data.document import Document, check_modalities
     from zipper_lm.models.zipper import ZipperModel
 
@@ -114,7 +117,10 @@ def generate(
     if stream:
         if not isinstance(loaded, ZipperModel):
             raise ValueError("--stream: a single decoder writes whole segments")
-        written = _streamed(loaded, document, wanted, settings, sys.stderr if json else sys.stdout)
+        expected = {len(given) + n: part.modality for n, part in enumerate(plan) if isinstance(part, Goal)}
+        screen = Screen(sys.stderr if json else sys.stdout)
+        tokens: Any = loaded.stream(document, wanted, settings=settings)
+        written = follow(tokens, screen, partial(_line, loaded), {} if schedule else expected)
     else:
         written = loaded.generate([document], wanted, settings=settings)[0]
     new = written.segments[len(given) :]
@@ -122,6 +128,8 @@ def generate(
         pairs = [(part, segment) for part, segment in zip(plan, new) if isinstance(part, Goal)]
     else:
         pairs = _matched(goals, new)
+    if stream:
+        screen.end("".join(f"{_value(s)}\n" for _, s in pairs if kind_of(_value(s)) == "text"))
     files = {id(s): str(g.file) for g, s in pairs if g.file is not None}
     for goal, segment in pairs:
         _write(goal, segment, overwrite, show=not (json or stream))
@@ -162,28 +170,26 @@ def split_plan(parts: list[Any]) -> tuple[list[Any], list[Any]]:
     return parts[:first], parts[first:]
 
 
-def _streamed(model: ZipperModel, document: Document, schedule: Any, settings: Any, out: Any) -> Document:
-    """Write token by token; text is shown as soon as it is decodable."""
-    stream: Any = model.stream(document, schedule, settings=settings)
-    shown: dict[int, str] = {}
-    ids: dict[int, list[int]] = {}
-    while True:
-        try:
-            token = next(stream)
-        except StopIteration as end:
-            out.write("\n" if shown else "")
-            return end.value
-        if token.modality != "text" or model.processor is None:
-            continue
-        if token.segment not in ids and shown:
-            out.write("\n")
-        ids.setdefault(token.segment, []).append(token.id)
-        text = model.processor.decode("text", [ids[token.segment]])[0]
-        old = shown.get(token.segment, "")
-        if text.startswith(old) and not text.endswith("\ufffd"):  # half a character waits for its other half
-            out.write(text[len(old) :])
-            out.flush()
-            shown[token.segment] = text
+def _line(model: ZipperModel, modality: str, ids: list[int]) -> str:
+    """What is shown of ids while they are written."""
+    from zipper_lm.codecs.codec import can_decode
+    from zipper_lm.data.document import Segment
+
+    codec = model.processor.codecs.get(modality) if model.processor is not None else None
+    if codec is None or not can_decode(codec):
+        return f"{_value(Segment(modality, ids=ids))}\n"
+    return f"{codec.decode([ids])[0]}\n" if _is_text(codec) else ""
+
+
+def _value(segment: Segment) -> Any:
+    """What was written: its ids, as words, if nothing can decode them."""
+    return " ".join(str(i) for i in segment.ids or []) if segment.value is None else segment.value
+
+
+def _is_text(codec: Any) -> bool:
+    from zipper_lm.codecs.codec import PICTURE_KINDS
+
+    return codec.rate is None and codec.kind not in PICTURE_KINDS
 
 
 def _matched(goals: list[Goal], segments: list[Segment]) -> list[tuple[Goal, Segment]]:
@@ -217,7 +223,7 @@ def _check_suffix(goal: Goal, codec: Any) -> None:
                 f"--output {goal.modality}: this model writes ids, which {suffix!r} is no file for; use .txt"
             )
         return
-    if codec.rate is None and codec.kind not in PICTURE_KINDS:
+    if _is_text(codec):
         return
     made = "picture" if codec.kind in PICTURE_KINDS else "sound"
     if suffix not in SUFFIXES[made]:
@@ -229,16 +235,14 @@ def _write(goal: Goal, segment: Segment, overwrite: bool, *, show: bool) -> None
     from zipper_lm.cli.values import kind_of, write_value
     from zipper_lm.utils.files import new_file
 
-    value = segment.value
-    if value is None:
-        value = " ".join(str(i) for i in segment.ids or [])
+    value = _value(segment)
     if kind_of(value) == "sound" and not len(value):
         raise ValueError(f"--output {goal.modality}:{goal.file}: the model wrote no sound")
     if goal.file is not None:
         with new_file(goal.file, overwrite) as file:  # it may have appeared meanwhile
             write_value(file, value)
     elif show and kind_of(value) == "text":
-        typer.echo(value)
+        say(value)
 
 
 def _plain(segment: Segment, given: bool, files: dict[int, str]) -> dict[str, Any]:
