@@ -24,11 +24,11 @@ from zipper_lm.data.tasks import parse_task
 from zipper_lm.evaluation.judges import judge_for
 from zipper_lm.evaluation.scoring import score_task
 from zipper_lm.experiments.run import trained
-from zipper_lm.jobs.fuse import generation_settings
 from zipper_lm.jobs.recipes.reader import read_recipe, to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.models.combine import combine
 from zipper_lm.models.load import load
+from zipper_lm.models.records import generation_settings
 from zipper_lm.utils.files import new_file
 
 RECIPE = Path(__file__).parent.parent / "examples" / "three-towers.yaml"

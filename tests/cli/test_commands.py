@@ -25,7 +25,7 @@ from zipper_lm.cli import app
 from zipper_lm.cli.common import settings_of
 from zipper_lm.codecs.audio import read_audio
 from zipper_lm.evaluation.public_recogniser import PublicRecogniser
-from zipper_lm.jobs.fuse import build_model
+from zipper_lm.jobs.towers import build_model
 from zipper_lm.utils import progress
 
 COMMANDS = (

@@ -16,7 +16,7 @@ from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.prepare import prepare
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import DataRecipe
-from zipper_lm.jobs.rows import training_rows, validation_rows
+from zipper_lm.jobs.rows import DataSource
 
 
 def test_a_fusion_learns_the_same_from_it(prepared: Path, tmp_path: Path) -> None:
@@ -80,24 +80,26 @@ def test_settings_that_prepared_data_cannot_follow(prepared: Path, tmp_path: Pat
     for changes in ({"train": "nonsense"}, {"validation": "test"}, {"revision": "v2"}, {"columns": {"text": "no"}}):
         (name,) = changes
         with pytest.raises(ValueError, match=rf"data\.{name} is .*, but .* was prepared with"):
-            validation_rows(DataRecipe(source=str(prepared), **changes))
-    assert validation_rows(DataRecipe(source=str(prepared), validation=None)) == []
+            DataSource(DataRecipe(source=str(prepared), **changes)).validation_rows()
+    assert DataSource(DataRecipe(source=str(prepared), validation=None)).validation_rows() == []
     data = {"source": raw, "validation": None, "limit": 3, "exclude": {"speaker": ["odd"]}}
     prepare(tiny_recipe(tmp_path / "m", data=data), tmp_path / "ids")
     same = DataRecipe(**{**data, "source": str(tmp_path / "ids")})
-    assert len(training_rows(same)) == 3
+    assert len(DataSource(same).training_rows()) == 3
     for limit in (10, None):
         with pytest.raises(ValueError, match=rf"data\.limit is {limit}, but .* was prepared with 3"):
-            training_rows(replace(same, limit=limit))
+            DataSource(replace(same, limit=limit)).training_rows()
     with pytest.raises(ValueError, match=r"data\.exclude is \{\}, but .* was prepared with \{'speaker': \['odd'\]\}"):
-        training_rows(replace(same, exclude={}))
+        DataSource(replace(same, exclude={})).training_rows()
 
 
 def test_the_first_rows_are_the_same_of_raw_and_prepared_data(tmp_path: Path) -> None:
     """Raw data was limited first, prepared data excluded first: one recipe, two training sets."""
     data = DataRecipe(source=str(workshop() / "data"), validation=None, exclude={"speaker": ["odd"]})
     prepare(tiny_recipe(tmp_path / "m", data=to_mapping(data)), tmp_path / "ids")
-    raw, ids = (training_rows(replace(data, source=s, limit=4)) for s in (data.source, str(tmp_path / "ids")))
+    raw, ids = (
+        DataSource(replace(data, source=s, limit=4)).training_rows() for s in (data.source, str(tmp_path / "ids"))
+    )
     assert len(raw) == len(ids) == 4
     assert {row["speaker"] for row in raw} == {"even"}
 
@@ -106,16 +108,18 @@ def test_what_is_excluded_from_prepared_data(prepared: Path, tmp_path: Path) -> 
     """A text could be excluded by its column's name from raw data, but not from prepared data; a column that was not
     kept, or is misspelt, excluded nothing without a word."""
     raw, ids = (DataRecipe(source=source) for source in (str(workshop() / "data"), str(prepared)))
-    said = training_rows(raw)[0]["text"]
+    said = DataSource(raw).training_rows()[0]["text"]
     for name in ("transcription", "text"):
-        kept = [len(training_rows(replace(data, exclude={name: [said]}))) for data in (raw, ids)]
+        kept = [len(DataSource(replace(data, exclude={name: [said]})).training_rows()) for data in (raw, ids)]
         assert kept[0] == kept[1] < 12
     for name in ("speeker", "audio"):
         with pytest.raises(
             ValueError, match=rf"no column \['{name}'\]; there are .*'speaker', 'text', 'transcription'"
         ):
-            training_rows(replace(ids, exclude={name: ["x"]}))
-    sound = {"audio": [training_rows(raw)[0]["speech"]]}
+            DataSource(replace(ids, exclude={name: ["x"]})).training_rows()
+    sound = {"audio": [DataSource(raw).training_rows()[0]["speech"]]}
     data = {"source": raw.source, "validation": None, "exclude": sound}
     prepare(tiny_recipe(tmp_path / "m", data=data), tmp_path / "ids")
-    assert len(training_rows(DataRecipe(source=str(tmp_path / "ids"), exclude=sound))) == 11  # it is done already
+    assert (
+        len(DataSource(DataRecipe(source=str(tmp_path / "ids"), exclude=sound)).training_rows()) == 11
+    )  # it is done already

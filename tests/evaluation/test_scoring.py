@@ -10,7 +10,7 @@ from zipper_lm import Segment, ZipperModel
 from zipper_lm.data.sources.readers import read_rows
 from zipper_lm.evaluation.recogniser import Recogniser
 from zipper_lm.evaluation.scoring import score_task, transcribe
-from zipper_lm.jobs.fuse import build_model
+from zipper_lm.jobs.towers import build_model
 
 SETTINGS = {"text": {"max_new_tokens": 4}, "speech": {"max_new_tokens": 8}}
 

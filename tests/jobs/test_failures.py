@@ -14,9 +14,9 @@ from tiny_recipes import tiny_recipe
 from zipper_lm import Document, Segment, ZipperModel
 from zipper_lm.data.encoding import encode_rows
 from zipper_lm.jobs.failures import BATCHES, diagnose, some_batches, unimodal_perplexity
-from zipper_lm.jobs.fuse import build_model
 from zipper_lm.jobs.recipes.schema import FuseRecipe
-from zipper_lm.jobs.rows import validation_rows
+from zipper_lm.jobs.rows import DataSource
+from zipper_lm.jobs.towers import build_model
 
 
 def fresh(folder: Path) -> tuple[FuseRecipe, ZipperModel, Sequence[Any]]:
@@ -25,7 +25,11 @@ def fresh(folder: Path) -> tuple[FuseRecipe, ZipperModel, Sequence[Any]]:
     model = build_model(recipe)
     assert isinstance(model, ZipperModel)
     assert model.processor is not None
-    return recipe, model, encode_rows(model.processor, validation_rows(recipe.data), ["speech", "text"])
+    return recipe, model, encode_rows(model.processor, DataSource(recipe.data).validation_rows(), ["speech", "text"])
+
+
+def tasks_of(recipe: FuseRecipe) -> list[str]:
+    return [task for task, weight in recipe.tasks.items() if weight > 0]
 
 
 def test_perplexity_of_what_is_trained_alone(tmp_path: Path) -> None:
@@ -41,13 +45,13 @@ def test_perplexity_of_what_is_trained_alone(tmp_path: Path) -> None:
 def test_batches_hold_every_task_and_whole_documents(tmp_path: Path) -> None:
     recipe, model, rows = fresh(tmp_path)
     whole = Document([Segment("text", ids=[3, 4]), Segment("speech", ids=[3, 4], target=True)])
-    batches = some_batches(recipe, model, [*rows, whole])
+    batches = some_batches(model, tasks_of(recipe), recipe.training.batch_size, [*rows, whole])
     targets = {
         name: sum(int((batch[name]["labels"] >= 0).any(1).sum()) for batch in batches if name in batch)
         for name in ("text", "speech")
     }
     assert targets == {"text": 2, "speech": 3}, "half of the four rows for each task, and the document"
-    many = some_batches(recipe, model, [whole] * 1000)
+    many = some_batches(model, tasks_of(recipe), recipe.training.batch_size, [whole] * 1000)
     assert sum(len(batch["text"]["segments"]) for batch in many) == BATCHES * recipe.training.batch_size
 
 
@@ -55,18 +59,22 @@ def test_tasks_without_weight_need_no_rows(tmp_path: Path) -> None:
     """A task that was switched off by a weight of 0 ended a run after its training, before its model was saved."""
     recipe, model, rows = fresh(tmp_path)
     recipe.tasks = {"speech->text": 1.0, "image->text": 0.0}
-    (batch,) = some_batches(recipe, model, rows)
+    (batch,) = some_batches(model, tasks_of(recipe), recipe.training.batch_size, rows)
     assert int((batch["text"]["labels"] >= 0).any(1).sum()) == len(rows) == 4
 
 
 def test_a_fresh_model_is_told_from_one_that_drifted(tmp_path: Path) -> None:
     recipe, model, rows = fresh(tmp_path)
     before = unimodal_perplexity(model, rows)
-    assert {s.name for s in diagnose(recipe, model, rows, rows, before)} == {"fusion not started"}
+    assert {s.name for s in diagnose(model, tasks_of(recipe), recipe.training.batch_size, rows, rows, before)} == {
+        "fusion not started"
+    }
     with torch.no_grad():
         for name, parameter in model.zips.named_parameters():
             if name.endswith("o_proj.weight"):
                 torch.nn.init.normal_(parameter, std=1.0)
         head = model.tower("speech").backbone.get_output_embeddings().weight
         head.mul_(-20)
-    assert {s.name for s in diagnose(recipe, model, rows, rows, before)} == {"unimodal drift"}
+    assert {s.name for s in diagnose(model, tasks_of(recipe), recipe.training.batch_size, rows, rows, before)} == {
+        "unimodal drift"
+    }

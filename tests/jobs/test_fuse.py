@@ -20,10 +20,12 @@ from tiny_recipes import tiny_recipe, workshop
 
 from zipper_lm import Document, ZipperModel
 from zipper_lm.evaluation.preservation import verify
-from zipper_lm.jobs.fuse import build_model, fuse, generation_settings
+from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.recipes.checks import check_recipe
 from zipper_lm.jobs.resume import working_folder
+from zipper_lm.jobs.towers import build_model
 from zipper_lm.models.baseline.single_decoder import SingleDecoder
+from zipper_lm.models.records import generation_settings
 from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.training.parameters import parameter_groups
 from zipper_lm.training.trainer import ZipperTrainer
@@ -322,7 +324,7 @@ def test_recipes_that_cannot_work(changes: dict[str, Any], message: str, tmp_pat
 
 
 def test_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zipper_lm.jobs.fuse.build_model", lambda _: pytest.fail("work began"))
+    monkeypatch.setattr("zipper_lm.jobs.materials.build_model", lambda _: pytest.fail("work began"))
     (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match="exists"):
         fuse(tiny_recipe(tmp_path / "there"))

@@ -19,10 +19,11 @@ from zipper_lm.data.encoding import encode_rows, token_counts
 from zipper_lm.data.prepared import open_prepared
 from zipper_lm.data.sources.readers import read_rows
 from zipper_lm.jobs import prepare as prepare_module
-from zipper_lm.jobs.fuse import build_model, fuse
+from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.prepare import prepare
 from zipper_lm.jobs.resume import working_folder
-from zipper_lm.jobs.rows import training_rows
+from zipper_lm.jobs.rows import DataSource
+from zipper_lm.jobs.towers import build_model
 from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.utils import files
 
@@ -39,7 +40,7 @@ def test_what_was_prepared_is_what_training_would_encode(prepared: Path) -> None
     recipe = tiny_recipe(prepared / "m")
     processor = build_model(recipe).processor
     assert processor is not None
-    fresh = encode_rows(processor, training_rows(recipe.data), ["speech", "text"])
+    fresh = encode_rows(processor, DataSource(recipe.data).training_rows(), ["speech", "text"])
     rows = open_prepared(prepared).rows("train")
     assert list(rows) == list(fresh)
     assert rows[3:5][1] == fresh[4]
@@ -163,18 +164,19 @@ def test_clips_are_prepared_apart(tmp_path: Path) -> None:
     assert described(tmp_path / "ids")["splits"]["train"]["rows"] == 12  # the fraction is drawn in training
     processor = build_model(recipe).processor
     assert processor is not None
-    fresh = encode_rows(processor, training_rows(recipe.data), ["speech", "text"])
+    fresh = encode_rows(processor, DataSource(recipe.data).training_rows(), ["speech", "text"])
     recipe.data.source = str(tmp_path / "ids")
-    rows = encode_rows(processor, training_rows(recipe.data), ["speech", "text"])
+    rows = encode_rows(processor, DataSource(recipe.data).training_rows(), ["speech", "text"])
     assert list(rows) == list(fresh)
     assert len(rows) == 13
     assert rows[5:7] == fresh[5:7]
     assert recipe.data.clips is not None
+    others = replace(recipe.data, exclude={"speaker": ["odd"]})  # the clips had all speakers in them
     with pytest.raises(ValueError, match=r"data\.clips: .*'exclude': \{\}.* wants .*'exclude': \{'speaker'"):
-        training_rows(replace(recipe.data, exclude={"speaker": ["odd"]}))  # the clips had all speakers in them
+        DataSource(others).training_rows()
     recipe.data.clips.words = 3
     with pytest.raises(ValueError, match=r"data\.clips: .*'words': 2.* the recipe wants .*'words': 3"):
-        training_rows(recipe.data)
+        DataSource(recipe.data).training_rows()
 
 
 def documents(file: Path) -> Path:
@@ -193,7 +195,7 @@ def test_whole_documents(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path / "m", data=data)
     processor = build_model(recipe).processor
     assert processor is not None
-    fresh = encode_rows(processor, training_rows(recipe.data), ["speech", "text"])
+    fresh = encode_rows(processor, DataSource(recipe.data).training_rows(), ["speech", "text"])
     prepare(recipe, tmp_path / "ids")
     rows = open_prepared(tmp_path / "ids").rows("train")
     assert isinstance(rows[0], Document)

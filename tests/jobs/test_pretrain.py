@@ -17,10 +17,9 @@ from transformers import AutoModelForCausalLM, Trainer
 
 from zipper_lm.codecs.codec import load_codec
 from zipper_lm.data.encoding import column, encode_column
-from zipper_lm.jobs.pretrain import Streams, make_backbone, pretrain
+from zipper_lm.jobs.pretrain import Streams, TowerTrainer, make_backbone, pretrain
 from zipper_lm.jobs.recipes.reader import build
 from zipper_lm.jobs.recipes.schema import PretrainHere, PretrainRecipe
-from zipper_lm.jobs.tower_trainer import TowerTrainer
 from zipper_lm.training.callbacks import Interrupted
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -22,8 +22,8 @@ from zipper_lm.data.collation import IGNORED, collate
 from zipper_lm.data.document import Segment
 from zipper_lm.data.encoding import Joined
 from zipper_lm.data.tasks import parse_task
-from zipper_lm.jobs import fuse as fuse_module
 from zipper_lm.jobs import pseudo_labels as module
+from zipper_lm.jobs import towers as towers_module
 from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.prepare import prepare
 from zipper_lm.jobs.pseudo_labels import (
@@ -39,6 +39,7 @@ from zipper_lm.jobs.recipes.checks import check_recipe
 from zipper_lm.jobs.recipes.reader import build
 from zipper_lm.jobs.recipes.schema import FuseRecipe, PretrainRecipe, PseudoLabelsRecipe, TowerRecipe
 from zipper_lm.jobs.resume import check_sources
+from zipper_lm.jobs.rows import DataSource
 from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.training.trainer import ZipperTrainer
 
@@ -101,7 +102,7 @@ def test_from_pairs_to_a_model_that_learned_from_all_the_sound(tmp_path: Path, m
         seen.append((len(aligned), len(labelled)))
         return real(aligned, labelled, share)
 
-    monkeypatch.setattr("zipper_lm.jobs.fuse.mixed", noted)
+    monkeypatch.setattr("zipper_lm.jobs.materials.mixed", noted)
     record = fuse(recipe(tmp_path))
     assert record["frozen_unchanged"] == {"text": True}
     first = json.loads((tmp_path / "first" / "run.json").read_text())
@@ -146,7 +147,7 @@ def test_only_what_is_given_is_read(tmp_path: Path, model: ZipperModel) -> None:
         soundfile.write(tmp_path / "sound" / "train" / f"{name}.wav", say("one two"), 16_000)
     (tmp_path / "sound" / "train" / "metadata.csv").write_text("file_name,transcription\na.wav,\nb.wav,one\n")
     wanted = recipe(tmp_path, source=str(tmp_path / "sound"))
-    task, rows = open_unlabelled(wanted)
+    task, rows, _ = open_unlabelled(wanted)
     assert wanted.pseudo_labels is not None
     made = label(Labeller(model, ["six", "two"]), model, task, rows, wanted.pseudo_labels, {}, Broken())  # type: ignore[arg-type]
     assert [row["text"].value for row in made] == ["six", "two"]
@@ -155,7 +156,7 @@ def test_only_what_is_given_is_read(tmp_path: Path, model: ZipperModel) -> None:
 
 def test_rows_for_which_nothing_was_written_are_left_out(tmp_path: Path, model: ZipperModel) -> None:
     wanted = recipe(tmp_path, limit=3)
-    task, rows = open_unlabelled(wanted)
+    task, rows, _ = open_unlabelled(wanted)
     assert wanted.pseudo_labels is not None
     assert len(rows) == 3
     made = label(Labeller(model, ["six", "", "two"]), model, task, rows, wanted.pseudo_labels, {}, Broken())  # type: ignore[arg-type]
@@ -168,7 +169,7 @@ def test_the_surest_are_kept_in_their_order(
     tmp_path: Path, model: ZipperModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = recipe(tmp_path, limit=4, keep=0.5)
-    task, rows = open_unlabelled(wanted)
+    task, rows, _ = open_unlabelled(wanted)
     assert wanted.pseudo_labels is not None
     losses = {"one": 3.0, "two": 0.5, "six": 9.0, "six six": 0.1}
     monkeypatch.setattr(module, "_loss", lambda _, document: losses[document[-1].value])
@@ -204,20 +205,20 @@ def test_another_codec_is_refused(tmp_path: Path, model: ZipperModel) -> None:
     other = type(model.processor.codecs["speech"]).fit([say("one")], units=4)  # type: ignore[union-attr]
     stranger = ZipperModel.fuse(towers, codecs={"speech": other})
     with pytest.raises(ValueError, match="another codec of 'speech'"):
-        check_labeller(stranger, model, parse_task(TASK), recipe(tmp_path))
-    check_labeller(model, model, parse_task(TASK), recipe(tmp_path))
+        check_labeller(stranger, model, parse_task(TASK), DataSource(recipe(tmp_path).data))
+    check_labeller(model, model, parse_task(TASK), DataSource(recipe(tmp_path).data))
     bare = ZipperModel.fuse(towers)
     bare.processor = None
     with pytest.raises(ValueError, match="another codec of 'speech'"):
-        check_labeller(bare, model, parse_task(TASK), recipe(tmp_path))
+        check_labeller(bare, model, parse_task(TASK), DataSource(recipe(tmp_path).data))
 
 
 def test_prepared_rows_of_another_codec_are_refused(tmp_path: Path, model: ZipperModel) -> None:
     """Ids that were made with another codec were taken as they are, and mean something else."""
     prepare(tiny_recipe(tmp_path / "unused"), tmp_path / "prepared")
     wanted = recipe(tmp_path, source=str(tmp_path / "prepared"))
-    task, rows = open_unlabelled(wanted)
-    check_labeller(model, model, task, wanted)
+    task, rows, source = open_unlabelled(wanted)
+    check_labeller(model, model, task, source)
     assert wanted.pseudo_labels is not None
     texts = ["six"] * len(rows)  # type: ignore[arg-type]
     made = label(Labeller(model, texts), model, task, rows, wanted.pseudo_labels, {}, Broken())  # type: ignore[arg-type]
@@ -225,7 +226,7 @@ def test_prepared_rows_of_another_codec_are_refused(tmp_path: Path, model: Zippe
     other = type(model.processor.codecs["speech"]).fit([say("one")], units=4)  # type: ignore[union-attr]
     stranger = ZipperModel.fuse({n: str(workshop() / n) for n in ("text", "speech")}, codecs={"speech": other})
     with pytest.raises(ValueError, match="prepared with another codec of 'speech'"):
-        check_labeller(stranger, stranger, task, wanted)
+        check_labeller(stranger, stranger, task, source)
 
 
 def test_labels_are_kept_for_a_run_that_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +249,7 @@ def test_labels_are_kept_for_a_run_that_is_resumed(tmp_path: Path, monkeypatch: 
         with pytest.raises(Interrupted):
             fuse(recipe(tmp_path))
     assert read_labels(tmp_path / "model.training")
-    monkeypatch.setattr("zipper_lm.jobs.fuse.label", lambda *_: pytest.fail("labels are there"))
+    monkeypatch.setattr("zipper_lm.jobs.materials.label", lambda *_: pytest.fail("labels are there"))
     fuse(recipe(tmp_path), resume=True)
     runs = [json.loads((tmp_path / f / "run.json").read_text()) for f in ("whole/model", "model")]
     losses = [[entry["loss"] for entry in run["history"] if "loss" in entry] for run in runs]
@@ -260,7 +261,7 @@ def test_labels_are_kept_for_a_run_that_is_resumed(tmp_path: Path, monkeypatch: 
 def test_resume_between_the_two_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while labels were written left nothing that `--resume` would have gone on with."""
     with monkeypatch.context() as patch:
-        patch.setattr("zipper_lm.jobs.fuse.label", lambda *_: pytest.fail("stopped here"))
+        patch.setattr("zipper_lm.jobs.materials.label", lambda *_: pytest.fail("stopped here"))
         with pytest.raises(pytest.fail.Exception):
             fuse(recipe(tmp_path))
     assert (tmp_path / "first").is_dir()
@@ -310,12 +311,12 @@ def test_only_what_is_known_has_to_be_there(tmp_path: Path) -> None:
     lines = [{"audio": str(workshop() / "data" / "train" / f"{n}.wav"), "text": None} for n in (0, 1)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     wanted = recipe(tmp_path, source=str(tmp_path / "rows.jsonl"), data={"exclude": {"speaker": ["odd"]}})
-    _, rows = open_unlabelled(wanted)
+    _, rows, _ = open_unlabelled(wanted)
     assert len(rows) == 2  # type: ignore[arg-type]
 
 
 def test_a_split_of_the_same_data(tmp_path: Path) -> None:
-    _, rows = open_unlabelled(recipe(tmp_path, train="test"))
+    _, rows, _ = open_unlabelled(recipe(tmp_path, train="test"))
     assert len(rows) == 4  # type: ignore[arg-type]
 
 
@@ -372,13 +373,13 @@ def test_one_recipe_from_few_pairs_and_sound_alone(tmp_path: Path, monkeypatch: 
     wanted = recipe(tmp_path, source=alone)
     wanted = replace(wanted, towers={"text": wanted.towers["text"], "speech": build(TowerRecipe, speech)})
     learned: list[str] = []
-    real = fuse_module.pretrain
+    real = towers_module.pretrain
 
     def noted(recipe: PretrainRecipe, **kwargs: Any) -> dict[str, float]:
         learned.append(recipe.data.source)
         return real(recipe, **kwargs)
 
-    monkeypatch.setattr(fuse_module, "pretrain", noted)
+    monkeypatch.setattr(towers_module, "pretrain", noted)
     record = fuse(wanted)
     assert learned == [alone]
     assert (record["data"]["rows"]["train"], record["data"]["pseudo_labels"]) == (3, 9)

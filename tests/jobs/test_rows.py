@@ -8,7 +8,7 @@ from tiny import tiny_model
 
 from zipper_lm import Document, Segment, ZipSpec
 from zipper_lm.jobs.recipes.schema import ClipsRecipe, DataRecipe
-from zipper_lm.jobs.rows import measure_stretch, training_rows, validation_rows
+from zipper_lm.jobs.rows import DataSource, measure_stretch
 
 
 def test_stretch_is_measured_on_rows_and_documents() -> None:
@@ -30,12 +30,12 @@ def test_what_is_excluded_is_not_validated_on_either() -> None:
     """A speaker who was left out still helped to choose the checkpoint."""
     rows = [{"text": str(i), "speaker": "ann" if i % 2 else "bob"} for i in range(10)]
     data = DataRecipe(source={"train": rows, "validation": rows}, exclude={"speaker": ["bob"]}, validation_limit=3)  # type: ignore[arg-type]
-    assert [r["text"] for r in validation_rows(data)] == ["1", "3", "5"]
-    assert {r["speaker"] for r in training_rows(data)} == {"ann"}
-    assert [r["text"] for r in training_rows(replace(data, limit=2))] == ["1", "3"]
+    assert [r["text"] for r in DataSource(data).validation_rows()] == ["1", "3", "5"]
+    assert {r["speaker"] for r in DataSource(data).training_rows()} == {"ann"}
+    assert [r["text"] for r in DataSource(replace(data, limit=2)).training_rows()] == ["1", "3"]
     data.exclude["speaker"].append("ann")
     with pytest.raises(ValueError, match=r"'validation' after data\.exclude"):
-        validation_rows(data)
+        DataSource(data).validation_rows()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from tiny import doc, tiny_model
 from zipper_lm import ZipSpec
 from zipper_lm.data.collation import collate
 from zipper_lm.evaluation.attention import observe
-from zipper_lm.jobs.signatures import drift, losses_on, not_started, overfitted, too_little_data
+from zipper_lm.jobs.failures import drift, losses_on, not_started, overfitted, too_little_data
 
 
 def test_drift() -> None:

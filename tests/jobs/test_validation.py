@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,21 @@ from tiny_recipes import tiny_recipe, workshop
 from zipper_lm.data.encoding import encode_rows
 from zipper_lm.evaluation.judges import load_judge
 from zipper_lm.generation.writer import Writer
-from zipper_lm.jobs.fuse import build_model, fuse
+from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.prepare import prepare
 from zipper_lm.jobs.recipes.schema import FuseRecipe
-from zipper_lm.jobs.rows import validation_rows
-from zipper_lm.jobs.validation import Scorer
+from zipper_lm.jobs.rows import DataSource
+from zipper_lm.jobs.towers import build_model
+from zipper_lm.jobs.validation import Scorer, judge_of
 
 
 def scorer(recipe: FuseRecipe, modalities: tuple[str, ...] = ("speech", "text")) -> tuple[Scorer, Writer, list[Any]]:
     model = build_model(recipe)
     assert model.processor is not None
-    rows = encode_rows(model.processor, validation_rows(recipe.data), modalities)
-    return Scorer(recipe, model, rows), model, list(rows)
+    rows = encode_rows(model.processor, DataSource(recipe.data).validation_rows(), modalities)
+    trained = [task for task, weight in recipe.tasks.items() if weight > 0]
+    size, settings = recipe.training.batch_size, recipe.generation
+    return Scorer(model, rows, trained, recipe.scored, settings=settings, batch_size=size), model, list(rows)
 
 
 def test_every_task_that_writes_after_something_and_the_mean_of_them(tmp_path: Path) -> None:
@@ -36,7 +40,8 @@ def test_every_task_that_writes_after_something_and_the_mean_of_them(tmp_path: P
     assert (score.tasks, score.judged) == (["speech->text", "text->speech"], ["speech"])
     assert recipe.judge is not None
     judge = load_judge(recipe.judge)
-    score.find_judges(model, judge, Console(quiet=True))
+    nobody = partial(judge_of, DataSource(recipe.data).originals)  # the given one suits
+    score.find_judges(model, judge, nobody, Console(quiet=True))
     assert score.judges == {"speech": judge}
     metrics = score(model)
     assert set(metrics) == {"wer", *(f"{kind}/{task}" for kind in ("wer", "cer") for task in score.tasks)}

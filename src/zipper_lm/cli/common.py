@@ -134,8 +134,8 @@ def settings_of(model: str, changes: Sequence[str]) -> dict[str, dict[str, Any]]
         ValueError: for another form, or a name that is no generation setting.
     """
     from zipper_lm.generation.settings import known_settings
-    from zipper_lm.jobs.fuse import generation_settings
     from zipper_lm.jobs.recipes.yaml_values import parse_value
+    from zipper_lm.models.records import generation_settings
     from zipper_lm.utils.hub import local_folder
 
     settings = {name: dict(values) for name, values in generation_settings(local_folder(model)).items()}

@@ -59,7 +59,7 @@ def evaluate(
     from zipper_lm.data.sources.readers import read_rows
     from zipper_lm.data.tasks import parse_task
     from zipper_lm.evaluation.scoring import SHORT_NAMES, counts_tokens, score_task, yardsticks
-    from zipper_lm.models.results import read_results
+    from zipper_lm.models.records import read_results
     from zipper_lm.utils.files import check_apart, check_output
     from zipper_lm.utils.places import place_of
     from zipper_lm.utils.progress import bar
@@ -117,7 +117,7 @@ def evaluate(
 def _keep(folder: Path, model: Writer, result: dict[str, Any]) -> None:
     """Add a result to those kept beside the model, and to its card."""
     from zipper_lm.models.card import refresh_card
-    from zipper_lm.models.results import add_result, weights_digest
+    from zipper_lm.models.records import add_result, weights_digest
 
     try:
         add_result(folder, result | {"weights": weights_digest(folder)})

@@ -39,15 +39,17 @@ from zipper_lm.experiments.plan import (
     whole,
 )
 from zipper_lm.experiments.records import keep, read_records, records_file
-from zipper_lm.jobs.fuse import fuse, generation_settings, make_towers
+from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.pseudo_labels import labeller_recipe
 from zipper_lm.jobs.recipes.checks import check_settings
 from zipper_lm.jobs.recipes.reader import recipe_hash, to_mapping
 from zipper_lm.jobs.recipes.schema import DataRecipe, FuseRecipe
 from zipper_lm.jobs.resume import working_folder
+from zipper_lm.jobs.rows import DataSource
+from zipper_lm.jobs.towers import make_towers
 from zipper_lm.jobs.validation import judge_of
-from zipper_lm.models.card import RUN_FILE
 from zipper_lm.models.load import load
+from zipper_lm.models.records import RUN_FILE, generation_settings
 from zipper_lm.training.trainer import latest_checkpoint
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.machine import made_with
@@ -351,7 +353,8 @@ def _scores(experiment: Experiment, recipe: FuseRecipe, output: Path, console: C
         ends_in = parse_task(SHORT_NAMES.get(task, task)).targets[-1]
         judge = None
         if ends_in != "text" and not counts_tokens(ends_in, model.processor.codecs.get(ends_in)):
-            judge = judge_of(recipe.data, ends_in, console) if recipe.judge is None else load_judge(recipe.judge)
+            originals = DataSource(recipe.data).originals
+            judge = judge_of(originals, ends_in, console) if recipe.judge is None else load_judge(recipe.judge)
         torch.manual_seed(recipe.seed)
         score = score_task(model, rows, task, judge=judge, settings=settings)
         scores[task] = {**score.summary(), "references": score.references, "hypotheses": score.hypotheses}

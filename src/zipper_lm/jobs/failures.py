@@ -1,23 +1,127 @@
-"""What is looked at before and after a fusion's training: perplexities, and the signatures of failure."""
+"""The ways in which training a zipped model is known to fail, said in plain words, with what to do.
+
+Losses, perplexities and what zips do are looked at before and after training; each way to fail is one function of them.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from zipper_lm.data.collation import Batch, collate
 from zipper_lm.data.document import Document
 from zipper_lm.data.tasks import build_document
 from zipper_lm.evaluation.attention import observe
 from zipper_lm.evaluation.preservation import perplexity
+from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.generation.writer import Writer
-from zipper_lm.jobs import signatures
-from zipper_lm.jobs.recipes.schema import FuseRecipe
-from zipper_lm.models.zipper import ZipperModel
 
 BATCHES = 8
+"""Batches that are looked at, of each split."""
+DRIFT = 1.10
+"""A trained tower's unimodal perplexity may rise by this factor before it is called drift."""
+EFFECT = 0.02
+"""A zip whose updates are smaller than this share of the hidden state they are added to does nothing yet."""
+FLAT = 0.98
+"""Attention entropy, as a share of the largest possible, above which attention looks at everything alike."""
+GAP = 1.0
+"""Held-out loss may exceed training loss by this many nats per token before data is called too little."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failure that was seen: its name, and a sentence for the user."""
+
+    name: str
+    message: str
+
+
+def drift(before: Mapping[str, float], after: Mapping[str, float]) -> list[Failure]:
+    """Trained towers that lost part of what they knew: perplexity on unimodal data before and after, by tower."""
+    return [
+        Failure(
+            "unimodal drift",
+            f"tower {name!r} forgets: perplexity on its own modality rose from {before[name]:.2f} to "
+            f"{after[name]:.2f}. Freeze it (towers.{name}.train=frozen), lower training.tower_learning_rate, or use "
+            "lora.",
+        )
+        for name in after
+        if after[name] > DRIFT * before[name]
+    ]
+
+
+def not_started(effect: Mapping[str, float], entropy: Mapping[str, float]) -> list[Failure]:
+    """Directed zips that do nothing: they add next to nothing in every layer, or look at everything alike.
+
+    Args:
+        effect: mean size of the updates as a share of the hidden state, by ``reader<-source.k``.
+        entropy: mean attention entropy as a share of the largest possible, by ``reader<-source.k``.
+    """
+    found = []
+    for pair in dict.fromkeys(key.split(".")[0] for key in effect):
+        keys = [k for k in effect if k.split(".")[0] == pair]
+        largest = max(effect[k] for k in keys)
+        flat = [entropy[k] for k in keys if k in entropy]
+        if largest < EFFECT:
+            reason = f"it adds at most {100 * largest:.1f} % to the reader's hidden state (gates or outputs near zero)"
+        elif flat and min(flat) > FLAT:
+            reason = f"its attention is flat (entropy {min(flat):.2f} of the largest possible in every layer)"
+        else:
+            continue
+        found.append(
+            Failure(
+                "fusion not started",
+                f"zip {pair} does little: {reason}. Raise training.learning_rate or training.steps, and keep the "
+                "defaults gate_start: 1.0 and positions: sinusoid.",
+            )
+        )
+    return found
+
+
+def too_little_data(train: Mapping[str, float], held_out: Mapping[str, float]) -> list[Failure]:
+    """Modalities whose held-out loss (nats per token) lies far above the training loss."""
+    return [
+        Failure(
+            "too little aligned data",
+            f"{name}: loss {held_out[name]:.2f} on held-out documents against {train[name]:.2f} in training. Add "
+            "aligned pairs, raise training.corrupt (0.2), or train fewer steps (training.patience).",
+        )
+        for name in held_out
+        if name in train and held_out[name] - train[name] > GAP
+    ]
+
+
+def overfitted(name: str, train: float, held_out: float) -> list[Failure]:
+    """A tower that was pre-trained until it knew its rows by heart: losses in nats per token, at the step it is of."""
+    if held_out - train <= GAP:
+        return []
+    return [
+        Failure(
+            "overfitted tower",
+            f"{name}: loss {held_out:.2f} on held-out rows against {train:.2f} in training. Set "
+            "training.evaluate_every, so that the best checkpoint is kept; take fewer training.steps, a smaller "
+            "backbone, or more unaligned data.",
+        )
+    ]
+
+
+@torch.no_grad()
+def losses_on(model: Writer, batches: Sequence[Batch]) -> dict[str, float]:
+    """Mean loss per modality over batches, without training."""
+    was_training = model.training
+    model.eval()
+    sums: dict[str, list[float]] = {}
+    for batch in batches:
+        for name, loss in (model(batch).losses or {}).items():
+            if name in model.names:
+                sums.setdefault(name, []).append(float(loss))
+    model.train(was_training)
+    return {name: math.fsum(values) / len(values) for name, values in sums.items()}
 
 
 def unimodal_perplexity(model: Writer, rows: Sequence[Any]) -> dict[str, float]:
@@ -28,37 +132,41 @@ def unimodal_perplexity(model: Writer, rows: Sequence[Any]) -> dict[str, float]:
 
 
 def diagnose(
-    recipe: FuseRecipe,
     model: Writer,
+    tasks: Sequence[str],
+    batch_size: int,
     rows: Sequence[Any],
     validation: Sequence[Any],
     before: Mapping[str, float],
-) -> list[signatures.Signature]:
-    """The signatures of failure that a trained model shows.
+) -> list[Failure]:
+    """The failures that a trained model shows.
 
     Args:
-        recipe: it was trained by. model: it. rows, validation: encoded. before: `unimodal_perplexity` then.
+        model: that was trained. tasks: what on. batch_size: documents that are read together.
+        rows, validation: encoded. before: `unimodal_perplexity` before training.
     """
-    train, held_out = (some_batches(recipe, model, r) for r in (rows, validation))
-    found = signatures.drift(before, unimodal_perplexity(model, validation))
-    if isinstance(model, ZipperModel):
-        found += signatures.not_started(*_activity(model, held_out))
-    found += signatures.too_little_data(signatures.losses_on(model, train), signatures.losses_on(model, held_out))
+    train, held_out = (some_batches(model, tasks, batch_size, r) for r in (rows, validation))
+    found = drift(before, unimodal_perplexity(model, validation))
+    if isinstance(model, ZippedTowers):
+        found += not_started(*_activity(model, held_out))
+    found += too_little_data(losses_on(model, train), losses_on(model, held_out))
     return found
 
 
-def some_batches(recipe: FuseRecipe, model: Writer, rows: Sequence[Any]) -> list[Batch]:
-    """A few batches of every task that has a weight, and of whole documents, uncorrupted."""
-    size = recipe.training.batch_size
+def some_batches(model: Writer, tasks: Sequence[str], size: int, rows: Sequence[Any]) -> list[Batch]:
+    """A few batches of every task, and of whole documents, uncorrupted.
+
+    Args:
+        model: they are for. tasks: templates. size: documents in a batch. rows: encoded.
+    """
     few = rows[: BATCHES * size]
     plain = [r for r in few if not isinstance(r, Document)]
     documents = [r for r in few if isinstance(r, Document)]
-    tasks = [template for template, weight in recipe.tasks.items() if weight > 0]
     documents += [build_document(task, row) for task in tasks for row in plain[:: len(tasks)]]
     return [collate(documents[i : i + size], model.specials) for i in range(0, len(documents), size)]
 
 
-def _activity(model: ZipperModel, batches: Sequence[Batch]) -> tuple[dict[str, float], dict[str, float]]:
+def _activity(model: ZippedTowers, batches: Sequence[Batch]) -> tuple[dict[str, float], dict[str, float]]:
     """Mean effect and mean attention entropy of every zip layer over batches."""
     effect: dict[str, list[float]] = {}
     entropy: dict[str, list[float]] = {}

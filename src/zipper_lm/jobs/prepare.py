@@ -40,7 +40,6 @@ from zipper_lm.data.prepared import (
     VALIDATION,
     document_schema,
     file_hash,
-    is_prepared,
     pack_document,
     pack_row,
     row_schema,
@@ -53,7 +52,7 @@ from zipper_lm.fusion.config import TowerSpec
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.jobs.resume import beside, check_ours, check_sources
-from zipper_lm.jobs.rows import clip_rows, open_split, validation_rows
+from zipper_lm.jobs.rows import DataSource
 from zipper_lm.models.assemble import codec_of
 from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.utils.files import as_json, check_output, new_file, new_folder, write_json
@@ -102,18 +101,19 @@ def prepare(
             raise ValueError(f"{name} must be at least 1, got {value}")
     check_output(output, overwrite)
     check_sources(output, recipe)
-    if is_prepared(data.source):
+    source = DataSource(data)
+    if source.prepared is not None:
         raise ValueError(f"data.source: {data.source} is prepared already; give the raw data")
     named = {m for template in recipe.tasks for m in parse_task(template, list(recipe.towers)).modalities}
     codecs = recipe_codecs(recipe)
     if missing := sorted(named - set(codecs)):
         raise ValueError(f"towers: {missing} have no codec beside them; name one in towers.NAME.codec")
-    splits: dict[str, Any] = {TRAIN: open_split(data, TRAIN)}
+    splits: dict[str, Any] = {TRAIN: source.open(TRAIN)}
     if data.validation is not None:
-        splits[VALIDATION] = validation_rows(data)
+        splits[VALIDATION] = source.validation_rows()
     broken = Broken(data.broken_limit)
     if data.clips is not None:
-        splits[CLIPS] = clip_rows(data, recipe.seed, broken)
+        splits[CLIPS] = source.clips(recipe.seed, broken)
     modalities = encoded_modalities(splits[TRAIN], named, list(codecs))
     settings = {
         "format": FORMAT,

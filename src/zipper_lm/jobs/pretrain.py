@@ -12,25 +12,25 @@ import numpy as np
 import torch
 from rich.console import Console
 from torch.utils.data import Dataset
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, EarlyStoppingCallback, PreTrainedModel, set_seed
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, EarlyStoppingCallback, PreTrainedModel, Trainer, set_seed
 
 from zipper_lm.codecs.codec import CODEC_FILE, Codec
 from zipper_lm.codecs.pretrained import RunsModel
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.collation import IGNORED
 from zipper_lm.data.encoding import column, encode_column
-from zipper_lm.data.prepared import TRAIN, is_prepared
+from zipper_lm.data.prepared import TRAIN
 from zipper_lm.data.sources.readers import PREPARED_FILE
 from zipper_lm.fusion.limits import position_limit
+from zipper_lm.jobs.failures import overfitted
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import DataRecipe, PretrainRecipe
 from zipper_lm.jobs.resume import begin, check_working, keep_logs, working_folder
-from zipper_lm.jobs.rows import Opened, open_split, training_rows, validation_rows
-from zipper_lm.jobs.signatures import overfitted
-from zipper_lm.jobs.tower_trainer import TowerTrainer
+from zipper_lm.jobs.rows import DataSource, Opened
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
 from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt, train_with_bar
 from zipper_lm.training.parameters import check_precision
+from zipper_lm.training.trainer import randomness_kept
 from zipper_lm.utils.files import check_apart, check_output, holding, new_folder
 from zipper_lm.utils.processes import is_main, made_by_main, main_console, wait
 
@@ -69,6 +69,27 @@ class PadStreams:
         ids = torch.tensor([r + [self.pad] * (width - len(r)) for r in rows])
         mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows])
         return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, IGNORED)}
+
+
+class TowerTrainer(Trainer):
+    """Trainer reads a checkpoint's file as it lies there, leniently. But `save_pretrained` writes tensors of some
+    families under other names than their modules have (the head of GPT-NeoX, the experts of mixtures), and those would
+    silently stay as they were: here `from_pretrained` reads it. Looking at the held-out rows draws no random numbers.
+    """
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Trainer's own; training goes on as if it had not happened."""
+        with randomness_kept():
+            return super().evaluate(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        tower = self.accelerator.unwrap_model(self.model)
+        saved = type(tower).from_pretrained(resume_from_checkpoint, dtype=tower.dtype)
+        tower.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
 def make_backbone(fields: dict[str, Any], codec: Codec) -> PreTrainedModel:
@@ -121,9 +142,9 @@ def pretrain(
     console = console or main_console()  # after the arguments, which say how to connect
     set_seed(recipe.seed)
     broken = Broken(recipe.data.broken_limit)
-    opened, held_out = open_unaligned(recipe.data)
+    source, opened, held_out = open_unaligned(recipe.data)
     held_values = column(held_out, recipe.modality, broken) if held_out else []
-    values = column(training_rows(recipe.data, recipe.seed, opened, broken), recipe.modality, broken)
+    values = column(source.training_rows(recipe.seed, opened, broken), recipe.modality, broken)
     codec = made_by_main(partial(recipe.codec.make, values, recipe.seed))
     if isinstance(codec, RunsModel) and arguments.device.type == "cuda":
         codec.to(arguments.device)
@@ -167,8 +188,8 @@ def pretrain(
         best = trainer.state.best_global_step or trainer.state.global_step  # no loss was a number
         metrics["best_step"] = best
         logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry and entry["step"] <= best]
-        for signature in overfitted(recipe.modality, logged[-1], held_out_loss) if logged else ():
-            console.print(f"[yellow]{signature.name}:[/yellow] {signature.message}")
+        for failure in overfitted(recipe.modality, logged[-1], held_out_loss) if logged else ():
+            console.print(f"[yellow]{failure.name}:[/yellow] {failure.message}")
     if is_main():
         with new_folder(recipe.output, overwrite) as folder:
             backbone.config.use_cache = True  # Trainer turned it off
@@ -180,15 +201,17 @@ def pretrain(
     return metrics
 
 
-def open_unaligned(data: DataRecipe) -> tuple[Opened, Sequence[Any]]:
-    """Training and validation rows of unaligned data, open; of each only one modality will be read, others may lack.
+def open_unaligned(data: DataRecipe) -> tuple[DataSource, Opened, Sequence[Any]]:
+    """A source, its training and validation rows of unaligned data, open; of each only one
+    modality will be read, others may lack.
 
     Raises:
-        ValueError: as `open_split`, and for prepared data.
+        ValueError: as `DataSource.open`, and for prepared data.
     """
-    if is_prepared(data.source):
+    source = DataSource(data)
+    if source.prepared is not None:
         raise ValueError(f"data: {data.source} holds prepared ids; a tower is pre-trained on the raw data")
-    return open_split(data, TRAIN, check=False), validation_rows(data, check=False)
+    return source, source.open(TRAIN, check=False), source.validation_rows(check=False)
 
 
 def check_length(backbone: PreTrainedModel, lengths: Sequence[int], name: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,13 +20,12 @@ from zipper_lm.data.broken import Broken
 from zipper_lm.data.collation import collate
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.encoding import Joined, encode_rows
-from zipper_lm.data.prepared import TRAIN, is_prepared, open_prepared
-from zipper_lm.data.sources.readers import read_rows, stream_rows
+from zipper_lm.data.prepared import TRAIN
 from zipper_lm.data.sources.table import readable
 from zipper_lm.data.tasks import Task, build_document, parse_task
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.recipes.schema import DataRecipe, FuseRecipe, PseudoLabelsRecipe
-from zipper_lm.jobs.rows import Opened, open_split
+from zipper_lm.jobs.rows import DataSource, Opened
 from zipper_lm.utils.files import as_json
 from zipper_lm.utils.json_files import parse_json
 from zipper_lm.utils.processes import main_console
@@ -58,7 +57,15 @@ def labeller_recipe(recipe: FuseRecipe) -> FuseRecipe:
     return replace(recipe, scored=scored, pseudo_labels=before, training=training, output=wanted.model)
 
 
-def source_of(recipe: FuseRecipe) -> DataRecipe:
+class Unlabelled(NamedTuple):
+    """Rows that get labels: the task by which they do, the rows, open, and where they are from."""
+
+    task: Task
+    rows: Opened
+    source: DataSource
+
+
+def _data_of(recipe: FuseRecipe) -> DataRecipe:
     """Where the rows are that get labels: a data set of their own, or a split of the recipe's, as a whole."""
     wanted = recipe.pseudo_labels
     assert wanted is not None
@@ -69,24 +76,19 @@ def source_of(recipe: FuseRecipe) -> DataRecipe:
     return replace(data, **own, train=wanted.train or TRAIN)  # type: ignore[arg-type]
 
 
-def open_unlabelled(recipe: FuseRecipe) -> tuple[Task, Opened]:
-    """The task by which rows get labels, and the rows, open. Of a source of their own only what the task gives has to
-    be there.
+def open_unlabelled(recipe: FuseRecipe) -> Unlabelled:
+    """The rows that a recipe's labeller writes labels for. Of a source of their own only what the task gives has to be
+    there.
 
     Raises:
         ValueError: if the data cannot be read, or its rows lack what the task gives.
     """
     wanted = recipe.pseudo_labels
     assert wanted is not None
-    task, data = parse_task(wanted.task, list(recipe.towers)), source_of(recipe)
-    rows: Opened
-    if wanted.source is None or is_prepared(data.source):
-        rows = open_split(data, TRAIN)
-    else:
-        open_rows = stream_rows if data.streaming else read_rows
-        rows = open_rows(data.source, data.columns, data.train, data.limit, revision=data.revision, check=False)
-    if is_prepared(data.source):
-        open_prepared(data.source).check_modalities(task.given)
+    task, data = parse_task(wanted.task, list(recipe.towers)), _data_of(recipe)
+    source = DataSource(data)
+    rows = source.open(TRAIN, check=wanted.source is None)
+    source.check_modalities(task.given)
     first: Any = next(readable(rows))
     if isinstance(first, Document):
         raise ValueError(f"pseudo_labels: {data.source} holds whole documents; rows of {list(task.given)} are needed")
@@ -95,11 +97,14 @@ def open_unlabelled(recipe: FuseRecipe) -> tuple[Task, Opened]:
             f"pseudo_labels: the rows of {data.source} have no {missing}, only {sorted(first)}; name the columns in "
             "pseudo_labels.columns"
         )
-    return task, rows
+    return Unlabelled(task, rows, source)
 
 
-def check_labeller(labeller: Writer, model: Writer, task: Task, recipe: FuseRecipe) -> None:
+def check_labeller(labeller: Writer, model: Writer, task: Task, source: DataSource) -> None:
     """That what the labeller reads and writes means the same to the model that learns from it.
+
+    Args:
+        labeller: writes. model: learns. task: by which rows get labels. source: where they are from.
 
     Raises:
         ValueError: if a codec is another one, of the labeller or of prepared rows, or missing.
@@ -109,8 +114,7 @@ def check_labeller(labeller: Writer, model: Writer, task: Task, recipe: FuseReci
     for name in dict.fromkeys(task.modalities):
         if name not in theirs or codec_hash(theirs[name]) != codec_hash(model.processor.codecs[name]):
             raise ValueError(f"pseudo_labels.model has another codec of {name!r} than the model that learns from it")
-    if is_prepared(source := source_of(recipe).source):
-        open_prepared(source).check_codecs(model.processor.codecs)
+    source.check_codecs(model.processor.codecs)
 
 
 def label(

@@ -19,8 +19,8 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 from huggingface_hub.utils import validate_repo_id
 
 from zipper_lm.fusion.config import TowerSpec
-from zipper_lm.models.card import GENERATION_FILE, PICTURE_FILE, RUN_FILE, is_edited, refresh_card
-from zipper_lm.models.results import RESULTS_FILE
+from zipper_lm.models.card import PICTURE_FILE, is_edited, refresh_card
+from zipper_lm.models.records import GENERATION_FILE, RESULTS_FILE, RUN_FILE
 from zipper_lm.utils.files import write_json
 from zipper_lm.utils.hub import CONFIG_FILE
 from zipper_lm.utils.json_files import read_json

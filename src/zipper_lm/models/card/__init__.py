@@ -16,13 +16,13 @@ from huggingface_hub.constants import REPOCARD_NAME
 from zipper_lm.models.card.body import parts
 from zipper_lm.models.card.metadata import metadata
 from zipper_lm.models.card.picture import draw
-from zipper_lm.models.card.records import GENERATION_FILE, PICTURE_FILE, RUN_FILE, Records
+from zipper_lm.models.card.records import PICTURE_FILE, Records
 from zipper_lm.utils.files import new_file
 
 if TYPE_CHECKING:
     from zipper_lm.generation.writer import Writer
 
-__all__ = ["GENERATION_FILE", "PICTURE_FILE", "RUN_FILE", "is_edited", "refresh_card"]
+__all__ = ["PICTURE_FILE", "is_edited", "refresh_card"]
 
 _SEAL = re.compile(r"\n<!-- written by zipper-lm, sha256 ([0-9a-f]{64}) -->\n\Z")
 

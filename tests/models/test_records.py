@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zipper_lm.models.results import add_result, read_results, weights_digest
+from zipper_lm.models.records import add_result, read_results, weights_digest
 
 ASKED = {"weights": "w", "data": "org/digits", "split": "test", "template": "speech->text"}
 

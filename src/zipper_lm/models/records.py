@@ -1,4 +1,7 @@
-"""What a model scored, kept beside it in `results.json`: a list of entries, one for each thing that was asked."""
+"""The records beside a model: how it was made, how it writes, and what it scored.
+
+Scores are a list of entries in `results.json`, one for each thing that was asked.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ from typing import Any
 
 from zipper_lm.utils.files import new_file, write_json
 from zipper_lm.utils.hub import WEIGHTS_FILE
-from zipper_lm.utils.json_files import read_json
+from zipper_lm.utils.json_files import read_json, read_mapping
 
+RUN_FILE = "run.json"
+GENERATION_FILE = "generation.json"
 RESULTS_FILE = "results.json"
 ASKED = ("weights", "data", "split", "template", "column", "where", "limit", "set", "seed", "judge")
 """Fields that say what was asked; an entry replaces the one that agrees in all of them."""
@@ -47,3 +52,13 @@ def add_result(folder: str | Path, entry: Mapping[str, Any]) -> None:
     kept = [e for e in read_results(folder) if [e.get(field) for field in ASKED] != asked]
     with new_file(Path(folder) / RESULTS_FILE, overwrite=True) as file:
         write_json(file, [*kept, dict(entry)])
+
+
+def generation_settings(folder: str | Path) -> Mapping[str, Any]:
+    """The generation settings kept with a model, per modality; empty if there are none.
+
+    Raises:
+        ValueError: if the file cannot be read.
+    """
+    file = Path(folder) / GENERATION_FILE
+    return read_mapping(file) if file.is_file() else {}
