@@ -25,10 +25,9 @@ from transformers import (
 
 from zipper_lm import ZipperModel
 from zipper_lm.codecs.speech import SpeechCodec
-from zipper_lm.fusion.limits import position_limit
+from zipper_lm.fusion.limits import check_length, position_limit
 from zipper_lm.generation.generate import stream
 from zipper_lm.jobs.fuse import fuse
-from zipper_lm.jobs.pretrain import check_length
 from zipper_lm.jobs.recipes.reader import build
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.models.baseline.single_decoder import SingleDecoder, expand

@@ -35,10 +35,9 @@ from zipper_lm.jobs.pseudo_labels import (
     read_labels,
     write_labels,
 )
-from zipper_lm.jobs.recipes.checks import check_recipe
+from zipper_lm.jobs.recipes.checks import check_recipe, check_sources
 from zipper_lm.jobs.recipes.reader import build
 from zipper_lm.jobs.recipes.schema import FuseRecipe, PretrainRecipe, PseudoLabelsRecipe, TowerRecipe
-from zipper_lm.jobs.resume import check_sources
 from zipper_lm.jobs.rows import DataSource
 from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.training.trainer import ZipperTrainer

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 SAID = ("max_position_embeddings", "max_target_positions")  # the latter of decoders of speech recognisers
 
@@ -45,6 +47,13 @@ def check_positions(name: str, limit: int, mask: Tensor) -> int:
     if longest > limit:
         raise ValueError(f"{name}: a stream of {longest} tokens, but its backbone has {limit} positions")
     return longest
+
+
+def check_length(backbone: PreTrainedModel, lengths: Sequence[int], name: str) -> None:
+    """Raise `ValueError` if a stream is longer than the positions that a backbone has, or was made for."""
+    limit = position_limit(backbone) or getattr(backbone.config, "max_position_embeddings", None)
+    if limit and lengths and max(lengths) > limit:
+        raise ValueError(f"{name}: the longest stream has {max(lengths)} tokens, the backbone {limit} positions")
 
 
 def keep_within(name: str, limit: int, mask: Tensor, given: GenerationConfig) -> None:

@@ -18,6 +18,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ import pyarrow as pa
 import torch
 from rich.console import Console
 
-from zipper_lm import __version__
 from zipper_lm.codecs.codec import Codec, codec_hash
 from zipper_lm.codecs.suffixes import is_media
 from zipper_lm.data.broken import Broken
@@ -49,9 +49,10 @@ from zipper_lm.data.sources.readers import PREPARED_FILE, Rows
 from zipper_lm.data.sources.table import fingerprint_of, readable
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.fusion.config import TowerSpec
+from zipper_lm.jobs.recipes.checks import check_sources
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe
-from zipper_lm.jobs.resume import beside, check_ours, check_sources
+from zipper_lm.jobs.resume import beside, check_ours
 from zipper_lm.jobs.rows import DataSource
 from zipper_lm.models.assemble import codec_of
 from zipper_lm.training.callbacks import Interrupted
@@ -367,7 +368,7 @@ def _finish(
     if data.clips is not None:
         summaries[CLIPS]["made_with"] = {**asdict(data.clips), "seed": job.recipe.seed}
     description = {key: value for key, value in settings.items() if key not in ("rows", "shard_rows")}
-    description |= {"zipper_lm": __version__, "splits": summaries, "broken": len(broken.items)}
+    description |= {"zipper_lm": version("zipper-lm"), "splits": summaries, "broken": len(broken.items)}
     description["data"] = _with_places(to_mapping(data))
     description["columns"] = job.columns
     with new_folder(output, overwrite) as folder:

@@ -21,7 +21,7 @@ from zipper_lm.data.collation import IGNORED
 from zipper_lm.data.encoding import column, encode_column
 from zipper_lm.data.prepared import TRAIN
 from zipper_lm.data.sources.readers import PREPARED_FILE
-from zipper_lm.fusion.limits import position_limit
+from zipper_lm.fusion.limits import check_length
 from zipper_lm.jobs.failures import overfitted
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import DataRecipe, PretrainRecipe
@@ -212,10 +212,3 @@ def open_unaligned(data: DataRecipe) -> tuple[DataSource, Opened, Sequence[Any]]
     if source.prepared is not None:
         raise ValueError(f"data: {data.source} holds prepared ids; a tower is pre-trained on the raw data")
     return source, source.open(TRAIN, check=False), source.validation_rows(check=False)
-
-
-def check_length(backbone: PreTrainedModel, lengths: Sequence[int], name: str) -> None:
-    """Raise `ValueError` if a stream is longer than the positions that a backbone has, or was made for."""
-    limit = position_limit(backbone) or getattr(backbone.config, "max_position_embeddings", None)
-    if limit and lengths and max(lengths) > limit:
-        raise ValueError(f"{name}: the longest stream has {max(lengths)} tokens, the backbone {limit} positions")

@@ -8,18 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zipper_lm.data.sources.readers import PREPARED_FILE
-from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.training.trainer import latest_checkpoint
-from zipper_lm.utils.files import check_apart, holding, new_file, write_json
-from zipper_lm.utils.hub import CONFIG_FILE
+from zipper_lm.utils.files import new_file, write_json
 from zipper_lm.utils.json_files import read_mapping
 
 RECIPE_FILE = "recipe.json"
 FREE = ("overwrite", "judge", "output")
 """Keys of a recipe that may change between an interruption and its resumption."""
-_OUTPUTS = (CONFIG_FILE, PREPARED_FILE)
-"""Files of which one is in whatever is written here."""
 
 
 def working_folder(output: str | Path) -> Path:
@@ -30,23 +25,6 @@ def working_folder(output: str | Path) -> Path:
 def beside(output: str | Path, suffix: str) -> Path:
     """The working folder of an output: its name, a dot and `suffix`, whether or not the name ends in a slash."""
     return Path(f"{Path(output)}.{suffix}")
-
-
-def check_sources(output: str | Path, recipe: FuseRecipe) -> None:
-    """Raise `ValueError` if `output` would replace what a recipe reads: its towers, codecs, data or the model that
-    writes pseudo-labels, or a folder in them that is no output."""
-    read: dict[str, Any] = {"data.source": recipe.data.source}
-    if recipe.data.clips is not None:
-        read["data.clips.source"] = recipe.data.clips.source
-    if recipe.pseudo_labels is not None:
-        wanted = recipe.pseudo_labels
-        read |= {"pseudo_labels.source": wanted.source, "pseudo_labels.model": wanted.model or None}
-    for name, tower in recipe.towers.items():
-        read |= {f"tower {name!r}": tower.source, f"the codec of tower {name!r}": tower.codec and tower.codec.source}
-        if tower.pretrain is not None and (alone := tower.pretrain.data) is not None:
-            read[f"the unaligned data of tower {name!r}"] = alone.source
-            read[f"the clips of tower {name!r}"] = alone.clips and alone.clips.source
-    check_apart(output, read, holding(*_OUTPUTS))
 
 
 def check_working(folder: Path, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path | None:

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from zipper_lm.data.mixture import read_weights
+from zipper_lm.data.sources.readers import PREPARED_FILE
 from zipper_lm.data.tasks import Task, parse_task
+from zipper_lm.fusion.limits import check_length
 from zipper_lm.generation.settings import generation_config
 from zipper_lm.generation.writer import Writer
-from zipper_lm.jobs.pretrain import check_length
 from zipper_lm.jobs.recipes.schema import FuseRecipe, PseudoLabelsRecipe
-from zipper_lm.jobs.resume import check_sources
 from zipper_lm.training.guided_attention import guided_pairs
-from zipper_lm.utils.files import check_output
+from zipper_lm.utils.files import check_apart, check_output, holding
+from zipper_lm.utils.hub import CONFIG_FILE
+
+_OUTPUTS = (CONFIG_FILE, PREPARED_FILE)
+"""Files of which one is in whatever is written here."""
 
 
 def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
@@ -33,6 +38,23 @@ def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
     if recipe.pseudo_labels is not None:
         _check_place(recipe, recipe.pseudo_labels)
     return check_settings(recipe)
+
+
+def check_sources(output: str | Path, recipe: FuseRecipe) -> None:
+    """Raise `ValueError` if `output` would replace what a recipe reads: its towers, codecs, data or the model that
+    writes pseudo-labels, or a folder in them that is no output."""
+    read: dict[str, Any] = {"data.source": recipe.data.source}
+    if recipe.data.clips is not None:
+        read["data.clips.source"] = recipe.data.clips.source
+    if recipe.pseudo_labels is not None:
+        wanted = recipe.pseudo_labels
+        read |= {"pseudo_labels.source": wanted.source, "pseudo_labels.model": wanted.model or None}
+    for name, tower in recipe.towers.items():
+        read |= {f"tower {name!r}": tower.source, f"the codec of tower {name!r}": tower.codec and tower.codec.source}
+        if tower.pretrain is not None and (alone := tower.pretrain.data) is not None:
+            read[f"the unaligned data of tower {name!r}"] = alone.source
+            read[f"the clips of tower {name!r}"] = alone.clips and alone.clips.source
+    check_apart(output, read, holding(*_OUTPUTS))
 
 
 def check_settings(recipe: FuseRecipe) -> dict[str, Task]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
-from zipper_lm import __version__
 from zipper_lm.codecs.codec import CODEC_FILE, can_decode
 from zipper_lm.codecs.pretrained import MODEL_FOLDER
 from zipper_lm.data.tasks import Task
@@ -56,7 +56,7 @@ def parts(model: Writer, name: str, records: Records) -> Iterator[str]:
     yield f"## Results\n\n{_results(records.results)}"
     yield f"## Limits\n\n{_limits(model, records)}"
     yield f"## Licences\n\n{_licences(records)}"
-    versions = f"zipper-lm {__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
+    versions = f"zipper-lm {version('zipper-lm')}, transformers {transformers.__version__}, torch {torch.__version__}"
     yield f"## Citation\n\nThe architecture is that of the paper:\n\n{_CITATION}"
     yield f"This card was written with {versions}."
 
