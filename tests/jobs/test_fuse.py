@@ -296,7 +296,7 @@ def test_frozen_and_lora_towers_do_not_see_the_optimizer(tmp_path: Path) -> None
             {"generation": {"text": {"max_new_tokens": 0}}},
             "generation.text: .*max_new_tokens. must be greater",
         ),
-        ({"generation": {"text": {"max_new_tokens": "5"}}}, "generation.text: .*max_new_tokens must be a number"),
+        ({"generation": {"text": {"max_new_tokens": "5"}}}, "generation.text: .*max_new_tokens must be a whole number"),
         (
             {"generation": {"text": {"guidance_scale": 2.0, "num_beams": 2}}},
             "generation.text: .*guidance_scale",
