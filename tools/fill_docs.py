@@ -1,5 +1,7 @@
-"""Write the result blocks of README.md and docs/ from the raw JSON under docs/runs and results, and draw
-docs/comparison.png; no number there is typed by hand.
+"""Write the result blocks of README.md and docs/ from the raw JSON under docs/runs and results, a page of tables beside
+each experiment's records, and the pictures; no number in them is typed by hand.
+
+Each file of records is first given what its experiment file says now (notes, finding).
 
 python tools/fill_docs.py          # rewrite
 python tools/fill_docs.py --check  # exit 1 if a page says anything else than its JSON
@@ -10,11 +12,13 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from human_digits import (
@@ -31,16 +35,25 @@ from human_digits import (
 )
 
 from zipper_lm.experiments.comparison import compare
-from zipper_lm.experiments.records import Cell, read_results
-from zipper_lm.experiments.report import spread
+from zipper_lm.experiments.plan import read_experiment
+from zipper_lm.experiments.records import Cell, keep, read_records, read_results
+from zipper_lm.experiments.report import overview, spread, write_report
+from zipper_lm.jobs.recipes.reader import to_mapping
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "docs" / "runs"
 SOUNDS = ROOT / "docs" / "sounds"
 PAGES = (
     *("README.md", "docs/comparison.md", "docs/concepts.md"),
-    *("docs/recipes.md", "docs/spoken-digits.md", "docs/cost.md"),
+    *("docs/recipes.md", "docs/spoken-digits.md", "docs/cost.md", "docs/results.md"),
 )
+EXPERIMENTS = (
+    *("data-curve-long", "more-seeds", "converged", "augmentation", "pseudo-labels", "positions"),
+    *("early-stopped-tower", "equal-exposure", "strong-tower", "more-steps", "data-curve-cpu", "main-cpu"),
+    *("few-pairs", "digit-images", "window", "window-digits", "ablations-cpu", "digit-images-long"),
+    *("sounds-cpu", "sounds-variants"),
+)
+"""In the order in which docs/results.md tells them."""
 BLOCK = re.compile(r"<!-- results:([\w-]+) -->\n.*?<!-- end of results -->", re.DOTALL)
 
 
@@ -219,6 +232,34 @@ def pictures_and_names() -> str:
     return _against("named pictures", tasks, rows)
 
 
+def experiments() -> str:
+    """What each experiment asked and found."""
+    return overview({f"../results/{name}.md": read_results(ROOT / "results" / name) for name in EXPERIMENTS})
+
+
+def write_page(name: str, root: Path) -> Path:
+    """The tables of an experiment, as results/NAME.md, and its curves in docs/curves.
+
+    Args:
+        name: of the experiment. root: of this repository, or a folder to compare with it.
+
+    Returns:
+        The page.
+    """
+    page, pictures = root / "results" / f"{name}.md", root / "docs" / "curves"
+    write_report([ROOT / "results" / f"{name}.jsonl"], page, pictures=pictures, overwrite=True)
+    return page
+
+
+def _refresh_plans() -> None:
+    """Notes and findings as the experiment files have them."""
+    for name in EXPERIMENTS:
+        plan = to_mapping(read_experiment(Path("experiments") / f"{name}.yaml"))
+        file = ROOT / "results" / f"{name}.jsonl"
+        if read_records(file)[0] != plan:
+            keep(file, plan=plan)
+
+
 def _against(pairs: str, tasks: Mapping[str, str], rows: Mapping[str, tuple[Cell, Cell]]) -> str:
     """Zipper's runs and the single decoder's, by how many pairs."""
     lines = [
@@ -337,6 +378,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "digits": digits,
     "digits-in-full": digits_in_full,
+    "experiments": experiments,
     "without-theo": without_theo,
     "sounds": sounds,
     "combination": combination,
@@ -379,7 +421,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     arguments = parser.parse_args()
+    os.chdir(ROOT)  # experiment files are named as in the command that runs them
+    if not arguments.check:
+        _refresh_plans()
     stale = []
+    with TemporaryDirectory() as there:
+        for name in EXPERIMENTS:
+            page = write_page(name, Path(there) if arguments.check else ROOT)
+            if page.read_bytes() != (ROOT / "results" / page.name).read_bytes():
+                stale.append(f"results/{page.name}")
     for name in PAGES:
         page = (ROOT / name).read_text(encoding="utf-8")
         if (new := filled(page)) != page:
@@ -388,7 +438,7 @@ def main() -> None:
                 (ROOT / name).write_text(new, encoding="utf-8")
     if not arguments.check:
         draw_comparison(ROOT / "docs" / "comparison.png")
-    print("differ from docs/runs:" if arguments.check else "rewritten:", ", ".join(stale) or "none")
+    print("differ from the records:" if arguments.check else "rewritten:", ", ".join(stale) or "none")
     if arguments.check and stale:
         sys.exit(1)
 

@@ -106,7 +106,7 @@ def test_what_is_not_run_yet_is_said(tmp_path: Path) -> None:
     assert "0 of 3 runs" in page
     keep(tmp_path / "more", plan={"question": "r", "recipe": "r", "arms": {"a": {}}, "tasks": ["asr"]})
     write_report([tmp_path / "results", tmp_path / "more.jsonl"], tmp_path / "both.md")
-    assert "| [more](#more) | r | 0 of 3 |" in (tmp_path / "both.md").read_text()
+    assert "| [more](#more) | r |  | 0 of 3 |" in (tmp_path / "both.md").read_text()
     (tmp_path / "page.md").write_text("mine")
     with pytest.raises(ValueError, match="exists"):
         write_report([tmp_path / "results"], tmp_path / "page.md")

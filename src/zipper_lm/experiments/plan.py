@@ -56,6 +56,7 @@ class Experiment:
         trial_seed: of the trials; not among `seeds`.
         trial_set: further changes for trials alone, such as fewer steps.
         tasks: what is scored on the test split.
+        finding: what came of it, in a sentence, for the report; written when it has run.
         notes: what a reader of the figures must know, a sentence each, for the report.
         paper: what the paper found for this question (arXiv 2405.18669), a sentence each, for the report.
     """
@@ -70,6 +71,7 @@ class Experiment:
     trial_seed: int = 0
     trial_set: list[str] = field(default_factory=list)
     tasks: list[str] = field(default_factory=lambda: ["asr", "tts"])
+    finding: str = ""
     notes: list[str] = field(default_factory=list)
     paper: list[str] = field(default_factory=list)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,8 @@ def write_report(
     for file in (page, *drawn.values()):
         check_output(file, overwrite, folder=False)
     parts = [
-        "# Results\n\nWritten by `zipper report` from the raw records; no number here is typed by hand.\n"
+        f"# {found[0].name if len(found) == 1 else 'Results'}\n",
+        "Written by `zipper report` from the raw records; no number in a table is typed by hand.\n"
         "WER in per cent on the test split: mean over seeds, least and most in brackets; without, of one run.\n"
         "Differences are of the seeds that both arms have, in points of WER, relative to the other arm's WER, and to "
         "what of it is above that of the codec alone. Their 95 % interval is over test rows (paired bootstrap) and "
@@ -50,12 +51,9 @@ def write_report(
         "another seed. Each is of one comparison: of many, some leave out zero by chance.\n",
     ]
     if len(found) > 1:
-        parts += [
-            "| experiment | question | runs |\n|---|---|---|",
-            *(f"| [{r.name}](#{r.name}) | {r.experiment.question} | {_runs(r)} |" for r in found),
-            "",
-        ]
+        parts += [overview({f"#{r.name}": r for r in found}), ""]
     for results in found:
+        parts += [f"## {results.name}\n"] * (len(found) > 1)
         parts.append(_section(results))
         if picture := drawn.get(results.name):
             with new_file(picture, overwrite) as file:
@@ -64,6 +62,18 @@ def write_report(
             parts.append(f"![{results.experiment.question}]({Path(place).as_posix()})\n")
     with new_file(page, overwrite) as file:
         file.write_text("\n".join(parts), encoding="utf-8")
+
+
+def overview(found: Mapping[str, Results]) -> str:
+    """A table with a row an experiment, in Markdown.
+
+    Args:
+        found: where each is told, and its records.
+    """
+    rows = [
+        [f"[{r.name}]({place})", r.experiment.question, r.experiment.finding, _runs(r)] for place, r in found.items()
+    ]
+    return _lines(["experiment", "question", "finding", "runs"], rows)
 
 
 def _runs(results: Results) -> str:
@@ -76,8 +86,8 @@ def _runs(results: Results) -> str:
 def _section(results: Results) -> str:
     experiment = results.experiment
     lines = [
-        f"## {results.name}\n",
         f"{experiment.question}\n",
+        *([f"**{experiment.finding}**\n"] if experiment.finding else []),
         f"    zipper experiment experiments/{results.name}.yaml\n",
         f"{_runs(results)} runs, seeds {', '.join(map(str, experiment.seeds))}; {results.trials} trials before them, "
         "chosen on validation.\n",
