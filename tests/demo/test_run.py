@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -10,11 +11,14 @@ import torch
 from rich.console import Console
 
 from zipper_lm.data.document import Document
+from zipper_lm.demo import run as run_module
 from zipper_lm.demo.build import ASSETS, fingerprint
 from zipper_lm.demo.run import demo
 from zipper_lm.demo.sizes import DemoSizes
 from zipper_lm.evaluation.preservation import verify
 from zipper_lm.evaluation.recogniser import Recogniser
+from zipper_lm.jobs.recipes.reader import to_mapping
+from zipper_lm.models.records import weights_digest
 from zipper_lm.models.zipper import ZipperModel
 
 PERCENTAGES = ("asr_wer", "tts_wer", "oracle_wer", "judge_wer_on_originals", "chain_wer", "chain_text_wer")
@@ -82,6 +86,39 @@ def test_model_loads_and_its_text_tower_is_the_built_one(finished: Path) -> None
         next(model.tower("text").backbone.parameters()).view(-1)[0] += 1e-3
     report = next(r for r in verify(model, finished / "model") if r.name == "text")
     assert not report.identical
+
+
+def test_the_model_has_the_record_of_its_run(finished: Path) -> None:
+    """The demo trained on a path of its own: fields of the recipe were not handed on, and no record was kept."""
+    run = json.loads((finished / "model" / "run.json").read_text())
+    assert run["weights"] == weights_digest(finished / "model")
+    sizes = DemoSizes.toy()
+    assert run["recipe"]["training"] == to_mapping(sizes.fusion)
+    assert (run["steps"], run["frozen_unchanged"]) == (sizes.fusion.steps, {"text": True})
+    assert json.loads((finished / "model" / "generation.json").read_text()) == sizes.generation
+    assert (
+        "unknown" not in (finished / "model" / "README.md").read_text().split("## Data and training")[1].split("##")[0]
+    )
+
+
+def test_an_interrupted_demo_goes_on(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It began anew, with the voices, whatever it had done."""
+    monkeypatch.setattr(run_module, "ASSETS", built(finished))
+
+    def halt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "_score", halt)
+        with pytest.raises(KeyboardInterrupt):
+            demo(tmp_path / "demo", sizes=DemoSizes.toy(), console=Console(quiet=True))
+    assert not (tmp_path / "demo").exists()
+    monkeypatch.setattr(run_module, "write_corpus", lambda *_, **__: pytest.fail("spoken again"))
+    monkeypatch.setattr(run_module, "fuse", lambda *_, **__: pytest.fail("fused again"))
+    results = demo(tmp_path / "demo", sizes=DemoSizes.toy(), console=Console(quiet=True))
+    before = json.loads((finished / "results.json").read_text())
+    assert [results[name] for name in PERCENTAGES] == [before[name] for name in PERCENTAGES]
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
 def test_an_existing_folder_is_refused_at_once_and_kept(finished: Path) -> None:

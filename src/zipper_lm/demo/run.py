@@ -3,15 +3,17 @@
 - The text tower stays frozen, and is compared with what is shipped, bit for bit, when all is done.
 - Scores are on sentences and speakers that nothing here was trained on; sound is judged by a recogniser that shares
   nothing with the model and was fitted on yet other sentences and speakers.
-- All work is done by the library's own parts: towers, `TaskMixture`, `ZipperTrainer`, `generate`, `verify`.
+- What is done is what any user does: a folder of sound and text, a recipe, the job of `zipper fuse`, then `verify` and
+  `generate`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
-import tempfile
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,14 +26,12 @@ import soundfile
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import set_seed
 
 from zipper_lm.data.collation import collate
 from zipper_lm.data.document import Document, Segment
-from zipper_lm.data.mixture import TaskMixture
 from zipper_lm.data.tasks import build_document
 from zipper_lm.demo.build import ASSETS, build, encode_sounds, fingerprint
-from zipper_lm.demo.corpus import Utterance, render
+from zipper_lm.demo.corpus import DemoCorpus, Utterance, render
 from zipper_lm.demo.report import Example, ReportData, write_report
 from zipper_lm.demo.sizes import DemoSizes
 from zipper_lm.evaluation.attention import attention_maps
@@ -39,15 +39,16 @@ from zipper_lm.evaluation.preservation import TowerReport, verify
 from zipper_lm.evaluation.recogniser import Recogniser
 from zipper_lm.evaluation.scoring import Score, score_task, transcribe
 from zipper_lm.evaluation.word_error_rate import bootstrap_interval, word_error_rate
-from zipper_lm.fusion.config import TowerSpec
-from zipper_lm.jobs.rows import measure_stretch
+from zipper_lm.experiments.corpora.writing import write_corpus
+from zipper_lm.jobs.fuse import fuse
+from zipper_lm.jobs.recipes.schema import DataRecipe, FuseRecipe, TowerRecipe
+from zipper_lm.jobs.resume import latest_checkpoint, working_folder
 from zipper_lm.models.card import refresh_card
+from zipper_lm.models.records import GENERATION_FILE, RUN_FILE
 from zipper_lm.models.zipper import ZipperModel
-from zipper_lm.training.arguments import training_arguments
-from zipper_lm.training.callbacks import train_with_bar
 from zipper_lm.training.parameters import describe_parameters
-from zipper_lm.training.trainer import ZipperTrainer
-from zipper_lm.utils.files import check_output, new_folder, write_json
+from zipper_lm.utils.files import as_json, check_output, new_folder, write_json
+from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.progress import bar
 
 SAMPLE_RATE = 16_000
@@ -85,7 +86,8 @@ def demo(
     """Fuse, score, and write ``report.html``, ``results.json``, ``model/`` and ``audio/``.
 
     Args:
-        output: folder to write; appears whole or not at all.
+        output: folder to write; appears whole or not at all. What is made on the way is in ``OUTPUT.work`` until then:
+            a demo that was interrupted goes on from there.
         from_scratch: instead of using the shipped codec, towers and judge, make them first, in ``OUTPUT.towers``.
             What is whole there, made with the same sizes, is used again.
         overwrite: replace `output`.
@@ -106,34 +108,34 @@ def demo(
     parts = _parts(Path(output), sizes, from_scratch, console)
     built = time.time()
     judge = Recogniser.from_pretrained(parts / "judge")
-    set_seed(sizes.seed)
-    model = _fresh_model(parts, sizes)
-    parameters = describe_parameters(model)
-    console.print(parameters)
-    corpus = sizes.corpus()
-    names = ["train", "test", *(["validation"] if sizes.fusion.evaluate_every else [])]
-    spoken = {name: _speak(model, name, getattr(corpus, name), console) for name in names}
-    measure_stretch(model, spoken["train"].rows)
-    prepared = time.time()
-    history = _train(model, sizes, spoken["train"], spoken.get("validation"), console)
+    work = _work(Path(output), sizes)
+    corpus, recipe = sizes.corpus(), _recipe(work, parts, sizes)
+    if not (work / "data").is_dir():
+        _write_data(work / "data", corpus, sizes, console)
+    written = time.time()
+    if not Path(recipe.output).is_dir():
+        fuse(recipe, resume=latest_checkpoint(working_folder(recipe.output)) is not None, console=console)
     trained = time.time()
-    scores = _score(model, sizes, spoken["test"], judge, console)
+    model, record = ZipperModel.from_pretrained(recipe.output), read_mapping(Path(recipe.output) / RUN_FILE)
+    test = _speak(model, "test", corpus.test, console)
+    scores = _score(model, sizes, test, judge, console)
     reports = verify(model)
     scored = time.time()
     seconds = {
         "seconds": round(scored - started, 1),
         "seconds_by_stage": {
             "building": round(built - started, 1),
-            "speaking_and_encoding": round(prepared - built, 1),
-            "training": round(trained - prepared, 1),
+            "speaking": round(written - built, 1),
+            "fusing": round(trained - written, 1),
             "scoring": round(scored - trained, 1),
         },
     }
-    results = _results(sizes, scores, reports, parameters, parts) | seconds
-    examples = _examples(model, sizes, spoken["test"], scores)
+    results = _results(sizes, scores, reports, describe_parameters(model), parts) | seconds
+    examples = _examples(model, sizes, test, scores)
     with new_folder(output, overwrite) as folder:
         model.save_pretrained(folder / "model", bundle_towers=True, card=False)
-        write_json(folder / "model" / "generation.json", {k: dict(v) for k, v in sizes.generation.items()})
+        for name in (RUN_FILE, GENERATION_FILE):
+            shutil.copyfile(Path(recipe.output) / name, folder / "model" / name)
         refresh_card(folder / "model", model)
         for example in examples:
             for name, wave in example.sounds.items():
@@ -142,8 +144,9 @@ def demo(
         write_json(folder / "results.json", results)
         write_report(
             folder / "report.html",
-            ReportData(results, _table(results), examples, history, _maps(model, spoken["test"].rows[examples[0].row])),
+            ReportData(results, _table(results), examples, record["history"], _maps(model, test.rows[examples[0].row])),
         )
+    shutil.rmtree(work.parent, ignore_errors=True)
     _print(console, results, Path(output))
     return results
 
@@ -168,12 +171,40 @@ def _parts(output: Path, sizes: DemoSizes, from_scratch: bool, console: Console)
     return ASSETS
 
 
-def _fresh_model(parts: Path, sizes: DemoSizes) -> ZipperModel:
-    towers: dict[str, Any] = {
-        "text": TowerSpec(source=str(parts / "text"), train="frozen"),
-        "speech": TowerSpec(source=str(parts / "speech"), train="full"),
-    }
-    return ZipperModel.fuse(towers, zips=sizes.zips)
+def _work(output: Path, sizes: DemoSizes) -> Path:
+    """Where a demo of these sizes keeps its data and its unfinished model."""
+    digest = hashlib.sha256(as_json(asdict(sizes)).encode()).hexdigest()
+    return output.resolve().with_name(f"{output.name}.work") / digest[:8]
+
+
+def _recipe(work: Path, parts: Path, sizes: DemoSizes) -> FuseRecipe:
+    """What `zipper fuse` is told."""
+    return FuseRecipe(
+        towers={
+            "text": TowerRecipe(source=str(parts / "text"), train="frozen"),
+            "speech": TowerRecipe(source=str(parts / "speech"), train="full"),
+        },
+        data=DataRecipe(source=str(work / "data"), validation="validation" if sizes.fusion.evaluate_every else None),
+        tasks=dict(sizes.tasks),
+        scored=["speech->text"],
+        zips=[sizes.zips],
+        training=sizes.fusion,
+        generation={name: dict(settings) for name, settings in sizes.generation.items()},
+        judge=str(parts / "judge"),
+        output=str(work / "model"),
+        seed=sizes.seed,
+    )
+
+
+def _write_data(folder: Path, corpus: DemoCorpus, sizes: DemoSizes, console: Console) -> None:
+    """The aligned pairs as any user has them: a folder with a JSONL file and sounds for each split."""
+    names = ["train", *(["validation"] if sizes.fusion.evaluate_every else [])]
+    splits = {name: [(utterance, {"text": utterance.text}) for utterance in getattr(corpus, name)] for name in names}
+
+    def speak(file: Path, utterance: Utterance) -> None:
+        soundfile.write(file, utterance.render(), SAMPLE_RATE)
+
+    write_corpus(folder, splits, "speech", ".wav", speak, console=console)
 
 
 def _speak(model: ZipperModel, name: str, utterances: list[Utterance], console: Console) -> Spoken:
@@ -189,42 +220,6 @@ def _speak(model: ZipperModel, name: str, utterances: list[Utterance], console: 
         for u, s, t in zip(utterances, sound, text)
     ]
     return Spoken(utterances, waves, rows)
-
-
-def _train(
-    model: ZipperModel, sizes: DemoSizes, train: Spoken, validation: Spoken | None, console: Console
-) -> list[dict[str, Any]]:
-    """Train zips and speech tower; returns the Trainer's log."""
-    mixture = TaskMixture(
-        train.rows, sizes.tasks, seed=sizes.seed, interleave=sizes.fusion.interleave, towers=model.names
-    )
-
-    def score(trained: ZipperModel) -> dict[str, float]:
-        assert validation is not None
-        return {"wer": score_task(trained, validation.rows, "asr", settings=sizes.generation).wer}
-
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = training_arguments(
-            sizes.fusion,
-            scratch,
-            sizes.seed,
-            save_strategy="no",
-            report_to=[],
-            eval_strategy="steps" if sizes.fusion.evaluate_every else "no",
-            eval_steps=sizes.fusion.evaluate_every,
-        )
-        trainer = ZipperTrainer(
-            model,
-            arguments,
-            mixture,
-            corrupt=sizes.fusion.corrupt,
-            history_dropout=sizes.fusion.history_dropout,
-            tower_learning_rate=sizes.fusion.tower_learning_rate,
-            score=score,
-        )
-        train_with_bar(trainer, console, "fusing")
-    model.eval()
-    return trainer.state.log_history
 
 
 def _score(model: ZipperModel, sizes: DemoSizes, test: Spoken, judge: Recogniser, console: Console) -> dict[str, Score]:

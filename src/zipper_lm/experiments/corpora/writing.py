@@ -22,6 +22,7 @@ def write_corpus(
     more: Mapping[str, Iterable[dict[str, Any]]] | None = None,
     *,
     overwrite: bool = False,
+    console: Console | None = None,
 ) -> dict[str, int]:
     """Write ``SPLIT.jsonl``, whose rows name a file in ``SPLIT/``; the folder appears whole or not at all.
 
@@ -29,7 +30,7 @@ def write_corpus(
         folder: to be made. splits: name to pairs of a value and the other fields of its row.
         modality: field that names the file. suffix: of the files. writer: called with (path, value).
         more: rows without such a file, by the path of their own JSONL file, without its ending.
-        overwrite: replace what is at `folder`.
+        overwrite: replace what is at `folder`. console: where bars are; `None` is standard error.
 
     Returns:
         Rows in each split.
@@ -46,7 +47,7 @@ def write_corpus(
             (new / split).mkdir()
             lines = open_files.enter_context((new / f"{split}.jsonl").open("w", encoding="utf-8"))
             counts[split] = 0
-            for value, fields in barred(rows, Console(stderr=True), split):
+            for value, fields in barred(rows, console or Console(stderr=True), split):
                 name = f"{split}/{counts[split]:05d}{suffix}"
                 writer(new / name, value)
                 lines.write(as_json({modality: name, **fields}) + "\n")
