@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from zipper_lm.fusion.claims import check_size, weight_files
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig, backbone_config, config_hash, plain
 from zipper_lm.fusion.tower import Tower
 from zipper_lm.utils.hub import commit_of, license_of, reaching
@@ -35,7 +36,8 @@ def _class_of(config: PreTrainedConfig, spec: TowerSpec) -> Any:
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or spec.trust_remote_code:
         return AutoModelForCausalLM
     for name in [spec.architecture, *(getattr(config, "architectures", None) or [])]:
-        if found := getattr(transformers, name, None) if name else None:
+        found = getattr(transformers, name, None) if isinstance(name, str) and name else None
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
             return found
     raise ValueError(
         f"tower {spec.source!r}: {type(config).__name__} has no causal-LM class in transformers and its config names "
@@ -64,6 +66,11 @@ def load_backbone(spec: TowerSpec, *, dtype: Any = None, **hub: Any) -> PreTrain
     if spec.quantization is not None:
         kwargs["quantization_config"] = quantization_config(spec.quantization)
     owner = _class_of(config, spec)
+    if not spec.trust_remote_code:  # code of its own makes what it likes
+        where = {"revision": spec.revision, **hub}
+        with reaching("tower", spec.source, spec.revision):
+            files = weight_files(spec.source, **where)
+        check_size(spec, config, files, lambda own: from_config(own, spec))
     with reaching("tower", spec.source, spec.revision):
         model, found = owner.from_pretrained(spec.source, config=config, output_loading_info=True, **kwargs)
     if lacking := lacking_tensors(found):
@@ -204,7 +211,10 @@ def add_adapters(backbone: PreTrainedModel, lora: Mapping[str, Any] | None) -> f
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
     given = deepcopy(dict(lora or {}))  # PEFT takes names out of the lists that it is given
-    inject_adapter_in_model(LoraConfig(**{"target_modules": "all-linear", **given}), backbone)
+    try:
+        inject_adapter_in_model(LoraConfig(**{"target_modules": "all-linear", **given}), backbone)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"tower.lora {dict(lora or {})}: {str(error).splitlines()[0]}") from error
     cast_adapter_dtype(backbone, "default")  # PEFT's own models do so; injecting alone takes the backbone's dtype
     # Under all their names: of tied ones a checkpoint stores but one, and not the one that comes first here.
     named, around = list(backbone.named_parameters(remove_duplicate=False)), wrappers(backbone)

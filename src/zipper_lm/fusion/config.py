@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
 from itertools import permutations
-from typing import Any, Literal, TypeVar, get_args
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
@@ -265,9 +266,13 @@ def backbone_config(what: str, fields: dict[str, Any] | None) -> PreTrainedConfi
     """
     fields = dict(fields or {})
     kind = fields.pop("model_type", None)
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ValueError(f"config: {what} has a backbone of unknown model_type {kind!r}")
-    return CONFIG_MAPPING[kind](**fields)
+    try:
+        return CONFIG_MAPPING[kind](**fields)
+    except Exception as error:  # families check their fields each in its own way
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"config: {what}: its backbone's config cannot be used: {first}") from error
 
 
 def _hash(value: Any) -> str:
@@ -275,9 +280,27 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(public(plain(value)), sort_keys=True).encode()).hexdigest()
 
 
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value out of JSON is of a field's type."""
+    origin, inside = get_origin(hint), get_args(hint)
+    if hint is Any or origin is Literal:  # what is allowed is said where the field is checked
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in inside)
+    if hint in (int, float):
+        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(each, inside[0]) for each in value)
+    return isinstance(value, origin or hint)
+
+
 def _spec(kind: type[S], what: str, fields: dict[str, Any]) -> S:
     if unknown := sorted(set(fields) - {f.name for f in dataclass_fields(kind)}):  # type: ignore[arg-type]
         raise ValueError(f"config: {what} has unknown fields {unknown}")
+    hints = get_type_hints(kind)
+    for name, value in fields.items():
+        if not _fits(value, hints[name]):
+            raise ValueError(f"config: {what}: {name} cannot be {type(value).__name__} {value!r:.60}")
     return kind(**fields)
 
 
@@ -305,6 +328,15 @@ class ZipperConfig(PreTrainedConfig):
         groups: Sequence[dict[str, InputProjectionForm]] = (),
         **kwargs: Any,
     ) -> None:
+        if not isinstance(towers or {}, Mapping) or not isinstance(zips or [], Sequence):
+            raise ValueError("config: towers must be a mapping, zips a list")
+        for name, value in (towers or {}).items():
+            if not name.isidentifier():  # a folder is made of it on saving
+                raise ValueError(f"config: {name!r} is no tower's name: it must be a plain word")
+            if not isinstance(value, (TowerSpec, Mapping)):
+                raise ValueError(f"config: tower {name!r} must be a mapping, got {value!r:.60}")
+        if wrong := [z for z in zips or [] if not isinstance(z, (ZipSpec, Mapping))]:
+            raise ValueError(f"config: a zip must be a mapping, got {wrong[0]!r:.60}")
         # Sorted, as in the JSON file: the order of towers is the order of the handover's classes.
         named = sorted((towers or {}).items())
         self.towers = {n: asdict(t) if isinstance(t, TowerSpec) else dict(t) for n, t in named}

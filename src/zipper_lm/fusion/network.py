@@ -86,6 +86,7 @@ class ZippedTowers(PreTrainedModel):
                 raise ValueError(
                     f"zip {reader}<-{source}: needs explicit layers and source_layers; see `config.expand`"
                 )
+            zip_spec.resolve({name: self.tower(name).depth for name in (reader, source)})
             self.layer_pairs[reader, source] = list(zip(zip_spec.layers, zip_spec.source_layers))
             width, source_width = self.tower(reader).hidden_size, self.tower(source).hidden_size
             layers = nn.ModuleList(ZipLayer(zip_spec, width, source_width) for _ in zip_spec.layers)

@@ -33,6 +33,7 @@ from zipper_lm.fusion.backbones import (
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.tower import Tower
+from zipper_lm.models.claims import check_checkpoint
 from zipper_lm.utils.files import check_apart, files_into
 from zipper_lm.utils.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, commit_of, local_folder
 from zipper_lm.utils.json_files import read_mapping
@@ -225,6 +226,7 @@ def load(
         raise ValueError(f"{source}: no {CONFIG_FILE} there")
     config = read_config(folder)
     check_trust(config, source, trust_remote_code)
+    check_checkpoint(config, folder / WEIGHTS_FILE)
     if unknown := sorted(set(towers or {}) - set(config.towers)):
         raise ValueError(f"towers= names {unknown}, but the checkpoint has {list(config.towers)}")
     backbones: dict[str, PreTrainedModel] = {}

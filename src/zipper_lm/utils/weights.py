@@ -19,6 +19,10 @@ M = TypeVar("M", bound=nn.Module)
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+class TooMany(ValueError):
+    """A module has more parameters than there can be."""
+
+
 def stored_shapes(file: str | Path) -> dict[str, tuple[int, ...]]:
     """The shapes of a safetensors file's tensors, by name, off its header alone.
 
@@ -29,7 +33,7 @@ def stored_shapes(file: str | Path) -> dict[str, tuple[int, ...]]:
         with safe_open(file, framework="pt") as stored:
             return {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118 (no dict)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: damaged ({error})") from error
+        raise ValueError(f"{file}: cannot be read: missing or damaged ({error})") from error
 
 
 def on_meta(what: str, make: Callable[[], M], most: int) -> M:
@@ -39,7 +43,8 @@ def on_meta(what: str, make: Callable[[], M], most: int) -> M:
         what: the place of its sizes, for messages. make: called in here. most: parameters that it may have.
 
     Raises:
-        ValueError: naming `what`, if it has more, or sizes that no tensor can have.
+        TooMany: naming `what`, if it has more.
+        ValueError: naming `what`, if it cannot be made, as for sizes that no tensor can have.
     """
     thread, made = threading.get_ident(), 0
 
@@ -49,13 +54,15 @@ def on_meta(what: str, make: Callable[[], M], most: int) -> M:
             return  # the hook is told of every module of the process
         made += 1
         if made > most:  # a million layers are no memory, but hours
-            raise ValueError(f"{what}: asks for more than {most} tensors, the weights have fewer")
+            raise TooMany(f"{what}: asks for more than {most} tensors, the weights have fewer")
 
     hook = register_module_parameter_registration_hook(count)
     try:
         with torch.device("meta"):
             return make()
-    except (RuntimeError, OverflowError, TypeError) as error:
+    except ValueError:
+        raise
+    except Exception as error:  # of classes that are not ours, each with its own kinds
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{what}: sizes that no weights can have: {first}") from error
     finally:
