@@ -15,7 +15,6 @@ last line of the output, too.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import sys
@@ -39,7 +38,7 @@ from zipper_lm.fusion.config import ZipSpec
 from zipper_lm.generation.writer import Writer
 from zipper_lm.models.baseline.single_decoder import expand
 from zipper_lm.training.parameters import parameter_groups
-from zipper_lm.utils.files import new_file
+from zipper_lm.utils.files import as_json, new_file
 
 UNITS = 515  # ids of the speech tower
 RATIO = 4  # units of speech to one token of text
@@ -352,14 +351,14 @@ def main() -> None:
     for found in measure(models, size, [(4, 64)] if given.quick else size.batches, given.repeats):
         record["rows"] = [one.row() for one in found]
         with new_file(given.output, overwrite=True) as file:
-            file.write_text(json.dumps(record) + "\n", encoding="utf-8")
+            file.write_text(as_json(record) + "\n", encoding="utf-8")
     table = Table("batch", "units", "what", *MODELS[1:], title="as a multiple of Zipper")
     for row in record["rows"]:
         for what in row["ratio_to_zipper"][MODELS[1]]:
             cells = [f"{row['ratio_to_zipper'][n][what]:.2f}" for n in MODELS[1:]]
             table.add_row(str(row["batch"]), str(row["units"]), what, *cells)
     Console().print(table)
-    print(json.dumps(record))
+    print(as_json(record))
 
 
 if __name__ == "__main__":

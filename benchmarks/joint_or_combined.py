@@ -29,7 +29,7 @@ from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.models.combine import combine
 from zipper_lm.models.load import load
 from zipper_lm.models.records import generation_settings
-from zipper_lm.utils.files import new_file
+from zipper_lm.utils.files import as_json, new_file
 
 RECIPE = Path(__file__).parent.parent / "examples" / "three-towers.yaml"
 PAIRS = ["speech->text", "text->speech", "image->text", "text->image"]
@@ -97,8 +97,8 @@ def main() -> None:
         recipe = read_recipe(RECIPE, given.set, FuseRecipe)
         record["recipe"] = {k: v for k, v in to_mapping(recipe).items() if k != "output"}
         with new_file(given.output, overwrite=True) as file:
-            file.write_text(json.dumps(record) + "\n", encoding="utf-8")
-    print(json.dumps(record))
+            file.write_text(as_json(record) + "\n", encoding="utf-8")
+    print(as_json(record))
 
 
 if __name__ == "__main__":

@@ -104,6 +104,32 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
 
 
+def test_a_run_that_dies_goes_on_from_a_checkpoint_between_evaluations(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default recipe wrote its first checkpoint after its last step, and others could not be asked for: whatever
+    ended a run before, all was lost. And the best checkpoint by the scores stays the result."""
+    recipe = tiny_recipe(tmp_path / "broken", training=WILD | {"save_every": 2})
+    real = ZipperTrainer.training_step
+
+    def training_step(self: ZipperTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 4:
+            raise RuntimeError("died")
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ZipperTrainer, "training_step", training_step)
+        with pytest.raises(RuntimeError, match="died"):
+            fuse(recipe)
+    kept = {p.name for p in working_folder(tmp_path / "broken").glob("checkpoint-*")}
+    assert kept == {"checkpoint-3", "checkpoint-4"}  # the best so far, and the newest
+    resumed = fuse(recipe, resume=True)
+    assert losses(resumed) == losses(whole[1])
+    assert resumed["best_step"] == whole[1]["best_step"]
+    theirs, ours = weights(whole[0]), weights(tmp_path / "broken")
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+
+
 def test_rows_are_joined_in_training_and_have_to_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of the longest rows come together some day, perhaps after hours."""
     lengths: list[int] = []

@@ -7,12 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 from tiny import tiny_model
 
-from zipper_lm.jobs.resume import begin, check_working
-from zipper_lm.training.trainer import LikeLengths, ZipperTrainer, latest_checkpoint, randomness_kept
+from zipper_lm.training.trainer import LikeLengths, ZipperTrainer, randomness_kept
 
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
@@ -39,31 +37,6 @@ def test_randomness_is_kept() -> None:
     with randomness_kept():
         drawn()
     assert drawn() == expected
-
-
-def test_a_checkpoint_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
-    assert latest_checkpoint(tmp_path) is None
-    for step, whole in ((5, True), (20, True), (100, False)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if whole:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
-
-
-def test_a_working_folder_knows_its_recipe(tmp_path: Path) -> None:
-    folder = tmp_path / "m.training"
-    begin(folder, {"seed": 1, "overwrite": False})
-    (folder / "checkpoint-5").mkdir()
-    (folder / "checkpoint-5" / "trainer_state.json").write_text("{}")
-    same = {"seed": 1, "overwrite": True}
-    assert check_working(folder, same, resume=True, overwrite=False) == folder / "checkpoint-5"
-    with pytest.raises(ValueError, match="'seed'"):
-        check_working(folder, {"seed": 2}, resume=True, overwrite=False)
-    with pytest.raises(ValueError, match="checkpoint-5"):
-        check_working(folder, same, resume=False, overwrite=False)
-    assert check_working(folder, same, resume=False, overwrite=True) is None
-    begin(folder, same)
-    assert latest_checkpoint(folder) is None
 
 
 def test_a_checkpoint_in_training_has_no_card(tmp_path: Path) -> None:

@@ -10,9 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from zipper_lm.utils import files
-from zipper_lm.utils.files import as_json, check_output, files_into, new_file, new_folder, write_json
+from zipper_lm.utils.files import (
+    DiskFull,
+    as_json,
+    check_output,
+    files_into,
+    new_file,
+    new_folder,
+    whole_checkpoint,
+    write_json,
+)
 
 
 def fill_up(_: Path) -> None:
@@ -361,3 +371,52 @@ def test_no_file_holds_what_is_no_json(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse) == expected
     assert json.loads(as_json(given), parse_constant=refuse) == expected
     assert len(as_json({"a": "\u2028\n"}).splitlines()) == 1
+
+
+# --- a full disk -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+    ],
+)
+def test_a_full_disk_says_so_and_where(tmp_path, monkeypatch, error):
+    """Libraries that write by themselves raise what they like, with no name and often no reason."""
+    monkeypatch.setattr(files, "_has_space", lambda _: False)
+    with pytest.raises(DiskFull, match=f"No space left on device where {tmp_path} is"), new_folder(tmp_path / "model"):
+        raise error
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_no_full_disk_stays_what_it_is(tmp_path):
+    for error in (RuntimeError("shape"), ValueError("wrong"), OSError(errno.EIO, "Input/output error")):
+        with pytest.raises(type(error)) as caught, new_folder(tmp_path / "model"):
+            raise error
+        assert caught.value is error
+
+
+def test_whether_there_is_space_is_tried(tmp_path, monkeypatch):
+    assert files._has_space(tmp_path)
+
+    if Path("/dev/full").exists():
+        with Path("/dev/full").open("wb") as device:
+            monkeypatch.setattr(files.tempfile, "TemporaryFile", lambda **_: device)
+            assert not files._has_space(tmp_path)
+
+
+def test_what_is_left_of_a_checkpoint_goes(tmp_path):
+    folder = tmp_path / "checkpoint-1"
+    folder.mkdir()
+    with pytest.raises(RuntimeError), whole_checkpoint(folder, "last"):
+        write_then_raise(folder / "a", RuntimeError("shape"))
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "last").write_text("")
+    with pytest.raises(RuntimeError), whole_checkpoint(folder, "last"):
+        write_then_raise(folder / "a", RuntimeError("shape"))
+    assert folder.exists()

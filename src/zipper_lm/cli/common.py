@@ -6,11 +6,15 @@ import functools
 import io
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from zipper_lm.utils.files import is_disk_full
+from zipper_lm.utils.interruption import signal_of, terminable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +23,6 @@ if TYPE_CHECKING:
     from zipper_lm.models.zipper import ZipperModel
 
 USER_ERROR = 2
-INTERRUPTED = 130
 
 debugging: ContextVar[bool] = ContextVar("debugging", default=False)
 """Whether errors are shown with where they came from."""
@@ -36,20 +39,30 @@ Changes = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", 
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """A user's error becomes one line on standard error and exit code 2; ``--debug`` shows the traceback."""
+    """A user's error, and a full disk, become one line on standard error and exit code 2; ``--debug`` shows the
+    traceback. After a signal the exit code is 128 and its number, as shells have it."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        threading.excepthook = _hook
         try:
-            command(*args, **kwargs)
-        except (ValueError, OSError, ImportError) as error:  # of an extra that is not installed
-            if debugging.get():
+            with terminable():
+                command(*args, **kwargs)
+        except Exception as error:
+            of_users = isinstance(error, ValueError | OSError | ImportError)  # an extra that is not installed
+            if debugging.get() or not (of_users or is_disk_full(error)):
                 raise
             fail(f"error: {error}", USER_ERROR)
         except KeyboardInterrupt as error:
-            fail(f"interrupted: {error}" if str(error) else "interrupted", INTERRUPTED)
+            fail(f"interrupted: {error}" if str(error) else "interrupted", 128 + signal_of(error))
 
     return run
+
+
+def _hook(told: threading.ExceptHookArgs) -> None:
+    """What a thread says of an error that ends it; a full disk is met again by whoever gave it something to write."""
+    if debugging.get() or told.exc_value is None or not is_disk_full(told.exc_value):
+        threading.__excepthook__(told)
 
 
 def fail(message: str, code: int) -> None:

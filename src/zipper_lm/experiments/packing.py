@@ -35,7 +35,7 @@ def pack(plan: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> str:
         line["scores"] = {task: _pack_score(score, references) for task, score in record["scores"].items()}
         lines.append(line)
     first = {"experiment": plan, "recipe": recipe, "references": references}
-    return "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in [first, *lines])
+    return "".join(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in [first, *lines])
 
 
 def unpack(text: str) -> tuple[Plain, list[Plain]]:

@@ -44,13 +44,13 @@ from zipper_lm.jobs.pseudo_labels import labeller_recipe
 from zipper_lm.jobs.recipes.checks import check_settings
 from zipper_lm.jobs.recipes.reader import recipe_hash, to_mapping
 from zipper_lm.jobs.recipes.schema import DataRecipe, FuseRecipe
-from zipper_lm.jobs.resume import working_folder
+from zipper_lm.jobs.resume import latest_checkpoint, working_folder
 from zipper_lm.jobs.rows import DataSource
 from zipper_lm.jobs.towers import make_towers
 from zipper_lm.jobs.validation import judge_of
 from zipper_lm.models.load import load
 from zipper_lm.models.records import RUN_FILE, generation_settings
-from zipper_lm.training.trainer import latest_checkpoint
+from zipper_lm.utils.files import as_json
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.machine import made_with
 from zipper_lm.utils.processes import several
@@ -337,7 +337,7 @@ def _performed(experiment: Experiment, run: Run, results: Path, work: Path, cons
     record |= {"seconds": round(time.time() - started, 1), "made_with": made["made_with"]}
     if run.reported and record["made_with"] != here:
         record["scored_with"] = here
-    record = json.loads(json.dumps(record, default=float))
+    record = json.loads(as_json(record))
     keep(results, record=record)
     shutil.rmtree(output, ignore_errors=True)
     return record

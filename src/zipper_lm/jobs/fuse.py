@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import EarlyStoppingCallback
 
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.failures import diagnose, unimodal_perplexity
@@ -15,11 +14,11 @@ from zipper_lm.jobs.materials import Materials, Plan, check, gather
 from zipper_lm.jobs.pseudo_labels import labeller_recipe
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.jobs.record import run_record, write_run
-from zipper_lm.jobs.resume import working_folder
+from zipper_lm.jobs.resume import latest_checkpoint, working_folder
 from zipper_lm.models.load import load
-from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt, train_with_bar
+from zipper_lm.training.callbacks import StopOnInterrupt, callbacks_of, train_with_bar
 from zipper_lm.training.guided_attention import guided_pairs
-from zipper_lm.training.trainer import ZipperTrainer, latest_checkpoint
+from zipper_lm.training.trainer import ZipperTrainer
 from zipper_lm.utils.processes import is_main, main_console, wait
 
 
@@ -37,7 +36,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
 
     Raises:
         ValueError: for anything in the recipe that cannot work, before training starts.
-        Interrupted: after Ctrl-C; a checkpoint has been written.
+        Interrupted: after Ctrl-C or SIGTERM; a checkpoint has been written.
     """
     started = time.time()
     plan = check(recipe, resume)
@@ -72,7 +71,7 @@ def make_trainer(plan: Plan, materials: Materials) -> ZipperTrainer:
         tower_learning_rate=training.tower_learning_rate,
         guided=guided_pairs(training.guided_attention, plan.tasks),
         score=materials.scorer,
-        callbacks=[EarlyStoppingCallback(training.patience)] if training.patience else [],
+        callbacks=callbacks_of(training),
     )
 
 
@@ -83,7 +82,7 @@ def train(trainer: ZipperTrainer, plan: Plan, console: Console) -> float:
         trainer: from `make_trainer`. plan: says what to go on from. console: for the bar.
 
     Raises:
-        Interrupted: after Ctrl-C; a checkpoint has been written.
+        Interrupted: after Ctrl-C or SIGTERM; a checkpoint has been written.
     """
     stop = StopOnInterrupt()
     trainer.add_callback(stop)
@@ -91,8 +90,7 @@ def train(trainer: ZipperTrainer, plan: Plan, console: Console) -> float:
         result = train_with_bar(trainer, console, "fusing", str(plan.checkpoint) if plan.checkpoint else None)
     finally:
         stop.release()
-    if stop.stopped:
-        raise Interrupted(f"stopped after step {trainer.state.global_step}; go on with resume (--resume)")
+    stop.check(trainer.state.global_step)
     return result.training_loss
 
 

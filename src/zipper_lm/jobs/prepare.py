@@ -55,8 +55,8 @@ from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.jobs.resume import beside, check_ours
 from zipper_lm.jobs.rows import DataSource
 from zipper_lm.models.assemble import codec_of
-from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.utils.files import as_json, check_output, new_file, new_folder, write_json
+from zipper_lm.utils.interruption import Interrupted, end_with_parent, signal_of
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.places import place_of
 from zipper_lm.utils.progress import bar
@@ -133,7 +133,9 @@ def prepare(
         notes = _encode(job, splits, shard_rows, processes, broken, console)
         description = _finish(job, notes, settings, codecs, broken, output, overwrite)
     except KeyboardInterrupt as error:
-        raise Interrupted(f"{working} keeps the whole shards; go on with resume (--resume)") from error
+        raise Interrupted(
+            f"{working} keeps the whole shards; go on with resume (--resume)", signal_of(error)
+        ) from error
     except BrokenProcessPool as error:
         raise ValueError(
             f"a process ended before its work was done (out of memory?); {working} keeps the whole shards: "
@@ -271,6 +273,7 @@ _encoder: _Encoder | None = None  # of this process
 
 def _start(job: _Job) -> None:
     global _encoder
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process; a shard is finished first
     torch.set_num_threads(1)
     _encoder = _Encoder(job)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from torch.utils.data import Dataset
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, EarlyStoppingCallback, PreTrainedModel, Trainer, set_seed
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from zipper_lm.codecs.codec import CODEC_FILE, Codec
 from zipper_lm.codecs.pretrained import RunsModel
@@ -28,9 +28,9 @@ from zipper_lm.jobs.recipes.schema import DataRecipe, PretrainRecipe
 from zipper_lm.jobs.resume import begin, check_working, keep_logs, working_folder
 from zipper_lm.jobs.rows import DataSource, Opened
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
-from zipper_lm.training.callbacks import Interrupted, StopOnInterrupt, train_with_bar
+from zipper_lm.training.callbacks import StopOnInterrupt, callbacks_of, train_with_bar
 from zipper_lm.training.parameters import check_precision
-from zipper_lm.training.trainer import randomness_kept
+from zipper_lm.training.trainer import WholeCheckpoints, randomness_kept
 from zipper_lm.utils.files import check_apart, check_output, holding, new_folder
 from zipper_lm.utils.processes import is_main, made_by_main, main_console, wait
 
@@ -71,7 +71,7 @@ class PadStreams:
         return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, IGNORED)}
 
 
-class TowerTrainer(Trainer):
+class TowerTrainer(WholeCheckpoints):
     """Trainer reads a checkpoint's file as it lies there, leniently. But `save_pretrained` writes tensors of some
     families under other names than their modules have (the head of GPT-NeoX, the experts of mixtures), and those would
     silently stay as they were: here `from_pretrained` reads it. Looking at the held-out rows draws no random numbers.
@@ -127,7 +127,7 @@ def pretrain(
 
     Raises:
         ValueError: if the output exists or would replace what is read, the data cannot be read, or a setting is wrong.
-        Interrupted: after Ctrl-C; a checkpoint has been written.
+        Interrupted: after Ctrl-C or SIGTERM; a checkpoint has been written.
     """
     check_output(recipe.output, overwrite)
     clips = recipe.data.clips and recipe.data.clips.source
@@ -166,21 +166,20 @@ def pretrain(
     if checkpoint is None and is_main():
         begin(working, plain)
     wait()
-    stop, patience = StopOnInterrupt(), recipe.training.patience
+    stop = StopOnInterrupt()
     trainer = TowerTrainer(
         model=backbone,
         args=arguments,
         train_dataset=streams,
         eval_dataset=held_streams,
         data_collator=PadStreams(codec.pad_id),
-        callbacks=[stop, *([EarlyStoppingCallback(patience)] if patience else [])],
+        callbacks=[stop, *callbacks_of(recipe.training)],
     )
     try:
         result = train_with_bar(trainer, console, "pre-training", str(checkpoint) if checkpoint else None)
     finally:
         stop.release()
-    if stop.stopped:
-        raise Interrupted(f"stopped after step {trainer.state.global_step}; go on with resume (--resume)")
+    stop.check(trainer.state.global_step)
     metrics = {"train_loss": float(result.training_loss)}
     if held_streams is not None:
         held_out_loss = trainer.evaluate()["eval_loss"]

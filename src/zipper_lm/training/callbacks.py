@@ -5,60 +5,100 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from zipper_lm.utils.processes import any_of
+from zipper_lm.training.recipe import TrainingRecipe
+from zipper_lm.utils.interruption import Interrupted
+from zipper_lm.utils.processes import any_of, largest_of
 from zipper_lm.utils.progress import bar
 
 
-class Interrupted(KeyboardInterrupt):
-    """Training was stopped by the user after a checkpoint was written."""
+def callbacks_of(recipe: TrainingRecipe) -> list[TrainerCallback]:
+    """What a recipe's `save_every` and `patience` ask for."""
+    return [SaveRegularly(recipe.save_every), *([EarlyStoppingCallback(recipe.patience)] if recipe.patience else [])]
+
+
+SAVE_SECONDS = 900.0
+"""The longest time without a checkpoint."""
+
+
+class SaveRegularly(TrainerCallback):
+    """A checkpoint every so many steps and, where steps are slow, after `SAVE_SECONDS`, beside those at evaluations.
+
+    Args:
+        every: steps; `None` goes by time alone.
+    """
+
+    def __init__(self, every: int | None) -> None:
+        self.every, self._saved = every, time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Time counts from here."""
+        self._saved = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save where it is due, in all processes after the same step."""
+        late = any_of(time.monotonic() - self._saved >= SAVE_SECONDS)
+        if late or (self.every is not None and state.global_step % self.every == 0):
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Whatever the checkpoint is for."""
+        self._saved = time.monotonic()
 
 
 class StopOnInterrupt(TrainerCallback):
-    """The first Ctrl-C (SIGINT) ends training after the step at hand, with a checkpoint; the second one at once.
+    """Ctrl-C (SIGINT) and SIGTERM end training after the step at hand, with a checkpoint; a second Ctrl-C at once.
 
     Attributes:
-        stopped: whether that happened.
+        by: number of the signal that came; 0 if none did.
     """
 
     def __init__(self) -> None:
-        self.stopped = False
-        self._old: Any = None
+        self.by, self._at = 0, 0.0
+        self._old: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Listen for the signal, where Python allows it: in the main thread."""
+        """Listen for the signals, where Python allows it: in the main thread."""
         if threading.current_thread() is threading.main_thread():
-            self._old = signal.signal(signal.SIGINT, self._told)
+            self._old = {number: signal.signal(number, self._told) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop, if told to, in all processes after the same step."""
-        self.stopped = any_of(self.stopped)
-        if self.stopped and state.global_step < state.max_steps:
+        self.by = largest_of(self.by)
+        if self.by and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True  # what is due to be scored, is: no resume will
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Give the signal back."""
+        """Give the signals back."""
         self.release()
-        self.stopped = self.stopped and state.global_step < state.max_steps
+        self.by *= state.global_step < state.max_steps
 
     def release(self) -> None:
-        """Give the signal back, also after an error."""
-        if self._old is not None:
-            signal.signal(signal.SIGINT, self._old)
-            self._old = None
+        """Give the signals back, also after an error."""
+        for number, old in self._old.items():
+            signal.signal(number, old)
+        self._old = {}
 
-    def _told(self, *_: Any) -> None:
-        if self.stopped:
+    def check(self, step: int) -> None:
+        """Raise `Interrupted` if training was stopped, after this step."""
+        if self.by:
+            raise Interrupted(f"stopped after step {step}; go on with resume (--resume)", self.by)
+
+    def _told(self, number: int, *_: Any) -> None:
+        # A launcher passes on what the terminal or the batch system has told each process already: that is no second.
+        if self.by and number == signal.SIGINT and time.monotonic() - self._at > 1:
             self.release()
             raise KeyboardInterrupt
-        self.stopped = True
-        print("stopping after this step; a second Ctrl-C stops at once", file=sys.stderr)
+        if not self.by:
+            self.by, self._at = number, time.monotonic()
+            print("stopping after this step; a second Ctrl-C stops at once", file=sys.stderr)
 
 
 def train_with_bar(trainer: Trainer, console: Console, what: str, checkpoint: str | None = None) -> TrainOutput:

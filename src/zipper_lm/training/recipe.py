@@ -24,6 +24,8 @@ class TrainingRecipe:
         weight_decay: on matrices. clip: largest gradient norm. betas: of Adam (paper: 0.9, 0.99).
         evaluate_every: steps between evaluations and checkpoints, of which the best on the validation split is kept;
             null is once, at the end.
+        save_every: steps between further checkpoints, to resume from; null is none but by time. One is written after a
+            quarter of an hour without any, whatever the steps.
         patience: evaluations without a better score after which training stops; null never.
         corrupt: share of a given segment's tokens replaced by padding in training, against overfitting; of all, or by
             modality.
@@ -47,6 +49,7 @@ class TrainingRecipe:
     clip: float = 1.0
     betas: tuple[float, float] = (0.9, 0.99)
     evaluate_every: int | None = None
+    save_every: int | None = 500
     patience: int | None = None
     corrupt: float | dict[str, float] = 0.0
     history_dropout: float = 0.3
@@ -59,6 +62,9 @@ class TrainingRecipe:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every"):
             at_least(f"training.{name}", getattr(self, name), 1)
+        for name in ("evaluate_every", "save_every", "patience"):
+            if (value := getattr(self, name)) is not None:
+                at_least(f"training.{name}", value, 1)
         for name in ("learning_rate", "tower_learning_rate", "weight_decay", "clip"):
             at_least(f"training.{name}", getattr(self, name), 0)
         for name in ("corrupt", "history_dropout", "interleave", "join", "warmup"):

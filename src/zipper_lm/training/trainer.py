@@ -7,7 +7,6 @@ the parameter groups, the documents' collation, saving, evaluation by generation
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from zipper_lm.data.collation import Batch, Specials, collate
@@ -26,11 +26,9 @@ from zipper_lm.generation.writer import Writer
 from zipper_lm.training.corruption import CorruptedDocuments
 from zipper_lm.training.guided_attention import Pair, watched
 from zipper_lm.training.parameters import check_precision, parameter_groups
+from zipper_lm.utils.files import whole_checkpoint
 from zipper_lm.utils.hub import WEIGHTS_FILE
 from zipper_lm.utils.processes import from_main
-
-LAST_WRITTEN = "trainer_state.json"
-"""What Trainer writes last; a checkpoint without it was cut off."""
 
 
 class DocumentCollator:
@@ -83,7 +81,16 @@ def randomness_kept() -> Iterator[None]:
         np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-class ZipperTrainer(Trainer):
+class WholeCheckpoints(Trainer):
+    """Trainer, whose checkpoints are whole or not at all."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        with whole_checkpoint(folder, TRAINER_STATE_NAME, alone=self.args.should_save):
+            super()._save_checkpoint(model, trial)
+
+
+class ZipperTrainer(WholeCheckpoints):
     """Trainer for a `ZipperModel`, or a baseline with its face, on encoded documents.
 
     Args:
@@ -216,10 +223,3 @@ class ZipperTrainer(Trainer):
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-
-def latest_checkpoint(folder: str | Path) -> Path | None:
-    """The whole checkpoint with the most steps in a training folder, or `None`."""
-    names = re.compile(r"checkpoint-\d+")
-    found = [p.parent for p in Path(folder).glob(f"checkpoint-*/{LAST_WRITTEN}") if names.fullmatch(p.parent.name)]
-    return max(found, key=lambda p: int(p.name.split("-")[1])) if found else None

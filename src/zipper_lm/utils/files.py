@@ -12,6 +12,7 @@ removed by the next one that writes to the same place.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import math
@@ -19,6 +20,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +37,11 @@ _ABANDONED_SECONDS = 24 * 3600
 """A staging folder of another host in which nothing has changed for so long is nobody's: locks of network file systems
 need not reach other hosts."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DiskFull(OSError):
+    """No space, or no quota, is left where something is to be written."""
 
 
 def as_json(content: Any, indent: int | None = None) -> str:
@@ -148,6 +155,68 @@ def check_output(path: str | Path, overwrite: bool = False, folder: bool = True)
         raise _Undo
 
 
+@contextmanager
+def tell_full_disk(folder: Path) -> Iterator[None]:
+    """An error in the block that comes of a full disk becomes one that says so, and where: libraries that write with
+    other means than Python's raise errors of their own, and some do not know why they failed.
+
+    Raises:
+        DiskFull: then.
+    """
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        if is_disk_full(error) or (isinstance(error, RuntimeError) and not _has_space(folder)):
+            raise DiskFull(f"{os.strerror(errno.ENOSPC)} where {folder} is: free some, and go on") from error
+        raise
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says, by itself or by what it comes of, that no space is left on a disk."""
+    told: BaseException | None = error
+    while told is not None:
+        if isinstance(told, OSError) and told.errno in _NO_SPACE:
+            return True
+        if isinstance(told, DiskFull) or any(os.strerror(number) in str(told) for number in _NO_SPACE):
+            return True
+        told = told.__cause__ or told.__context__
+    return False
+
+
+def _has_space(folder: Path) -> bool:
+    """Whether something can be written into a folder still."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno not in _NO_SPACE
+    return True
+
+
+@contextmanager
+def whole_checkpoint(folder: Path, last: str, *, alone: bool = True) -> Iterator[None]:
+    """For a folder that a library writes, file by file and `last` at the end: if the block raises before that, what it
+    wrote is removed.
+
+    Args:
+        folder: the library's. last: name of the file. alone: false leaves a folder that others write too to them.
+
+    Raises:
+        DiskFull: as `tell_full_disk`.
+    """
+    try:
+        with tell_full_disk(folder.parent):
+            yield
+    except BaseException:
+        if alone and not (folder / last).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def holding(*names: str) -> Callable[[Path], bool]:
     """Whether a folder has one of these files: how an output of ours is known."""
     return lambda folder: any((folder / name).is_file() for name in names)
@@ -233,7 +302,8 @@ def _staging(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise _unwritable(folder, error) from error
     try:
-        yield staging
+        with tell_full_disk(folder):
+            yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         lock.release()

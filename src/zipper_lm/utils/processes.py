@@ -65,8 +65,13 @@ def made_by_main(make: Callable[[], T]) -> T:
 
 def any_of(flag: bool) -> bool:
     """Whether it is true in any process."""
+    return bool(largest_of(int(flag)))
+
+
+def largest_of(number: int) -> int:
+    """The largest that any process has."""
     if not several():
-        return flag
-    told = torch.tensor(float(flag), device=PartialState().device)
+        return number
+    told = torch.tensor(number, device=PartialState().device)
     torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
-    return bool(told)
+    return int(told)
