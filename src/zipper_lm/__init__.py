@@ -1,7 +1,7 @@
 """Zipper: fuse independently pre-trained decoder language models into one multimodal model.
 
 Names are imported when they are first asked for, so that `zipper --help` need not wait for torch. Asking for any of
-them also registers the model with transformers' auto classes.
+them also registers the models with transformers' auto classes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    importlib.import_module("zipper_lm.models.zipper")  # registers the auto classes
+    importlib.import_module("zipper_lm.models.load")  # registers the auto classes
     value = getattr(importlib.import_module(f"zipper_lm.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

@@ -155,10 +155,23 @@ def test_dropout_only_in_training() -> None:
     assert not torch.equal(still, zip_layer(x["hidden"], x["at"], memory, view))
 
 
-@pytest.mark.parametrize("name", ["eager", "nonsense", "flash_attention_2", "flex_attention"])
+@pytest.mark.parametrize("name", ["nonsense", "paged|eager", "flash_attention_2", "flex_attention"])
 def test_attention_that_cannot_obey_a_mask(name: str) -> None:
     with pytest.raises(ValueError, match=rf"zip.attention '{name}' cannot be used.*sdpa"):
         layer(attention=name)
+
+
+@pytest.mark.parametrize("positions", ["none", "sinusoid", "rotary"])
+def test_eager_attention_is_the_same(positions: str) -> None:
+    plain, same = layer(positions=positions), layer(positions=positions, attention="eager")
+    same.load_state_dict(plain.state_dict())
+    x = inputs()
+    memories = [z.remember(x["source"], x["source_at"]) for z in (plain, same)]
+    x["visible"][0, 2] = False
+    view = View.of(x["visible"])
+    updates = [z(x["hidden"], x["at"], m, view) for z, m in zip((plain, same), memories)]
+    torch.testing.assert_close(*updates)
+    assert updates[1].any()
 
 
 def test_input_projections() -> None:

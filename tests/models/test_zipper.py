@@ -178,7 +178,7 @@ def fuse(names: tuple[str, ...] = ("text", "speech"), **kwargs: object) -> Zippe
         (("text", "speech"), {"train": {"text": "half"}}, "tower.train must be one of"),
         (("text", "speech"), {"loss_weights": {"smell": 1.0}}, r"loss_weights names \['smell'\]"),
         (("text", "speech"), {"zips": ZipSpec(layers=[0, 2])}, r"layers \[2\] out of range"),
-        (("text", "speech"), {"zips": ZipSpec(attention="eager")}, "zip.attention 'eager'"),
+        (("text", "speech"), {"zips": ZipSpec(attention="flash_attention_2")}, "zip.attention 'flash_attention_2'"),
         (("text", "speech"), {"colour": "red"}, r"unknown arguments \['colour'\]"),
     ],
 )

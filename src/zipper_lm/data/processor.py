@@ -9,20 +9,28 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from transformers.utils import PushToHubMixin
 
 from zipper_lm.codecs.codec import Codec, load_codec
 from zipper_lm.codecs.layout import LaidOut
 from zipper_lm.codecs.pretrained import RunsModel
 from zipper_lm.data.collation import Batch, Specials, collate
 from zipper_lm.data.document import Document, Segment, check_modalities
+from zipper_lm.utils.arguments import LOADING, SAVING, refuse
 from zipper_lm.utils.files import files_into, write_json
+from zipper_lm.utils.hub import HUB_ARGUMENTS, local_folder
 from zipper_lm.utils.json_files import read_mapping
 
 PROCESSOR_FILE = "processor_config.json"
 
 
-class ZipperProcessor(PushToHubMixin):
+_NOT_PUSHED = {"push_to_hub": "a processor goes along with its model: model.push_to_hub(...)"}
+_CALLING = dict.fromkeys(
+    ("text", "images", "audio", "videos", "return_tensors", "padding", "truncation", "max_length", "sampling_rate"),
+    'a processor takes documents, as in processor([Document([("speech", "a.wav"), ("text", "a")])]), and pads them',
+)
+
+
+class ZipperProcessor:
     """One codec per tower, and collation.
 
     Args:
@@ -37,8 +45,15 @@ class ZipperProcessor(PushToHubMixin):
         if unknown := sorted(set(self.codecs) - set(self.specials)):
             raise ValueError(f"processor: codecs for {unknown}, but the towers are {list(self.specials)}")
 
-    def __call__(self, documents: Sequence[Document], *, side: Literal["left", "right"] = "right") -> Batch:
-        """Encode and collate."""
+    def __call__(
+        self, documents: Sequence[Document], *, side: Literal["left", "right"] = "right", **kwargs: Any
+    ) -> Batch:
+        """Encode and collate.
+
+        Raises:
+            ValueError: as `encode`; for an argument of other processors, such as `text` or `return_tensors`.
+        """
+        refuse("processor", kwargs, _CALLING)
         return collate(self.encode(documents), self.specials, side=side)
 
     def encode(self, documents: Sequence[Document]) -> list[Document]:
@@ -101,8 +116,26 @@ class ZipperProcessor(PushToHubMixin):
             raise ValueError(f"no codec for modality {modality!r}; the processor has {sorted(self.codecs)}")
         return self.codecs[modality]
 
-    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
-        """Write `processor_config.json` and one folder per codec under ``codecs/``."""
+    def push_to_hub(self, repo_id: str, **_: Any) -> None:
+        """Not alone.
+
+        Raises:
+            ValueError: always: what is uploaded is a model, and its processor goes along.
+        """
+        raise ValueError(f"push_to_hub({repo_id!r}): a processor goes along with its model: model.push_to_hub(...)")
+
+    def save_pretrained(self, save_directory: str | Path, *, is_main_process: bool = True, **kwargs: Any) -> None:
+        """Write `processor_config.json` and one folder per codec under ``codecs/``.
+
+        Args:
+            save_directory: made if missing. is_main_process: false: this process writes nothing.
+
+        Raises:
+            ValueError: for another argument of transformers' `save_pretrained`, or if the folder cannot be written.
+        """
+        refuse(f"{type(self).__name__}.save_pretrained", kwargs, SAVING | _NOT_PUSHED)
+        if not is_main_process:
+            return
         description = {"processor_class": type(self).__name__, "codecs": sorted(self.codecs), "specials": self.specials}
         with files_into(save_directory, last=PROCESSOR_FILE) as folder:
             for name, codec in self.codecs.items():
@@ -123,16 +156,20 @@ class ZipperProcessor(PushToHubMixin):
         Raises:
             ValueError: if there is no processor there, or a codec of unknown kind.
         """
-        from zipper_lm.utils.hub import HUB_ARGUMENTS, local_folder
-
-        folder = local_folder(pretrained_model_name_or_path, **kwargs)
+        hub = {k: kwargs.pop(k) for k in HUB_ARGUMENTS if k in kwargs}
+        revision = kwargs.pop("revision", None)
+        trust_remote_code = bool(kwargs.pop("trust_remote_code", False))
+        for name in ("_from_auto", "_commit_hash"):  # of transformers' auto classes
+            kwargs.pop(name, None)
+        refuse(f"{cls.__name__}.from_pretrained", kwargs, LOADING)
+        folder = local_folder(pretrained_model_name_or_path, revision, **hub)
         file = folder / PROCESSOR_FILE
         if not file.is_file():
             raise ValueError(f"no {PROCESSOR_FILE} in {pretrained_model_name_or_path}")
         description = read_mapping(file)
         names, specials = _described(description, file)
-        given, hub = dict(codecs or {}), {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
-        hub["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
+        given = dict(codecs or {})
+        hub["trust_remote_code"] = trust_remote_code
         stored = {n: load_codec(folder / "codecs" / n, **hub) for n in names if n not in given}
         return cls(stored | given, specials)
 

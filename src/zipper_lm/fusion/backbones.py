@@ -224,9 +224,9 @@ def add_adapters(backbone: PreTrainedModel, lora: Mapping[str, Any] | None) -> f
     return added
 
 
-def base_tensors(tower: Tower) -> dict[str, Tensor]:
-    """A tower's tensors under their source names, without what PEFT added."""
-    state = tower.backbone.state_dict()
+def base_tensors(tower: Tower, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """A tower's tensors, or those of a `state` under the same names, by their source names, without what PEFT added."""
+    state = dict(tower.backbone.state_dict() if state is None else state)
     if not tower.adapter_names:
         return state
     around = wrappers(tower.backbone)

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
 from itertools import permutations
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from zipper_lm.utils.arguments import refuse
 from zipper_lm.utils.places import public
 
 Positions = Literal["none", "sinusoid", "rotary"]
@@ -46,8 +48,8 @@ class ZipSpec:
             attention starts near the diagonal. `None` is 1; `zipper fuse` measures it on the aligned data.
         projection: from the source's width to the reader's: one matrix, the paper's relu(linear), or a 3-layer MLP.
         dropout: on attention weights, in training.
-        attention: name in transformers' attention interface, of a function that obeys a bool mask: ``"sdpa"``, or one
-            that you registered there.
+        attention: name in transformers' attention interface, of a function that obeys a bool mask: ``"sdpa"``,
+            ``"eager"``, or one that you registered there.
     """
 
     reader: str = "*"
@@ -304,7 +306,25 @@ def _spec(kind: type[S], what: str, fields: dict[str, Any]) -> S:
     return kind(**fields)
 
 
-class ZipperConfig(PreTrainedConfig):
+class Followed(PreTrainedConfig):
+    """A config whose `from_pretrained` drops no argument."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As of `PreTrainedConfig`.
+
+        Raises:
+            ValueError: for an argument that is neither a field nor for the Hub, unless ``return_unused_kwargs=True``.
+        """
+        found: Any = super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "return_unused_kwargs": True})
+        config, unused = found
+        if kwargs.get("return_unused_kwargs"):
+            return config, unused
+        refuse(f"{cls.__name__}.from_pretrained", unused, {})
+        return config
+
+
+class ZipperConfig(Followed):
     """Config of a `ZipperModel`: `towers` by name and directed `zips`, both also as typed specs.
 
     Args:

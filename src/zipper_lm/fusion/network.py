@@ -25,7 +25,7 @@ from zipper_lm.data.collation import Batch, Specials
 from zipper_lm.fusion.backbones import build_backbone, set_training
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig
 from zipper_lm.fusion.tower import Tower, rest_in_forward
-from zipper_lm.fusion.zips import InputProjection, ZipLayer
+from zipper_lm.fusion.zips import InputProjection, ZipLayer, can_attend
 
 if TYPE_CHECKING:
     from zipper_lm.data.processor import ZipperProcessor
@@ -187,6 +187,28 @@ class ZippedTowers(PreTrainedModel):
                         layer.training = mode
                         rest_in_forward(layer)
         return self
+
+    def set_attn_implementation(self, attn_implementation: str | Mapping[str, str], *args: Any, **kwargs: Any) -> None:
+        """Choose how towers and zips attend from now on; it is not saved.
+
+        Args:
+            attn_implementation: a name of transformers' attention interface for all, or names by tower. Zips keep
+                theirs where one is given by tower, or obeys no bool mask (flash and flex do not).
+            args, kwargs: as of each backbone's own.
+
+        Raises:
+            ValueError: for an unknown tower, or what a tower cannot attend by.
+        """
+        everywhere = attn_implementation if isinstance(attn_implementation, str) else None
+        by_tower: Any = attn_implementation if everywhere is None else dict.fromkeys(self.names, everywhere)
+        for name in by_tower:  # all names before any change
+            self.tower(name)
+        for name, chosen in by_tower.items():
+            self.tower(name).backbone.set_attn_implementation(chosen, *args, **kwargs)
+        if everywhere is not None and can_attend(everywhere):
+            for layer in self.zips.modules():
+                if isinstance(layer, ZipLayer):
+                    layer.attention = everywhere
 
     def backbones(self) -> dict[str, PreTrainedModel]:
         """The pre-trained decoders, by tower name."""

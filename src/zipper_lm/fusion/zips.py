@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -148,12 +149,31 @@ def _projection(form: str, source: int, width: int) -> nn.Sequential:
     return nn.Sequential(*steps)
 
 
+def can_attend(name: str) -> bool:
+    """Whether zips can attend by a name of transformers' attention interface: its function must obey a bool mask."""
+    return name in _attentions()
+
+
+def _attentions() -> list[str]:
+    named = [n for n in ALL_ATTENTION_FUNCTIONS if not any(part in n for part in ("flash", "flex", "paged"))]
+    return ["eager", *named]
+
+
+def _eager(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, **how: Any
+) -> tuple[Tensor, Tensor]:
+    """Attention in plain steps, under the face of transformers' interface, where each family has an eager one of its
+    own. ``[B, H, Q, C]`` to ``[B, Q, H, C]``, and the probabilities."""
+    scores = (query @ key.transpose(-1, -2) * how["scaling"]).masked_fill(~allowed, float("-inf"))
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    return (F.dropout(weights, how["dropout"]) @ value).transpose(1, 2), weights
+
+
 def _check_attention(name: str) -> None:
-    known = [n for n in ALL_ATTENTION_FUNCTIONS if not any(part in n for part in ("flash", "flex", "paged"))]
-    if name not in known:
+    if not can_attend(name):
         raise ValueError(
             f"zip.attention {name!r} cannot be used: a zip needs a function of transformers' attention interface that "
-            f"obeys a bool mask (flash and flex do not); there are {sorted(known)}"
+            f"obeys a bool mask (flash and flex do not); there are {sorted(_attentions())}"
         )
 
 
@@ -248,7 +268,7 @@ class ZipLayer(nn.Module):
         x = hidden_states.to(self.dtype)
         query = self._query(x, positions)
         allowed = view.allowed.expand(-1, -1, query.shape[2], -1)
-        attend = ALL_ATTENTION_FUNCTIONS[self.attention]
+        attend = _eager if self.attention == "eager" else ALL_ATTENTION_FUNCTIONS[self.attention]
         attended, _ = attend(
             self,
             query,

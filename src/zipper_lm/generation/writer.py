@@ -65,7 +65,13 @@ class Writer(Modalities, Protocol):
         """Write the next segments; see `zipper_lm.generation.generate.generate`."""
 
     def save_pretrained(
-        self, save_directory: str | Path, *, overwrite: bool = False, bundle_towers: Any = False, card: bool = True
+        self,
+        save_directory: str | Path,
+        *,
+        overwrite: bool = False,
+        bundle_towers: Any = False,
+        card: bool = True,
+        **kwargs: Any,
     ) -> None:
         """Write a checkpoint, whole or not at all."""
 

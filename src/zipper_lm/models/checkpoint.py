@@ -7,7 +7,6 @@ weights hash, and never stored, unless asked for. A model card says in words wha
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -34,15 +34,15 @@ from zipper_lm.fusion.config import TowerSpec, ZipperConfig
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.tower import Tower
 from zipper_lm.models.claims import check_checkpoint
+from zipper_lm.utils.arguments import Loading
 from zipper_lm.utils.files import check_apart, files_into
-from zipper_lm.utils.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, commit_of, local_folder
+from zipper_lm.utils.hub import CONFIG_FILE, WEIGHTS_FILE, commit_of, local_folder
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.places import place_of
 from zipper_lm.utils.tensors import dtype_name, tensors_hash, without_aliases
 
 M = TypeVar("M", bound=ZippedTowers)
-logger = logging.getLogger(__name__)
-AUTO_ARGUMENTS = ("config", "adapter_kwargs", "_from_auto", "_commit_hash")
+CONFIG_FIELDS = ("towers", "zips", "loss_weights", "handover_weight", "groups")
 
 
 def split(model: ZippedTowers) -> dict[str, Tensor]:
@@ -69,6 +69,8 @@ def save(
     overwrite: bool = False,
     bundle_towers: bool | Collection[str] = False,
     beside: Callable[[Path], Any] | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
+    max_shard_size: int | str | None = None,
 ) -> None:
     """Write a checkpoint, whole or not at all.
 
@@ -79,30 +81,33 @@ def save(
         bundle_towers: also store the frozen backbones, all or those named, under ``towers/``; always done for towers
             that have no source of their own, as they are now.
         beside: writes what belongs beside the checkpoint, such as its card, into the folder where it is made ready.
+        state_dict: the model's tensors, to be stored in place of those that it holds here.
+        max_shard_size: the largest file that may be; the weights are one file.
 
     Raises:
-        ValueError: if a checkpoint is there already, or a file of a name that it needs, or what a tower is loaded from;
-            if the folder cannot be written, or a tower that has a source is to be stored but differs from it.
+        ValueError: if the weights are larger than `max_shard_size`, `state_dict` lacks some, or a checkpoint is there
+            already, or a file of a name that it needs, or what a tower is loaded from; if the folder cannot be written,
+            or a tower that has a source is to be stored but differs from it.
     """
     specs = model.config.tower_specs
     _check_apart(model, Path(save_directory))
     bundled = _bundled(model, bundle_towers)
-    config = _as_saved(model, bundled)
+    states = {name: _state_of(model.tower(name), name, state_dict) for name in bundled}
+    config = _as_saved(model, states)
+    own = given_tensors(split(model), state_dict, max_shard_size)
 
     def fill(folder: Path) -> None:
         for name in bundled:
             # With a prefix transformers would write the names back as they were in the larger model.
             alike, tower = specs[name].prefix is None, model.tower(name)
-            tower.backbone.save_pretrained(
-                folder / _bundle(name), state_dict=base_tensors(tower), save_original_format=alike
-            )
+            tower.backbone.save_pretrained(folder / _bundle(name), state_dict=states[name], save_original_format=alike)
         config.save_pretrained(folder)
         if model.processor is not None:
             model.processor.save_pretrained(folder)
         if beside is not None:
             beside(folder)
 
-    write_checkpoint(Path(save_directory), split(model), config.fingerprint, fill, overwrite)
+    write_checkpoint(Path(save_directory), own, config.fingerprint, fill, overwrite)
 
 
 def _check_apart(model: ZippedTowers, folder: Path) -> None:
@@ -124,20 +129,59 @@ def _bundled(model: ZippedTowers, chosen: bool | Collection[str] = False) -> lis
     return [n for n, s in specs.items() if s.train != "full" and (n in chosen or _is_nowhere_else(n, s))]
 
 
-def _as_saved(model: ZippedTowers, bundled: Collection[str]) -> ZipperConfig:
-    """The config of a checkpoint that stores the towers `bundled`.
+def _state_of(tower: Tower, name: str, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """A tower's tensors under their source names, those of the model's `state_dict` where one is given."""
+    start = f"towers.{name}.backbone."
+    if state_dict is None:
+        return base_tensors(tower)
+    given = {k.removeprefix(start): v for k, v in state_dict.items() if k.startswith(start)}
+    return base_tensors(tower, given_tensors(tower.backbone.state_dict(), given))
+
+
+def given_tensors(
+    own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor] | None, max_shard_size: int | str | None = None
+) -> Mapping[str, Tensor]:
+    """What a checkpoint stores: a model's own tensors, or of those names the ones that a state dict has.
+
+    Args:
+        own: by name. state_dict: may hold others besides. max_shard_size: as transformers takes it.
+
+    Raises:
+        ValueError: if one is missing there or has another shape, or all together are larger than `max_shard_size`.
+    """
+    if state_dict is not None:
+        if missing := sorted(set(own) - set(state_dict)):
+            raise ValueError(f"state_dict lacks {len(missing)} tensors that the checkpoint stores: {missing[:3]}")
+        for name, tensor in own.items():
+            if state_dict[name].shape != tensor.shape:
+                raise ValueError(f"state_dict: {name} is {list(state_dict[name].shape)}, not {list(tensor.shape)}")
+        own = {name: state_dict[name] for name in own}
+    if max_shard_size is not None:
+        plan = split_torch_state_dict_into_shards(dict(own), max_shard_size=max_shard_size)
+        if plan.is_sharded:
+            raise ValueError(
+                f"max_shard_size={max_shard_size!r} is not followed: the {plan.metadata['total_size']} bytes of a "
+                "checkpoint's own weights are one model.safetensors"
+            )
+    return own
+
+
+def _as_saved(model: ZippedTowers, bundled: Mapping[str, Mapping[str, Tensor]]) -> ZipperConfig:
+    """The config of a checkpoint that stores the towers `bundled`, by name with their tensors.
 
     Raises:
         ValueError: if one of them cannot be stored, or is no longer what its source has.
     """
     config = ZipperConfig.from_dict(model.config.to_dict())
     config.architectures = [type(model).__name__]
-    for name in bundled:
-        config.towers[name] = asdict(_alone(name, model.config.tower_specs[name], model.tower(name)))
+    for name, tensors in bundled.items():
+        config.towers[name] = asdict(
+            _alone(name, model.config.tower_specs[name], tensors, model.tower(name).backbone.dtype)
+        )
     return config
 
 
-def _alone(name: str, spec: TowerSpec, tower: Tower) -> TowerSpec:
+def _alone(name: str, spec: TowerSpec, tensors: Mapping[str, Tensor], now: torch.dtype) -> TowerSpec:
     """The spec of a tower that is stored with the checkpoint, as it is now.
 
     One that is nowhere else may have changed since it was fused, as by ``model.to(torch.bfloat16)``: this is the only
@@ -146,7 +190,7 @@ def _alone(name: str, spec: TowerSpec, tower: Tower) -> TowerSpec:
     if spec.quantization is not None:
         raise ValueError(f"tower {name!r} is quantized: its backbone cannot be bundled; give it a source")
     alone = replace(spec, source=_bundle(name), revision=None, prefix=None, config_key=None, config=None)
-    tensors, now, recorded = base_tensors(tower), tower.backbone.dtype, recorded_dtype(spec)
+    recorded = recorded_dtype(spec)
     if spec.weights_hash in (None, tensors_hash(tensors, None if now == recorded else recorded)):
         return alone
     if not _is_nowhere_else(name, spec):
@@ -193,11 +237,10 @@ def _is_nowhere_else(name: str, spec: TowerSpec) -> bool:
 def load(
     cls: type[M],
     source: str | Path,
-    *_: Any,
+    *args: Any,
     towers: Mapping[str, str | Path | PreTrainedModel] | None = None,
     codecs: Mapping[str, Codec] | None = None,
     revision: str | None = None,
-    dtype: Any = None,
     trust_remote_code: bool = False,
     **kwargs: Any,
 ) -> M:
@@ -208,33 +251,35 @@ def load(
         towers: where to take a backbone from instead of the recorded place; it must be the same backbone.
         codecs: by tower, to take in place of the stored ones, such as those of a class that only you have.
         revision: of the checkpoint itself.
-        dtype: of the backbones.
         trust_remote_code: let towers that have code of their own run it. What the checkpoint's config says of that does
             not count, also in a folder: whoever wrote it may be anybody.
-        kwargs: `cache_dir`, `token`, `local_files_only`.
+        args, kwargs: `dtype` of the backbones (or `torch_dtype`); `device_map`, one device for the whole model;
+            `attn_implementation` of every tower and of the zips; `config`, in place of the checkpoint's; `cache_dir`,
+            `token`, `local_files_only`, `force_download`. See `zipper_lm.utils.arguments.Loading`.
 
     Raises:
-        ValueError: if a backbone cannot be had at the recorded revision, or differs in config or weights from the one
-            the zips were trained on, if one with code of its own is not trusted, or tensors are missing, unknown or of
-            the wrong shape.
+        ValueError: for any other argument of transformers' loaders; if a backbone cannot be had at the recorded
+            revision, or differs in config or weights from the one the zips were trained on, if one with code of its own
+            is not trusted, or tensors are missing, unknown or of the wrong shape.
     """
-    hub = {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
-    if ignored := sorted(set(kwargs) - set(hub) - set(AUTO_ARGUMENTS)):
-        logger.warning("ZipperModel.from_pretrained: %s have no effect", ignored)
+    where = f"{cls.__name__}.from_pretrained"
+    how = Loading.of(where, args, kwargs)
+    hub, dtype = dict(how.hub or {}), how.dtype
     folder = local_folder(source, revision, **hub)
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(f"{source}: no {CONFIG_FILE} there")
-    config = read_config(folder)
-    check_trust(config, source, trust_remote_code)
-    check_checkpoint(config, folder / WEIGHTS_FILE)
+    written = read_config(folder)
+    config = how.merge(where, written, CONFIG_FIELDS)
+    for each in (written, config):
+        check_trust(each, source, trust_remote_code)
+        check_checkpoint(each, folder / WEIGHTS_FILE)
     if unknown := sorted(set(towers or {}) - set(config.towers)):
         raise ValueError(f"towers= names {unknown}, but the checkpoint has {list(config.towers)}")
     backbones: dict[str, PreTrainedModel] = {}
     for name, spec in config.tower_specs.items():
         given = (towers or {}).get(name)
         if spec.train == "full" and given is None:
-            own = None if dtype == "auto" else dtype
-            made = partial(build_backbone, config, name, own, trust_remote_code=trust_remote_code, **hub)
+            made = partial(build_backbone, config, name, dtype, trust_remote_code=trust_remote_code, **hub)
             backbones[name] = _fetched(name, spec, made)
             continue
         if spec.train == "full" and isinstance(given, PreTrainedModel):
@@ -250,7 +295,7 @@ def load(
         if isinstance(given, str | Path) and spec.source != _bundle(name):  # a later save names the new place
             place = place_of(given)
             config.towers[name] |= {"source": place, "revision": commit_of(place, None, hub.get("cache_dir"))}
-        if dtype not in (None, "auto", backbones[name].dtype) and not isinstance(given, PreTrainedModel):
+        if dtype not in (None, backbones[name].dtype) and not isinstance(given, PreTrainedModel):
             backbones[name] = load_backbone(at, dtype=dtype, **hub)  # `.to(dtype)` would round its float32 buffers too
     model = cls(config, backbones)
     copy_tensors(split(model), config.fingerprint, folder / WEIGHTS_FILE)
@@ -258,7 +303,7 @@ def load(
         model.processor = ZipperProcessor.from_pretrained(
             folder, codecs=codecs, trust_remote_code=trust_remote_code, **hub
         )
-    return model.eval()
+    return how.settle(model, written)
 
 
 def read_config(folder: Path) -> ZipperConfig:
@@ -286,7 +331,9 @@ def _fetched(name: str, spec: TowerSpec, load: Callable[[], PreTrainedModel]) ->
 
 def load_own(model: ZippedTowers, file: Path) -> None:
     """Copy the tensors of a checkpoint that this model wrote back into it; see `copy_tensors`."""
-    copy_tensors(split(model), _as_saved(model, _bundled(model)).fingerprint, file)
+    copy_tensors(
+        split(model), _as_saved(model, {n: base_tensors(model.tower(n)) for n in _bundled(model)}).fingerprint, file
+    )
 
 
 def copy_tensors(own: Mapping[str, Tensor], fingerprint: str, file: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from zipper_lm.models.baseline.single_decoder import SingleDecoder, is_single_decoder
 from zipper_lm.models.zipper import ZipperModel
 from zipper_lm.utils.hub import local_folder
@@ -25,9 +23,4 @@ def load(source: str | Path, *, trust_remote_code: bool = False) -> Writer:
         ValueError: as `ZipperModel.from_pretrained`.
     """
     owner = SingleDecoder if is_single_decoder(local_folder(source)) else ZipperModel
-    model = owner.from_pretrained(source, trust_remote_code=trust_remote_code)
-    if not torch.cuda.is_available():
-        return model
-    if model.processor is not None:
-        model.processor.to("cuda")
-    return model.to("cuda")  # type: ignore[arg-type]
+    return owner.from_pretrained(source, device_map="auto", trust_remote_code=trust_remote_code)

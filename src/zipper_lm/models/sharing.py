@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 from zipper_lm.fusion.config import TowerSpec
 from zipper_lm.models.card import PICTURE_FILE, is_edited, refresh_card
 from zipper_lm.models.records import GENERATION_FILE, RESULTS_FILE, RUN_FILE
+from zipper_lm.utils.arguments import PUSHING, Saving, refuse
 from zipper_lm.utils.files import write_json
 from zipper_lm.utils.hub import CONFIG_FILE
 from zipper_lm.utils.json_files import read_json
@@ -35,23 +36,26 @@ def push(
     repo_id: str,
     *,
     kept: str | Path | None = None,
-    bundle_towers: bool = False,
+    bundle_towers: bool | Collection[str] = False,
     private: bool | None = None,
     token: bool | str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
-    commit_message: str = "Upload a zipped model",
+    commit_message: str | None = None,
     commit_description: str | None = None,
+    **others: Any,
 ) -> CommitInfo:
     """Upload a model.
 
     Args:
         model: the model. repo_id: ``"owner/name"``; without an owner it is yours.
-        kept, bundle_towers: see `staged`. The others: see `upload`.
+        kept, bundle_towers: see `staged`. others: what else `push_to_hub` of transformers takes, which is refused. The
+            rest: see `upload`.
 
     Raises:
-        ValueError: as `check_target`, `staged` and `upload`.
+        ValueError: as `check_target`, `staged` and `upload`; for an argument that is not followed.
     """
+    refuse("push_to_hub", others, PUSHING)
     repo_id = check_target(repo_id, token)
     with staged(model, repo_id, kept=kept, bundle_towers=bundle_towers) as folder:
         return upload(
@@ -61,9 +65,16 @@ def push(
             token=token,
             revision=revision,
             create_pr=create_pr,
-            commit_message=commit_message,
+            commit_message=commit_message or "Upload a zipped model",
             commit_description=commit_description,
         )
+
+
+def push_saved(model: Writer, folder: Path, how: Saving, bundle_towers: bool | Collection[str]) -> None:
+    """Upload what `save_pretrained` wrote into a folder, if that was asked for; its name there is the folder's."""
+    if how.push:
+        to = {"repo_id": folder.resolve().name, **(how.upload or {})}
+        push(model, kept=folder, bundle_towers=bundle_towers, **to)
 
 
 def check_target(repo_id: str, token: bool | str | None = None) -> str:
@@ -88,14 +99,14 @@ def check_target(repo_id: str, token: bool | str | None = None) -> str:
 
 @contextmanager
 def staged(
-    model: Writer, repo_id: str, *, kept: str | Path | None = None, bundle_towers: bool = False
+    model: Writer, repo_id: str, *, kept: str | Path | None = None, bundle_towers: bool | Collection[str] = False
 ) -> Iterator[Path]:
     """A folder that holds what is to be uploaded, for the span of the block.
 
     Args:
         model: the model. repo_id: what its card tells readers to load.
         kept: a folder that may hold an edited card, `run.json`, `results.json` and `generation.json` of this model.
-        bundle_towers: also store the frozen towers that have a Hub id. Mind their licences.
+        bundle_towers: also store the frozen towers that have a Hub id, all or those named. Mind their licences.
 
     Raises:
         ValueError: for a trained tower whose own code nobody else has, or a record that cannot be read.
@@ -120,7 +131,7 @@ def staged(
         yield folder
 
 
-def _save(model: Any, folder: Path, bundle_towers: bool) -> None:
+def _save(model: Any, folder: Path, bundle_towers: bool | Collection[str]) -> None:
     specs = model.config.tower_specs
     for name, spec in specs.items():
         if spec.trust_remote_code and _is_here(spec):
@@ -129,7 +140,8 @@ def _save(model: Any, folder: Path, bundle_towers: bool) -> None:
                 "tower first, and fuse from its id"
             )
     frozen = [name for name, spec in specs.items() if spec.train != "full"]
-    model.save_pretrained(folder, bundle_towers=[n for n in frozen if bundle_towers or _is_here(specs[n])], card=False)
+    chosen = (frozen if bundle_towers else ()) if isinstance(bundle_towers, bool) else bundle_towers
+    model.save_pretrained(folder, bundle_towers=[n for n in frozen if n in chosen or _is_here(specs[n])], card=False)
 
 
 def _is_here(spec: TowerSpec) -> bool:

@@ -5,7 +5,6 @@ The network itself is `fusion/network.py`; what is behind each door here has a f
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from zipper_lm.generation import generate
 from zipper_lm.generation.segment import StreamedToken
 from zipper_lm.models import assemble, checkpoint, sharing
 from zipper_lm.models.card import refresh_card
+from zipper_lm.utils.arguments import Saving
 
 
 class ZipperModel(ZippedTowers):
@@ -119,29 +119,40 @@ class ZipperModel(ZippedTowers):
         checkpoint.load_own(self, file)
 
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | Path, *, card: bool = True, push_to_hub: bool = False, **kwargs: Any
+        self,
+        save_directory: str | Path,
+        *,
+        overwrite: bool = False,
+        bundle_towers: Any = False,
+        card: bool = True,
+        **kwargs: Any,
     ) -> None:
         """Write config, new weights, codecs and model card, whole or not at all.
 
         Args:
             save_directory: a folder; made if missing. Other files in it are left alone.
+            overwrite, bundle_towers: see `zipper_lm.models.checkpoint.save`.
             card: write a model card and its picture too. A card that somebody edited is left alone.
-            push_to_hub: upload the checkpoint afterwards.
-            kwargs: `overwrite`, `bundle_towers`: see `zipper_lm.models.checkpoint.save`; with `push_to_hub` also
-                `repo_id` and other arguments of `zipper_lm.models.sharing.push`.
+            kwargs: `is_main_process` (false: this process writes nothing), `state_dict`, `max_shard_size`;
+                `push_to_hub`, and with it `repo_id` and other arguments of `zipper_lm.models.sharing.push`.
 
         Raises:
-            ValueError: as `checkpoint.save`; for an argument that is unknown.
+            ValueError: as `checkpoint.save`; for an argument that is not followed.
         """
-        how = {name: kwargs.pop(name) for name in ("overwrite", "bundle_towers") if name in kwargs}
-        known = {*inspect.signature(PreTrainedModel.save_pretrained).parameters, "safe_serialization"}
-        if not push_to_hub and (unknown := sorted(set(kwargs) - known)):
-            raise ValueError(f"save_pretrained: unknown arguments {unknown}")
+        how = Saving.of(f"{type(self).__name__}.save_pretrained", kwargs)
+        if not how.is_main_process:
+            return
         folder = Path(save_directory)
-        write_card = partial(refresh_card, model=self, kept=folder) if card else None
-        checkpoint.save(self, folder, beside=write_card, **how)
-        if push_to_hub:
-            sharing.push(self, kwargs.pop("repo_id", folder.resolve().name), **{"kept": folder, **kwargs})
+        checkpoint.save(
+            self,
+            folder,
+            overwrite=overwrite,
+            bundle_towers=bundle_towers,
+            beside=partial(refresh_card, model=self, kept=folder) if card else None,
+            state_dict=how.state_dict,
+            max_shard_size=how.max_shard_size,
+        )
+        sharing.push_saved(self, folder, how, bundle_towers)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
         """Upload a checkpoint; see `zipper_lm.models.sharing.push`."""

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
 
 from zipper_lm.data.collation import IGNORED, Batch, Specials, collate
 from zipper_lm.data.document import Document, Segment
@@ -28,7 +28,7 @@ from zipper_lm.fusion.backbones import (
     from_config,
     load_backbone,
 )
-from zipper_lm.fusion.config import TowerSpec, backbone_config, config_hash, plain
+from zipper_lm.fusion.config import Followed, TowerSpec, backbone_config, config_hash, plain
 from zipper_lm.fusion.loss import ZipperOutput, loss_at
 from zipper_lm.generation.generate import Schedule, Settings, checked_schedule, decode_written, encode_given
 from zipper_lm.generation.settings import generation_config
@@ -36,8 +36,9 @@ from zipper_lm.models import sharing
 from zipper_lm.models.baseline.vocabulary import Modality, join
 from zipper_lm.models.baseline.writing import write
 from zipper_lm.models.card import refresh_card
-from zipper_lm.models.checkpoint import copy_tensors, write_checkpoint
-from zipper_lm.utils.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, local_folder
+from zipper_lm.models.checkpoint import copy_tensors, given_tensors, write_checkpoint
+from zipper_lm.utils.arguments import Loading, Saving
+from zipper_lm.utils.hub import CONFIG_FILE, WEIGHTS_FILE, local_folder
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.tensors import dtype_name, without_aliases
 
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 _MODEL_TYPE = "zipper_single_decoder"
 
 
-class SingleDecoderConfig(PreTrainedConfig):
+class SingleDecoderConfig(Followed):
     """Config of a `SingleDecoder`.
 
     Args:
@@ -280,7 +281,13 @@ class SingleDecoder(PreTrainedModel):
         copy_tensors(self.own_tensors(), self.config.fingerprint, file)
 
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | Path, *, overwrite: bool = False, bundle_towers: Any = False, card: bool = True
+        self,
+        save_directory: str | Path,
+        *,
+        overwrite: bool = False,
+        bundle_towers: Any = False,
+        card: bool = True,
+        **kwargs: Any,
     ) -> None:
         """Write config, weights, codecs and model card, whole or not at all.
 
@@ -288,10 +295,16 @@ class SingleDecoder(PreTrainedModel):
             save_directory, overwrite: see `zipper_lm.models.checkpoint.save`.
             bundle_towers: whether or not, all weights are stored.
             card: write a model card and its picture too. A card that somebody edited is left alone.
+            kwargs: as of `ZipperModel.save_pretrained`.
 
         Raises:
-            ValueError: if a checkpoint is there already, or the folder cannot be written.
+            ValueError: if a checkpoint is there already, or the folder cannot be written; for an argument that is not
+                followed.
         """
+        how = Saving.of(f"{type(self).__name__}.save_pretrained", kwargs)
+        if not how.is_main_process:
+            return
+        own = given_tensors(self.own_tensors(), how.state_dict, how.max_shard_size)
 
         def fill(folder: Path) -> None:
             self.config.architectures = [type(self).__name__]
@@ -301,47 +314,49 @@ class SingleDecoder(PreTrainedModel):
             if card:
                 refresh_card(folder, self, kept=Path(save_directory))
 
-        write_checkpoint(Path(save_directory), self.own_tensors(), self.config.fingerprint, fill, overwrite)
+        write_checkpoint(Path(save_directory), own, self.config.fingerprint, fill, overwrite)
+        sharing.push_saved(self, Path(save_directory), how, bundle_towers)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
         """Upload a checkpoint; see `zipper_lm.models.sharing.push`."""
         return sharing.push(self, repo_id, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *_: Any, **kwargs: Any) -> SingleDecoder:  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """Load what `save_pretrained` wrote.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id.
-            kwargs: `dtype` of the backbone, where it shall be another than it was saved in; `revision`, `cache_dir`,
-                `token`, `local_files_only`; `trust_remote_code`, for its tokenizer.
+            args, kwargs: `revision`; `trust_remote_code`, for its tokenizer; and what
+                `zipper_lm.models.checkpoint.load` takes besides.
 
         Raises:
-            ValueError: if there is nothing or another model, or tensors are missing, unknown or of the wrong shape.
+            ValueError: for an argument that is not followed; if there is nothing or another model, or tensors are
+                missing, unknown or of the wrong shape.
         """
-        hub = {k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS}
-        folder = local_folder(pretrained_model_name_or_path, kwargs.get("revision"), **hub)
+        where, revision = f"{cls.__name__}.from_pretrained", kwargs.pop("revision", None)
+        how = Loading.of(where, args, kwargs)
+        hub = dict(how.hub or {})
+        folder = local_folder(pretrained_model_name_or_path, revision, **hub)
         if not (folder / CONFIG_FILE).is_file():
             raise ValueError(f"{pretrained_model_name_or_path}: no {CONFIG_FILE} there")
         if not is_single_decoder(folder):
             raise ValueError(f"{folder / CONFIG_FILE}: holds no single decoder: its model_type is another")
-        config = SingleDecoderConfig.from_pretrained(folder)
-        check_no_kernels(str(pretrained_model_name_or_path), config, False)
+        written = SingleDecoderConfig.from_pretrained(folder)
+        check_no_kernels(str(pretrained_model_name_or_path), written, False)
+        config = how.merge(where, written, ("modalities", "decoder", "loss_weights"))
         if config.spec.trust_remote_code:
             raise ValueError(
                 f"{pretrained_model_name_or_path}: its config.json says trust_remote_code: true, which nothing here "
                 "follows: a single decoder has no code of its own"
             )
-        dtype = None if (asked := kwargs.get("dtype")) == "auto" else asked
-        backbone = from_config(backbone_config("the single decoder", config.spec.backbone), config.spec, dtype)
+        backbone = from_config(backbone_config("the single decoder", config.spec.backbone), config.spec, how.dtype)
         config.decoder["backbone"] = {**(config.spec.backbone or {}), "dtype": dtype_name(backbone.dtype)}
         model = cls(config, backbone)
         model.load_own(folder / WEIGHTS_FILE)
         if (folder / "processor_config.json").is_file():
-            model.processor = ZipperProcessor.from_pretrained(
-                folder, trust_remote_code=bool(kwargs.get("trust_remote_code")), **hub
-            )
-        return model.eval()
+            model.processor = ZipperProcessor.from_pretrained(folder, trust_remote_code=how.trust_remote_code, **hub)
+        return how.settle(model, written)
 
 
 def is_single_decoder(source: str | Path) -> bool:
@@ -413,3 +428,8 @@ def expand(
     model = SingleDecoder(config, backbone)
     model.processor = ZipperProcessor(codecs, model.specials)
     return model.eval()
+
+
+AutoConfig.register(SingleDecoderConfig.model_type, SingleDecoderConfig)
+AutoModel.register(SingleDecoderConfig, SingleDecoder)
+AutoProcessor.register(SingleDecoderConfig, ZipperProcessor)
