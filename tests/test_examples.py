@@ -125,6 +125,14 @@ def test_named_file_exists(page: Path) -> None:
         assert (ROOT / name).exists() or "dna" in name or "NAME" in name, name
 
 
+def test_code_that_the_concepts_name_is_there() -> None:
+    """After the files had moved, the page still sent readers to `model.py`."""
+    named = re.findall(r"`([\w/]+\.py)`", (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8"))
+    assert len(named) > 10
+    for name in named:
+        assert (ROOT / "src" / "zipper_lm" / name).is_file() or (ROOT / name).is_file(), name
+
+
 # Tables of recipe fields
 
 

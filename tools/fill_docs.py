@@ -44,7 +44,7 @@ ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "docs" / "runs"
 SOUNDS = ROOT / "docs" / "sounds"
 PAGES = (
-    *("README.md", "docs/comparison.md", "docs/concepts.md"),
+    *("README.md", "docs/comparison.md", "docs/concepts.md", "docs/combining.md", "docs/demo.md"),
     *("docs/recipes.md", "docs/spoken-digits.md", "docs/cost.md", "docs/results.md"),
 )
 EXPERIMENTS = (
@@ -95,7 +95,7 @@ def demo() -> str:
     minutes, steps, count = record["seconds"] / 60, sizes["fusion"]["steps"], record["test_utterances"]
     return (
         f"`zipper demo`, seed {record['seed']}, {steps} steps, {minutes:.1f} minutes on {machine['cores']} cores ([raw "
-        f"numbers](docs/runs/demo.json)). One run;\n{count} held-out sentences in held-out voices; word error rate in "
+        f"numbers](runs/demo.json)). One run;\n{count} held-out sentences in held-out voices; word error rate in "
         "per cent, 95 % bootstrap interval in brackets.\n\n"
         f"{table('', rows)}\n\nThe frozen text tower {same}."
     )
@@ -111,17 +111,6 @@ def _digits_table() -> str:
         ("original recordings, as the judge hears them", f"{tts['judge_wer_on_originals']:.1f}", ""),
     ]
     return table(f"{asr['utterances']} test utterances, recordings that were not in training", rows)
-
-
-def digits() -> str:
-    """Human digits, in short."""
-    run = read("spoken-digits/run.json")
-    seed, minutes = run["recipe"]["seed"], run["seconds"] / 60
-    return (
-        f"One run, seed {seed}, {minutes:.0f} minutes on one of 2 cores for codec, both towers, {run['steps']} steps "
-        "of fusion and their scores. Five\nspeakers; 95 % bootstrap intervals in brackets. Details, curves and sounds: "
-        f"[docs/spoken-digits.md](docs/spoken-digits.md).\n\n{_digits_table()}"
-    )
 
 
 def digits_in_full() -> str:
@@ -376,7 +365,6 @@ def _first_step(cell: Cell, key: str, most: float) -> int | None:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
-    "digits": digits,
     "digits-in-full": digits_in_full,
     "experiments": experiments,
     "without-theo": without_theo,
