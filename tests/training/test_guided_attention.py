@@ -18,15 +18,16 @@ from zipper_lm.fusion.zips import View
 from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.recipes.checks import check_recipe
 from zipper_lm.models.zipper import ZipperModel
-from zipper_lm.training.guided_attention import guided_pairs, off_diagonal, watched
+from zipper_lm.training.guided_attention import guided_pairs, off_diagonal, query_counts, watched
 
 SPOKEN = doc(("text", [5, 6, 7]), ("speech", [10, 11, 12, 13, 14, 15]))
 LONGER = doc(("text", [8, 9, 10, 11, 12, 13]), ("speech", [20, 21, 22]))
 
 
 def cost(model: ZipperModel, documents: list[Document], weight: float = 1.0) -> list[torch.Tensor]:
-    with watched(model, {("speech", "text"): weight}) as costs:
-        model(collate(documents, model.specials))
+    batch, pair = collate(documents, model.specials), ("speech", "text")
+    with watched(model, {pair: weight}, query_counts(batch, [pair])) as costs:
+        model(batch)
     return costs
 
 
@@ -38,7 +39,7 @@ def test_the_cost_is_the_papers() -> None:
     def of(attention: torch.Tensor) -> float:
         found = off_diagonal(attention.expand(1, 2, 3, 3), view)
         assert found is not None
-        return float(found)
+        return float(found) / 3
 
     assert of(torch.eye(3)) == 0
     assert of(torch.eye(3).flip(0)) == pytest.approx(2 * whole / 3)

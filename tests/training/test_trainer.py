@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from tiny import tiny_model
 
-from zipper_lm.training.trainer import LikeLengths, ZipperTrainer, randomness_kept
+from zipper_lm.training.base import randomness_kept
+from zipper_lm.training.trainer import LikeLengths, ZipperTrainer
 
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from zipper_lm.data.collation import Batch, Specials
@@ -55,6 +55,9 @@ class Writer(Modalities, Protocol):
 
     def depths(self) -> dict[str, int]:
         """How many layers each of them has."""
+
+    def target_counts(self, batch: Batch) -> dict[str, Tensor]:
+        """How many targets a batch has for each part of the loss, int64 scalars."""
 
     def unimodal_loss(self, name: str, rows: Sequence[Sequence[int]]) -> tuple[float, int]:
         """Summed next-token loss in nats over rows of one modality alone, and how many tokens that is."""

@@ -28,9 +28,9 @@ from zipper_lm.jobs.recipes.schema import DataRecipe, PretrainRecipe
 from zipper_lm.jobs.resume import begin, check_working, keep_logs, working_folder
 from zipper_lm.jobs.rows import DataSource, Opened
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
+from zipper_lm.training.base import BaseTrainer, randomness_kept
 from zipper_lm.training.callbacks import StopOnInterrupt, callbacks_of, train_with_bar
 from zipper_lm.training.parameters import check_precision
-from zipper_lm.training.trainer import WholeCheckpoints, randomness_kept
 from zipper_lm.utils.files import check_apart, check_output, holding, new_folder
 from zipper_lm.utils.processes import is_main, made_by_main, main_console, wait
 
@@ -71,7 +71,7 @@ class PadStreams:
         return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, IGNORED)}
 
 
-class TowerTrainer(WholeCheckpoints):
+class TowerTrainer(BaseTrainer):
     """Trainer reads a checkpoint's file as it lies there, leniently. But `save_pretrained` writes tensors of some
     families under other names than their modules have (the head of GPT-NeoX, the experts of mixtures), and those would
     silently stay as they were: here `from_pretrained` reads it. Looking at the held-out rows draws no random numbers.

@@ -16,7 +16,7 @@ from zipper_lm.evaluation.scoring import counts_tokens, has_words, score_task
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.failures import losses_on, some_batches
 from zipper_lm.jobs.recipes.schema import DataRecipe
-from zipper_lm.training.trainer import randomness_kept
+from zipper_lm.training.base import randomness_kept
 from zipper_lm.utils.processes import made_by_main
 
 

@@ -41,11 +41,14 @@ class ZipperModel(ZippedTowers):
         ValueError: if a backbone is missing, or a special id lies outside its tower's vocabulary.
     """
 
-    def forward(self, batch: Batch) -> ZipperOutput:
+    def forward(self, batch: Batch, target_counts: Mapping[str, Tensor] | None = None) -> ZipperOutput:
         """Run whole documents and score their targets.
 
         Args:
             batch: from `collate` or the processor.
+            target_counts: by part of the loss, the number that the sum over its targets is divided by, int64 scalars;
+                where gradients of several batches are added, that of all of them. `None`: the batch's own
+                (`target_counts`).
 
         Returns:
             losses and logits. The loss of a modality is the mean over its target tokens, weighted by
@@ -59,21 +62,35 @@ class ZipperModel(ZippedTowers):
         for name, stream in batch.items():
             self.check_ids(name, int(stream["input_ids"].min()), int(stream["input_ids"].max()))
         reading = read_by_group(self, batch) if self.config.groups else read(self, batch)
+        numbers = self.target_counts(batch) if target_counts is None else target_counts
         losses: dict[str, Tensor] = {}
         for name, stream in batch.items():
             logits = reading.logits[name]
-            labels = targets(stream, logits)
+            labels = targets(stream, logits.shape[-1]).to(logits.device)
             if (counts := labels != IGNORED).any():
-                losses[name] = loss_at(counts, logits, labels)
+                losses[name] = loss_at(counts, logits, labels) / numbers[name].to(logits.device)
         device = next(iter(reading.logits.values())).device
         total = [self.config.loss_weights.get(n, 1.0) * loss.to(device) for n, loss in losses.items()]
         if losses and self.config.handover_weight:
-            losses["handover"] = self._handover_loss(batch, reading.finals)
+            number = numbers["handover"].to(self.handover_start.device)
+            losses["handover"] = self._handover_loss(batch, reading.finals) / number
             total.append(self.config.handover_weight * losses["handover"].to(device))
         return ZipperOutput(loss=torch.stack(total).sum() if total else None, losses=losses, logits=reading.logits)
 
+    def target_counts(self, batch: Batch) -> dict[str, Tensor]:
+        """How many targets a batch has for each part of the loss, int64 scalars: each tower's, 0 where it has none, and
+        ``"handover"``, if that has a weight."""
+        counts = dict.fromkeys(self.names, torch.tensor(0))
+        said = []
+        for name, stream in batch.items():
+            counts[name] = (targets(stream, self.tower(name).head_size) != IGNORED).sum()
+            said += [(stream["handover"] != IGNORED).sum(), (stream["segments"] == 0).any(1).sum()]
+        if self.config.handover_weight:
+            counts["handover"] = torch.stack(said).sum()
+        return counts
+
     def _handover_loss(self, batch: Batch, finals: Mapping[str, Tensor]) -> Tensor:
-        """Cross-entropy of who speaks next, at every segment's end and at the documents' start."""
+        """Summed cross-entropy of who speaks next, at every segment's end and at the documents' start."""
         logits, labels = [], []
         for name, stream in batch.items():
             here = stream["handover"].to(finals[name].device)
@@ -83,7 +100,7 @@ class ZipperModel(ZippedTowers):
             first = (stream["segments"] == 0).any(1)
             logits.append(self.handover_start.expand(int(first.sum()), -1))
             labels.append(torch.full((int(first.sum()),), self.names.index(name), device=self.handover_start.device))
-        return F.cross_entropy(torch.cat(logits).float(), torch.cat(labels))
+        return F.cross_entropy(torch.cat(logits).float(), torch.cat(labels), reduction="sum")
 
     def unimodal_loss(self, name: str, rows: Sequence[Sequence[int]]) -> tuple[float, int]:
         """Summed next-token loss in nats over rows of one modality alone, and how many tokens that is.
@@ -96,9 +113,9 @@ class ZipperModel(ZippedTowers):
         documents = [Document([Segment(name, ids=list(row), target=True)]) for row in rows]
         stream, tower = collate(documents, self.specials)[name], self.tower(name)
         logits, _ = tower(stream["input_ids"].to(tower.device), stream["attention_mask"].to(tower.device))
-        labels = targets(stream, logits)
+        labels = targets(stream, logits.shape[-1]).to(logits.device)
         counts = labels != IGNORED
-        return float(loss_at(counts, logits, labels, reduction="sum")), int(counts.sum())
+        return float(loss_at(counts, logits, labels)), int(counts.sum())
 
     # --- making, saving, writing ---------------------------------------------------------------------------------
 

@@ -8,15 +8,17 @@ pass keeps: memory grows with the product of both lengths.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zipper_lm.data.collation import Batch
 from zipper_lm.data.tasks import Task
 from zipper_lm.fusion.network import ZippedTowers
+from zipper_lm.fusion.reading import visible
 from zipper_lm.fusion.zips import View, ZipLayer
 
 WIDTH = 0.2
@@ -47,7 +49,7 @@ def guided_pairs(weights: Mapping[str, float], tasks: Mapping[str, Task]) -> dic
 
 
 def off_diagonal(attention: Tensor, view: View) -> Tensor | None:
-    """Mean cost of attention that leaves the diagonal, in [0, 1]; a scalar.
+    """Summed cost of attention that leaves the diagonal, in [0, 1] for each query that counts; a scalar.
 
     Rows count in which all queries that see something see the same tokens: one segment read through another, as a
     whole. In longer documents a query sees several segments, and which one it should be in step with is not said.
@@ -58,16 +60,33 @@ def off_diagonal(attention: Tensor, view: View) -> Tensor | None:
     Returns:
         None if no row counts.
     """
-    seen = view.seen[..., 0].expand(attention.shape[0], attention.shape[2])
-    visible = view.allowed[:, 0].expand(-1, attention.shape[2], -1) & seen[..., None]
-    source = visible.any(1)
-    whole = ((visible == source[:, None]) | ~seen[..., None]).all(2).all(1)
-    counted = seen & whole[:, None]
+    seen, source, counted = _in_step(view, attention.shape[2])
     if not counted.any():
         return None
     apart = _progress(seen)[:, :, None] - _progress(source)[:, None, :]
     cost = 1 - torch.exp(-(apart**2) / (2 * WIDTH**2))
-    return (attention.float() * cost[:, None]).sum(-1).mean(1)[counted].mean()
+    return (attention.float() * cost[:, None]).sum(-1).mean(1)[counted].sum()
+
+
+def _in_step(view: View, queries: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which queries see something and which tokens are seen, and the queries that count; bool ``[B, Q]``, ``[B, M]``,
+    ``[B, Q]``."""
+    seen = view.seen[..., 0].expand(-1, queries)
+    sees = view.allowed[:, 0].expand(-1, queries, -1) & seen[..., None]
+    source = sees.any(1)
+    whole = ((sees == source[:, None]) | ~seen[..., None]).all(2).all(1)
+    return seen, source, seen & whole[:, None]
+
+
+def query_counts(batch: Batch, pairs: Collection[Pair]) -> dict[Pair, Tensor]:
+    """How many queries of a batch count, int64 scalars by pair."""
+    counts = dict.fromkeys(pairs, torch.tensor(0))
+    for reader, source in pairs:
+        if reader in batch and source in batch:
+            segments = batch[reader]["segments"]
+            view = View.of(visible(segments, batch[source]["segments"]))
+            counts[reader, source] = _in_step(view, segments.shape[1])[2].sum()
+    return counts
 
 
 def _progress(present: Tensor) -> Tensor:
@@ -77,11 +96,13 @@ def _progress(present: Tensor) -> Tensor:
 
 
 @contextmanager
-def watched(model: ZippedTowers, weights: Mapping[Pair, float]) -> Iterator[list[Tensor]]:
+def watched(
+    model: ZippedTowers, weights: Mapping[Pair, float], counts: Mapping[Pair, Tensor]
+) -> Iterator[list[Tensor]]:
     """What passes through the model inside is held to the diagonal.
 
     Args:
-        model: the model. weights: of pairs.
+        model: the model. weights: of pairs. counts: by pair, the number of queries that costs are divided by.
 
     Yields:
         A list that fills with the weighted costs, one for each zip layer that acts; their sum is the loss.
@@ -89,9 +110,9 @@ def watched(model: ZippedTowers, weights: Mapping[Pair, float]) -> Iterator[list
     costs: list[Tensor] = []
     with ExitStack() as hooks:
         for (reader, source), weight in weights.items():
-            count = len(model.layer_pairs.get((reader, source), ()))
-            for k in range(count):
-                watch = _Watch(costs, weight / count)
+            layers = len(model.layer_pairs.get((reader, source), ()))
+            for k in range(layers):
+                watch = _Watch(costs, weight / layers, counts[reader, source])
                 hooks.callback(model.zip_layer(reader, source, k).register_forward_hook(watch).remove)
         yield costs
 
@@ -99,10 +120,10 @@ def watched(model: ZippedTowers, weights: Mapping[Pair, float]) -> Iterator[list
 class _Watch:
     """A forward hook of a zip layer, which writes its weighted cost down."""
 
-    def __init__(self, costs: list[Tensor], weight: float) -> None:
-        self.costs, self.weight = costs, weight
+    def __init__(self, costs: list[Tensor], weight: float, count: Tensor) -> None:
+        self.costs, self.weight, self.count = costs, weight, count
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], update: Tensor) -> None:
         assert isinstance(layer, ZipLayer)
         if (cost := off_diagonal(layer.attention_map(*args), args[3])) is not None:
-            self.costs.append(self.weight * cost)
+            self.costs.append(self.weight * (cost / self.count.to(cost.device)))

@@ -1,32 +1,31 @@
 """ZipperTrainer: `transformers.Trainer` for zipped models.
 
 Accelerate, mixed precision, accumulation, checkpointing, logging integrations and resuming come from Trainer. Ours are
-the parameter groups, the documents' collation, saving, evaluation by generation, and what is logged of the gates.
+the parameter groups, the documents' collation, losses over a whole step's targets, saving, evaluation by generation,
+and what is logged of the gates.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from zipper_lm.data.collation import Batch, Specials, collate
 from zipper_lm.data.document import Document
 from zipper_lm.generation.writer import Writer
+from zipper_lm.training.base import BaseTrainer, randomness_kept
 from zipper_lm.training.corruption import CorruptedDocuments
-from zipper_lm.training.guided_attention import Pair, watched
+from zipper_lm.training.guided_attention import Pair, query_counts, watched
 from zipper_lm.training.parameters import check_precision, parameter_groups
-from zipper_lm.utils.files import whole_checkpoint
 from zipper_lm.utils.hub import WEIGHTS_FILE
 from zipper_lm.utils.processes import from_main
 
@@ -69,29 +68,23 @@ class LikeLengths(Sampler[int]):
         return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))
 
 
-@contextmanager
-def randomness_kept() -> Iterator[None]:
-    """Whatever is drawn inside, Python's, numpy's and torch's global generators go on as if nothing had been."""
-    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (the global one is what is kept)
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy_state)  # noqa: NPY002
+@dataclass(frozen=True)
+class StepCounts:
+    """What an optimizer step's losses are divided by, in all its batches and processes; int64 scalars.
+
+    Attributes:
+        targets: by part of the loss. queries: that guided attention counts, by pair.
+    """
+
+    targets: dict[str, Tensor]
+    queries: dict[Pair, Tensor]
 
 
-class WholeCheckpoints(Trainer):
-    """Trainer, whose checkpoints are whole or not at all."""
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        with whole_checkpoint(folder, TRAINER_STATE_NAME, alone=self.args.should_save):
-            super()._save_checkpoint(model, trial)
-
-
-class ZipperTrainer(WholeCheckpoints):
+class ZipperTrainer(BaseTrainer):
     """Trainer for a `ZipperModel`, or a baseline with its face, on encoded documents.
+
+    An optimizer step's gradient is that of one large batch: each part of the loss is a sum over the targets of all
+    batches and processes, divided by their number.
 
     Args:
         model: the model. args: as in transformers.
@@ -102,7 +95,8 @@ class ZipperTrainer(WholeCheckpoints):
         score: called with the model at each evaluation; returns metrics without the ``eval_`` prefix.
 
     Raises:
-        ValueError: for a model with float16 weights that are trained.
+        ValueError: for a model with float16 weights that are trained; for guided attention in a model of several
+            trainings.
     """
 
     def __init__(
@@ -121,7 +115,8 @@ class ZipperTrainer(WholeCheckpoints):
         module = cast(nn.Module, model)
         check_precision(module)
         self.tower_learning_rate, self.guided, self.score = tower_learning_rate, guided or {}, score
-        self.part_losses: dict[str, list[torch.Tensor]] = {}
+        if self.guided and getattr(model.config, "groups", None):
+            raise ValueError("training.guided_attention is for zips that are trained together; these were combined")
         documents = CorruptedDocuments(
             train_dataset,
             model.specials,
@@ -138,6 +133,7 @@ class ZipperTrainer(WholeCheckpoints):
             data_collator=DocumentCollator(model.specials),
             callbacks=callbacks,
         )
+        self.model_accepts_loss_kwargs = True  # so that Trainer does not divide by the number of batches once more
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer class, on our groups."""
@@ -159,30 +155,65 @@ class ZipperTrainer(WholeCheckpoints):
         lengths = [max(len(s.ids or []) for s in plain[i]) for i in range(len(dataset))]
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LikeLengths(lengths, batch, seed, dataset)
+        self._order = LikeLengths(lengths, batch, seed, dataset)
+        return self._order
+
+    def describe_step(self) -> str:
+        """The numbers of the documents of the step at hand, in all processes."""
+        order = LikeLengths(self._order.lengths, self._order.batch, self._order.seed)
+        alone = self.args.train_batch_size * self.args.world_size  # documents of a batch in each process
+        accumulated = self.args.gradient_accumulation_steps
+        batches: Any = self.callback_handler.train_dataloader  # of this process
+        order.epoch, step = divmod(self.state.global_step, -(-len(batches) // accumulated))
+        begin = step * alone * accumulated
+        return f"documents {sorted(list(order)[begin : begin + alone * accumulated])} of {len(order)}"
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """The batches of an optimizer step, and its `StepCounts`: what they hold in all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        counts = self._counts([inputs["batch"] for inputs in batches])
+        parts = [name for name, number in counts.targets.items() if number]
+        for name in [*parts, *(["guided_attention"] if any(counts.queries.values()) else [])]:
+            self.part_losses.setdefault(name, []).append(torch.zeros((), device=device))
+        return batches, counts
+
+    def _counts(self, batches: Sequence[Batch]) -> StepCounts:
+        model = self.accelerator.unwrap_model(self.model)
+        targets = [model.target_counts(batch) for batch in batches]
+        queries = [query_counts(batch, self.guided) for batch in batches]
+        each = [
+            torch.stack([n.to(self.args.device) for n in (*t.values(), *q.values())]) for t, q in zip(targets, queries)
+        ]
+        found = self.accelerator.reduce(torch.stack(each).sum(0), "sum")
+        return StepCounts(dict(zip(targets[0], found)), dict(zip(queries[0], found[len(targets[0]) :])))
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The model's own loss, and guided attention's; the parts are kept for the next log line."""
-        with watched(self.accelerator.unwrap_model(model), self.guided) as costs:
-            output = model(**inputs)
+        """The model's own loss, and guided attention's; the parts are kept for the next log line.
+
+        Args:
+            num_items_in_batch: `StepCounts` of the step that these inputs are part of; `None`: they are all of it.
+        """
+        counts = self._counts([inputs["batch"]]) if num_items_in_batch is None else num_items_in_batch
+        with watched(self.accelerator.unwrap_model(model), self.guided, counts.queries) as costs:
+            output = model(**inputs, target_counts=counts.targets)
         if output.loss is None:
             raise ValueError("training: a batch without a single target; every document needs one")
         parts, total = dict(output.losses), output.loss
         if costs:
             parts["guided_attention"] = torch.stack([cost.to(total.device) for cost in costs]).sum()
             total = total + parts["guided_attention"]
-        for name, loss in parts.items():
-            self.part_losses.setdefault(name, []).append(loss.detach())  # on the device: a number would wait for it
+        for name, loss in parts.items() if num_items_in_batch is not None else ():
+            self.part_losses[name][-1] += loss.detach().to(self.args.device)
+        total = total * self.accelerator.num_processes  # over which gradients, and Trainer's logs, are averaged
         return (total, output) if return_outputs else total
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the losses by modality and the gates to training's log lines."""
+        """Add the gates to training's log lines."""
         if "loss" in logs:
-            means = {name: float(torch.stack(losses).mean()) for name, losses in self.part_losses.items()}
-            logs |= {f"loss_{name}": round(mean, 4) for name, mean in means.items()}
-            self.part_losses = {}
             for name, value in self.accelerator.unwrap_model(self.model).gates().items():
                 logs[f"gate/{name}"] = round(value, 5)
         super().log(logs, *args, **kwargs)

@@ -148,11 +148,12 @@ class SingleDecoder(PreTrainedModel):
         if low < 0 or high >= size:
             raise ValueError(f"{name}: token id {low if low < 0 else high} out of range, it has ids 0 to {size - 1}")
 
-    def forward(self, batch: Batch) -> ZipperOutput:
+    def forward(self, batch: Batch, target_counts: Mapping[str, Tensor] | None = None) -> ZipperOutput:
         """Run whole documents and score their targets.
 
         Args:
             batch: from `collate` or the processor, one stream per modality; joined here.
+            target_counts: as of `ZipperModel.forward`.
 
         Returns:
             As `ZipperModel.forward`, with the losses over the whole vocabulary; logits under ``"decoder"``, ``[batch,
@@ -169,15 +170,21 @@ class SingleDecoder(PreTrainedModel):
             input_ids=joined.input_ids.to(device), attention_mask=joined.attention_mask.to(device), use_cache=False
         )
         labels, owners = (x[:, 1:].to(device) for x in (joined.labels, joined.owners))
+        numbers = self.target_counts(batch) if target_counts is None else target_counts
         losses: dict[str, Tensor] = {}
         for index, modality in enumerate(self.modalities):
             here = (owners == index) & (labels != IGNORED)
             if here.any():
-                losses[modality.name] = loss_at(here, output.logits, labels)
+                losses[modality.name] = loss_at(here, output.logits, labels) / numbers[modality.name].to(device)
         total = [self.config.loss_weights.get(n, 1.0) * loss for n, loss in losses.items()]
         return ZipperOutput(
             loss=torch.stack(total).sum() if total else None, losses=losses, logits={"decoder": output.logits}
         )
+
+    def target_counts(self, batch: Batch) -> dict[str, Tensor]:
+        """How many targets a batch has of each modality, int64 scalars."""
+        counts = {name: (stream["labels"] != IGNORED).sum() for name, stream in batch.items()}
+        return dict.fromkeys(self.names, torch.tensor(0)) | counts
 
     @torch.no_grad()
     def unimodal_loss(self, name: str, rows: Sequence[Sequence[int]]) -> tuple[float, int]:

@@ -1,0 +1,203 @@
+"""BaseTrainer: what training a fusion and training a tower alone have in common, beyond `transformers.Trainer`.
+
+- A step whose loss or gradient is no number does not happen: training stops before it, with the weights as they were.
+- A run that was resumed logs what one that never stopped would have: sums of losses go along in its checkpoints.
+- A checkpoint is whole or not there.
+- Looking at what is held out, and workers that outlive an epoch, leave the random numbers of training alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+
+from zipper_lm.utils.files import whole_checkpoint
+from zipper_lm.utils.processes import any_of, several
+
+LEAST_SCALE = 1.0
+"""Gradients that overflow float16 are the loss scaler's business while it can still scale down to here."""
+
+
+class Diverged(ValueError):
+    """Training stopped before a step whose loss or gradient was not finite."""
+
+
+@contextmanager
+def randomness_kept() -> Iterator[None]:
+    """Whatever is drawn inside, Python's, numpy's and torch's global generators go on as if nothing had been."""
+    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (the global one is what is kept)
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+class LossesSoFar(TrainerCallback, ExportableState):
+    """What a checkpoint keeps of the losses that led to it; empty before the first.
+
+    Attributes:
+        total: sum of the steps' losses up to the last line of the log. since: sum of those after it.
+        steps: how many steps both are of. logged: the step of the last line.
+        parts: by part of the loss, those of the steps after it.
+    """
+
+    def __init__(self) -> None:
+        self.total, self.since, self.steps, self.logged = 0.0, 0.0, 0, 0
+        self.parts: dict[str, list[float]] = {}
+
+    def state(self) -> dict[str, Any]:
+        """As Trainer writes it into ``trainer_state.json``."""
+        return {"args": {}, "attributes": dict(vars(self))}
+
+
+class _Begin(TrainerCallback):
+    """Trainer has set its sums to zero: they become what the checkpoint says."""
+
+    def __init__(self, trainer: BaseTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.restore_losses()
+
+
+class BaseTrainer(Trainer):
+    """See this file's beginning.
+
+    Attributes:
+        part_losses: by part of the loss, what each step since the last line of the log had of it, in this process;
+            `compute_loss` may fill it.
+    """
+
+    def __init__(self, *, callbacks: list[TrainerCallback] | None = None, **kwargs: Any) -> None:
+        self.part_losses: dict[str, list[Tensor]] = {}
+        self._step_losses: list[Tensor] = []
+        self._uncounted = 0
+        self._batches: Any = None
+        super().__init__(callbacks=[*(callbacks or []), LossesSoFar(), _Begin(self)], **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trainer's own; ``training_loss`` is the mean over all steps of the run, those before it was resumed too.
+
+        Raises:
+            Diverged: before a step whose loss or gradient norm is not finite, in all processes.
+        """
+        output = super().train(*args, **kwargs)
+        return output._replace(training_loss=output.metrics["train_loss"])
+
+    # --- no step that would spoil the weights ----------------------------------------------------------------------
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Trainer's own; the loss is looked at before the optimizer steps."""
+        loss = super().training_step(*args, **kwargs)
+        self._step_losses.append(loss)
+        return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        loss = torch.stack(self._step_losses).sum()
+        self._step_losses = []
+        scaler = self.accelerator.scaler
+        finite = torch.isfinite(torch.as_tensor(0.0 if norm is None else norm))
+        if any_of(not bool(torch.isfinite(loss)) or (not bool(finite) and not _can_scale_down(scaler))):
+            raise Diverged(self._what_happened(float(loss), norm, scaler))
+        return norm
+
+    def _what_happened(self, loss: float, norm: Any, scaler: Any) -> str:
+        found = [f"the loss is {loss:.4g}", *([] if norm is None else [f"the gradient's norm {float(norm):.4g}"])]
+        if scaler is not None:
+            found.append(f"the loss scale {scaler.get_scale():.4g}")
+        if parts := ", ".join(f"{n} {float(losses[-1]):.4g}" for n, losses in self.part_losses.items() if losses):
+            found[0] += f" ({parts})"
+        last = get_last_checkpoint(self.args.output_dir)
+        kept = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
+        rate = self.lr_scheduler.get_last_lr()[0]  # type: ignore[union-attr]
+        return (
+            f"training diverged at step {self.state.global_step + 1}, which was not taken: {', '.join(found)}; "
+            f"learning rate {rate:.4g}; {self.describe_step()}; {kept}. Try a lower learning rate, a longer warmup or "
+            "a smaller clip, float32 or bf16 in place of float16, and look at these rows"
+        )
+
+    def describe_step(self) -> str:
+        """In words, what the step at hand is of."""
+        return f"{self.args.gradient_accumulation_steps * self.args.per_device_train_batch_size} rows in this process"
+
+    # --- a resumed run is the run ----------------------------------------------------------------------------------
+
+    def restore_losses(self) -> None:
+        """Trainer's sums become what the checkpoint that is gone on from says."""
+        self._step_losses, self.part_losses = [], {}
+        kept: dict[str, Any] = {}
+        if self.state.global_step:
+            kept = self.state.stateful_callbacks.get(LossesSoFar.__name__, {}).get("attributes", {})  # type: ignore
+        # Steps before a checkpoint that was written without sums cannot be counted.
+        self._uncounted = self.state.global_step - kept.get("steps", 0)
+        if not kept:
+            return
+        device, first = self.args.device, self.is_world_process_zero()
+        self._tr_loss = torch.tensor(kept["since"], device=device)
+        self._total_loss_scalar, self._globalstep_last_logged = kept["total"], kept["logged"]
+        self.part_losses = {  # which are summed over processes
+            name: [torch.tensor(loss if first else 0.0, device=device) for loss in losses]
+            for name, losses in kept["parts"].items()
+        }
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        kept = next(c for c in self.callback_handler.callbacks if isinstance(c, LossesSoFar))
+        kept.since = self._mean_of(float(self._tr_loss))
+        kept.total, kept.logged = self._total_loss_scalar, self._globalstep_last_logged
+        kept.parts = {name: losses.tolist() for name, losses in self._parts().items()}
+        kept.steps = self.state.global_step - self._uncounted
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        with whole_checkpoint(folder, TRAINER_STATE_NAME, alone=self.args.should_save):
+            super()._save_checkpoint(model, trial)
+
+    def _parts(self) -> dict[str, Tensor]:
+        """`part_losses` of all processes together, ``[steps]`` each."""
+        return {n: self.accelerator.reduce(torch.stack(losses), "sum") for n, losses in self.part_losses.items()}
+
+    def _mean_of(self, value: float) -> float:
+        """The mean over processes."""
+        if not several():
+            return value
+        told = torch.tensor(value, dtype=torch.float64, device=self.args.device)
+        return float(self.accelerator.reduce(told, "mean"))
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the parts of the loss to training's log lines, the mean of the steps that had them; and in the last one,
+        let ``train_loss`` be of the whole run."""
+        if "loss" in logs:
+            logs |= {f"loss_{name}": round(float(losses.mean()), 4) for name, losses in self._parts().items()}
+            self.part_losses = {}
+        if "train_loss" in logs:
+            steps = self.state.global_step - self._uncounted
+            logs["train_loss"] = self._mean_of(self._total_loss_scalar) / max(steps, 1)
+        super().log(logs, *args, **kwargs)
+
+    # --- the same draws --------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """Trainer's own. Workers that outlive an epoch draw a seed when they start, and no other: those of a resumed
+        run start later, and draw it without being noticed."""
+        kept: Any = nullcontext()
+        if self.args.dataloader_persistent_workers and epoch_iterator is not self._batches:
+            self._batches = epoch_iterator
+            kept = randomness_kept() if (self.state.epoch or 0) >= 1 else kept
+        with kept:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+
+def _can_scale_down(scaler: Any) -> bool:
+    return scaler is not None and scaler.is_enabled() and scaler.get_scale() >= LEAST_SCALE

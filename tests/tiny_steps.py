@@ -1,0 +1,111 @@
+"""The gradient of one optimizer step, however its documents are cut: by accumulation, by processes, or by both.
+
+A module of its own: processes that are spawned import it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import tiny_model
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import TrainerCallback, TrainingArguments
+
+from zipper_lm import Document, Segment
+from zipper_lm.generation.writer import Writer
+from zipper_lm.training.trainer import ZipperTrainer
+
+GUIDED = {("speech", "text"): 2.0}
+
+
+def spoken(text: list[int], speech: list[int], reads: bool) -> Document:
+    """One document of speech to text, or of text to speech."""
+    segments = [Segment("speech", ids=speech), Segment("text", ids=text)]
+    first, last = segments if reads else reversed(segments)
+    return Document([first, Segment(last.modality, ids=last.ids, target=True)])
+
+
+# As one document a batch, no batch has both modalities; of two a batch, the first one has both, the second one has not.
+DOCUMENTS = [
+    spoken([4, 9], [5, 6, 7] * 4, reads=False),
+    spoken([4, 9, 11, 12, 13], [5, 6, 7, 8], reads=True),
+    spoken([12], [9, 6, 7], reads=True),
+    spoken([14, 12, 5], [9, 6], reads=True),
+]
+
+
+class _Documents(Dataset[Document]):
+    def __len__(self) -> int:
+        return len(DOCUMENTS)
+
+    def __getitem__(self, index: int) -> Document:
+        return DOCUMENTS[index]
+
+
+class _InOrder(ZipperTrainer):
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+
+class _Look(TrainerCallback):
+    def __init__(self) -> None:
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, *args: Any, model: Any, **kwargs: Any) -> None:
+        found = {n.removeprefix("module."): p.grad for n, p in model.named_parameters()}
+        self.gradients = {n: grad.clone() for n, grad in found.items() if grad is not None and grad.any()}
+
+
+def one_step(
+    batch: int, accumulated: int, model: Writer | None = None, **arguments: Any
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Gradients of the one step, and what is logged of it.
+
+    Args:
+        batch: documents a batch and process. accumulated: batches. model: a zipper in training if it is not given.
+    """
+    guided = GUIDED if model is None else {}
+    if model is None:
+        kinds = {"speech": "qwen3"}  # without dropout
+        model = tiny_model(
+            gate=0.5, kinds=kinds, train={"text": "full", "speech": "full"}, loss_weights={"speech": 0.6}
+        )
+    look = _Look()
+    given = TrainingArguments(
+        tempfile.mkdtemp(),
+        max_steps=1,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulated,
+        max_grad_norm=0.0,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+        logging_steps=1,
+        use_cpu=True,
+        **arguments,
+    )
+    trainer = _InOrder(model, given, _Documents(), guided=guided, callbacks=[look])
+    trainer.train()
+    return look.gradients, {n: v for n, v in trainer.state.log_history[0].items() if n.startswith("loss")}
+
+
+def in_a_process(rank: int, port: int, folder: str) -> None:
+    """What each of two processes does: two documents at once, and one after the other."""
+    torch.set_num_threads(1)
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank}
+    os.environ.update({name: str(value) for name, value in told.items()} | {"ACCELERATE_USE_CPU": "true"})
+    found = [one_step(2, 1), one_step(1, 2)]
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def free_port() -> int:
+    """A port that nobody listens at now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
