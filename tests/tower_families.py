@@ -242,7 +242,6 @@ DRAFT = Known(
 )
 
 KNOWN = {
-    "blt": Known(UNSUPPORTED, "upstream, no cache: its config lacks a layer count", ("bare model, cached",)),
     "cpmant": Known(NOT_CAUSAL, "the prompt is read in both directions", (LEAK,)),
     "gemma3n": Known(
         NO_CONFIG,
@@ -254,7 +253,7 @@ KNOWN = {
     "prophetnet": Known(UNSUPPORTED, "its n-gram streams lie one after the other in time", ("passes [(3, 15, 32)]",)),
     "reformer": Known(NOT_CAUSAL, "hashing: later tokens decide which earlier ones share a chunk", (LEAK,)),
     "xlm": Known(UNSUPPORTED, "no layers: attentions and feed-forwards are separate lists", ("no single list",)),
-    "xlnet": Known(UNSUPPORTED, "upstream, the one-way model fails on a mask of several rows", ("bare model, left",)),
+    "xlnet": Known(UNSUPPORTED, "upstream, the one-way model fails on a mask of several rows", ("broadcast shape",)),
 }
 
 # Seen with 5.17.0 and gone in 5.23.0; in between either may hold.

@@ -9,7 +9,8 @@ from tower_families import tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from zipper_lm.evaluation.parity import check_parity
-from zipper_lm.fusion.tower import LayerList, Tower, counts_from_zero, find_layers, listening
+from zipper_lm.fusion.interface import learn
+from zipper_lm.fusion.tower import LayerList, Tower, find_layers, listening
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 
@@ -165,9 +166,9 @@ def test_several_streams_are_one_hidden_state() -> None:
 def test_positions_of_families_that_do_not_count_from_zero_are_left_to_them() -> None:
     roberta = tiny_model("roberta")
     bare = roberta(IDS).logits
-    assert not counts_from_zero(roberta)
+    assert learn(roberta).positions is None
     assert torch.equal(Tower(roberta)(IDS, torch.ones_like(IDS))[0], bare)
-    assert counts_from_zero(tiny_model("gpt2"))
+    assert learn(tiny_model("gpt2")).positions == "position_ids"
 
 
 @torch.no_grad()
@@ -181,12 +182,12 @@ def test_left_padding_changes_nothing_but_rounding() -> None:
 
 
 def test_parity_check_notices_a_tower_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check that all of the parity suite rests on can fail: answered with a bare tensor, GPT-J loses its batch."""
+    """The check that all of the parity suite rests on can fail: answered with a bare tensor, Falcon loses its batch."""
     import zipper_lm.fusion.tower as module
 
     call = module._StandIn.__call__
     monkeypatch.setattr(module._StandIn, "__call__", lambda *a, **k: _bare(call(*a, **k)))
-    broken = check_parity(tiny_model("gptj"))
+    broken = check_parity(tiny_model("falcon"))
     assert not broken.passed
     assert "forward" in broken.problems
     monkeypatch.setattr(module._StandIn, "__call__", lambda self, *a, **k: self._layer(*a, **k))

@@ -7,7 +7,6 @@ reaches what is computed later and nothing else, neither other rows nor earlier 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from zipper_lm.fusion.tower import Listener, Tower, cache_argument, counts_from_zero, listening, write_plainly
+from zipper_lm.fusion.interface import learn
+from zipper_lm.fusion.tower import Listener, Tower, listening, write_plainly
 
 BATCH = 2
 PROMPT = 6
@@ -235,28 +235,7 @@ def _logits(tower: Tower, ids: Tensor, listener: Listener) -> Tensor:
 
 def _bare_call(backbone: PreTrainedModel) -> Call:
     """The bare model with the signature of `Tower.forward`, written without it."""
-    takes = inspect.signature(backbone.forward).parameters
-    cache_name = cache_argument(backbone)
-    positions = counts_from_zero(backbone)
-
-    def call(
-        input_ids: Tensor, attention_mask: Tensor | None = None, cache: Any = None, use_cache: bool = False
-    ) -> tuple[Tensor, Any]:
-        # The flag changes memory layouts, hence rounding, in some families: it must be the same on both sides.
-        options: dict[str, Any] = {"use_cache": use_cache} if "use_cache" in takes else {}
-        if cache is not None and cache_name:
-            options[cache_name] = cache
-        if attention_mask is not None:
-            # Recurrent families drop the past's mask themselves in generate(); forward leaves it to the caller.
-            past = 0 if cache_name == "past_key_values" or cache is None else -input_ids.shape[1]
-            options["attention_mask"] = attention_mask[:, past:]
-            if positions:
-                places = (attention_mask.cumsum(-1) - 1).masked_fill(attention_mask.cumsum(-1) == 0, 0)
-                options["position_ids"] = places[:, -input_ids.shape[1] :]
-        output = backbone(input_ids=input_ids, **options)
-        return output.logits, output.get(cache_name) if cache_name else None
-
-    return call
+    return partial(learn(backbone).call, backbone)
 
 
 def _tower_call(tower: Tower, listener: Listener | None) -> Call:

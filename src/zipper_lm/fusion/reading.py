@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from zipper_lm.data.collation import Batch
 from zipper_lm.fusion.lockstep import Board, lockstep
 from zipper_lm.fusion.network import ZippedTowers
+from zipper_lm.fusion.tower import Tower
 from zipper_lm.fusion.zips import Memory, View
 
 
@@ -36,6 +35,11 @@ class State:
     memories: dict[tuple[str, str], list[Memory]] = field(default_factory=dict)
     handover: dict[str, Tensor] = field(default_factory=dict)
 
+    def goes_on(self, tower: Tower) -> bool:
+        """Whether several tokens can be added at once to what a tower has read; else it reads everything again."""
+        cache = tower.interface.cache
+        return cache is not None and cache.several and tower.name in self.caches
+
     def forget(self, tower: str) -> None:
         """Drop what one tower has read, to read it anew."""
         for store in (self.caches, self.segments, self.positions, self.handover):
@@ -56,16 +60,6 @@ class Reading:
 
     logits: dict[str, Tensor]
     finals: dict[str, Tensor]
-
-
-def goes_on(cache: Any) -> bool:
-    """Whether several tokens can be added to a cache at once, rows that hold only padding included.
-
-    A recurrent state cannot forget the padding it was made to read, and most families step it by single tokens only.
-    """
-    if isinstance(cache, EncoderDecoderCache):
-        cache = cache.self_attention_cache
-    return type(cache) is DynamicCache and not any(isinstance(x, LinearAttentionCacheLayerMixin) for x in cache.layers)
 
 
 def visible(reader_segments: Tensor, source_segments: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Any Hugging Face decoder as a tower. The only file that knows how families differ.
+"""Any Hugging Face decoder as a tower. With `interface.py` the only file that knows how families differ.
 
 What is unusual here:
 
@@ -12,7 +12,7 @@ What is unusual here:
 
 from __future__ import annotations
 
-import inspect
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,10 +25,12 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 
+from zipper_lm.fusion.interface import embedding_of, learn, logits_of, plain_ids, trial
 from zipper_lm.fusion.limits import check_positions, position_limit
 
+logger = logging.getLogger(__name__)
+
 PROBE = (3, 5)  # batch and time of a forward that learns shapes: sizes that are unlike a number of streams
-CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 LAYER_LIST_NAMES = ("layers", "h", "blocks", "layer", "block")
 
 
@@ -194,6 +196,8 @@ class Tower(nn.Module):
         hidden_size: width of what passes between layers for one token (of all streams where a family has several).
         depth: number of layer calls in one forward.
         head_size: number of ids that it can write; a few families can read one more than they write.
+        interface: how its backbone is called, learned by trying it; what it offers and does not do rightly is not used,
+            and a warning says so.
         position_limit: how many tokens fit, where the backbone cannot go past its positions; else `None`.
 
     Raises:
@@ -217,11 +221,11 @@ class Tower(nn.Module):
         self.layers_path = path
         write_plainly(backbone)
         self.adapter_names: frozenset[str] = frozenset()
-        self._takes = set(inspect.signature(backbone.forward).parameters)
-        self.cache_name = cache_argument(backbone)
-        self._counts_from_zero = counts_from_zero(backbone)
         self.position_limit = position_limit(backbone)
         self.depth, self.hidden_size, self.head_size = self._probe()
+        self.interface = learn(backbone)
+        for fault in self.interface.faults:
+            logger.warning("tower %r: %s: %s, so it is not used", name, type(backbone).__name__, fault)
 
     @property
     def layers(self) -> LayerList:
@@ -260,37 +264,32 @@ class Tower(nn.Module):
             logits ``[batch, time, vocab]`` and the cache (`None` if not asked for).
 
         Raises:
-            ValueError: for more tokens than the backbone has positions.
+            ValueError: for more tokens than the backbone has positions, or than its cache can be gone on with.
         """
         if self.position_limit is not None:
             whole = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             check_positions(f"tower {self.name!r}", self.position_limit, whole)
-        kwargs: dict[str, Any] = {"input_ids": input_ids, "use_cache": use_cache or cache is not None}
-        if attention_mask is not None and "attention_mask" in self._takes:
-            # A recurrent state has padding behind it: those families expect a mask as long as the ids.
-            recurrent = cache is not None and self.cache_name != "past_key_values"
-            kwargs["attention_mask"] = attention_mask[:, -input_ids.shape[1] :] if recurrent else attention_mask
-            if self._counts_from_zero:
-                positions = attention_mask.long().cumsum(-1) - 1
-                kwargs["position_ids"] = positions.clamp(min=0)[:, -input_ids.shape[1] :]
-        if cache is not None:
-            if self.cache_name is None:
-                raise ValueError(f"tower {self.name!r}: {type(self.backbone).__name__} has no cache")
-            kwargs[self.cache_name] = cache
-        if "return_dict" in self._takes:
-            kwargs["return_dict"] = True
-        kwargs = {k: v for k, v in kwargs.items() if k in self._takes or k == "input_ids"}
+        new = input_ids.shape[1]
+        if cache is None and attention_mask is not None and attention_mask.shape[1] != new:
+            covered = attention_mask.shape[1]
+            raise ValueError(f"tower {self.name!r}: a mask of {covered} tokens for {new}, and no cache of those before")
+        known = self.interface.cache
+        if cache is not None and (known is None or (new > 1 and not known.several)):
+            raise ValueError(
+                f"tower {self.name!r}: {new} tokens at once, but {type(self.backbone).__name__} goes on "
+                f"{self.interface.going_on}"
+            )
+        call = partial(self.interface.call, self.backbone, input_ids, attention_mask, cache, use_cache)
         if listener is None:
-            output = self.backbone(**kwargs)
-        else:
-            with listening(self.layers, listener) as state:
-                output = self.backbone(**kwargs)
-            if state.depth != self.depth:
-                raise RuntimeError(
-                    f"tower {self.name!r}: {state.depth} of {self.depth} layers ran; a backbone that skips layers at "
-                    "random (layerdrop) cannot be zipped: set its config's layerdrop to 0"
-                )
-        return output.logits, getattr(output, self.cache_name, None) if self.cache_name else None
+            return call()
+        with listening(self.layers, listener) as state:
+            result = call()
+        if state.depth != self.depth:
+            raise RuntimeError(
+                f"tower {self.name!r}: {state.depth} of {self.depth} layers ran; a backbone that skips layers at "
+                "random (layerdrop) cannot be zipped: set its config's layerdrop to 0"
+            )
+        return result
 
     def _probe(self) -> tuple[int, int, int]:
         """Count the layer calls, and learn the sizes of hidden states and logits, from one small forward."""
@@ -331,49 +330,10 @@ def write_plainly(backbone: PreTrainedModel) -> None:
         setattr(backbone, name, MethodType(getattr(GenerationMixin, name), backbone))
 
 
-def cache_argument(backbone: nn.Module) -> str | None:
-    """Name under which a backbone takes, and its output returns, what it remembers; `None` if it remembers nothing."""
-    takes = inspect.signature(backbone.forward).parameters
-    return next((n for n in CACHE_NAMES if n in takes), None)
-
-
-def counts_from_zero(backbone: nn.Module) -> bool:
-    """Whether a backbone takes `position_ids` and its first token's is 0. RoBERTa and its kin start after the padding
-    id, so positions counted from a mask would be wrong; they are left to the family."""
-    if "position_ids" not in inspect.signature(backbone.forward).parameters:
-        return False
-    positions = torch.arange(PROBE[1], device=embedding_of(backbone).device).expand(*PROBE)
-    try:
-        return torch.equal(_small_forward(backbone), _small_forward(backbone, position_ids=positions))
-    except (IndexError, RuntimeError):  # positions of another shape (one for each of several axes), or out of range
-        return False
-
-
-@torch.no_grad()
-def _small_forward(backbone: nn.Module, **kwargs: Any) -> Tensor:
-    """Logits of a few tokens, in eval mode and without leaving a trace in the random state."""
-    device = embedding_of(backbone).device
-    padding = getattr(getattr(backbone, "config", None), "pad_token_id", None)
-    training = backbone.training
-    backbone.eval()
-    try:
-        cuda = device.type == "cuda"
-        with torch.random.fork_rng(devices=[device] if cuda else []):
-            # Not torch.manual_seed: it seeds every GPU, and what is not saved before is not put back.
-            torch.default_generator.manual_seed(0)
-            if cuda:
-                torch.cuda.default_generators[embedding_of(backbone).get_device()].manual_seed(0)
-            ids = torch.full(PROBE, 1 if padding == 0 else 0, device=device)
-            if "use_cache" in inspect.signature(backbone.forward).parameters:
-                kwargs["use_cache"] = False
-            return backbone(input_ids=ids, **kwargs).logits
-    finally:
-        backbone.train(training)
-
-
-def embedding_of(backbone: nn.Module) -> Tensor:
-    """A backbone's input embedding, ``[vocab, d]``; the first of them where a family keeps a list."""
-    return next(backbone.get_input_embeddings().parameters())  # type: ignore[operator]
+def _small_forward(backbone: nn.Module) -> Tensor:
+    """Logits of a few tokens."""
+    with trial(backbone):
+        return logits_of(backbone, plain_ids(backbone, *PROBE))
 
 
 def find_layers(backbone: nn.Module) -> str:

@@ -43,9 +43,7 @@ class Guidance(LogitsProcessor):
         fresh = input_ids.shape[1] - self.mask.shape[1]
         mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), fresh)], 1)
         with alone(self.tower.layers):
-            logits, self.cache = self.tower(
-                input_ids[:, self.read :], mask, cache=self.cache, use_cache=self.tower.cache_name is not None
-            )
+            logits, self.cache = self.tower(input_ids[:, self.read :], mask, cache=self.cache, use_cache=True)
         if self.cache is not None:
             self.read = input_ids.shape[1]
         bare, zipped = logits[:, -1].float().log_softmax(-1), scores.float().log_softmax(-1)

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from zipper_lm.data.collation import collate
 from zipper_lm.data.document import Document, Segment
-from zipper_lm.fusion.reading import State, goes_on, read
+from zipper_lm.fusion.reading import State, read
 from zipper_lm.generation.segment import Stop, StreamedToken, write_segment
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Request:
         for name in self.pending:
             newest = [d.segments[-1:] for d in self.documents]
             lengths = {len(s.ids or []) for segments in newest for s in segments}
-            if len(lengths) == 1 and goes_on(self.state.caches.get(name)):
+            if len(lengths) == 1 and self.state.goes_on(self.model.tower(name)):
                 rows[name] = [Document(segments) for segments in newest]
             else:
                 self.state.forget(name)

@@ -16,7 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 from zipper_lm.data.collation import collate, involvement
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.fusion.limits import keep_within
-from zipper_lm.fusion.reading import State, goes_on, visible
+from zipper_lm.fusion.reading import State, visible
 from zipper_lm.fusion.tower import listening
 from zipper_lm.fusion.zips import Memory, View
 from zipper_lm.generation.logits import Guidance, StopStrings, StopThreshold
@@ -177,8 +177,11 @@ def write_segment(
     )[name]
     ids, mask = batch["input_ids"].to(tower.device), batch["attention_mask"].to(tower.device)
     given = generation_config(name, settings, special)
-    if given.use_cache is None:  # not as the backbone's config says: Trainer leaves False there
-        given.use_cache = tower.cache_name is not None
+    writing, cached = tower.interface.writing, tower.interface.cache
+    if writing == "wrong":
+        raise ValueError(f"tower {name!r} can be read, but not written with: {tower.interface.faults[-1]}")
+    if given.use_cache is not False:  # `None` is not as the backbone's config says: Trainer leaves False there
+        given.use_cache = writing != "uncached"
     codec = model.processor.codecs.get(name) if model.processor is not None else None
     kwargs: dict[str, Any] = {}
     stops: list[StoppingCriteria] = [stop, *StopStrings.taken_from(given, name, codec, ids.shape[1])]
@@ -186,9 +189,9 @@ def write_segment(
     # A cache of another kind, and assisted decoding (whose first step takes the cache for empty), start from nothing:
     # the tower's own prefix is read again then.
     anew = given.cache_implementation or given.get_generation_mode() is GenerationMode.ASSISTED_GENERATION
-    if given.use_cache and tower.cache_name == "past_key_values" and not anew and goes_on(state.caches.get(name)):
+    if given.use_cache and writing == "handed" and not anew and cached is not None and state.goes_on(tower):
         past = state.segments[name].shape[1]
-        kwargs["past_key_values"] = cache = copy.deepcopy(state.caches[name])  # generate() writes into it
+        kwargs[cached.argument] = cache = copy.deepcopy(state.caches[name])  # generate() writes into it
         if (given.num_beams or 1) > 1:  # and repeats what it is given for every beam, but not the cache
             cache.batch_repeat_interleave(given.num_beams)
         assert past == ids.shape[1] - 1, "the cache holds the tower's stream up to BOS"

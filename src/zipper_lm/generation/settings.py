@@ -15,6 +15,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from zipper_lm.data.collation import Specials
+from zipper_lm.fusion.interface import OwnSettings
 
 MAX_NEW_TOKENS = 256
 STOP_THRESHOLD = "stop_threshold"
@@ -85,17 +86,6 @@ _ONLY_WITH = {
     "cache_implementation": ("cache_config", "max_cache_len"),
 }
 """Settings that change nothing unless another is set."""
-
-
-class OwnSettings(GenerationConfig):
-    """Settings as they were given. `generate()` fills what is not given from the backbone's own generation config, such
-    as beams or a repetition penalty, which nobody asked for here; of this one it takes the library's defaults."""
-
-    def update(self, defaults_only: bool = False, allow_custom_entries: bool = False, **kwargs: Any) -> Any:
-        """As of its base, but whatever is offered for what is not given, it is the default."""
-        if defaults_only:
-            kwargs = self._get_default_generation_params()
-        return super().update(defaults_only, allow_custom_entries, **kwargs)
 
 
 def known_settings() -> set[str]:

@@ -15,8 +15,9 @@ from zipper_lm.codecs.codec import CODEC_FILE, Codec, load_codec
 from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion.backbones import came_from, check_same_backbone, dtype_in_training, load_backbone, recorded_dtype
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec, expand, plain
+from zipper_lm.fusion.interface import embedding_of
 from zipper_lm.fusion.network import ZippedTowers
-from zipper_lm.fusion.tower import Tower, embedding_of
+from zipper_lm.fusion.tower import Tower
 from zipper_lm.utils.hub import HUB_ARGUMENTS, local_folder
 from zipper_lm.utils.tensors import dtype_name
 
