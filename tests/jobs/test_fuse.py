@@ -20,6 +20,7 @@ from tiny_recipes import tiny_recipe, workshop
 
 from zipper_lm import Document, ZipperModel
 from zipper_lm.evaluation.preservation import verify
+from zipper_lm.jobs import fuse as fuse_module
 from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.recipes.checks import check_recipe
 from zipper_lm.jobs.resume import working_folder
@@ -127,6 +128,37 @@ def test_a_run_that_dies_goes_on_from_a_checkpoint_between_evaluations(
     assert losses(resumed) == losses(whole[1])
     assert resumed["best_step"] == whole[1]["best_step"]
     theirs, ours = weights(whole[0]), weights(tmp_path / "broken")
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"speech": {"bad_words_ids": [[10**6]]}}, r"generation\.speech: tried before training: "),
+        ({"text": {"sequence_bias": [[[10**6], -1.0]]}}, r"generation\.text: tried before training: "),
+        ({"speech": {"stop_strings": ["."]}}, r"generation\.speech: .*stop_strings needs a codec of text"),
+    ],
+)
+def test_settings_that_generate_refuses_are_found_before_training(
+    settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were met in the first evaluation, by default after the last step; and the mended recipe was another one,
+    with which the run could not go on."""
+    monkeypatch.setattr(ZipperTrainer, "training_step", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=message):
+        fuse(tiny_recipe(tmp_path / "m", generation=settings))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_trial_of_the_settings_changes_nothing(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Any] = []
+    monkeypatch.setattr(fuse_module, "try_settings", lambda *given: tried.append(given))
+    record = fuse(tiny_recipe(tmp_path / "m", training=WILD))
+    assert len(tried) == 1
+    assert losses(record) == losses(whole[1])
+    theirs, ours = weights(whole[0]), weights(tmp_path / "m")
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
 
 

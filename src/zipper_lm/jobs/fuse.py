@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from zipper_lm.jobs.pseudo_labels import labeller_recipe
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.jobs.record import run_record, write_run
 from zipper_lm.jobs.resume import latest_checkpoint, working_folder
+from zipper_lm.jobs.validation import try_settings
 from zipper_lm.models.load import load
 from zipper_lm.training.callbacks import StopOnInterrupt, callbacks_of, train_with_bar
 from zipper_lm.training.guided_attention import guided_pairs
@@ -44,6 +46,12 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     materials = gather(plan, console, lambda: make_labeller(recipe, console, resume))
     model, validation = materials.model, materials.validation
     trainer = make_trainer(plan, materials)  # which puts the model where it is trained
+    try:
+        try_settings(model, validation or materials.rows, recipe.generation)
+    except ValueError:
+        if plan.checkpoint is None and is_main():
+            shutil.rmtree(plan.working, ignore_errors=True)
+        raise
     before = unimodal_perplexity(model, validation)
     loss = train(trainer, plan, console)
     model.eval()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from zipper_lm.data.document import Document
+from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.evaluation.judges import Judge, can_be_judged, judge_told, suits
 from zipper_lm.evaluation.scoring import counts_tokens, has_words, score_task
@@ -93,6 +93,44 @@ class Scorer:
             metrics[f"wer/{template}"], metrics[f"cer/{template}"] = score.wer, score.cer
         metrics["wer"] = float(np.mean([v for k, v in metrics.items() if k.startswith("wer/")]))
         return metrics
+
+
+_TRIED_TOKENS = 4
+_LENGTHS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens")
+
+
+def try_settings(model: Writer, rows: Sequence[Any], settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write a few tokens with each modality's settings: what only `generate()` finds wrong would be met in the first
+    evaluation, by default after the last step. No generator's state changes.
+
+    Args:
+        model: where it will be scored. rows: encoded; the beginnings of the first two are read. settings: by modality.
+
+    Raises:
+        ValueError: naming the modality.
+    """
+    training = model.training
+    model.eval()
+    try:
+        for name, given in settings.items():
+            short = {key: value for key, value in given.items() if key not in _LENGTHS}
+            documents = [_beginning(row, name, model.names) for row in rows[:2]]
+            try:
+                with randomness_kept():
+                    short_of = {name: short | {"max_new_tokens": _TRIED_TOKENS}}
+                    model.generate(documents, [name], settings=short_of, decode=False)
+            except Exception as error:  # generate() raises whatever its parts do
+                kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+                raise ValueError(f"generation.{name}: tried before training: {kind}{error}") from error
+    finally:
+        model.train(training)
+
+
+def _beginning(row: Any, name: str, towers: Sequence[str]) -> Document:
+    """A few tokens of each other tower's segments in a row."""
+    segments = row if isinstance(row, Document) else row.values()
+    given = [s for s in segments if isinstance(s, Segment) and s.modality in towers and s.modality != name]
+    return Document([Segment(s.modality, ids=s.ids[:32]) for s in given if s.ids])
 
 
 def judge_of(data: DataRecipe, modality: str, console: Console) -> Judge:
