@@ -14,13 +14,15 @@ from typing import Any
 import huggingface_hub
 import pytest
 import soundfile
+import torch
 import yaml
 from tiny import tiny_backbone
 from tiny_hub import Hub
 from tiny_recipes import plain_recipe, tiny_recipe, workshop
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
-from zipper_lm import __version__
+from zipper_lm import ZipperModel, __version__
 from zipper_lm.cli import app
 from zipper_lm.cli.common import settings_of
 from zipper_lm.codecs.audio import read_audio
@@ -30,7 +32,7 @@ from zipper_lm.utils import progress
 
 COMMANDS = (
     *("demo", "pretrain", "prepare", "fuse", "generate", "evaluate", "verify", "inspect"),
-    *("combine", "push", "corpus", "experiment", "report"),
+    *("combine", "export", "push", "corpus", "experiment", "report"),
 )
 
 
@@ -404,6 +406,21 @@ def test_commands_on_a_single_decoder(tmp_path: Path) -> None:
     assert "writes whole segments" in refused(
         "generate", tmp_path / "m", "--input", "text:one", "--output", "text", "--stream"
     )
+
+
+def test_export(model: Path, tmp_path: Path) -> None:
+    said = answered("export", model, "--tower", "text", "--output", tmp_path / "out")
+    assert said == {"output": str(tmp_path / "out"), "tower": "text", "architecture": "LlamaForCausalLM"}
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    backbone = ZipperModel.from_pretrained(model).tower("text").backbone
+    assert all(torch.equal(v, backbone.state_dict()[k]) for k, v in alone.state_dict().items())
+    assert (tmp_path / "out" / "codec.json").is_file()
+    assert "exists" in refused("export", model, "--tower", "text", "--output", tmp_path / "out")
+    assert zipper("export", model, "--tower", "text", "--output", tmp_path / "out", "--overwrite").exit_code == 0
+    assert "--tower NAME is needed" in refused("export", model, "--output", tmp_path / "two")
+    assert "unknown tower 'smell'" in refused("export", model, "--tower", "smell", "--output", tmp_path / "two")
+    assert "would replace model" in refused("export", model, "--tower", "text", "--output", model, "--overwrite")
+    assert not (tmp_path / "two").exists()
 
 
 def test_inspect(model: Path) -> None:

@@ -17,6 +17,7 @@ from zipper_lm.cli.corpus import corpus
 from zipper_lm.cli.demo import demo
 from zipper_lm.cli.evaluate import evaluate
 from zipper_lm.cli.experiment import experiment
+from zipper_lm.cli.export import export
 from zipper_lm.cli.fuse import fuse
 from zipper_lm.cli.generate import InOrder, generate
 from zipper_lm.cli.inspect import inspect
@@ -58,6 +59,7 @@ app.command()(guarded(evaluate))
 app.command()(guarded(verify))
 app.command()(guarded(inspect))
 app.command()(guarded(combine))
+app.command()(guarded(export))
 app.command()(guarded(push))
 app.command()(guarded(corpus))
 app.command()(guarded(experiment))

@@ -207,12 +207,11 @@ def add_adapters(backbone: PreTrainedModel, lora: Mapping[str, Any] | None) -> f
     Returns:
         The names of the adapters' parameters.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import inject_adapter_in_model
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
-    given = deepcopy(dict(lora or {}))  # PEFT takes names out of the lists that it is given
     try:
-        inject_adapter_in_model(LoraConfig(**{"target_modules": "all-linear", **given}), backbone)
+        inject_adapter_in_model(lora_config(lora), backbone)
     except (TypeError, ValueError) as error:
         raise ValueError(f"tower.lora {dict(lora or {})}: {str(error).splitlines()[0]}") from error
     cast_adapter_dtype(backbone, "default")  # PEFT's own models do so; injecting alone takes the backbone's dtype
@@ -222,6 +221,14 @@ def add_adapters(backbone: PreTrainedModel, lora: Mapping[str, Any] | None) -> f
     for name, parameter in named:
         parameter.requires_grad_(name in added)
     return added
+
+
+def lora_config(lora: Mapping[str, Any] | None) -> Any:
+    """`peft.LoraConfig` of a tower's `lora`; by default every linear layer has an adapter."""
+    from peft import LoraConfig
+
+    given = deepcopy(dict(lora or {}))  # PEFT takes names out of the lists that it is given
+    return LoraConfig(**{"target_modules": "all-linear", **given})
 
 
 def base_tensors(tower: Tower, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import read
 from zipper_lm.generation import generate
 from zipper_lm.generation.segment import StreamedToken
-from zipper_lm.models import assemble, checkpoint, sharing
+from zipper_lm.models import assemble, checkpoint, export, sharing
 from zipper_lm.models.card import refresh_card
 from zipper_lm.utils.arguments import Saving
 
@@ -170,6 +170,10 @@ class ZipperModel(ZippedTowers):
             max_shard_size=how.max_shard_size,
         )
         sharing.push_saved(self, folder, how, bundle_towers)
+
+    def export_tower(self, name: str, save_directory: str | Path, *, overwrite: bool = False) -> None:
+        """Write one tower as a plain Hugging Face checkpoint; see `zipper_lm.models.export.export_tower`."""
+        export.export_tower(self, name, save_directory, overwrite=overwrite)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
         """Upload a checkpoint; see `zipper_lm.models.sharing.push`."""

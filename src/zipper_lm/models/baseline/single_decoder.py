@@ -32,7 +32,7 @@ from zipper_lm.fusion.config import Followed, TowerSpec, backbone_config, config
 from zipper_lm.fusion.loss import ZipperOutput, loss_at
 from zipper_lm.generation.generate import Schedule, Settings, checked_schedule, decode_written, encode_given
 from zipper_lm.generation.settings import generation_config
-from zipper_lm.models import sharing
+from zipper_lm.models import export, sharing
 from zipper_lm.models.baseline.vocabulary import Modality, join
 from zipper_lm.models.baseline.writing import write
 from zipper_lm.models.card import refresh_card
@@ -323,6 +323,11 @@ class SingleDecoder(PreTrainedModel):
 
         write_checkpoint(Path(save_directory), own, self.config.fingerprint, fill, overwrite)
         sharing.push_saved(self, Path(save_directory), how, bundle_towers)
+
+    def export_tower(self, name: str, save_directory: str | Path, *, overwrite: bool = False) -> None:
+        """Write the decoder, with all its ids, as a plain Hugging Face checkpoint; see
+        `zipper_lm.models.export.export_tower`."""
+        export.export_tower(self, name, save_directory, overwrite=overwrite)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
         """Upload a checkpoint; see `zipper_lm.models.sharing.push`."""
