@@ -217,7 +217,8 @@ def test_code_of_a_tokenizer_runs_only_when_the_caller_says_so(tmp_path, monkeyp
     folder, mark = tmp_path / "odd", tmp_path / "ran"
     TextCodec.train(["one two"], vocab_size=32).save_pretrained(folder)
     code = f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
-    (folder / "odd.py").write_text(f"{code}from transformers import PreTrainedTokenizerFast as OddTokenizer\n")
+    code += "import transformers\nclass OddTokenizer(transformers.PreTrainedTokenizerFast): pass\n"
+    (folder / "odd.py").write_text(code)
     file = folder / "tokenizer_config.json"
     said = {"tokenizer_class": "OddTokenizer", "auto_map": {"AutoTokenizer": [None, "odd.OddTokenizer"]}}
     file.write_text(json.dumps(json.loads(file.read_text()) | said))

@@ -1,14 +1,23 @@
 """What fusing finds beside a backbone."""
 
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_backbone
+from tiny import doc, tiny_backbone
+from tiny_recipes import plain_recipe, workshop
 
 from zipper_lm import Document, Segment, ZipperModel
 from zipper_lm.data.collation import collate
 from zipper_lm.fusion.config import TowerSpec
+from zipper_lm.jobs.prepare import prepare
+from zipper_lm.jobs.recipes.reader import build
+from zipper_lm.jobs.recipes.schema import FuseRecipe
+from zipper_lm.jobs.towers import build_model
 
 
 def test_no_tokenizer_no_codec(tmp_path: Path) -> None:
@@ -64,3 +73,46 @@ def test_adapters_of_a_bf16_tower_learn(tmp_path: Path) -> None:
         assert parameter.grad is not None
         moved = parameter.detach() != before[name]
         assert moved[parameter.grad != 0].all(), name
+
+
+def _cut(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _without_eos(folder: Path) -> None:
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (file := folder / name).is_file():
+            said = json.loads(file.read_text())
+            file.write_text(json.dumps({k: v for k, v in said.items() if k != "eos_token"}))
+
+
+def _without_tokenizer(folder: Path) -> None:
+    for file in folder.glob("*token*"):
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_cut, "text codec: no tokenizer at .*text can be used: .*(EOF|expected|Expecting|Unterminated|line)"),
+        (_without_eos, "tokenizer has no eos_token, so a segment could never end"),
+        (_without_tokenizer, r"text has neither codec\.json nor a tokenizer \(tokenizer\.json"),
+    ],
+)
+def test_why_a_tower_has_no_codec_is_said(change: Callable[[Path], None], reason: str, tmp_path: Path) -> None:
+    """Whatever was wrong with a tokenizer, all that was said was that there is no codec."""
+    shutil.copytree(workshop() / "text", tmp_path / "text")
+    (tmp_path / "text/codec.json").unlink()
+    change(tmp_path / "text")
+    towers = {"text": tmp_path / "text", "speech": workshop() / "speech"}
+    model = ZipperModel.fuse(towers)
+    assert len(model.generate([doc(("text", [5, 6]))], ["text"], settings={"text": {"max_new_tokens": 2}})[0]) == 2
+    with pytest.raises(ValueError, match=f"no codec for modality 'text': .*{reason}"):
+        model.generate([Document([("text", "one")])], ["speech"])
+    named = {name: str(path) for name, path in towers.items()}
+    recipe = build(FuseRecipe, plain_recipe(tmp_path / "model", towers=named, architecture="single-decoder"))
+    with pytest.raises(ValueError, match=f"single-decoder needs a codec for every modality.*{reason}"):
+        build_model(recipe)
+    with pytest.raises(ValueError, match=f"have no codec beside them .*{reason}"):
+        prepare(replace(recipe, architecture="zipper"), tmp_path / "prepared")

@@ -172,13 +172,17 @@ def _judge(given: str | None, data: str, columns: dict[str, str], modality: str)
 def _is_model(source: str) -> bool:
     """Whether the Hub, or what was fetched from it, has a model of that name; a data set is what else it can be."""
     import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
 
     if Path(source).exists():
         return False
     try:
         fetched = huggingface_hub.try_to_load_from_cache(source, "config.json")
         return isinstance(fetched, str) or huggingface_hub.repo_exists(source, repo_type="model")
-    except Exception:  # no name for it, or no Hub: reading it as data says what is wrong
+    except HFValidationError:  # no name for one
+        return False
+    except Exception as error:  # no Hub: of huggingface-hub and httpx, each has its own kinds
+        console().print(f"[yellow]whether {source} is a model cannot be known, so it is read as data:[/yellow] {error}")
         return False
 
 

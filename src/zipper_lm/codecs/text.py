@@ -142,13 +142,16 @@ class TextCodec:
         named = {name: kwargs.pop(name) for name in _NAMED if name in kwargs}
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code, **kwargs)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"text codec: no tokenizer at {path} ({error})") from error
+        except Exception as error:  # transformers, tokenizers and sentencepiece each have their own kinds
+            raise ValueError(f"text codec: no tokenizer at {path} can be used: {_first_line(error)}") from error
         own = tokenizer.get_vocab()
         if strange := {name: token for name, token in named.items() if token not in own}:
             raise ValueError(f"text codec: the tokenizer at {path} has no such tokens: {strange}")
         tokenizer.add_special_tokens(named)
-        return cls(tokenizer)
+        try:
+            return cls(tokenizer)
+        except ValueError as error:
+            raise ValueError(f"text codec: the {error} ({path})") from error
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 512, lower: bool = True) -> TextCodec:
@@ -229,6 +232,12 @@ class TextCodec:
         encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
         spans = zip(encoded["input_ids"], encoded["offset_mapping"])
         return {text[start:end] for i, (start, end) in spans if i == unknown}
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, which may be pages; its kind, if it says nothing or only a name."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return first if " " in first else f"{type(error).__name__} {first}".strip()
 
 
 def _as_list(values: Iterable[str], name: str) -> list[str]:

@@ -36,10 +36,16 @@ class ZipperProcessor:
     Args:
         codecs: by tower name. Towers without a codec can still be fed with ids.
         specials: special ids of every tower; `None` takes them from the codecs.
+        lacking: by tower without a codec, why it has none, for whoever gives it a value.
     """
 
-    def __init__(self, codecs: Mapping[str, Codec], specials: Mapping[str, Specials] | None = None) -> None:
-        self.codecs = dict(codecs)
+    def __init__(
+        self,
+        codecs: Mapping[str, Codec],
+        specials: Mapping[str, Specials] | None = None,
+        lacking: Mapping[str, str] | None = None,
+    ) -> None:
+        self.codecs, self.lacking = dict(codecs), dict(lacking or {})
         given = specials or {n: Specials(c.bos_id, c.eos_id, c.pad_id) for n, c in self.codecs.items()}
         self.specials = {name: Specials(*given[name]) for name in sorted(given)}
         if unknown := sorted(set(self.codecs) - set(self.specials)):
@@ -113,7 +119,8 @@ class ZipperProcessor:
 
     def _codec(self, modality: str) -> Codec:
         if modality not in self.codecs:
-            raise ValueError(f"no codec for modality {modality!r}; the processor has {sorted(self.codecs)}")
+            why = f": {self.lacking[modality]}" if modality in self.lacking else ""
+            raise ValueError(f"no codec for modality {modality!r}{why}; the processor has {sorted(self.codecs)}")
         return self.codecs[modality]
 
     def push_to_hub(self, repo_id: str, **_: Any) -> None:

@@ -22,6 +22,7 @@ from transformers import (
 
 from zipper_lm.fusion.claims import check_size, weight_files
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig, backbone_config, config_hash, plain
+from zipper_lm.fusion.decoders import check_source
 from zipper_lm.fusion.tower import Tower
 from zipper_lm.utils.hub import commit_of, license_of, reaching
 from zipper_lm.utils.places import place_of
@@ -58,6 +59,8 @@ def load_backbone(spec: TowerSpec, *, dtype: Any = None, **hub: Any) -> PreTrain
         ValueError: if it is not there, cannot be reached, has no known class, or the checkpoint lacks some of its
             tensors.
     """
+    with reaching("tower", spec.source, spec.revision):
+        check_source(spec.source, revision=spec.revision, **hub)
     common = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code, **hub}
     config = source_config(spec, **hub)
     kwargs = {**common, **({"dtype": dtype} if dtype is not None else {})}
@@ -65,6 +68,11 @@ def load_backbone(spec: TowerSpec, *, dtype: Any = None, **hub: Any) -> PreTrain
         kwargs["key_mapping"] = {f"^{re.escape(spec.prefix)}": ""}
     if spec.quantization is not None:
         kwargs["quantization_config"] = quantization_config(spec.quantization)
+    if config.model_type.startswith("zipper"):
+        raise ValueError(
+            f"tower {spec.source!r}: holds a fused model, no decoder; fuse its decoders, or combine models that share "
+            "a frozen one (zipper combine)"
+        )
     owner = _class_of(config, spec)
     if not spec.trust_remote_code:  # code of its own makes what it likes
         where = {"revision": spec.revision, **hub}

@@ -23,6 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from zipper_lm.data.collation import Batch, Specials
 from zipper_lm.fusion.backbones import build_backbone, set_training
+from zipper_lm.fusion.causal import check_causal
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig
 from zipper_lm.fusion.tower import Tower, rest_in_forward
 from zipper_lm.fusion.zips import InputProjection, ZipLayer, can_attend
@@ -65,6 +66,7 @@ class ZippedTowers(PreTrainedModel):
         self.projection_keys: dict[str, list[tuple[str, list[int]]]] = {name: [] for name in specs}
         for name, spec in specs.items():
             tower = Tower(backbones[name], name, spec.layers)
+            check_causal(f"tower {name!r}", tower.backbone)
             set_training(tower, spec)
             self.towers[name] = tower
             _check_specials(tower, spec)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 
+from zipper_lm.fusion.decoders import check_decoder
 from zipper_lm.fusion.interface import embedding_of, learn, logits_of, plain_ids, trial
 from zipper_lm.fusion.limits import check_positions, position_limit
 
@@ -207,6 +208,7 @@ class Tower(nn.Module):
 
     def __init__(self, backbone: PreTrainedModel, name: str = "tower", layers: str | None = None) -> None:
         super().__init__()
+        check_decoder(f"tower {name!r}", backbone)
         self.backbone = backbone
         self.name = name
         path = layers or find_layers(backbone)

@@ -106,9 +106,10 @@ def prepare(
     if source.prepared is not None:
         raise ValueError(f"data.source: {data.source} is prepared already; give the raw data")
     named = {m for template in recipe.tasks for m in parse_task(template, list(recipe.towers)).modalities}
-    codecs = recipe_codecs(recipe)
+    codecs, lacking = recipe_codecs(recipe)
     if missing := sorted(named - set(codecs)):
-        raise ValueError(f"towers: {missing} have no codec beside them; name one in towers.NAME.codec")
+        why = "; ".join(lacking[name] for name in missing)
+        raise ValueError(f"towers: {missing} have no codec beside them ({why}); name one in towers.NAME.codec")
     splits: dict[str, Any] = {TRAIN: source.open(TRAIN)}
     if data.validation is not None:
         splits[VALIDATION] = source.validation_rows()
@@ -145,23 +146,25 @@ def prepare(
     return description | {"seconds": round(time.time() - started, 1)}
 
 
-def recipe_codecs(recipe: FuseRecipe) -> dict[str, Codec]:
-    """The codecs of a recipe's towers, without the towers.
+def recipe_codecs(recipe: FuseRecipe) -> tuple[dict[str, Codec], dict[str, str]]:
+    """The codecs of a recipe's towers, without the towers; and why the others have none.
 
     Raises:
         ValueError: if a tower is not made yet, or a codec cannot be loaded.
     """
-    codecs = {}
+    codecs, lacking = {}, {}
     for name, tower in recipe.towers.items():
         if tower.pretrain is not None and not Path(tower.source).is_dir():
             raise ValueError(
                 f"towers.{name}: {tower.source} is not made yet; `zipper pretrain` or `zipper fuse` makes it"
             )
         spec = TowerSpec(source=tower.source, revision=tower.revision, trust_remote_code=tower.trust_remote_code)
-        codec = codec_of(spec, tower.codec.make() if tower.codec is not None else None)
+        codec, why_none = codec_of(spec, tower.codec.make() if tower.codec is not None else None)
         if codec is not None:
             codecs[name] = codec
-    return codecs
+        else:
+            lacking[name] = why_none
+    return codecs, lacking
 
 
 def _describe(codec: Codec) -> dict[str, Any]:
@@ -233,8 +236,8 @@ class _Encoder:
     def __init__(self, job: _Job) -> None:
         self.job = job
         ids_only = Specials(0, 0, 0)  # nothing is framed here: of a tower without codec, ids pass as they are
-        codecs = recipe_codecs(job.recipe)
-        self.processor = ZipperProcessor(codecs, dict.fromkeys(job.recipe.towers, ids_only))
+        codecs, lacking = recipe_codecs(job.recipe)
+        self.processor = ZipperProcessor(codecs, dict.fromkeys(job.recipe.towers, ids_only), lacking)
 
     def write(self, shard: _Shard) -> dict[str, Any]:
         """Encode and write a shard and its note; returns the note."""

@@ -103,8 +103,8 @@ def build_model(recipe: FuseRecipe) -> Writer:
         single.config.loss_weights = dict(recipe.loss_weights)
         return single
     found = {name: codec_of(spec, codecs.get(name)) for name, spec in towers.items()}
-    if missing := sorted(name for name, codec in found.items() if codec is None):
-        raise ValueError(f"architecture: single-decoder needs a codec for every modality; {missing} have none")
+    if missing := {name: why for name, (codec, why) in found.items() if codec is None}:
+        raise ValueError(f"architecture: single-decoder needs a codec for every modality; there are none for {missing}")
     train = "lora" if spec.train == "lora" else "full"
-    known = {name: codec for name, codec in found.items() if codec is not None}
+    known = {name: codec for name, (codec, _) in found.items() if codec is not None}
     return expand(base, spec, known, train=train, lora=spec.lora, loss_weights=recipe.loss_weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from zipper_lm.codecs.codec import CODEC_FILE, Codec, load_codec
 from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion.backbones import came_from, check_same_backbone, dtype_in_training, load_backbone, recorded_dtype
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec, expand, plain
+from zipper_lm.fusion.decoders import check_decoder
 from zipper_lm.fusion.interface import embedding_of
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.tower import Tower
@@ -22,6 +24,7 @@ from zipper_lm.utils.hub import HUB_ARGUMENTS, local_folder
 from zipper_lm.utils.tensors import dtype_name
 
 M = TypeVar("M", bound=ZippedTowers)
+logger = logging.getLogger(__name__)
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -72,7 +75,10 @@ def assemble(
     specs: dict[str, TowerSpec] = {}
     backbones: dict[str, PreTrainedModel] = {}
     found: dict[str, Codec] = {}
+    lacking: dict[str, str] = {}
     for name, given in towers.items():
+        if not isinstance(given, (TowerSpec, str, Path)):
+            check_decoder(f"fuse: tower {name!r}", given)
         if isinstance(given, TowerSpec):
             spec = given
         else:
@@ -84,9 +90,11 @@ def assemble(
         else:
             own = dtype_in_training(spec) if dtype is None and spec.train == "full" else dtype
             backbone = load_backbone(spec, dtype=own, **hub)
-        codec = codec_of(spec, (codecs or {}).get(name), **hub)
+        codec, why_none = codec_of(spec, (codecs or {}).get(name), **hub)
         if codec is not None:
             found[name] = codec
+        else:
+            lacking[name] = why_none
         specs[name] = _describe(name, spec, backbone, codec, **hub)
         if isinstance(given, PreTrainedModel) and not _is_there(name, specs[name], **hub):
             specs[name] = replace(specs[name], source="", revision=None, license=None)
@@ -102,7 +110,7 @@ def assemble(
         handover_weight=handover_weight,
     )
     model = cls(config, backbones)
-    model.processor = ZipperProcessor(found, model.specials)
+    model.processor = ZipperProcessor(found, model.specials, lacking)
     return model.eval()
 
 
@@ -115,25 +123,35 @@ def _check_names(names: Sequence[str]) -> None:
             raise ValueError(f"tower names {other!r} and {name!r} clash: they differ in case only")
 
 
-def codec_of(spec: TowerSpec, given: Codec | str | Path | None, **hub: Any) -> Codec | None:
-    """A tower's codec: the given one, the backbone's own `codec.json`, or its tokenizer; `None` if there is none."""
+def codec_of(spec: TowerSpec, given: Codec | str | Path | None, **hub: Any) -> tuple[Codec | None, str]:
+    """A tower's codec: the given one, the backbone's own `codec.json`, or its tokenizer. Without any, the tower takes
+    ids.
+
+    Returns:
+        The codec, and ``""``; or `None`, and why there is none.
+
+    Raises:
+        ValueError: if a codec that is there, or was given, cannot be loaded.
+    """
     from zipper_lm.codecs.text import TextCodec
 
     if isinstance(given, (str, Path)):
-        return load_codec(given, **hub)
+        return load_codec(given, **hub), ""
     if given is not None:
-        return given
+        return given, ""
     if not spec.source:
-        return None
+        return None, "the tower was given as a model, which brings no tokenizer"
     at = {"revision": spec.revision, **hub}
     if _has(spec.source, CODEC_FILE, **at):
-        return load_codec(local_folder(spec.source, **at), **hub)
-    if not any(_has(spec.source, file, **at) for file in TOKENIZER_FILES):
-        return None  # transformers would make an empty tokenizer up
+        folder = local_folder(spec.source, **at)
+        return load_codec(folder, trust_remote_code=spec.trust_remote_code, **hub), ""
+    if not any(_has(spec.source, file, **at) for file in TOKENIZER_FILES):  # transformers would make one up
+        return None, f"{spec.source} has neither {CODEC_FILE} nor a tokenizer ({', '.join(TOKENIZER_FILES)})"
     try:
-        return TextCodec.from_pretrained(spec.source, trust_remote_code=spec.trust_remote_code, **at)
-    except (OSError, ValueError, KeyError):
-        return None  # a tower without a tokenizer takes ids
+        return TextCodec.from_pretrained(spec.source, trust_remote_code=spec.trust_remote_code, **at), ""
+    except ValueError as error:
+        logger.warning("tower %s takes ids only: %s", spec.source, error)
+        return None, str(error)
 
 
 def _has(source: str, file: str, **at: Any) -> bool:
@@ -147,7 +165,8 @@ def _is_there(name: str, spec: TowerSpec, **hub: Any) -> bool:
     try:
         there = load_backbone(spec, dtype=recorded_dtype(spec), **(hub | {"local_files_only": True}))
         check_same_backbone(name, spec, there)
-    except ValueError:
+    except ValueError as error:
+        logger.warning("tower %r was given as a model and is stored with the fusion: %s", name, error)
         return False
     return True
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +32,7 @@ from zipper_lm.fusion.backbones import (
     recorded_dtype,
 )
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig
+from zipper_lm.fusion.decoders import check_decoder
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.tower import Tower
 from zipper_lm.models.claims import check_checkpoint
@@ -278,6 +280,8 @@ def load(
     backbones: dict[str, PreTrainedModel] = {}
     for name, spec in config.tower_specs.items():
         given = (towers or {}).get(name)
+        if not isinstance(given, (str, Path, NoneType)):
+            check_decoder(f"towers= for {name!r}", given)
         if spec.train == "full" and given is None:
             made = partial(build_backbone, config, name, dtype, trust_remote_code=trust_remote_code, **hub)
             backbones[name] = _fetched(name, spec, made)

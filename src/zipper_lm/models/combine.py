@@ -41,6 +41,9 @@ def combine(models: Sequence[ZipperModel]) -> ZipperModel:
     """
     if len(models) < 2:
         raise ValueError(f"combine: at least two models are needed, got {len(models)}")
+    for number, model in enumerate(models, start=1):
+        if not isinstance(model, ZipperModel):
+            raise ValueError(f"combine: model {number} is a {type(model).__name__}; ZipperModels are combined")
     towers: dict[str, TowerSpec] = {}
     owner: dict[str, ZipperModel] = {}
     zips, groups = [], []

@@ -28,7 +28,9 @@ from zipper_lm.fusion.backbones import (
     from_config,
     load_backbone,
 )
+from zipper_lm.fusion.causal import check_causal
 from zipper_lm.fusion.config import Followed, TowerSpec, backbone_config, config_hash, plain
+from zipper_lm.fusion.decoders import check_decoder
 from zipper_lm.fusion.loss import ZipperOutput, loss_at
 from zipper_lm.generation.generate import Schedule, Settings, checked_schedule, decode_written, encode_given
 from zipper_lm.generation.settings import generation_config
@@ -408,6 +410,8 @@ def expand(
         raise ValueError(f"a single decoder needs codecs for {base!r} and one more modality, got {list(codecs)}")
     if train not in ("full", "lora"):
         raise ValueError(f"a single decoder is trained 'full' or by 'lora', got {train!r}: new ids must be learned")
+    if not isinstance(source, (TowerSpec, str, Path)):
+        check_decoder("single decoder", source)
     if isinstance(source, TowerSpec) and source.trust_remote_code:
         raise ValueError(f"{source.source}: a single decoder with code of its own cannot be rebuilt from its config")
     if isinstance(source, PreTrainedModel):
@@ -415,6 +419,7 @@ def expand(
     else:
         spec = source if isinstance(source, TowerSpec) else TowerSpec(source=str(source))
         backbone = load_backbone(spec, dtype=dtype_in_training(spec), **hub)
+    check_causal("single decoder", backbone)
     embedding: Any = backbone.get_input_embeddings()
     offset = int(embedding.weight.shape[0])
     if codecs[base].vocab_size > offset:

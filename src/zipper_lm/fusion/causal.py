@@ -1,0 +1,47 @@
+"""Whether a backbone is a decoder is not read off its name: it is tried."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zipper_lm.fusion.interface import logits_of, plain_ids, trial
+
+LENGTH = 5
+"""Tokens of the trial."""
+
+NOISE = {torch.float32: 1e-4, torch.float64: 1e-4}
+"""Share of the largest logit by which a token's may differ, for the order of sums alone; 0.05 in half precision."""
+
+
+def check_causal(what: str, backbone: nn.Module) -> None:
+    """Raise `ValueError` if a backbone lets a token see later ones, as encoders do, or gives no logits for each token.
+
+    It is tried on a row of ids, and on one that differs from it in the last. A backbone on meta is not tried.
+
+    Args:
+        what: whose it is, for the message. backbone: with a language-model head.
+    """
+    ids = plain_ids(backbone, 2, LENGTH)
+    if ids.is_meta:
+        return
+    row, changed = ids[:1], ids[:1].clone()
+    changed[0, -1] = ids[1, 0]
+    before, after = (_logits(backbone, each) for each in (row, changed))
+    kind = type(backbone).__name__
+    if before.ndim != 3 or before.shape[:2] != row.shape:
+        raise ValueError(
+            f"{what}: {kind} gives {list(before.shape)} for {LENGTH} tokens, no logits for each of them: it has "
+            "another head than a language model's"
+        )
+    before, after = before[:, :-1].float(), after[:, :-1].float()
+    if (after - before).abs().max() > NOISE.get(next(backbone.parameters()).dtype, 0.05) * before.abs().max():
+        raise ValueError(
+            f"{what}: in {kind} a token sees later ones, as in an encoder; a tower must be a decoder (of BERT and its "
+            "kin: one trained with is_decoder=True)"
+        )
+
+
+def _logits(backbone: nn.Module, ids: Tensor) -> Tensor:
+    with trial(backbone):  # each with the same random state: some families draw in evaluation mode, too
+        return logits_of(backbone, ids)
