@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import cache
 
 import pytest
 from tiny_recipes import workshop
@@ -11,7 +12,9 @@ from torch.utils.data import DataLoader
 
 from zipper_lm.codecs.codec import load_codec
 from zipper_lm.codecs.pixels import PixelCodec
+from zipper_lm.data.collation import Specials, collate
 from zipper_lm.data.document import Document, Segment
+from zipper_lm.data.encoding import Joined
 from zipper_lm.data.mixture import TaskMixture, join_rows, joiners
 from zipper_lm.data.sources.readers import read_rows
 
@@ -145,6 +148,7 @@ def test_workers_that_outlive_an_epoch_see_the_new_one():
 # Two rows end to end
 
 
+@cache
 def codecs():
     return {name: load_codec(workshop() / name) for name in ("text", "speech")}
 
@@ -263,3 +267,61 @@ def test_documents_are_not_joined():
 def test_bad_settings_of_join(change, message):
     with pytest.raises(ValueError, match=message):
         TaskMixture(**({"rows": CODED, "weights": {"speech->text": 1}, "how": {}} | change))
+
+
+# Lengths
+
+
+SAID = ["one", "two", "six", "one six"]
+WHOLE = Document([Segment("text", "a", ids=[5]), Segment("speech", ids=[3] * 9, target=True), Segment("text", ids=[6])])
+SETTINGS = [
+    ({"speech->text": 1, "text->speech": 1}, {}),
+    ({"speech->text": 1, "->text": 3, "->speech": 2}, {}),
+    ({"speech->text->speech": 1, "text->speech": 1}, {}),
+    ({"speech->text": 1, "->text": 1}, {"interleave": 0.4}),
+    ({"speech->text": 1, "->text": 1}, {"join": {"speech->text": 0.5}}),
+    ({"speech->text": 1, "text->speech->text": 1}, {"join": {"speech->text": 0.5}, "interleave": 0.4}),
+    ({"text->text": 1}, {"interleave": 1.0}),
+]
+
+
+def uneven(count):
+    """Rows of lengths of their own, some of which say the same."""
+    return [
+        {"speech": Segment("speech", ids=[3] * (n % 17)), "text": coded_row(0, SAID[n % 4])["text"]}
+        for n in range(count)
+    ]
+
+
+def collated(mixture):
+    specials = {name: Specials(0, 1, 2) for name in ("text", "speech")}
+    streams = [collate([document], specials).values() for document in mixture]
+    return [max(int((stream["segments"] >= 0).sum()) for stream in found) for found in streams]
+
+
+@pytest.mark.parametrize(("tasks", "settings"), SETTINGS)
+@pytest.mark.parametrize("rows", [[*uneven(40), WHOLE], uneven(1), Joined(uneven(20), [WHOLE], uneven(9))])
+def test_lengths_are_those_of_the_batch(rows, tasks, settings):
+    """Grouping took a tower's longest segment for its stream, and the first epoch's draw for that of every epoch."""
+    mixture = TaskMixture(rows, tasks, seed=5, how=joiners(codecs(), ["speech", "text"]), **settings)
+    for epoch in (0, 3):
+        mixture.set_epoch(epoch)
+        assert mixture.lengths().tolist() == collated(mixture)
+
+
+@pytest.mark.parametrize(("tasks", "settings"), SETTINGS)
+def test_the_draw_of_all_rows_is_that_of_each(tasks, settings):
+    mixture = TaskMixture(uneven(80), tasks, seed=5, how=joiners(codecs(), ["speech", "text"]), **settings)
+    numbers, alone = mixture._drawn()
+    for index in range(80):
+        first, *further = mixture._draw(index)
+        if alone[index]:
+            assert not further
+            assert first.partner is None
+            assert not any(first.twins.values())
+            assert sorted(first.task.modalities) == sorted(mixture.tasks[numbers[index]].modalities)
+
+
+def test_lengths_of_whole_documents_need_no_task():
+    mixture = TaskMixture([WHOLE, WHOLE], {}, interleave=0.5)
+    assert mixture.lengths().tolist() == [11, 11] == collated(mixture)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 from tiny_recipes import tiny_recipe, workshop
 
 from zipper_lm.codecs.text import TextCodec
-from zipper_lm.data.prepared import open_prepared
+from zipper_lm.data.collation import longest_stream
+from zipper_lm.data.encoding import Joined, token_counts
+from zipper_lm.data.mixture import TaskMixture
+from zipper_lm.data.prepared import PreparedRows, open_prepared
 from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.prepare import prepare
 from zipper_lm.jobs.recipes.reader import to_mapping
@@ -123,3 +127,23 @@ def test_what_is_excluded_from_prepared_data(prepared: Path, tmp_path: Path) -> 
     assert (
         len(DataSource(DataRecipe(source=str(tmp_path / "ids"), exclude=sound)).training_rows()) == 11
     )  # it is done already
+
+
+def test_lengths_are_stored(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To group documents by length all ids were read: minutes for a million rows, in every process."""
+    file = tmp_path / "data.jsonl"
+    told = [[("text", "one two"), ("speech", [9] * n), ("text", "six")] for n in range(7)]
+    lines = [
+        {"segments": [{"modality": m, "ids" if m == "speech" else "value": v, "target": True} for m, v in d]}
+        for d in told
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prepare(tiny_recipe(tmp_path / "m", data={"source": str(file), "validation": None}), tmp_path / "ids", shard_rows=3)
+    for folder in (prepared, tmp_path / "ids"):
+        rows = open_prepared(folder).rows("train").select([5, 1, 2, 6])
+        mixture = TaskMixture(Joined(rows, rows[1:3]), {"speech->text": 1, "->text": 1})
+        expected = [longest_stream(document) for document in mixture]
+        with monkeypatch.context() as patch:
+            patch.setattr(PreparedRows, "__getitem__", lambda *_: pytest.fail("ids were read"))
+            assert mixture.lengths().tolist() == expected
+        assert list(token_counts(rows)) == list(token_counts(list(rows)))

@@ -6,6 +6,7 @@ what is visible across towers: a token sees the tokens of other towers' segments
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -42,6 +43,14 @@ class Specials(NamedTuple):
     bos: int
     eos: int
     pad: int
+
+
+def longest_stream(document: Document) -> int:
+    """Tokens of the longest stream that `collate` makes of a document."""
+    lengths: Counter[str] = Counter()
+    for segment in document:
+        lengths[segment.modality] += len(segment.ids or []) + 2  # BOS and EOS
+    return max(lengths.values())
 
 
 def tokens_of(segment: Segment, specials: Specials, *, open: bool = False) -> list[int]:

@@ -221,16 +221,47 @@ def token_counts(rows: Sequence[Any]) -> Iterator[dict[str, tuple[int, int]]]:
     if isinstance(rows, Joined):
         for part in rows.parts:
             yield from token_counts(part)
-    elif isinstance(rows, PreparedRows) and (lengths := rows.lengths()):
-        for each in zip(*lengths.values()):
-            yield {m: (int(tokens), 1) for m, tokens in zip(lengths, each)}
+    elif isinstance(rows, PreparedRows):
+        stored = rows.counts()
+        for each in zip(*(zip(*found) for found in stored.values())):
+            yield {m: (int(tokens), int(parts)) for m, (tokens, parts) in zip(stored, each) if parts}
     else:
         for row in rows:
             counts: dict[str, tuple[int, int]] = {}
             for segment in row if isinstance(row, Document) else row.values():
-                tokens, segments = counts.get(segment.modality, (0, 0))
-                counts[segment.modality] = tokens + len(segment.ids or []), segments + 1
+                tokens, parts = counts.get(segment.modality, (0, 0))
+                counts[segment.modality] = tokens + len(segment.ids or []), parts + 1
             yield counts
+
+
+def stream_lengths(rows: Sequence[Any]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Of encoded rows and documents, without reading the ids of what is prepared: by modality, tokens with BOS and EOS
+    of each segment, int64 [rows], 0 where there is none; and whether each is a whole document, bool [rows]."""
+    if isinstance(rows, Joined):
+        parts = [stream_lengths(part) for part in rows.parts]
+        names = {name: None for found, _ in parts for name in found}
+        whole = [each for _, each in parts]
+        nothing = [np.zeros(len(each), np.int64) for each in whole]
+        joined = {n: np.concatenate([f.get(n, none) for (f, _), none in zip(parts, nothing)]) for n in names}
+        return joined, np.concatenate(whole)
+    if isinstance(rows, PreparedRows):
+        counts = rows.counts()
+        return {m: tokens + 2 * segments for m, (tokens, segments) in counts.items()}, np.full(len(rows), rows.whole)
+    lengths: dict[str, np.ndarray] = {}
+    whole_rows = np.zeros(len(rows), bool)
+    for number, row in enumerate(rows):
+        whole_rows[number] = isinstance(row, Document)
+        for segment in row if isinstance(row, Document) else row.values():
+            stream = lengths.setdefault(segment.modality, np.zeros(len(rows), np.int64))
+            stream[number] += len(segment.ids or []) + 2
+    return lengths, whole_rows
+
+
+def is_document(rows: Sequence[Any], number: int) -> bool:
+    """Whether a row is a whole document; what is prepared is not read."""
+    if isinstance(rows, Joined):
+        return is_document(*rows.find(number))
+    return rows.whole if isinstance(rows, PreparedRows) else isinstance(rows[number], Document)
 
 
 def _told(steps: Iterable[T], what: str, total: int | None) -> Iterable[T]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +20,23 @@ from torch.utils.data import Dataset
 from zipper_lm.codecs.codec import Codec
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.document import Document, Segment
+from zipper_lm.data.draws import first_randoms
+from zipper_lm.data.encoding import is_document, stream_lengths
 from zipper_lm.data.sources.readers import Rows
 from zipper_lm.data.sources.table import Row
 from zipper_lm.data.tasks import Task, build_document, parse_task
 
 Joiner = Callable[[Segment, Segment], Segment]
 """Two encoded segments of one modality to one."""
+
+
+class _Part(NamedTuple):
+    """A row's share of a document."""
+
+    task: Task
+    row: int
+    partner: int | None  # the row that it is joined with
+    twins: Mapping[str, Sequence[int]]  # rows that say the same, by modality
 
 
 class TaskMixture(Dataset[Document]):
@@ -104,33 +115,103 @@ class TaskMixture(Dataset[Document]):
         row = self.rows[index]
         if isinstance(row, Document):
             return row
+        parts = self._draw(index)
+        return Document([segment for part in parts for segment in self._build(part, row if part is parts[0] else None)])
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of the longest stream of each document of this epoch, as `collate` will make it: a tower's segments
+        one behind the other, each with BOS and EOS; int64 [rows]. Of encoded rows; where they are prepared, only their
+        stored lengths are read, but of those that are joined."""
+        streams, whole = self._streams
+        longest = np.stack(list(streams.values())).max(axis=0)  # of whole documents
+        numbers, alone = self._drawn()
+        for number, task in enumerate(self.tasks):
+            mine, times = ~whole & (numbers == number), Counter(task.modalities)
+            if mine.any():
+                longest[mine] = np.stack([times[m] * streams[m][mine] for m in times]).max(axis=0)
+        for index in np.flatnonzero(~whole & ~alone).tolist():
+            longest[index] = self._longest(self._draw(index))
+        return longest
+
+    @cached_property
+    def _streams(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        return stream_lengths(self.rows)
+
+    def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
+        """The task of each row, int64 [rows], and whether its document is the row's alone, bool [rows]: nothing is
+        joined, follows, or says the same. As `_draw`, for all rows at once."""
+        several = len(self.rows) > 1
+        twins = np.zeros((len(self.tasks), len(self.rows)), bool)
+        for number, by_modality in enumerate(self._twins):
+            for groups in by_modality.values():
+                twins[number, list(groups)] = True
+        joins, follows = several and max(self._join, default=0) > 0, several and self.interleave > 0
+        alike = len({tuple(sorted(task.modalities)) for task in self.tasks}) <= 1
+        numbers, alone = np.zeros(len(self.rows), np.int64), np.ones(len(self.rows), bool)
+        if self.tasks and (joins or follows or not alike or twins.any()):
+            chances = iter(first_randoms((self.seed, self.epoch), len(self.rows), joins + 1 + follows))
+            if joins:
+                alone &= next(chances) >= max(self._join)
+            numbers = self._chosen(next(chances))
+            alone &= ~twins[numbers, np.arange(len(self.rows))]
+            if follows:
+                alone &= next(chances) >= self.interleave
+        return numbers, alone
+
+    def _chosen(self, chance: Any) -> Any:
+        """The task at a number from 0 to 1, or one at each of several."""
+        shares = self._probabilities.cumsum()
+        return (shares / shares[-1]).searchsorted(chance, side="right")
+
+    def _draw(self, index: int) -> list[_Part]:
+        """What makes up the document of a row in this epoch."""
         draw = np.random.default_rng((self.seed, self.epoch, index))
-        document = self._one(index, row, draw)
+        parts = [self._part(index, draw)]
         if len(self.rows) > 1 and draw.random() < self.interleave:
-            other, following = self._another(index, draw)
-            if not isinstance(following, Document):
-                document = Document([*document, *self._one(other, following, draw)])
-        return document
+            other = self._another(index, draw)
+            if not is_document(self.rows, other):
+                parts.append(self._part(other, draw))
+        return parts
 
-    def _another(self, index: int, draw: np.random.Generator) -> tuple[int, Row | Document]:
-        other = (index + 1 + int(draw.integers(len(self.rows) - 1))) % len(self.rows)
-        return other, self.rows[other]
+    def _another(self, index: int, draw: np.random.Generator) -> int:
+        return (index + 1 + int(draw.integers(len(self.rows) - 1))) % len(self.rows)
 
-    def _one(self, index: int, row: Row, draw: np.random.Generator) -> Document:
+    def _part(self, index: int, draw: np.random.Generator) -> _Part:
         if not self.tasks:
             raise ValueError(f"tasks: row {index} is no whole document, and there are no tasks to make one")
-        chance, following = 1.0, None
+        chance, partner = 1.0, None
         if (most := max(self._join)) and len(self.rows) > 1 and (chance := draw.random()) < most:
-            _, following = self._another(index, draw)
-        number = int(draw.choice(len(self.tasks), p=self._probabilities))
-        if following is not None and not isinstance(following, Document) and chance < self._join[number]:
-            row = join_rows(row, following, self.how)
-        task, twins = self.tasks[number], {}
+            partner = self._another(index, draw)
+        number = int(self._chosen(draw.random()))
+        if partner is not None and (chance >= self._join[number] or is_document(self.rows, partner)):
+            partner = None
+        task, twins = self.tasks[number], dict[str, list[int]]()
         for modality, groups in self._twins[number].items():
             others = [i for i in groups.get(index, ()) if i != index]
             wanted = min(len(others), task.modalities.count(modality) - 1)
-            twins[modality] = [self.rows[int(i)] for i in draw.choice(others, wanted, replace=False)] if wanted else []
-        return build_document(task, row, twins)  # type: ignore[arg-type]
+            twins[modality] = draw.choice(others, wanted, replace=False).tolist() if wanted else []
+        return _Part(task, index, partner, twins)
+
+    def _build(self, part: _Part, row: Row | None = None) -> Document:
+        row = self.rows[part.row] if row is None else row  # type: ignore[assignment]
+        if part.partner is not None:
+            row = join_rows(row, self.rows[part.partner], self.how)  # type: ignore[arg-type]
+        twins = {modality: [self.rows[i] for i in others] for modality, others in part.twins.items()}
+        return build_document(part.task, row, twins)  # type: ignore[arg-type]
+
+    def _longest(self, parts: Sequence[_Part]) -> int:
+        """Tokens of the longest stream of a document of these parts."""
+        streams, _ = self._streams
+        found: Counter[str] = Counter()
+        for part in parts:
+            if part.partner is not None:  # words that are joined are encoded anew
+                for segment in self._build(part):
+                    found[segment.modality] += len(segment.ids or []) + 2
+                continue
+            for modality, times in Counter(part.task.modalities).items():
+                sources = [part.row, *part.twins.get(modality, ())]
+                found[modality] += sum(int(streams[modality][sources[n % len(sources)]]) for n in range(times))
+        return max(found.values())
 
 
 def read_weights(

@@ -21,6 +21,7 @@ from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from zipper_lm.codecs.codec import Codec, codec_hash
 from zipper_lm.data.document import Document, Segment
@@ -96,21 +97,29 @@ class PreparedRows(Sequence[Any]):
         if isinstance(index, slice):
             return PreparedRows(self._table, self._modalities, self._numbers[index], self._columns)
         number = self._numbers[index]
-        if "segments" in self._table.column_names:
+        if self.whole:
             raw = self._table["segments"][number].as_py()
             return Document([Segment(s["modality"], s["text"], s["ids"], target=s["target"]) for s in raw])
         ids = {m: self._table[f"{m}_ids"][number].values.to_numpy().tolist() for m in self._modalities}
         text = self._table["text"][number].as_py() if "text" in ids else None
         return {m: Segment(m, text if m == "text" else None, row) for m, row in ids.items()}
 
-    def lengths(self) -> dict[str, np.ndarray]:
-        """Tokens of every row by modality, int32 [rows], without reading the ids; empty for whole documents."""
-        if "segments" in self._table.column_names:
-            return {}
-        return {
-            m: self._table[f"{m}_length"].to_numpy()[np.asarray(self._numbers, dtype=np.int64)]
-            for m in self._modalities
-        }
+    @property
+    def whole(self) -> bool:
+        """Whether they are whole documents."""
+        return "segments" in self._table.column_names
+
+    def counts(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Tokens and segments of every row or document by modality, int64 [rows] each, without reading the ids."""
+        numbers = np.asarray(self._numbers, dtype=np.int64)
+        if self.whole:
+            parts = [_counted(chunk) for chunk in self._table["segments"].chunks]
+            none = [np.zeros((2, len(chunk)), np.int64) for chunk in self._table["segments"].chunks]
+            names = {name: None for part in parts for name in part}
+            found = {n: np.concatenate([p.get(n, zero) for p, zero in zip(parts, none)], axis=1) for n in names}
+            return {n: (tokens[numbers], segments[numbers]) for n, (tokens, segments) in found.items()}
+        tokens = {m: self._table[f"{m}_length"].to_numpy()[numbers].astype(np.int64) for m in self._modalities}
+        return {m: (each, np.ones_like(each)) for m, each in tokens.items()}
 
     def select(self, numbers: Sequence[int]) -> PreparedRows:
         """The rows of these numbers, in this order."""
@@ -122,7 +131,7 @@ class PreparedRows(Sequence[Any]):
         Raises:
             ValueError: if no such column was kept.
         """
-        if "segments" in self._table.column_names:
+        if self.whole:
             return self
         labels = [dict(self._table["labels"][n].as_py()) for n in self._numbers]
         if "text" in self._modalities:
@@ -132,6 +141,20 @@ class PreparedRows(Sequence[Any]):
         return self.select(
             [n for n, label in enumerate(labels) if all(label.get(c) not in values for c, values in exclude.items())]
         )
+
+
+def _counted(documents: pa.ListArray) -> dict[str, np.ndarray]:
+    """Tokens and segments by modality, int64 [2, documents] each."""
+    segments = documents.flatten()
+    owner = np.repeat(np.arange(len(documents)), pc.list_value_length(documents).to_numpy())
+    names = pc.struct_field(segments, "modality").to_numpy(zero_copy_only=False)
+    tokens = pc.fill_null(pc.list_value_length(pc.struct_field(segments, "ids")), 0).to_numpy()
+    found = {}
+    for modality in dict.fromkeys(names.tolist()):
+        mine = names == modality
+        sums = np.bincount(owner[mine], tokens[mine], len(documents)).astype(np.int64)
+        found[modality] = np.stack([sums, np.bincount(owner[mine], minlength=len(documents))])
+    return found
 
 
 class Prepared:

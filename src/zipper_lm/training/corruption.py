@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from zipper_lm.data.collation import Specials
+from zipper_lm.data.collation import Specials, longest_stream
 from zipper_lm.data.document import Document, Segment
 
 SHORT = 8
@@ -57,6 +57,12 @@ class CorruptedDocuments(Dataset[Document]):
 
     def __len__(self) -> int:
         return len(self.documents)  # type: ignore[arg-type]
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of the longest stream of each document in this epoch, int64 [documents]; noise changes none."""
+        if hasattr(self.documents, "lengths"):
+            return self.documents.lengths()
+        return np.array([longest_stream(self.documents[index]) for index in range(len(self))], np.int64)
 
     def __getitem__(self, index: int) -> Document:
         document = self.documents[index]

@@ -7,17 +7,15 @@ and what is logged of the gates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from zipper_lm.data.collation import Batch, Specials, collate
 from zipper_lm.data.document import Document
@@ -25,6 +23,7 @@ from zipper_lm.generation.writer import Writer
 from zipper_lm.training.base import BaseTrainer, randomness_kept
 from zipper_lm.training.corruption import CorruptedDocuments
 from zipper_lm.training.guided_attention import Pair, query_counts, watched
+from zipper_lm.training.order import LikeLengths
 from zipper_lm.training.parameters import check_precision, parameter_groups
 from zipper_lm.utils.hub import WEIGHTS_FILE
 from zipper_lm.utils.processes import from_main
@@ -38,34 +37,6 @@ class DocumentCollator:
 
     def __call__(self, documents: Sequence[Document]) -> dict[str, Batch]:
         return {"batch": collate(documents, self.specials)}
-
-
-class LikeLengths(Sampler[int]):
-    """Documents of like length share a batch: less padding. The order is drawn anew from (seed, epoch).
-
-    Args:
-        lengths: tokens of each document. batch: documents per optimizer step. seed: of the order.
-        documents: told the epoch too: accelerate's loaders tell a data set only if their sampler is not wrapped, and
-            it is wrapped in a resumed epoch and with several processes.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int, documents: Any = None) -> None:
-        self.lengths, self.batch, self.seed, self.documents = list(lengths), batch, seed, documents
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw as in this epoch from now on. Accelerate's loaders call it."""
-        self.epoch = epoch
-        if hasattr(self.documents, "set_epoch"):
-            self.documents.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        state = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-        return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))
 
 
 @dataclass(frozen=True)
@@ -151,22 +122,20 @@ class ZipperTrainer(BaseTrainer):
         """Documents of like length share a batch: less padding, the order still drawn anew."""
         dataset = self.train_dataset
         assert isinstance(dataset, CorruptedDocuments)
-        plain = dataset.documents  # noise changes no length
-        lengths = [max(len(s.ids or []) for s in plain[i]) for i in range(len(dataset))]
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self._order = LikeLengths(lengths, batch, seed, dataset)
+        self._order = LikeLengths(dataset, batch, seed)
         return self._order
 
     def describe_step(self) -> str:
         """The numbers of the documents of the step at hand, in all processes."""
-        order = LikeLengths(self._order.lengths, self._order.batch, self._order.seed)
         alone = self.args.train_batch_size * self.args.world_size  # documents of a batch in each process
         accumulated = self.args.gradient_accumulation_steps
         batches: Any = self.callback_handler.train_dataloader  # of this process
-        order.epoch, step = divmod(self.state.global_step, -(-len(batches) // accumulated))
+        epoch, step = divmod(self.state.global_step, -(-len(batches) // accumulated))
+        self._order.set_epoch(epoch)
         begin = step * alone * accumulated
-        return f"documents {sorted(list(order)[begin : begin + alone * accumulated])} of {len(order)}"
+        return f"documents {sorted(list(self._order)[begin : begin + alone * accumulated])} of {len(self._order)}"
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The batches of an optimizer step, and its `StepCounts`: what they hold in all processes."""
