@@ -39,12 +39,19 @@ DOCUMENTS = [
 ]
 
 
-class _Documents(Dataset[Document]):
+class Documents(Dataset[Document]):
+    """Some documents; what was asked for is `read`."""
+
+    def __init__(self, documents: list[Document]) -> None:
+        self.documents = documents
+        self.read: list[int] = []
+
     def __len__(self) -> int:
-        return len(DOCUMENTS)
+        return len(self.documents)
 
     def __getitem__(self, index: int) -> Document:
-        return DOCUMENTS[index]
+        self.read.append(index)
+        return self.documents[index]
 
 
 class _InOrder(ZipperTrainer):
@@ -89,7 +96,7 @@ def one_step(
         use_cpu=True,
         **arguments,
     )
-    trainer = _InOrder(model, given, _Documents(), guided=guided, callbacks=[look])
+    trainer = _InOrder(model, given, Documents(DOCUMENTS), guided=guided, callbacks=[look])
     trainer.train()
     return look.gradients, {n: v for n, v in trainer.state.log_history[0].items() if n.startswith("loss")}
 

@@ -34,6 +34,7 @@ from zipper_lm.experiments.records import keep, read_records, read_results
 from zipper_lm.experiments.report import write_report
 from zipper_lm.experiments.run import run_experiment
 from zipper_lm.jobs.recipes.reader import build, to_mapping
+from zipper_lm.training.base import Diverged
 
 
 def test_runs_differ_in_what_the_file_says(tmp_path: Path) -> None:
@@ -104,6 +105,32 @@ def test_from_file_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert (tmp_path / "page-results.png").stat().st_size > 5000
     for cell in read_results(tmp_path / "results").cells.values():
         assert [r["run"]["seed"] for r in cell] == [1, 2]
+
+
+def test_a_run_that_diverges_is_recorded_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its model was full of NaN, and was scored; now that it stops, the runs after it are made all the same."""
+    experiment = read_experiment(plan(tmp_path, points={"all": []}, seeds=[1]))
+    fused: list[str] = []
+    real = run_module.fuse
+
+    def diverging(recipe: Any, **kwargs: Any) -> Any:
+        fused.append(Path(recipe.output).name)
+        if "slow" in fused[-1] or "single" in fused[-1]:
+            raise Diverged("training diverged at step 1 [documents 3]")
+        return real(recipe, **kwargs)
+
+    monkeypatch.setattr(run_module, "fuse", diverging)
+    records = run_experiment(experiment, tmp_path / "results", tmp_path / "work", Console(quiet=True))
+    assert {r["run"]["arm"]: r.get("failed") for r in records} == {
+        "zipper": None,
+        "single": "training diverged at step 1 [documents 3]",
+    }
+    assert records[0]["run"]["trial"] == "fast", "a trial that diverged is not chosen"
+    assert run_experiment(experiment, tmp_path / "results", tmp_path / "work", Console(quiet=True)) == records
+    assert len(fused) == 4
+    write_report([tmp_path / "results"], tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert "Diverged, and are in no table: single--all--seed1, zipper--all--trial-slow--seed0." in page
 
 
 def test_only_some_runs_and_the_trials_that_they_need(tmp_path: Path) -> None:

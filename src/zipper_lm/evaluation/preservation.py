@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from zipper_lm.utils.tensors import stored
 if TYPE_CHECKING:
     from zipper_lm.fusion.network import ZippedTowers
     from zipper_lm.generation.writer import Writer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -174,4 +177,17 @@ def perplexity(model: Writer, name: str, rows: Sequence[Sequence[int]], batch_si
     for start in range(0, len(rows), batch_size):
         nats, tokens = model.unimodal_loss(name, rows[start : start + batch_size])
         loss, count = loss + nats, count + tokens
-    return math.exp(loss / max(count, 1))
+    return from_loss(name, loss / max(count, 1))
+
+
+def from_loss(name: str, loss: float) -> float:
+    """Perplexity of a mean loss in nats; infinite, with a warning, where no number is as large.
+
+    Args:
+        name: the modality, for the message. loss: per token.
+    """
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        logger.warning("%s: a loss of %.0f nats per token; its perplexity is beyond all numbers", name, loss)
+        return math.inf

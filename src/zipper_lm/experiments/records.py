@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,14 @@ class Results:
 
     Attributes:
         name: of its file. experiment: what was planned. cells: by (point, arm). trials: how many records of trials.
+        failed: names of the runs that diverged, which are in no cell.
     """
 
     name: str
     experiment: Experiment
     cells: dict[tuple[str, str], Cell]
     trials: int
+    failed: list[str] = field(default_factory=list)
 
 
 def records_file(path: str | Path) -> Path:
@@ -116,15 +118,17 @@ def read_results(path: str | Path) -> Results:
         raise ValueError(f"{file}: no records there; run zipper experiment first")
     experiment = build(Experiment, plan)
     cells: dict[tuple[str, str], Cell] = defaultdict(list)
-    trials, planned = 0, cells_of(experiment)
+    trials, failed, planned = 0, [], cells_of(experiment)
     for _, record in sorted(records.items()):
         run = record["run"]
         if (run["point"], run["arm"]) not in planned:
             continue  # of an earlier plan
-        if run["reported"]:
+        if "failed" in record:
+            failed.append(name_of(record))
+        elif run["reported"]:
             if run["seed"] not in experiment.seeds or not set(experiment.tasks) <= set(record["scores"]):
                 continue
             cells[run["point"], run["arm"]].append(record)
         else:
             trials += 1
-    return Results(file.stem, experiment, dict(cells), trials)
+    return Results(file.stem, experiment, dict(cells), trials, failed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -92,6 +93,8 @@ def _section(results: Results) -> str:
         f"{_runs(results)} runs, seeds {', '.join(map(str, experiment.seeds))}; {results.trials} trials before them, "
         "chosen on validation.\n",
     ]
+    if results.failed:
+        lines += [f"Diverged, and are in no table: {', '.join(results.failed)}.\n"]
     if experiment.notes:
         lines += [*(f"- {note}" for note in experiment.notes), ""]
     for task in experiment.tasks:
@@ -139,7 +142,7 @@ def _preservation(results: Results) -> str:
     for arm in results.experiment.arms:
         cell = results.cells.get((point, arm), [])
         for name in sorted({n for r in cell for n in r["perplexity_after"]}):
-            before, after = ([r[f"perplexity_{when}"][name] for r in cell] for when in ("before", "after"))
+            before, after = ([_told(r[f"perplexity_{when}"][name]) for r in cell] for when in ("before", "after"))
             rows.append([arm, name, _constant(before), spread(after)])
         for name in sorted({n for r in cell for n in r["frozen_unchanged"]}):
             same = all(r["frozen_unchanged"].get(name, False) for r in cell)
@@ -149,6 +152,11 @@ def _preservation(results: Results) -> str:
     where = "" if point == PLAIN else f"At {point}. "
     heads = ["arm", "modality", "perplexity before", "after"]
     return f"{where}Perplexity per token on each modality alone, on the validation split.\n\n{_lines(heads, rows)}"
+
+
+def _told(perplexity: float | None) -> float:
+    """JSON knows no infinity."""
+    return math.inf if perplexity is None else perplexity
 
 
 def table(results: Results, task: str) -> str:

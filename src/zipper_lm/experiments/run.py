@@ -7,6 +7,7 @@ is at (the system lets go of it if the process dies), and the others take what i
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
+from rich.markup import escape
 
 from zipper_lm.data.document import Document
 from zipper_lm.data.sources.readers import Rows, read_rows
@@ -50,6 +52,7 @@ from zipper_lm.jobs.towers import make_towers
 from zipper_lm.jobs.validation import judge_of
 from zipper_lm.models.load import load
 from zipper_lm.models.records import RUN_FILE, generation_settings
+from zipper_lm.training.base import Diverged
 from zipper_lm.utils.files import as_json
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.machine import made_with
@@ -75,7 +78,8 @@ def run_experiment(
             are left for another time.
 
     Returns:
-        The records of the runs that `only` names; other processes' are waited for.
+        The records of the runs that `only` names; other processes' are waited for. One that diverged has no scores, and
+        ``failed`` says why; the others go on.
 
     Raises:
         ValueError: before any work, if a recipe cannot work, a record was made by other settings, or no run has a name
@@ -137,7 +141,7 @@ def _cell(
         scores = {name: record["validation_score"] for name, record in tried.items() if record is not None}
         if len(scores) < len(tried):
             return [None]
-        trial = min(scores, key=lambda name: scores[name])
+        trial = min(scores, key=lambda name: math.inf if scores[name] is None else scores[name])
         if (point, arm) not in told:
             console.print(f"{arm} at {point}: {trial} of {len(tried)} trials")
             told.add((point, arm))
@@ -303,9 +307,29 @@ def _perform(
         return None
     try:
         _, now = read_records(results)  # another process may have made it meanwhile
-        return _known(experiment, [run], now, results) or _performed(experiment, run, results, work, console)
+        return _known(experiment, [run], now, results) or _tried(experiment, run, results, work, console)
     finally:
         lock.release()
+
+
+def _tried(experiment: Experiment, run: Run, results: Path, work: Path, console: Console) -> dict[str, Any]:
+    """`_performed`; the record of a run that diverged says so, and has no scores."""
+    try:
+        return _performed(experiment, run, results, work, console)
+    except Diverged as error:
+        console.print(f"[red]run {run.name} failed:[/red] {escape(str(error))}", soft_wrap=True)
+        record: dict[str, Any] = {
+            "run": asdict(run),
+            "run_hash": run_hash(experiment, run),
+            "recipe": to_mapping(recipe_of(experiment, run, "")),
+            "failed": str(error),
+            "validation_score": None,
+            "scores": {},
+            "made_with": made_with(),
+        }
+        record = json.loads(as_json(record))
+        keep(results, record=record)
+        return record
 
 
 def _performed(experiment: Experiment, run: Run, results: Path, work: Path, console: Console) -> dict[str, Any]:
@@ -322,11 +346,12 @@ def _performed(experiment: Experiment, run: Run, results: Path, work: Path, cons
     made = trained(recipe, work, console)
     # Errors where the tasks can be scored, else the loss: what `fuse` keeps the best checkpoint by.
     validation = [e for e in made["history"] if "eval_wer" in e or "eval_loss" in e]
+    seen = [e.get("eval_wer", e.get("eval_loss")) for e in validation]
     record: dict[str, Any] = {
         "run": asdict(run),
         "run_hash": run_hash(experiment, run),
         "recipe": to_mapping(recipe_of(experiment, run, "")),  # as hashed: without the places of this machine
-        "validation_score": min((e.get("eval_wer", e.get("eval_loss")) for e in validation), default=None),
+        "validation_score": min((score for score in seen if score is not None), default=None),
         "validation": validation,
         **{k: made[k] for k in ("steps", "best_step", "frozen_unchanged", "signatures", "train_loss")},
         **{k: made[k] for k in ("perplexity_before", "perplexity_after", "parameters")},

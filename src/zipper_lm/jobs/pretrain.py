@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -21,6 +20,7 @@ from zipper_lm.data.collation import IGNORED
 from zipper_lm.data.encoding import column, encode_column
 from zipper_lm.data.prepared import TRAIN
 from zipper_lm.data.sources.readers import PREPARED_FILE
+from zipper_lm.evaluation.preservation import from_loss
 from zipper_lm.fusion.limits import check_length
 from zipper_lm.jobs.failures import overfitted
 from zipper_lm.jobs.recipes.reader import to_mapping
@@ -82,6 +82,11 @@ class TowerTrainer(BaseTrainer):
         with randomness_kept():
             return super().evaluate(*args, **kwargs)
 
+    def describe_step(self) -> str:
+        """What streams the step at hand is of, in this process."""
+        lengths = [int(n) for batch in self.batches for n in batch["attention_mask"].sum(1)]
+        return f"{len(lengths)} streams of {min(lengths)} to {max(lengths)} tokens"
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         tower = self.accelerator.unwrap_model(self.model)
         saved = type(tower).from_pretrained(resume_from_checkpoint, dtype=tower.dtype)
@@ -127,6 +132,7 @@ def pretrain(
 
     Raises:
         ValueError: if the output exists or would replace what is read, the data cannot be read, or a setting is wrong.
+        Diverged: before a step whose loss or gradient is not finite; checkpoints stay.
         Interrupted: after Ctrl-C or SIGTERM; a checkpoint has been written.
     """
     check_output(recipe.output, overwrite)
@@ -183,7 +189,7 @@ def pretrain(
     metrics = {"train_loss": float(result.training_loss)}
     if held_streams is not None:
         held_out_loss = trainer.evaluate()["eval_loss"]
-        metrics["perplexity"] = math.exp(held_out_loss)
+        metrics["perplexity"] = from_loss(recipe.modality, held_out_loss)
         best = trainer.state.best_global_step or trainer.state.global_step  # no loss was a number
         metrics["best_step"] = best
         logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry and entry["step"] <= best]

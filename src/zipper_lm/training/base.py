@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,7 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
-from zipper_lm.utils.files import whole_checkpoint
+from zipper_lm.utils.files import new_file, whole_checkpoint, write_json
 from zipper_lm.utils.processes import any_of, several
 
 LEAST_SCALE = 1.0
@@ -78,14 +79,15 @@ class BaseTrainer(Trainer):
 
     Attributes:
         part_losses: by part of the loss, what each step since the last line of the log had of it, in this process;
-            `compute_loss` may fill it.
+            `compute_loss` may fill it. batches: of the step at hand, in this process.
     """
 
     def __init__(self, *, callbacks: list[TrainerCallback] | None = None, **kwargs: Any) -> None:
         self.part_losses: dict[str, list[Tensor]] = {}
         self._step_losses: list[Tensor] = []
         self._uncounted = 0
-        self._batches: Any = None
+        self.batches: list[Any] = []
+        self._epoch_iterator: Any = None
         super().__init__(callbacks=[*(callbacks or []), LossesSoFar(), _Begin(self)], **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -132,7 +134,7 @@ class BaseTrainer(Trainer):
 
     def describe_step(self) -> str:
         """In words, what the step at hand is of."""
-        return f"{self.args.gradient_accumulation_steps * self.args.per_device_train_batch_size} rows in this process"
+        return f"{len(self.batches)} batches in this process"
 
     # --- a resumed run is the run ----------------------------------------------------------------------------------
 
@@ -163,6 +165,8 @@ class BaseTrainer(Trainer):
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         with whole_checkpoint(folder, TRAINER_STATE_NAME, alone=self.args.should_save):
             super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                _without_nan(folder / TRAINER_STATE_NAME)
 
     def _parts(self) -> dict[str, Tensor]:
         """`part_losses` of all processes together, ``[steps]`` each."""
@@ -192,11 +196,19 @@ class BaseTrainer(Trainer):
         """Trainer's own. Workers that outlive an epoch draw a seed when they start, and no other: those of a resumed
         run start later, and draw it without being noticed."""
         kept: Any = nullcontext()
-        if self.args.dataloader_persistent_workers and epoch_iterator is not self._batches:
-            self._batches = epoch_iterator
+        if self.args.dataloader_persistent_workers and epoch_iterator is not self._epoch_iterator:
+            self._epoch_iterator = epoch_iterator
             kept = randomness_kept() if (self.state.epoch or 0) >= 1 else kept
         with kept:
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
+            self.batches, counted = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return self.batches, counted
+
+
+def _without_nan(file: Path) -> None:
+    """What is no number in Trainer's JSON, a score for instance, becomes null: ``NaN`` and ``Infinity`` are no JSON."""
+    if any(name in (text := file.read_text(encoding="utf-8")) for name in ("NaN", "Infinity")):
+        with new_file(file, overwrite=True) as new:
+            write_json(new, json.loads(text))
 
 
 def _can_scale_down(scaler: Any) -> bool:
