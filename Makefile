@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-all test-oldest lint format clean
+.PHONY: setup demo test test-all test-oldest test-newest lint format clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,15 @@ test-oldest:
 	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[demo,dev]"
 	$(VENV)-oldest/bin/python -m pytest -n auto
 
+# The newest versions that pyproject.toml allows today but for torch, in a folder of their own. TESTS: only these.
+test-newest:
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-newest/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager \
+		"$$(grep ^torch== constraints.txt)" --editable ".[demo,dev]"
+	$(VENV)-newest/bin/python -m pytest -n auto $(TESTS)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,4 +52,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest build dist src/*.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist src/*.egg-info

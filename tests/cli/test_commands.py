@@ -432,7 +432,10 @@ def test_inspect(model: Path) -> None:
     assert all(len(z["layers"]) == len(z["gates"]) == 2 for z in facts["zips"])
     costs = facts["towers"]["text"]["cost"]["zips_at_memory"]
     assert costs["1000"] > costs["100"] > 0
+    assert facts["towers"]["text"]["goes_on"] == "by several tokens"
+    assert facts["towers"]["text"]["faults"] == []
     shown = zipper("inspect", model).stdout
+    assert "goes on by several tokens" in shown
     assert "reads speech" in shown
     assert "gate +0.09" in shown
 

@@ -35,7 +35,7 @@ def test_known_failures_are_of_families_that_exist_or_are_gone() -> None:
 
 
 def test_documentation_is_of_this_run() -> None:
-    """The table lists what `examine` says; it is made anew by `python benchmarks/tower_parity.py`."""
+    """The table lists what `examine` says; it is made anew by `python tools/tower_parity.py`."""
     if _documented_version() != transformers.__version__:
         pytest.skip(f"docs/towers.md was made with transformers {_documented_version()}")
     rows = {line.split("|")[1].strip(" `"): line for line in DOCS.read_text().splitlines() if line.startswith("| `")}

@@ -152,6 +152,22 @@ def test_a_trial_leaves_no_trace(kind: str) -> None:
     assert all(p.grad is None for p in backbone.parameters())
 
 
+@pytest.mark.parametrize("weight", [0.0, float("nan")])
+def test_what_cannot_be_told_is_not_used(weight: float) -> None:
+    backbone = tiny_backbone("llama", 31)
+    for parameter in backbone.parameters():
+        torch.nn.init.constant_(parameter, weight)
+    interface = learn(backbone)
+    assert (interface.cache, interface.writing) == (None, "uncached")
+    assert "cannot be told" in interface.faults[0]
+
+
+def test_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """`fuse` made every tower twice, the first time to count its layers."""
+    fused(Forgetful)
+    assert len(caplog.records) == 1
+
+
 def test_on_meta_names_must_do() -> None:
     cache = learn(tiny_backbone("llama", 31).to("meta")).cache
     assert cache is not None

@@ -1,4 +1,4 @@
-"""The tower by itself: stand-ins, layer lists, listeners; families are walked in test_tower_parity.py."""
+"""The tower by itself: stand-ins, layer lists, listeners; families are walked in evaluation/test_parity.py."""
 
 import threading
 

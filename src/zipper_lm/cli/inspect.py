@@ -50,6 +50,8 @@ def describe(model: ZipperModel) -> dict[str, Any]:
             "layers": tower.depth,
             "hidden_size": tower.hidden_size,
             "vocab_size": tower.vocab_size,
+            "goes_on": tower.interface.going_on,
+            "faults": list(tower.interface.faults),
             "frozen": sum(p.numel() for p in of_tower if not p.requires_grad),
             "trained": sum(p.numel() for p in of_tower if p.requires_grad),
             "new": sum(p.numel() for p in _new(model, name)),
@@ -101,6 +103,9 @@ def _tree(title: str, facts: dict[str, Any]) -> Tree:
     for name, tower in facts["towers"].items():
         branch = tree.add(f"[bold]{name}[/bold] {tower['architecture']}, {tower['train']}, from {tower['source']}")
         branch.add(f"{tower['layers']} layers of width {tower['hidden_size']}, {tower['vocab_size']} ids")
+        branch.add(f"goes on {tower['goes_on']}")
+        for fault in tower["faults"]:
+            branch.add(f"not used: {fault}")
         branch.add(f"{tower['new']:,} new, {tower['trained']:,} trained, {tower['frozen']:,} frozen parameters")
         for entry in (z for z in facts["zips"] if z["reader"] == name):
             zips = branch.add(f"reads [bold]{entry['source']}[/bold]")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from zipper_lm.fusion.interface import learn
+from zipper_lm.fusion.interface import Interface, learn
 from zipper_lm.fusion.tower import Listener, Tower, listening, write_plainly
 
 BATCH = 2
@@ -44,6 +44,7 @@ class Parity:
         notes: what else holds of the bare model and is worth knowing, such as "no cache".
         depth: layer calls in one forward (0 if no tower could be made).
         hidden_size: width between layers.
+        interface: how the bare model is called, as it was learned.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Parity:
     notes: list[str] = field(default_factory=list)
     depth: int = 0
     hidden_size: int = 0
+    interface: Interface | None = None
 
     @property
     def passed(self) -> bool:
@@ -104,7 +106,8 @@ def check_parity(backbone: PreTrainedModel, *, layers: str | None = None, seed: 
     logits = ids = torch.empty(0)
     with _check(found, "bare model runs"):
         write_plainly(backbone)  # a `generate()` of its own, for several codebooks, is not what a tower writes with
-        bare, ids = _bare_call(backbone), _random_ids(backbone, seed)
+        found.interface = learn(backbone)
+        bare, ids = partial(found.interface.call, backbone), _random_ids(backbone, seed)
         logits = _seeded(lambda: bare(ids)[0])
         _require(logits.shape[:2] == ids.shape, f"logits {list(logits.shape)} for ids {list(ids.shape)}")
         _require(bool(logits.isfinite().all()), "logits are not finite")
@@ -231,11 +234,6 @@ def _has_experts(fields: Mapping[str, Any]) -> bool:
 
 def _logits(tower: Tower, ids: Tensor, listener: Listener) -> Tensor:
     return tower(ids, listener=listener)[0]
-
-
-def _bare_call(backbone: PreTrainedModel) -> Call:
-    """The bare model with the signature of `Tower.forward`, written without it."""
-    return partial(learn(backbone).call, backbone)
 
 
 def _tower_call(tower: Tower, listener: Listener | None) -> Call:

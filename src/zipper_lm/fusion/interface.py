@@ -84,7 +84,7 @@ class Interface:
     def going_on(self) -> str:
         """In words."""
         if self.cache is None:
-            return "no cache"
+            return "without a cache"
         return "by several tokens" if self.cache.several else "token by token"
 
     def call(
@@ -123,10 +123,13 @@ def learn(backbone: nn.Module) -> Interface:
             fields = _offered(backbone, interface, ids[:, :PREFIX], None if ids.is_meta else mask[:, :PREFIX])
         except Exception as error:  # of any kind: what the family says to a flag
             fields, interface = [], replace(interface, faults=(f"reading with a cache fails: {_say(error)}",))
-        judge = None if ids.is_meta else _Judge(backbone, interface, ids, mask)
-        if judge is None or not judge.can_tell:  # there is nothing to compare, so names must do
-            cache = next((CacheInterface(f, f, several=ids.is_meta) for f in fields if f in parameters), None)
+        if ids.is_meta:  # there is nothing to compare, so names must do
+            cache = next((CacheInterface(f, f, several=True) for f in fields if f in parameters), None)
             return replace(interface, cache=cache, writing="cached" if cache else "uncached", faults=())
+        judge = _Judge(backbone, interface, ids, mask)
+        if not judge.can_tell:
+            fault = "its logits are not finite, or depend on no earlier token: whether its cache holds cannot be told"
+            return replace(interface, faults=(fault,) if fields else ())
         return judge.learn_writing(judge.learn_cache(interface, fields, _arguments(parameters)))
 
 
@@ -239,7 +242,9 @@ class _Judge:
         self.backbone, self.interface, self.ids, self.mask = backbone, interface, ids, mask
         self.whole = self._read(ids, mask)[:, PREFIX:]
         self.lost = self._read(ids[:, PREFIX:], mask[:, PREFIX:])
-        self.can_tell = bool(self.whole.isfinite().all() and self.lost.isfinite().all())
+        self.far = (self.lost - self.whole).norm(dim=-1)[:-1].median()  # the last row has no prefix to lose
+        least = 100 * torch.finfo(torch.float32).eps * self.whole.norm(dim=-1).median()
+        self.can_tell = bool(self.whole.isfinite().all() and self.far.isfinite() and self.far > least)
         exact = all(p.dtype in (torch.float32, torch.float64) for p in backbone.parameters())
         self.tolerance = FINE if exact and not getattr(backbone, "is_quantized", False) else COARSE
 
@@ -324,9 +329,7 @@ class _Judge:
 
     def _distances(self, got: Tensor, whole: Tensor) -> Tensor:
         """Per token of ``[rows, time, vocab]``, in units of how far logits are that lack the prefix."""
-        far = (self.lost - self.whole).norm(dim=-1)[:-1].median()  # the last row has no prefix to lose
-        least = 100 * torch.finfo(torch.float32).eps * self.whole.norm(dim=-1).median()  # if it matters to none
-        return (got - whole).norm(dim=-1) / torch.maximum(far, least)
+        return (got - whole).norm(dim=-1) / self.far
 
     def _passes(self, distances: Tensor) -> bool:
         """Of each row's tokens the median, of rows the worst: in 16 bits rounding may choose another expert."""

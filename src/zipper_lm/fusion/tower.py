@@ -211,20 +211,11 @@ class Tower(nn.Module):
         check_decoder(f"tower {name!r}", backbone)
         self.backbone = backbone
         self.name = name
-        path = layers or find_layers(backbone)
-        parent_path, _, attribute = path.rpartition(".")
-        parent = backbone.get_submodule(parent_path)
-        found = getattr(parent, attribute, None)
-        if not isinstance(found, nn.ModuleList):
-            raise ValueError(f"tower {name!r}: layers={path!r} is a {type(found).__name__}, not a ModuleList")
-        if not isinstance(found, LayerList):
-            setattr(parent, attribute, LayerList(found))
-            backbone.register_forward_pre_hook(_CountAnew(getattr(parent, attribute)))
-        self.layers_path = path
+        self.layers_path = own_layers(backbone, name, layers)
         write_plainly(backbone)
         self.adapter_names: frozenset[str] = frozenset()
         self.position_limit = position_limit(backbone)
-        self.depth, self.hidden_size, self.head_size = self._probe()
+        self.depth, self.hidden_size, self.head_size = _probe(backbone, name, self.layers_path)
         self.interface = learn(backbone)
         for fault in self.interface.faults:
             logger.warning("tower %r: %s: %s, so it is not used", name, type(backbone).__name__, fault)
@@ -293,25 +284,46 @@ class Tower(nn.Module):
             )
         return result
 
-    def _probe(self) -> tuple[int, int, int]:
-        """Count the layer calls, and learn the sizes of hidden states and logits, from one small forward."""
-        probe, sizes = _Probe(), tuple(PROBE)
-        hooks = [layer.register_forward_hook(probe) for layer in self.layers]
-        try:
-            logits = _small_forward(self.backbone)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        shapes = set(probe.shapes)
-        shape = shapes.pop() if len(shapes) == 1 else ()
-        if len(shape) < 3 or any(shape[:-1].count(n) != 1 for n in sizes):
-            raise ValueError(
-                f"tower {self.name!r}: {type(self.backbone).__name__} passes {sorted(set(probe.shapes)) or 'nothing'} "
-                f"between the layers in {self.layers_path!r}; a tower needs [batch, time, hidden], here "
-                f"({sizes[0]}, {sizes[1]}, hidden)"
-            )
-        self.layers.axes = (shape.index(sizes[0]), shape.index(sizes[1]))
-        return len(probe.shapes), math.prod(shape) // math.prod(sizes), logits.shape[-1]
+
+def own_layers(backbone: PreTrainedModel, name: str, layers: str | None = None) -> str:
+    """Make a backbone's layer list a `LayerList`, if it is none yet; its dotted name. Arguments as of `Tower`."""
+    path = layers or find_layers(backbone)
+    parent_path, _, attribute = path.rpartition(".")
+    parent = backbone.get_submodule(parent_path)
+    found = getattr(parent, attribute, None)
+    if not isinstance(found, nn.ModuleList):
+        raise ValueError(f"tower {name!r}: layers={path!r} is a {type(found).__name__}, not a ModuleList")
+    if not isinstance(found, LayerList):
+        setattr(parent, attribute, LayerList(found))
+        backbone.register_forward_pre_hook(_CountAnew(getattr(parent, attribute)))
+    return path
+
+
+def depth_of(backbone: PreTrainedModel, name: str, layers: str | None = None) -> int:
+    """The number of layer calls in one forward, of a backbone that is to be a tower. Arguments as of `Tower`."""
+    return _probe(backbone, name, own_layers(backbone, name, layers))[0]
+
+
+def _probe(backbone: PreTrainedModel, name: str, path: str) -> tuple[int, int, int]:
+    """Count the layer calls, and learn the sizes of hidden states and logits, from one small forward."""
+    layers: LayerList = backbone.get_submodule(path)  # type: ignore[assignment]
+    probe, sizes = _Probe(), tuple(PROBE)
+    hooks = [layer.register_forward_hook(probe) for layer in layers]
+    try:
+        logits = _small_forward(backbone)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    shapes = set(probe.shapes)
+    shape = shapes.pop() if len(shapes) == 1 else ()
+    if len(shape) < 3 or any(shape[:-1].count(n) != 1 for n in sizes):
+        raise ValueError(
+            f"tower {name!r}: {type(backbone).__name__} passes {sorted(set(probe.shapes)) or 'nothing'} "
+            f"between the layers in {path!r}; a tower needs [batch, time, hidden], here "
+            f"({sizes[0]}, {sizes[1]}, hidden)"
+        )
+    layers.axes = (shape.index(sizes[0]), shape.index(sizes[1]))
+    return len(probe.shapes), math.prod(shape) // math.prod(sizes), logits.shape[-1]
 
 
 def write_plainly(backbone: PreTrainedModel) -> None:

@@ -19,7 +19,7 @@ from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec, expand, pl
 from zipper_lm.fusion.decoders import check_decoder
 from zipper_lm.fusion.interface import embedding_of
 from zipper_lm.fusion.network import ZippedTowers
-from zipper_lm.fusion.tower import Tower
+from zipper_lm.fusion.tower import depth_of
 from zipper_lm.utils.hub import HUB_ARGUMENTS, local_folder
 from zipper_lm.utils.tensors import dtype_name
 
@@ -101,7 +101,7 @@ def assemble(
         backbones[name] = backbone
     if len({id(b) for b in backbones.values()}) < len(backbones):
         raise ValueError(f"fuse: two of the towers {list(backbones)} are one and the same model; load it twice")
-    depths = {n: Tower(b, n, specs[n].layers).depth for n, b in backbones.items()}
+    depths = {n: depth_of(b, n, specs[n].layers) for n, b in backbones.items()}
     chosen = [zips] if isinstance(zips, ZipSpec) else list(zips) if zips is not None else [ZipSpec()]
     config = ZipperConfig(
         towers=specs,

@@ -1,6 +1,6 @@
 """Which Hugging Face decoders are towers, bit for bit? Runs the parity suite and writes docs/towers.md.
 
-    python benchmarks/tower_parity.py [--output docs/towers.md] [family ...]
+    python tools/tower_parity.py [--output docs/towers.md] [family ...]
 
 With families named, it prints what is found of those and writes nothing.
 """
@@ -25,7 +25,7 @@ from tower_families import KNOWN, LAYERS_PATH, Known, Outcome, examine, families
 
 HEAD = """# Which decoders are towers
 
-Made by `python benchmarks/tower_parity.py` with transformers {version} and torch {torch}: a tiny random model of each
+Made by `python tools/tower_parity.py` with transformers {version} and torch {torch}: a tiny random model of each
 causal-LM family, fp32 on a CPU, is compared with itself as a tower. **{passed} of {total} families pass**
 ({classes} model classes). Your own model: `zipper_lm.evaluation.parity.check_parity(model)`.
 
@@ -34,10 +34,14 @@ forward; a left-padded and a right-padded batch; prefill and five cached steps, 
 `generate()`; and the same state-dict keys. A change made at any depth is heard by the logits, and neither by other rows
 nor by earlier tokens. The note says what the bare model itself cannot do; a tower then cannot do it either.
 
+"Cache continues": whether the tower can go on from what it has read, in rows of different length, with the logits of
+reading everything at once; by several tokens at once, or one by one only (a stream is then read again before the tower
+writes), or not at all (the tower is then used without a cache, and a warning says why).
+
 {counts}
 
-| family | model class | tower | note |
-|---|---|---|---|
+| family | model class | tower | cache continues by several tokens | note |
+|---|---|---|---|---|
 """
 
 
@@ -77,7 +81,8 @@ def _page(outcomes: list[Outcome], counts: Counter[str]) -> str:
         counts="\n".join(f"- {kind}: {count}" for kind, count in counts.most_common()),
     )
     rows = [
-        f"| `{o.family}` | {o.parity.name if o.parity else ''} | {_tower(o)} | {_note(o).replace('|', '/')} |"
+        f"| `{o.family}` | {o.parity.name if o.parity else ''} | {_tower(o)} | {_going_on(o)} | "
+        f"{_note(o).replace('|', '/')} |"
         for o in sorted(outcomes, key=lambda o: o.family)
     ]
     return head + "\n".join(rows) + "\n"
@@ -97,12 +102,21 @@ def _tower(outcome: Outcome) -> str:
     return "yes" if outcome.passed else f"no: {_kind(outcome)}"
 
 
+def _going_on(outcome: Outcome) -> str:
+    if outcome.parity is None or (interface := outcome.parity.interface) is None:
+        return ""
+    if interface.cache is None:
+        return "no cache"
+    return "yes" if interface.cache.several else "one by one"
+
+
 def _note(outcome: Outcome) -> str:
     if not outcome.passed:
         known = _known(outcome)
         said = " ".join(outcome.reason.split())
         return f"{known.why if known else ''} ({said if len(said) < 160 else said[:160] + '...'})"
-    notes = list(outcome.parity.notes) if outcome.parity else []
+    notes = [n for n in outcome.parity.notes if not n.endswith("no cache")] if outcome.parity else []
+    notes += outcome.parity.interface.faults if outcome.parity and outcome.parity.interface else ()
     if path := LAYERS_PATH.get(outcome.family):
         notes.insert(0, f'name the list: `layers="{path}"`')
     return "; ".join(notes)
