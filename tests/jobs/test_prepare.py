@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -394,3 +398,45 @@ def test_documents_may_hold_ids_of_a_tower_without_codec(tmp_path: Path) -> None
     (tmp_path / "data.jsonl").write_text(json.dumps({"segments": segments}) + "\n")
     with pytest.raises(ValueError, match="no codec for modality 'gene'"):
         prepare(tiny_recipe(tmp_path / "m", data=data, towers=towers), tmp_path / "raw")
+
+
+PREPARING = """
+import sys
+from pathlib import Path
+from tiny_recipes import tiny_recipe
+from zipper_lm.jobs.prepare import prepare
+
+if __name__ == "__main__":
+    source, output = sys.argv[1:]
+    prepare(tiny_recipe(Path(output) / "m", data=source), Path(output) / "ids", processes=2, shard_rows=1)
+"""
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_run_that_was_killed_end(prepared: Path, tmp_path: Path) -> None:
+    """They waited for ever for a process that was gone, each with its codecs in memory; and what they had begun lay in
+    the folder for ever."""
+    data = tmp_path / "data"
+    shutil.copytree(workshop() / "data", data)
+    (tmp_path / "run.py").write_text(PREPARING)
+    words = [sys.executable, str(tmp_path / "run.py"), str(data), str(tmp_path)]
+    with subprocess.Popen(words, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}) as parent:
+        train = tmp_path / "ids.preparing" / "train"
+        for _ in range(1200):
+            if len(list(train.glob("*.json"))) >= 2 or parent.poll() is not None:
+                break
+            time.sleep(0.05)
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        parent.kill()
+    assert children
+    for _ in range(100):
+        states = [Path(f"/proc/{child}/stat") for child in children]
+        if not any(f.exists() and f.read_text().rsplit(")", 1)[1].split()[0] != "Z" for f in states):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("still there")
+    recipe = tiny_recipe(tmp_path / "m", data=str(data))
+    prepare(recipe, tmp_path / "ids", shard_rows=1, resume=True)
+    left = [path.name for path in tmp_path.rglob(".*")]
+    assert not left

@@ -351,6 +351,26 @@ def test_what_another_host_writes_is_left_alone_for_a_day(tmp_path, monkeypatch)
     assert not os.listdir(tmp_path)
 
 
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    """Some network file systems have none: what is written is written all the same, and swept when it is old."""
+
+    def acquire(*_, **__):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.FileLock, "acquire", acquire)
+    with new_folder(tmp_path / "model") as folder:
+        (folder / "a").write_text("new")
+        check_output(tmp_path / "other")
+    assert (tmp_path / "model" / "a").read_text() == "new"
+    killed(lambda: write_and_die(tmp_path / "deep"))
+    check_output(tmp_path / "deep" / "x")
+    (staging,) = (tmp_path / "deep").iterdir()
+    for path in (*staging.rglob("*"), staging):
+        os.utime(path, (0, 0))
+    check_output(tmp_path / "deep" / "x")
+    assert not os.listdir(tmp_path / "deep")
+
+
 def write_and_die(path: Path) -> None:
     with new_folder(path / "model"):
         die()

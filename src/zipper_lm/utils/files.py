@@ -34,8 +34,8 @@ _NEW, _OLD, _LOCK = "new", "old", "lock"
 """In a staging folder: what is to come, what stepped aside for it, and the file by whose lock its process is alive."""
 _STAGING = re.compile(r"\.writing-(?P<host>[0-9a-f]{8})-[0-9a-f]{32}")
 _ABANDONED_SECONDS = 24 * 3600
-"""A staging folder of another host in which nothing has changed for so long is nobody's: locks of network file systems
-need not reach other hosts."""
+"""A staging folder in which nothing has changed for so long is nobody's. On network file systems a lock may not reach
+other hosts, or there is none: there it is this that counts."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -169,7 +169,7 @@ def tell_full_disk(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if is_disk_full(error) or (isinstance(error, RuntimeError) and not _has_space(folder)):
-            raise DiskFull(f"{os.strerror(errno.ENOSPC)} where {folder} is: free some, and go on") from error
+            raise DiskFull(f"{os.strerror(errno.ENOSPC)} where {folder} is: free some and run it again") from error
         raise
 
 
@@ -320,21 +320,29 @@ def _made(folder: Path, locked: bool) -> tuple[Path, FileLock]:
         staging = folder / f".writing-{_host()}-{uuid.uuid4().hex}"
         staging.mkdir()
         lock = FileLock(staging / _LOCK)
-        try:
-            if locked:
-                with suppress(NotImplementedError):  # a file system without locks: only what is old is swept there
-                    lock.acquire(blocking=False)
-                if not (staging / _LOCK).exists():
-                    raise FileNotFoundError
-            (staging / _NEW).mkdir()
-        except (Timeout, FileNotFoundError):
-            lock.release()
+        if locked and not _lock(lock):
             continue
+        try:
+            (staging / _NEW).mkdir()
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             lock.release()
             raise
         return staging, lock
+
+
+def _lock(lock: FileLock) -> bool:
+    """Take a new folder's lock; whether the folder is still ours. Some file systems have no locks: it goes without."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    except (OSError, NotImplementedError):
+        return True
+    if not os.path.exists(lock.lock_file):
+        lock.release()
+        return False
+    return True
 
 
 def _sweep(folder: Path) -> None:
@@ -347,17 +355,23 @@ def _sweep(folder: Path) -> None:
         if (found := _STAGING.fullmatch(name)) is None:
             continue
         staging = folder / name
-        begun = (staging / _LOCK).exists() and found["host"] == _host()
-        if not begun and time.time() - _last_change(staging) < _ABANDONED_SECONDS:
+        abandoned = time.time() - _last_change(staging) >= _ABANDONED_SECONDS
+        if not abandoned and not ((staging / _LOCK).exists() and found["host"] == _host()):
             continue
         lock = FileLock(staging / _LOCK)
-        with suppress(OSError, Timeout, NotImplementedError):
+        try:
             lock.acquire(blocking=False)
-            try:
+        except Timeout:
+            continue
+        except (OSError, NotImplementedError):  # no locks here
+            if not abandoned:
+                continue
+        try:
+            with suppress(OSError):
                 _put_back(staging, folder)
                 shutil.rmtree(staging, ignore_errors=True)
-            finally:
-                lock.release()
+        finally:
+            lock.release()
 
 
 def _host() -> str:
