@@ -403,9 +403,8 @@ def test_commands_on_a_single_decoder(tmp_path: Path) -> None:
     assert (tmp_path / "out.wav").is_file()
     assert "no towers and no zips" in refused("verify", tmp_path / "m")
     assert "no towers and no zips" in refused("inspect", tmp_path / "m")
-    assert "writes whole segments" in refused(
-        "generate", tmp_path / "m", "--input", "text:one", "--output", "text", "--stream"
-    )
+    words = ("generate", tmp_path / "m", "--input", "text:one", "--output", "text")
+    assert zipper(*words, "--stream").stdout == zipper(*words).stdout
 
 
 def test_export(model: Path, tmp_path: Path) -> None:

@@ -79,10 +79,10 @@ def test_documents_that_start_with_nothing() -> None:
     [
         (RAGGED, ["smell"], {}, r"schedule names 'smell'.*\['speech', 'text'\]"),
         (RAGGED, [("smell", "rose")], {}, "schedule names 'smell'"),
-        (RAGGED, "text", {}, 'schedule must be "auto" or a non-empty list'),
+        (RAGGED, "smell", {}, "schedule names 'smell'"),
         (RAGGED, [], {}, "non-empty list"),
         (RAGGED, ["text"], {"smell": {}}, r"settings name \['smell'\]"),
-        (RAGGED, ["text"], {"speech": {"num_return_sequences": 2, "do_sample": True}}, "num_return_sequences=2"),
+        (RAGGED, ["text"], {"speech": {"num_return_sequences": 2}}, "'speech': Greedy .* `num_return_sequences`"),
         (RAGGED, ["text"], {"speech": {"assistant_early_exit": 2}}, "assistant_early_exit=2"),
         (RAGGED, ["text"], {"speech": {"max_new_token": 2}}, r"settings for 'speech': unknown \['max_new_token'\]"),
         ([doc(("smell", [1]))], ["text"], {}, "unknown modality 'smell'"),

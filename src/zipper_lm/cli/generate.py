@@ -18,7 +18,7 @@ from zipper_lm.cli.screen import Screen, follow
 
 if TYPE_CHECKING:
     from zipper_lm.data.document import Segment
-    from zipper_lm.models.zipper import ZipperModel
+    from zipper_lm.generation.writer import Writer
 
 ORDER = "zipper.order"
 PARTS = ("inputs", "outputs")
@@ -103,7 +103,6 @@ def generate(
 
     from zipper_lm.cli.values import kind_of
     from zipper_lm.data.document import Document, check_modalities
-    from zipper_lm.models.zipper import ZipperModel
 
     document = Document(given)
     check_modalities([document], loaded.names)
@@ -115,8 +114,6 @@ def generate(
     torch.manual_seed(seed)
     wanted: Any = "auto" if schedule else [p.modality if isinstance(p, Goal) else p for p in plan]
     if stream:
-        if not isinstance(loaded, ZipperModel):
-            raise ValueError("--stream: a single decoder writes whole segments")
         expected = {len(given) + n: part.modality for n, part in enumerate(plan) if isinstance(part, Goal)}
         screen = Screen(sys.stderr if json else sys.stdout)
         tokens: Any = loaded.stream(document, wanted, settings=settings)
@@ -170,7 +167,7 @@ def split_plan(parts: list[Any]) -> tuple[list[Any], list[Any]]:
     return parts[:first], parts[first:]
 
 
-def _line(model: ZipperModel, modality: str, ids: list[int]) -> str:
+def _line(model: Writer, modality: str, ids: list[int]) -> str:
     """What is shown of ids while they are written."""
     from zipper_lm.codecs.codec import can_decode
     from zipper_lm.data.document import Segment

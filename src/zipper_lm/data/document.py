@@ -18,6 +18,13 @@ class Segment:
         target: whether the loss counts this segment's tokens (ids and EOS).
         labels: what the loss expects in place of `ids`, one for one, where training shows a tower other ids than those
             it shall write; `None`: the ids themselves.
+        logprobs: of a written segment, if asked for: the natural logarithm of the probability of each of its ids, and
+            of EOS where it ended with it.
+        candidates: of a written segment that was chosen among several: all of them, as they were drawn.
+
+    Raises:
+        ValueError: without a modality, or with neither value nor ids; for ids that are no numbers, or labels of another
+            length.
     """
 
     modality: str
@@ -25,6 +32,8 @@ class Segment:
     ids: list[int] | None = None
     target: bool = False
     labels: list[int] | None = None
+    logprobs: list[float] | None = field(default=None, repr=False)
+    candidates: list[Segment] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.modality, str) or not self.modality:
@@ -32,16 +41,31 @@ class Segment:
         if self.value is None and self.ids is None:
             raise ValueError(f"segment of modality {self.modality!r} has neither value nor ids")
         if self.ids is not None:
-            self.ids = [int(i) for i in self.ids]
+            try:
+                self.ids = [int(i) for i in self.ids]
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"segment of modality {self.modality!r}: ids must be whole numbers: {error}"
+                ) from error
         if self.labels is not None and len(self.labels) != len(self.ids or []):
             raise ValueError(
                 f"segment of modality {self.modality!r} has {len(self.labels)} labels for {len(self.ids or [])} ids"
             )
 
+    @property
+    def score(self) -> float:
+        """The sum of `logprobs`. Raises `ValueError` if they were not asked for."""
+        if self.logprobs is None:
+            raise ValueError(f"segment of modality {self.modality!r} has no logprobs; output_scores asks for them")
+        return sum(self.logprobs)
+
 
 @dataclass
 class Document:
     """Segments in reading order. Accepts `Segment`s or `(modality, value)` pairs.
+
+    Raises:
+        ValueError: for anything else.
 
     Example:
         >>> Document([("speech", "three.wav"), ("text", "three")])  # doctest: +SKIP
@@ -50,7 +74,9 @@ class Document:
     segments: list[Segment] = field(default_factory=list)
 
     def __init__(self, segments: Iterable[Segment | tuple[str, Any]] = ()) -> None:
-        self.segments = [s if isinstance(s, Segment) else Segment(*s) for s in segments]
+        if isinstance(segments, str | bytes) or not isinstance(segments, Iterable):
+            raise ValueError(f"a document is a list of segments, got {segments!r}")
+        self.segments = [as_segment(s) for s in segments]
 
     def __iter__(self) -> Iterator[Segment]:
         return iter(self.segments)
@@ -72,6 +98,15 @@ class Document:
             if segment.modality == modality:
                 return segment
         raise ValueError(f"document has no segment of modality {modality!r}; it has {self.modalities}")
+
+
+def as_segment(given: Segment | tuple[str, Any]) -> Segment:
+    """A segment, or one of ``(modality, value)``. Raises `ValueError` for anything else."""
+    if isinstance(given, Segment):
+        return given
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise ValueError(f"a segment is a Segment or (modality, value), got {given!r}")
+    return Segment(*given)
 
 
 def check_modalities(documents: Sequence[Document], known: Sequence[str]) -> None:

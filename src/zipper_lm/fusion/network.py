@@ -96,6 +96,7 @@ class ZippedTowers(PreTrainedModel):
                 self.zips[reader] = nn.ModuleDict()
             self.zips[reader][source] = layers  # type: ignore[operator]
         self.processor: ZipperProcessor | None = None
+        self.generation_settings: dict[str, dict[str, Any]] = {}
         self.all_tied_weights_keys: dict[str, str] = {}
 
     # --- parts ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,6 +40,11 @@ class State:
         """Whether several tokens can be added at once to what a tower has read; else it reads everything again."""
         cache = tower.interface.cache
         return cache is not None and cache.several and tower.name in self.caches
+
+    def fork(self, tower: str) -> State:
+        """A state that goes on from this one by tokens of one tower, and leaves this one as it is."""
+        caches = {name: copy.deepcopy(cache) if name == tower else cache for name, cache in self.caches.items()}
+        return State(caches, dict(self.segments), dict(self.positions), dict(self.memories), dict(self.handover))
 
     def forget(self, tower: str) -> None:
         """Drop what one tower has read, to read it anew."""

@@ -11,152 +11,127 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
-from zipper_lm.codecs.codec import can_decode
-from zipper_lm.data.document import Document, Segment, check_modalities
+from zipper_lm.data.document import Document, Segment
 from zipper_lm.fusion.groups import towers_for
 from zipper_lm.fusion.network import ZippedTowers
+from zipper_lm.generation.arguments import (
+    Given,
+    Schedule,
+    Settings,
+    check_streamed,
+    checked_schedule,
+    checked_settings,
+    documents_in,
+    encode_given,
+)
+from zipper_lm.generation.candidates import Choose, decode_written
 from zipper_lm.generation.request import Request
 from zipper_lm.generation.segment import Stop, StreamedToken
-from zipper_lm.generation.settings import generation_config
-from zipper_lm.generation.writer import Modalities
+from zipper_lm.generation.writer import Writer
 
-Schedule = str | Sequence[str | Segment | tuple[str, Any]]
-Settings = Mapping[str, Mapping[str, Any] | GenerationConfig]
+
+@dataclass(frozen=True)
+class _How:
+    """How segments are written, whichever they are.
+
+    Attributes:
+        settings: by modality. on_token, choose: as of `generate`. stopped: set once nobody wants to hear more.
+    """
+
+    settings: Mapping[str, GenerationConfig]
+    on_token: Callable[[StreamedToken], bool] | None
+    choose: Choose | None
+    stopped: Stop = field(default_factory=Stop)
+
+    def write(self, request: Request, name: str) -> None:
+        request.write(name, self.settings.get(name), self.on_token, self.stopped, self.choose)
 
 
 def generate(
     model: ZippedTowers,
-    documents: Sequence[Document],
+    documents: Given | Sequence[Any],
     schedule: Schedule,
     *,
     settings: Settings | None = None,
     max_segments: int = 8,
     decode: bool = True,
+    choose: Choose | None = None,
     on_token: Callable[[StreamedToken], bool] | None = None,
-) -> list[Document]:
+    **flat: Any,
+) -> Any:
     """Let towers write the next segments of documents.
 
     Args:
         model: the model.
-        documents: what is given; may differ in length and layout. Not changed.
-        schedule: what comes next, such as ``["text"]``, ``["text", "speech"]``, also with given segments in between
+        documents: what is given, not changed: a `Document`, a text, ``(modality, value)``, or a list of these, which
+            may differ in length and layout. In a list, a list of segments is a document.
+        schedule: what comes next, such as ``"text"``, ``["text", "speech"]``, also with given segments in between
             (`Segment` or ``(modality, value)``); or ``"auto"``: the model says who speaks next, until it says "done".
-        settings: per modality, a `GenerationConfig` or its arguments (`do_sample`, `num_beams`, `max_new_tokens`, ...).
-            Default: greedy, 256 new tokens. ``stop_threshold`` is ours (see `logits.py`).
+        settings: per modality, a `GenerationConfig` or its arguments (`do_sample`, `num_beams`, `max_new_tokens`, ...),
+            or one `GenerationConfig` for all; `None`: those kept beside the model (`model.generation_settings`). What
+            nobody says: greedy, 256 new tokens. ``stop_threshold`` is ours (see `logits.py`).
         max_segments: with "auto", the most segments to write.
         decode: whether to decode written ids to raw values with the processor's codecs, where it has them.
+        choose: with `num_return_sequences` above 1, which candidate for a segment goes on; it is given the documents
+            before it and, for each, the candidates (decoded), and returns a number for each. `None`: the one that the
+            model gives the highest probability.
         on_token: told of every token of a single document as it comes; returns whether to go on.
+        flat: settings of every modality, where `settings` does not say otherwise.
 
     Returns:
-        New documents: the given segments and the written ones. A written segment ends at EOS or at `max_new_tokens`.
+        New documents, the given segments and the written ones: a list for a list, one for one. A written segment ends
+        at EOS or at `max_new_tokens`. With `num_return_sequences` above 1 it has `candidates`, with `output_scores`
+        or several candidates `logprobs`.
 
     Raises:
-        ValueError: for an unknown modality in documents, schedule or settings, or nothing to do.
+        ValueError: for documents, a schedule or settings of another form, an unknown modality in any of them, or
+            nothing to do.
     """
-    settings = {n: generation_config(n, given, model.specials.get(n)) for n, given in (settings or {}).items()}
-    entries = checked_schedule(model, schedule, settings)
-    if not documents:
+    given, alone = documents_in(documents)
+    chosen = checked_settings(model, settings, flat)
+    entries = checked_schedule(model, schedule)
+    if not isinstance(max_segments, int) or max_segments < 0:
+        raise ValueError(f"max_segments must be a whole number from 0 on, got {max_segments!r}")
+    if not given:
         return []
-    if on_token is not None and len(documents) != 1:
-        raise ValueError(f"tokens can be streamed for one document at a time, got {len(documents)}")
-    encoded = encode_given(model, documents)
+    if on_token is not None:
+        check_streamed(given, chosen)
+    encoded, how = encode_given(model, given), _How(chosen, on_token, choose)
     with torch.no_grad():
         if entries is None:
-            written = _auto(model, encoded, settings, max_segments, on_token)
+            written = _auto(model, encoded, how, max_segments)
+        elif model.config.groups:
+            written = _follow_by_group(model, encoded, entries, how)
         else:
-            written = _follow(model, encoded, entries, settings, on_token)
-    if decode and model.processor is not None:
-        decode_written(model, documents, written)
-    return written
+            written = _follow(model, encoded, entries, how)
+    if decode:
+        decode_written(model.processor, given, written)
+    return written[0] if alone else written
 
 
-def checked_schedule(model: Modalities, schedule: Schedule, settings: Settings) -> list[str | Segment] | None:
-    if unknown := sorted(set(settings) - set(model.names)):
-        raise ValueError(f"settings name {unknown}, but the towers are {model.names}")
-    if schedule == "auto":
-        if getattr(model.config, "handover_weight", None) == 0:
-            raise ValueError('schedule="auto": this model never learned who speaks next (handover_weight 0); name it')
-        return None
-    if isinstance(schedule, str) or not schedule:
-        raise ValueError(f'schedule must be "auto" or a non-empty list of modalities, got {schedule!r}')
-    entries = [e if isinstance(e, (str, Segment)) else Segment(*e) for e in schedule]
-    for entry in entries:
-        name = entry.modality if isinstance(entry, Segment) else entry
-        if name not in model.names:
-            raise ValueError(f"schedule names {name!r}, but the towers are {model.names}")
-    given = [e for e in entries if isinstance(e, Segment)]
-    coded = iter(encode_given(model, [Document(given)])[0]) if given else iter(())
-    return [next(coded) if isinstance(e, Segment) else e for e in entries]
-
-
-def encode_given(model: Modalities, documents: Sequence[Document]) -> list[Document]:
-    """Copies with ids in every segment, each id in its tower's vocabulary."""
-    encoded = _with_ids(model, documents)
-    for document in encoded:
-        for segment in document:
-            model.check_ids(segment.modality, min(segment.ids or [0]), max(segment.ids or [0]))
-    return encoded
-
-
-def _with_ids(model: Modalities, documents: Sequence[Document]) -> list[Document]:
-    if model.processor is not None:
-        return model.processor.encode(documents)
-    copies = [Document(replace(s) for s in d) for d in documents]
-    check_modalities(copies, model.names)
-    for number, document in enumerate(copies):
-        for segment in document:
-            if segment.ids is None:
-                raise ValueError(
-                    f"document {number}: {segment.modality} has a raw value, but the model has no processor"
-                )
-    return copies
-
-
-def decode_written(model: Modalities, given: Sequence[Document], written: Sequence[Document]) -> None:
-    assert model.processor is not None
-    for name, codec in model.processor.codecs.items():
-        new = [s for d, old in zip(written, given) for s in d.segments[len(old) :] if s.modality == name]
-        if new and can_decode(codec):  # else the ids are what there is
-            for segment, value in zip(new, model.processor.decode(name, [s.ids or [] for s in new])):
-                segment.value = value if segment.value is None else segment.value
-
-
-def _follow(
-    model: ZippedTowers,
-    documents: list[Document],
-    entries: list[str | Segment],
-    settings: Settings,
-    on_token: Callable[[StreamedToken], bool] | None,
-) -> list[Document]:
+def _follow(model: ZippedTowers, documents: list[Document], entries: list[str | Segment], how: _How) -> list[Document]:
     """Write the segments of a fixed schedule."""
-    if model.config.groups:
-        return _follow_by_group(model, documents, entries, settings, on_token)
     later = {e.modality if isinstance(e, Segment) else e for e in entries}
     request = Request(model, documents, [later.union(d.modalities) for d in documents])
-    stopped = Stop()
     for entry in entries:
         if isinstance(entry, Segment):
             request.read_pending()
             request.append(entry.modality, [entry.ids or []] * len(documents), entry.value)
         else:
-            request.write(entry, settings.get(entry), on_token, stopped)
-        if stopped.now:
+            how.write(request, entry)
+        if how.stopped.now:
             break
     return request.documents
 
 
 def _follow_by_group(
-    model: ZippedTowers,
-    documents: list[Document],
-    entries: list[str | Segment],
-    settings: Settings,
-    on_token: Callable[[StreamedToken], bool] | None,
+    model: ZippedTowers, documents: list[Document], entries: list[str | Segment], how: _How
 ) -> list[Document]:
     """As `_follow`, where zips were trained apart: each segment is written with towers of its own (see `groups.py`).
 
@@ -164,7 +139,6 @@ def _follow_by_group(
     """
     later = {e.modality if isinstance(e, Segment) else e for e in entries}
     whole = [later.union(d.modalities) for d in documents]
-    stopped = Stop()
     for entry in entries:
         if isinstance(entry, Segment):
             for document in documents:
@@ -176,34 +150,28 @@ def _follow_by_group(
                     f"{entry!r} reads none of {sorted(earlier)}: there is no zip; let another write between"
                 )
         chosen = [towers_for(model, entry, d.modalities, all_) for d, all_ in zip(documents, whole)]
-        number = len(documents[0])
-        tell = None if on_token is None else lambda t, at=number: on_token(replace(t, segment=at))
+        number, on_token = len(documents[0]), how.on_token
+        tell = None if on_token is None else lambda t, at=number, on=on_token: on(replace(t, segment=at))
         for towers in [set(c) for c in dict.fromkeys(frozenset(c) for c in chosen)]:
             rows = [i for i, c in enumerate(chosen) if c == towers]
             parts = [Document(s for s in documents[i] if s.modality in towers) for i in rows]
             request = Request(model, parts, [whole[i] & towers for i in rows])
-            request.write(entry, settings.get(entry), tell, stopped)
+            replace(how, on_token=tell).write(request, entry)
             for i, part in zip(rows, request.documents):
                 documents[i].segments.append(part[-1])
-        if stopped.now:
+        if how.stopped.now:
             break
     return documents
 
 
-def _auto(
-    model: ZippedTowers,
-    documents: list[Document],
-    settings: Settings,
-    max_segments: int,
-    on_token: Callable[[StreamedToken], bool] | None,
-) -> list[Document]:
+def _auto(model: ZippedTowers, documents: list[Document], how: _How, max_segments: int) -> list[Document]:
     """Write until the model says "done". Rows that choose different speakers part ways."""
     finished: dict[int, Document] = {}
-    stopped = Stop()
     todo = [(list(range(len(documents))), Request(model, documents, [set(model.names)] * len(documents)), 0)]
     while todo:
         rows, request, count = todo.pop()
-        choices = request.next_speakers() if count < max_segments and not stopped.now else [None] * len(rows)
+        going = count < max_segments and not how.stopped.now
+        choices = request.next_speakers() if going else [None] * len(rows)
         for speaker in dict.fromkeys(choices):
             chosen = [i for i, c in enumerate(choices) if c == speaker]
             if speaker is None:
@@ -212,19 +180,20 @@ def _auto(
             part = request
             if len(chosen) < len(rows):
                 part = Request(model, [request.documents[i] for i in chosen], [set(model.names)] * len(chosen))
-            part.write(speaker, settings.get(speaker), on_token, stopped)
+            how.write(part, speaker)
             todo.append(([rows[i] for i in chosen], part, count + 1))
     return [finished[i] for i in range(len(documents))]
 
 
 def stream(
-    model: ZippedTowers, document: Document, schedule: Schedule, **kwargs: Any
+    model: Writer, document: Given, schedule: Schedule, **kwargs: Any
 ) -> Generator[StreamedToken, None, Document]:
     """Write as `generate` does, for one document, and yield each token as it comes.
 
     The work is done in a thread of its own. The finished document is the value of the iterator's `StopIteration`
     (``document = yield from stream(...)``). Closing the iterator early stops the writing.
     """
+    documents, _ = documents_in(document)
     tokens: queue.Queue[StreamedToken | None] = queue.Queue()
     closed = threading.Event()
     result: list[Document] = []
@@ -242,7 +211,7 @@ def stream(
     def work() -> None:
         try:
             with half, here:
-                result.extend(generate(model, [document], schedule, on_token=on_token, **kwargs))
+                result.extend(model.generate(documents, schedule, on_token=on_token, **kwargs))
         except BaseException as error:
             failure.append(error)
         finally:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationConfig
 
-from zipper_lm.data.collation import collate
+from zipper_lm.data.collation import ABSENT, collate
 from zipper_lm.data.document import Document, Segment
+from zipper_lm.fusion.loss import targets
 from zipper_lm.fusion.reading import State, read
+from zipper_lm.generation.candidates import Choose, Written, candidates_of, logprobs_at, pick, wants_scores
 from zipper_lm.generation.segment import Stop, StreamedToken, write_segment
 
 if TYPE_CHECKING:
@@ -59,24 +62,51 @@ class Request:
         """Finish a segment in every row."""
         for document, ids in zip(self.documents, rows):
             document.segments.append(Segment(modality, value, list(ids)))
-        if modality not in self.pending:
-            self.pending.append(modality)
+        self._is_pending(modality)
+
+    def _is_pending(self, name: str) -> None:
+        if name not in self.pending:
+            self.pending.append(name)
 
     def write(
         self,
         name: str,
-        settings: Mapping[str, Any] | GenerationConfig | None,
+        settings: GenerationConfig | None,
         on_token: Callable[[StreamedToken], bool] | None,
         stop: Stop,
+        choose: Choose | None = None,
     ) -> None:
         """Read what is pending, write a segment of `name` in every row, and append it.
 
         Args:
-            name, settings, on_token, stop: see `segment.write_segment`.
+            name, settings, on_token, stop: see `segment.write_segment`. choose: see `candidates.pick`.
         """
         self.read_pending()
         rows = write_segment(self.model, self.state, self.documents, self.involved, name, settings, on_token, stop)
-        self.append(name, rows)
+        candidates = candidates_of(name, rows)
+        if wants_scores(settings):
+            for number, column in enumerate(zip(*rows)):
+                for row, logprobs in zip(candidates, self._logprobs(name, column)):
+                    row[number].logprobs = logprobs
+        for document, segment in zip(self.documents, pick(self.documents, candidates, choose, self.model.processor)):
+            document.segments.append(segment)
+        self._is_pending(name)
+
+    def _logprobs(self, name: str, samples: Sequence[Written]) -> list[list[float]]:
+        """What the model gives one sample of every row, token by token: they are read as segments that are finished,
+        and what is read of them is forgotten."""
+        state, new = self.state.fork(name), [Segment(name, ids=sample.ids, target=True) for sample in samples]
+        if state.goes_on(self.model.tower(name)):
+            batch = collate([Document([s]) for s in new], self.model.specials, involved=self.involved, towers=[name])
+            numbers, here = torch.tensor([[len(d)] for d in self.documents]), batch[name]["segments"]
+            batch[name]["segments"] = torch.where(here == ABSENT, ABSENT, numbers)
+        else:
+            state.forget(name)
+            given = [[replace(s, target=False) for s in d] for d in self.documents]
+            batch = self._collate([Document([*d, s]) for d, s in zip(given, new)], [name])
+        logits = read(self.model, batch, state).logits[name]
+        found = logprobs_at(logits, targets(batch[name], logits.shape[-1]).to(logits.device))
+        return [row[: len(s.ids) + s.ended] for row, s in zip(found, samples)]
 
     def next_speakers(self) -> list[str | None]:
         """Who speaks next in each row, `None` for done, by the last tower's handover."""

@@ -19,6 +19,7 @@ from zipper_lm.fusion.limits import keep_within
 from zipper_lm.fusion.reading import State, visible
 from zipper_lm.fusion.tower import listening
 from zipper_lm.fusion.zips import Memory, View
+from zipper_lm.generation.candidates import Written, samples_of
 from zipper_lm.generation.logits import Guidance, StopStrings, StopThreshold
 from zipper_lm.generation.settings import STOP_THRESHOLD, generation_config
 
@@ -89,7 +90,7 @@ class _Speaker:
         if not zips:
             return hidden_states
         rows = len(self.now)
-        # Beams of one document read the same memory: they become more queries of one row, and nothing is copied.
+        # Beams or samples of a document read the same memory: they become queries of one row, and nothing is copied.
         folded = hidden_states.reshape(rows, -1, hidden_states.shape[-1])
         positions = self.positions_here.repeat(1, len(hidden_states) // rows)
         result = folded
@@ -126,18 +127,35 @@ class _Place(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-class _TokenStreamer(BaseStreamer):
-    """Hands each new token to a callback."""
+class TokenStreamer(BaseStreamer):
+    """Tells of each token of one segment as it comes, up to its EOS: proposed tokens may be accepted beyond it.
 
-    def __init__(self, tell: Callable[[int], None]) -> None:
-        self.tell, self.prompt = tell, True
+    Args:
+        modality, segment: of the `StreamedToken`s. eos: the id that ends it. on_token: told of each; returns whether to
+            go on. stop: set once it says no. offset: what the modality's first id is to the decoder.
+    """
+
+    def __init__(
+        self,
+        modality: str,
+        segment: int,
+        eos: int,
+        on_token: Callable[[StreamedToken], bool],
+        stop: Stop,
+        offset: int = 0,
+    ) -> None:
+        self.modality, self.segment, self.eos, self.offset = modality, segment, eos, offset
+        self.on_token, self.stop = on_token, stop
+        self.prompt, self.ended = True, False
 
     def put(self, value: Tensor) -> None:
         if self.prompt:  # transformers puts the prompt first
             self.prompt = False
             return
         for token in value.reshape(-1).tolist():
-            self.tell(token)
+            self.ended |= token == self.eos
+            if not self.ended and not self.stop.now:
+                self.stop.now = not self.on_token(StreamedToken(self.modality, token - self.offset, self.segment))
 
     def end(self) -> None:
         """Nothing is held back."""
@@ -152,8 +170,8 @@ def write_segment(
     settings: Mapping[str, Any] | GenerationConfig | None,
     on_token: Callable[[StreamedToken], bool] | None,
     stop: Stop,
-) -> list[list[int]]:
-    """Write one segment in every row with the tower's own `generate()`.
+) -> list[list[Written]]:
+    """Write one segment in every row, or several candidates for it, with the tower's own `generate()`.
 
     Args:
         model: the model. state: what the towers have read, which is all of the documents. documents: what is there so
@@ -162,7 +180,7 @@ def write_segment(
         stop: ends the segment as soon as it is set.
 
     Returns:
-        content ids per row, without BOS and EOS.
+        per row, as many candidates as settings ask for.
 
     Raises:
         ValueError: for settings that are unknown, out of range, or do not go together.
@@ -177,6 +195,7 @@ def write_segment(
     )[name]
     ids, mask = batch["input_ids"].to(tower.device), batch["attention_mask"].to(tower.device)
     given = generation_config(name, settings, special)
+    samples = samples_of(given)
     writing, cached = tower.interface.writing, tower.interface.cache
     if writing == "wrong":
         raise ValueError(f"tower {name!r} can be read, but not written with: {tower.interface.faults[-1]}")
@@ -192,17 +211,11 @@ def write_segment(
     if given.use_cache and writing == "handed" and not anew and cached is not None and state.goes_on(tower):
         past = state.segments[name].shape[1]
         kwargs[cached.argument] = cache = copy.deepcopy(state.caches[name])  # generate() writes into it
-        if (given.num_beams or 1) > 1:  # and repeats what it is given for every beam, but not the cache
-            cache.batch_repeat_interleave(given.num_beams)
+        if (copies := max(given.num_beams or 1, samples)) > 1:  # and repeats what it is given for each, but not this
+            cache.batch_repeat_interleave(copies)
         assert past == ids.shape[1] - 1, "the cache holds the tower's stream up to BOS"
     if on_token is not None:
-        number = len(documents[0])
-
-        def tell(token: int) -> None:
-            if token != special.eos and not stop.now:
-                stop.now = not on_token(StreamedToken(name, token, number))
-
-        kwargs["streamer"] = _TokenStreamer(tell)
+        kwargs["streamer"] = TokenStreamer(name, len(documents[0]), special.eos, on_token, stop)
     processors: list[LogitsProcessor] = []
     if (threshold := getattr(given, STOP_THRESHOLD, None)) is not None:  # before guidance: it asks the tower itself
         if special.eos >= tower.head_size:
@@ -213,7 +226,7 @@ def write_segment(
         processors.append(StopThreshold(threshold, special.eos))
     if (scale := given.guidance_scale) not in (None, 1):
         given.guidance_scale = None  # transformers' own would run the zipped tower twice
-        processors.append(Guidance(tower, scale, mask))
+        processors.append(Guidance(tower, scale, mask.repeat_interleave(samples, 0)))
     if tower.position_limit is not None:
         keep_within(f"tower {name!r}", tower.position_limit, mask, given)
     given.bos_token_id, given.eos_token_id, given.pad_token_id = special
@@ -221,6 +234,7 @@ def write_segment(
     known = tower.head_size if codec is None else codec.vocab_size
     unwritten = {special.bos, special.pad, *range(known, tower.head_size)} - {special.eos}
     unwritten = {i for i in unwritten if i < tower.head_size}
+    given.output_scores = None  # log-probabilities are worked out afterwards, by the model's own distribution
     given.disable_compile = True  # a compiled forward cannot ask a context variable who listens
     given.suppress_tokens = sorted(unwritten.union(given.suppress_tokens or ()))
     speaker = _Speaker(model, state, documents, involved, name, past)
@@ -234,5 +248,5 @@ def write_segment(
             **kwargs,
         )
     sequences = output if isinstance(output, Tensor) else output.sequences
-    written = sequences[:, ids.shape[1] :].tolist()
-    return [row[: row.index(special.eos)] if special.eos in row else row for row in written]
+    written = [Written.until(special.eos, row) for row in sequences[:, ids.shape[1] :].tolist()]
+    return [written[i : i + samples] for i in range(0, len(written), samples)]

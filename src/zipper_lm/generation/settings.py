@@ -27,7 +27,7 @@ FOLLOWED = {
     *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time"),
     *("stop_strings", "forced_eos_token_id"),
     # how the next token is found
-    *("do_sample", "num_beams", "early_stopping", "length_penalty"),
+    *("do_sample", "num_beams", "early_stopping", "length_penalty", "num_return_sequences", "output_scores"),
     *("prompt_lookup_num_tokens", "max_matching_ngram_size"),
     *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "disable_compile"),
     # what is changed in the probabilities
@@ -47,9 +47,7 @@ REFUSED = {
     "eos_token_id": "a tower's special ids are its own",
     "pad_token_id": "a tower's special ids are its own",
     "return_dict_in_generate": _RETURNED,
-    "num_return_sequences": "a document has one next segment",
-    "output_scores": _RETURNED,
-    "output_logits": _RETURNED,
+    "output_logits": f"{_RETURNED}; output_scores adds log-probabilities to written segments",
     "output_attentions": f"{_RETURNED}; zipper_lm.evaluation.attention.attention_maps shows attention",
     "output_hidden_states": _RETURNED,
     "decoder_start_token_id": _ENCODER,
@@ -150,15 +148,17 @@ def _check_together(name: str, config: GenerationConfig) -> None:
     threshold = getattr(config, STOP_THRESHOLD)
     if threshold is not None and not 0.0 < threshold <= 1.0:
         raise ValueError(f"settings for {name!r}: {STOP_THRESHOLD} must be in (0, 1], got {threshold}")
-    for field in ("num_beams", "prefill_chunk_size"):
+    for field in ("num_beams", "num_return_sequences", "prefill_chunk_size"):
         if (value := getattr(config, field, None)) is not None and value < 1:
             raise ValueError(f"settings for {name!r}: {field} must be at least 1, got {value}")
-    beams = config.num_beams not in (None, 1)
+    beams, several = config.num_beams not in (None, 1), config.num_return_sequences not in (None, 1)
     assisted = config.prompt_lookup_num_tokens is not None
     if (scale := config.guidance_scale) not in (None, 1) and (beams or assisted):
         raise ValueError(f"settings for {name!r}: guidance_scale={scale} goes with greedy search and sampling only")
-    if assisted and beams:
-        raise ValueError(f"settings for {name!r}: prompt_lookup_num_tokens goes with greedy search and sampling only")
+    if assisted and (beams or several):
+        raise ValueError(
+            f"settings for {name!r}: prompt_lookup_num_tokens goes with greedy search and a single sample only"
+        )
     without = GenerationConfig._get_default_generation_params()
     for other, fields in _ONLY_WITH.items():
         if getattr(config, other, None) in (None, without.get(other)):

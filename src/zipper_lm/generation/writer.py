@@ -20,11 +20,13 @@ class Modalities(Protocol):
     """What has several modalities, each with ids of its own.
 
     Attributes:
-        config: the model's. processor: the codecs, where there are any.
+        config: the model's. processor: the codecs, where there are any. generation_settings: by modality, those kept
+            beside the model.
     """
 
     config: Any
     processor: ZipperProcessor | None
+    generation_settings: dict[str, dict[str, Any]]
 
     @property
     def names(self) -> list[str]:
@@ -62,9 +64,7 @@ class Writer(Modalities, Protocol):
     def unimodal_loss(self, name: str, rows: Sequence[Sequence[int]]) -> tuple[float, int]:
         """Summed next-token loss in nats over rows of one modality alone, and how many tokens that is."""
 
-    def generate(
-        self, documents: Sequence[Document], schedule: Any, *, settings: Any = None, decode: bool = True
-    ) -> list[Document]:
+    def generate(self, documents: Sequence[Document], schedule: Any, **how: Any) -> list[Document]:
         """Write the next segments; see `zipper_lm.generation.generate.generate`."""
 
     def save_pretrained(
@@ -92,6 +92,9 @@ class Writer(Modalities, Protocol):
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
         """Those that have a learning rate of their own."""
+
+    def stream(self, document: Any, schedule: Any, **how: Any) -> Iterator[Any]:
+        """Write one document, token by token; see `zipper_lm.generation.generate.stream`."""
 
     def describe_training(self) -> str:
         """In words, how it is trained."""

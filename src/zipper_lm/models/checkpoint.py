@@ -36,6 +36,7 @@ from zipper_lm.fusion.decoders import check_decoder
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.tower import Tower
 from zipper_lm.models.claims import check_checkpoint
+from zipper_lm.models.records import generation_settings, write_settings
 from zipper_lm.utils.arguments import Loading
 from zipper_lm.utils.files import check_apart, files_into
 from zipper_lm.utils.hub import CONFIG_FILE, WEIGHTS_FILE, commit_of, local_folder
@@ -106,6 +107,7 @@ def save(
         config.save_pretrained(folder)
         if model.processor is not None:
             model.processor.save_pretrained(folder)
+        write_settings(folder, model.generation_settings)
         if beside is not None:
             beside(folder)
 
@@ -307,6 +309,7 @@ def load(
         model.processor = ZipperProcessor.from_pretrained(
             folder, codecs=codecs, trust_remote_code=trust_remote_code, **hub
         )
+    model.generation_settings = generation_settings(folder)
     return how.settle(model, written)
 
 

@@ -54,11 +54,20 @@ def add_result(folder: str | Path, entry: Mapping[str, Any]) -> None:
         write_json(file, [*kept, dict(entry)])
 
 
-def generation_settings(folder: str | Path) -> Mapping[str, Any]:
+def generation_settings(folder: str | Path) -> dict[str, dict[str, Any]]:
     """The generation settings kept with a model, per modality; empty if there are none.
 
     Raises:
-        ValueError: if the file cannot be read.
+        ValueError: if the file cannot be read, or holds anything else.
     """
     file = Path(folder) / GENERATION_FILE
-    return read_mapping(file) if file.is_file() else {}
+    kept = read_mapping(file) if file.is_file() else {}
+    if wrong := [name for name, given in kept.items() if not isinstance(given, dict)]:
+        raise ValueError(f"{file}: settings of {wrong[0]!r} must be a mapping, got {kept[wrong[0]]!r:.80}")
+    return kept
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Keep a model's generation settings beside it, if it has any."""
+    if settings:
+        write_json(folder / GENERATION_FILE, settings)

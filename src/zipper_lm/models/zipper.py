@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from zipper_lm.fusion.loss import ZipperOutput, loss_at, targets
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import read
 from zipper_lm.generation import generate
+from zipper_lm.generation.arguments import Given, Schedule
 from zipper_lm.generation.segment import StreamedToken
 from zipper_lm.models import assemble, checkpoint, export, sharing
 from zipper_lm.models.card import refresh_card
@@ -186,13 +187,22 @@ class ZipperModel(ZippedTowers):
         """Load what `save_pretrained` wrote, and the backbones it names; see `zipper_lm.models.checkpoint.load`."""
         return checkpoint.load(cls, pretrained_model_name_or_path, *args, **kwargs)
 
-    def generate(self, documents: Sequence[Document], schedule: Any, **kwargs: Any) -> list[Document]:
-        """Let towers write the next segments; see `zipper_lm.generation.generate.generate`."""
-        return generate.generate(self, documents, schedule, **kwargs)
+    @overload
+    def generate(self, documents: Sequence[Document], schedule: Schedule, **how: Any) -> list[Document]: ...
 
-    def stream(self, document: Document, schedule: Any, **kwargs: Any) -> Iterator[StreamedToken]:
+    @overload
+    def generate(self, documents: Given, schedule: Schedule, **how: Any) -> Document: ...
+
+    @overload
+    def generate(self, documents: Any, schedule: Schedule, **how: Any) -> Any: ...
+
+    def generate(self, documents: Any, schedule: Schedule, **how: Any) -> Any:
+        """Let towers write the next segments; see `zipper_lm.generation.generate.generate`."""
+        return generate.generate(self, documents, schedule, **how)
+
+    def stream(self, document: Given, schedule: Schedule, **how: Any) -> Iterator[StreamedToken]:
         """As `generate` for one document, token by token; see `zipper_lm.generation.generate.stream`."""
-        return generate.stream(self, document, schedule, **kwargs)
+        return generate.stream(self, document, schedule, **how)
 
 
 AutoConfig.register(ZipperConfig.model_type, ZipperConfig)

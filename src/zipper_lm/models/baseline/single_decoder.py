@@ -8,14 +8,14 @@ commands serve both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoProcessor, GenerationConfig, PreTrainedModel
 
 from zipper_lm.data.collation import IGNORED, Batch, Specials, collate
 from zipper_lm.data.document import Document, Segment
@@ -32,13 +32,25 @@ from zipper_lm.fusion.causal import check_causal
 from zipper_lm.fusion.config import Followed, TowerSpec, backbone_config, config_hash, plain
 from zipper_lm.fusion.decoders import check_decoder
 from zipper_lm.fusion.loss import ZipperOutput, loss_at
-from zipper_lm.generation.generate import Schedule, Settings, checked_schedule, decode_written, encode_given
-from zipper_lm.generation.settings import generation_config
+from zipper_lm.generation import generate
+from zipper_lm.generation.arguments import (
+    Given,
+    Schedule,
+    Settings,
+    check_streamed,
+    checked_schedule,
+    checked_settings,
+    documents_in,
+    encode_given,
+)
+from zipper_lm.generation.candidates import Choose, candidates_of, decode_written, pick, wants_scores
+from zipper_lm.generation.segment import Stop, StreamedToken
 from zipper_lm.models import export, sharing
 from zipper_lm.models.baseline.vocabulary import Modality, join
-from zipper_lm.models.baseline.writing import write
+from zipper_lm.models.baseline.writing import score, write
 from zipper_lm.models.card import refresh_card
 from zipper_lm.models.checkpoint import copy_tensors, given_tensors, write_checkpoint
+from zipper_lm.models.records import generation_settings, write_settings
 from zipper_lm.utils.arguments import Loading, Saving
 from zipper_lm.utils.hub import CONFIG_FILE, WEIGHTS_FILE, local_folder
 from zipper_lm.utils.json_files import read_mapping
@@ -125,6 +137,7 @@ class SingleDecoder(PreTrainedModel):
             backbone.requires_grad_(True)
         self.layer_pairs: dict[tuple[str, str], list[tuple[int, int]]] = {}  # no zips
         self.processor: ZipperProcessor | None = None
+        self.generation_settings: dict[str, dict[str, Any]] = {}
         self.all_tied_weights_keys: dict[str, str] = {}
 
     @property
@@ -244,42 +257,79 @@ class SingleDecoder(PreTrainedModel):
         decoder = asdict(replace(self.config.spec, train="lora", lora=dict(lora) if lora is not None else None))
         config = SingleDecoderConfig(self.config.modalities, decoder, self.config.loss_weights)
         model = SingleDecoder(config, self.backbone)
-        model.processor = self.processor
+        model.processor, model.generation_settings = self.processor, self.generation_settings
         return model.eval()
+
+    @overload
+    def generate(self, documents: Sequence[Document], schedule: Schedule, **how: Any) -> list[Document]: ...
+
+    @overload
+    def generate(self, documents: Given, schedule: Schedule, **how: Any) -> Document: ...
+
+    @overload
+    def generate(self, documents: Any, schedule: Schedule, **how: Any) -> Any: ...
 
     def generate(
         self,
-        documents: Sequence[Document],
+        documents: Any,
         schedule: Schedule,
         *,
         settings: Settings | None = None,
         decode: bool = True,
-    ) -> list[Document]:
-        """Write the next segments; as `zipper_lm.generation.generate.generate`, with the same settings.
+        choose: Choose | None = None,
+        on_token: Callable[[StreamedToken], bool] | None = None,
+        **flat: Any,
+    ) -> Any:
+        """Write the next segments; as `zipper_lm.generation.generate.generate`, with the same arguments.
 
         Raises:
-            ValueError: for an unknown modality in documents, schedule or settings, or ``schedule="auto"``: nothing
-                here learned who speaks next.
+            ValueError: as there, and for ``schedule="auto"``: nothing here learned who speaks next.
         """
-        chosen = {n: generation_config(n, given, self.specials.get(n)) for n, given in (settings or {}).items()}
-        entries = checked_schedule(self, schedule, chosen)
+        given, alone = documents_in(documents)
+        chosen = checked_settings(self, settings, flat)
+        entries = checked_schedule(self, schedule)
         if entries is None:
             raise ValueError('schedule "auto": a single decoder does not say who speaks next; name the modalities')
-        if not documents:
+        if not given:
             return []
-        codecs = self.processor.codecs if self.processor is not None else {}
-        written = encode_given(self, documents)
+        if on_token is not None:
+            check_streamed(given, chosen)
+        written, stop = encode_given(self, given), Stop()
         for entry in entries:
             if isinstance(entry, Segment):
                 for document in written:
                     document.segments.append(Segment(entry.modality, entry.value, list(entry.ids or [])))
             else:
-                rows = write(self.backbone, self.modalities, written, entry, chosen.get(entry), codecs.get(entry))
-                for document, ids in zip(written, rows):
-                    document.segments.append(Segment(entry, ids=ids))
-        if decode and self.processor is not None:
-            decode_written(self, documents, written)
-        return written
+                self._write(written, entry, chosen.get(entry), choose, on_token, stop)
+            if stop.now:
+                break
+        if decode:
+            decode_written(self.processor, given, written)
+        return written[0] if alone else written
+
+    def _write(
+        self,
+        documents: list[Document],
+        name: str,
+        settings: GenerationConfig | None,
+        choose: Choose | None,
+        on_token: Callable[[StreamedToken], bool] | None,
+        stop: Stop,
+    ) -> None:
+        """Append a segment of `name` to every document."""
+        codec = self.processor.codecs.get(name) if self.processor is not None else None
+        rows = write(self.backbone, self.modalities, documents, name, settings, codec, on_token, stop)
+        candidates = candidates_of(name, rows)
+        if wants_scores(settings):
+            for number, column in enumerate(zip(*rows)):
+                for row, logprobs in zip(candidates, score(self.backbone, self.modalities, documents, name, column)):
+                    row[number].logprobs = logprobs
+        for document, segment in zip(documents, pick(documents, candidates, choose, self.processor)):
+            document.segments.append(segment)
+
+    def stream(self, document: Given, schedule: Schedule, **how: Any) -> Iterator[StreamedToken]:
+        """As `generate` for one document, token by token; see `zipper_lm.generation.generate.stream`."""
+        return generate.stream(self, document, schedule, **how)
 
     def own_tensors(self) -> dict[str, Tensor]:
         """What a checkpoint stores: everything, a tied tensor once."""
@@ -320,6 +370,7 @@ class SingleDecoder(PreTrainedModel):
             self.config.save_pretrained(folder)
             if self.processor is not None:
                 self.processor.save_pretrained(folder)
+            write_settings(folder, self.generation_settings)
             if card:
                 refresh_card(folder, self, kept=Path(save_directory))
 
@@ -370,6 +421,7 @@ class SingleDecoder(PreTrainedModel):
         model.load_own(folder / WEIGHTS_FILE)
         if (folder / "processor_config.json").is_file():
             model.processor = ZipperProcessor.from_pretrained(folder, trust_remote_code=how.trust_remote_code, **hub)
+        model.generation_settings = generation_settings(folder)
         return how.settle(model, written)
 
 

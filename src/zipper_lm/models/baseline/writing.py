@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,11 +12,14 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from zipper_lm.codecs.codec import Codec
-from zipper_lm.data.document import Document
+from zipper_lm.data.collation import collate
+from zipper_lm.data.document import Document, Segment
 from zipper_lm.fusion.limits import keep_within, position_limit
+from zipper_lm.generation.candidates import Written, logprobs_at, samples_of
 from zipper_lm.generation.logits import StopStrings, StopThreshold
+from zipper_lm.generation.segment import Stop, StreamedToken, TokenStreamer
 from zipper_lm.generation.settings import STOP_THRESHOLD, generation_config
-from zipper_lm.models.baseline.vocabulary import Modality, prompts
+from zipper_lm.models.baseline.vocabulary import Modality, join, prompts
 
 
 class OnlyIds(LogitsProcessor):
@@ -44,22 +48,26 @@ def write(
     name: str,
     settings: Mapping[str, Any] | GenerationConfig | None,
     codec: Codec | None = None,
-) -> list[list[int]]:
-    """One segment in every row.
+    on_token: Callable[[StreamedToken], bool] | None = None,
+    stop: Stop | None = None,
+) -> list[list[Written]]:
+    """One segment in every row, or several candidates for it.
 
     ``guidance_scale`` compares with the decoder that has read nothing but BOS (Zipper's: with the tower alone).
 
     Args:
         backbone: the decoder. vocabulary: the modalities in its order. documents: encoded; not changed. name: of the
             modality that is written. settings: as in `zipper_lm.generation.generate.generate`. codec: of the modality,
-            which finds `stop_strings`.
+            which finds `stop_strings`. on_token: told of every token of a single document. stop: ends the segment as
+            soon as it is set.
 
     Returns:
-        content ids per row, counted within the modality.
+        per row, as many candidates as settings ask for, their ids counted within the modality.
     """
     (modality,) = (m for m in vocabulary if m.name == name)
     ids, mask = (x.to(backbone.device) for x in prompts(documents, name, vocabulary))
     given = generation_config(name, settings, modality.specials)
+    samples, stop = samples_of(given), stop or Stop()
     stops = StopStrings.taken_from(given, name, codec, ids.shape[1], modality.offset)
     if (limit := position_limit(backbone)) is not None:
         keep_within("the single decoder", limit, mask, given)
@@ -76,15 +84,43 @@ def write(
     given.use_cache = True if given.use_cache is None else given.use_cache  # Trainer leaves False in the config
     given.bos_token_id, given.eos_token_id = modality.offset + modality.bos, eos
     given.pad_token_id = modality.offset + modality.pad
+    given.output_scores = None  # log-probabilities are worked out afterwards, by the model's own distribution
+    streamer = None
+    if on_token is not None:
+        streamer = TokenStreamer(name, len(documents[0]), eos, on_token, stop, modality.offset)
     output = backbone.generate(  # type: ignore[operator]
         input_ids=ids,
         attention_mask=mask,
         generation_config=given,
         logits_processor=LogitsProcessorList(processors),
-        stopping_criteria=stops,
+        stopping_criteria=[stop, *stops],
+        streamer=streamer,
     )
     rows = (output if isinstance(output, Tensor) else output.sequences)[:, ids.shape[1] :].tolist()
-    return [[i - modality.offset for i in (row[: row.index(eos)] if eos in row else row)] for row in rows]
+    written = [Written.until(eos, row, modality.offset) for row in rows]
+    return [written[i : i + samples] for i in range(0, len(written), samples)]
+
+
+@torch.no_grad()
+def score(
+    backbone: PreTrainedModel,
+    vocabulary: Sequence[Modality],
+    documents: Sequence[Document],
+    name: str,
+    samples: Sequence[Written],
+) -> list[list[float]]:
+    """Log-probabilities of one sample of every row, token by token, over the whole vocabulary.
+
+    Args:
+        backbone, vocabulary, documents, name: as of `write`. samples: what it wrote.
+    """
+    given = [[replace(s, target=False) for s in d] for d in documents]
+    new = [Segment(name, ids=sample.ids, target=True) for sample in samples]
+    specials = {m.name: m.specials for m in vocabulary}
+    joined = join(collate([Document([*d, s]) for d, s in zip(given, new)], specials), vocabulary)
+    ids, mask, labels = (x.to(backbone.device) for x in (joined.input_ids, joined.attention_mask, joined.labels))
+    logits = backbone(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    return [row[: len(s.ids) + s.ended] for row, s in zip(logprobs_at(logits, labels[:, 1:]), samples)]
 
 
 def _move_ids(given: GenerationConfig, offset: int) -> None:
