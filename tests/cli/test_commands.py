@@ -247,6 +247,31 @@ def test_evaluate_reading(model: Path) -> None:
     assert one["utterances"] == 1, "the limit was taken first, and left no row of that speaker"
 
 
+def test_evaluate_leaves_out_rows_without_words(model: Path, tmp_path: Path) -> None:
+    """One silent recording in a test split was an error, where `zipper fuse` leaves it out and says so."""
+    data = shutil.copytree(workshop() / "data", tmp_path / "data")
+    table = data / "test" / "metadata.csv"
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    silent = {**rows[1], "transcription": " ... "}
+
+    def write(*given: dict[str, str]) -> None:
+        with table.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(given)
+
+    write(rows[0], silent, *rows[2:])
+    asked = ("evaluate", model, data, "--task")
+    for task in (("asr",), ("tts", "--judge", workshop() / "judge")):
+        result = zipper(*asked, *task, "--json")
+        assert "1 rows have no words in their text, so they are not scored" in " ".join(result.stderr.split())
+        told = json.loads(result.stdout)
+        assert (told["utterances"], told["not_scored"]) == (3, 1)
+    write(silent, silent)
+    assert "none of 2 rows has anything to compare with" in refused(*asked, "asr")
+
+
 def test_evaluate_keeps_its_results_beside_the_model(model: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     shutil.copytree(model, mine, ignore=shutil.ignore_patterns("results.json"))  # other tests evaluate it too

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from zipper_lm import Document, ZipperModel
 from zipper_lm.cli import app
 from zipper_lm.data.document import Segment
-from zipper_lm.evaluation.scoring import score_task
+from zipper_lm.evaluation.scoring import scorable, score_task
 from zipper_lm.experiments.corpora.genes import translate
 from zipper_lm.experiments.corpora.writing import write_rows
+from zipper_lm.jobs.validation import Scorer
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 GENES = ["ATGTGGTAA", "ATGGCCAAATGA", "ATGAAATAG", "ATGTGGAAATAA"]
@@ -74,6 +75,17 @@ def test_a_recipe_without_text_is_scored_on_every_task(fused: Path) -> None:
     assert {(z.reader, z.source): z.stretch for z in model.config.zip_specs}["dna", "protein"] == pytest.approx(
         (9 + 12 + 9 + 12 + 4) / (2 + 3 + 2 + 3 + 4), abs=1e-4
     ), "three bases a residue, and BOS"
+
+
+def test_an_empty_sequence_is_not_scored(fused: Path) -> None:
+    """Rows without words were left out of scores, rows without a symbol ended the run."""
+    model = ZipperModel.from_pretrained(fused / "model")
+    rows = [{"protein": "Met", "dna": dna} for dna in ("ATG", "", Segment("dna", ids=[]))]
+    codec = model.processor.codecs["dna"]  # type: ignore[union-attr]
+    assert scorable(rows, "dna", codec) == rows[:1]
+    coded = [{**row, "reading": [1.0, 0.5]} for row in rows]
+    score = Scorer(model, coded, ["protein->dna"], settings={}, batch_size=1)
+    assert (len(score.rows), score.wordless) == (1, 2)
 
 
 def test_errors_are_counted_in_tokens(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:

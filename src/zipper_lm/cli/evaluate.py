@@ -58,7 +58,7 @@ def evaluate(
     from zipper_lm.data.document import Document
     from zipper_lm.data.sources.readers import read_rows
     from zipper_lm.data.tasks import parse_task
-    from zipper_lm.evaluation.scoring import SHORT_NAMES, counts_tokens, score_task, yardsticks
+    from zipper_lm.evaluation.scoring import SHORT_NAMES, counts_tokens, scorable, score_task, told_unscored, yardsticks
     from zipper_lm.models.records import read_results
     from zipper_lm.utils.files import check_apart, check_output
     from zipper_lm.utils.places import place_of
@@ -84,6 +84,12 @@ def evaluate(
     for option, given in (("--output", output), ("--judge", judge)):
         if given is not None and not judged:
             raise ValueError(f"{option}: task {task!r} writes {ends_in} only, nothing to be judged")
+    worded = scorable(rows, ends_in, codec)
+    if wordless := len(rows) - len(worded):
+        if not worded:
+            raise ValueError(f"{data}: none of {len(rows)} rows has anything to compare with")
+        console().print(told_unscored(wordless, "rows"), style="yellow")
+    rows = worded
     import torch
 
     torch.manual_seed(seed)
@@ -92,7 +98,7 @@ def evaluate(
         advance(0, len(rows))
         score = score_task(loaded, rows, task, judge=listener, settings=settings, progress=advance)
     result = {**score.summary(), "task": task, "template": score.task, "split": split}
-    result |= {k: v for k, v in {"column": column, "where": where}.items() if v}
+    result |= {k: v for k, v in {"column": column, "where": where, "not_scored": wordless}.items() if v}
     if listener is not None:
         result |= yardsticks(loaded, rows, listener, ends_in)
     asked = {"data": place_of(data), "limit": limit, "set": changes, "seed": seed or None}

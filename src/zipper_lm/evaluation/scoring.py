@@ -114,9 +114,9 @@ def score_task(
     for number, row in enumerate(rows):
         if missing := [m for m in (*parsed.given, compared) if row.get(m) is None]:
             raise ValueError(f"task {template!r}: row {number} has no {missing}; it has {sorted(row)}")
-    references = [_spelled(_ids(row[compared], codec)) if by_token else _text(row) for row in rows]
+    references = [_reference(row, ends_in, codec) for row in rows]
     for number, reference in enumerate(references):
-        if not isinstance(reference, str) or not normalise(reference):
+        if not _has_words(reference):
             raise ValueError(f"task {template!r}: {compared} of row {number} holds nothing to compare: {reference!r}")
     order = sorted(range(len(rows)), key=lambda i: len(references[i]))  # like lengths are written together
     written: list[Segment] = [Segment(ends_in, ids=[])] * len(rows)
@@ -196,8 +196,34 @@ def _spelled(ids: Sequence[int]) -> str:
 
 def has_words(row: Mapping[str, Any]) -> bool:
     """Whether errors in a row's text can be counted."""
-    text = _text(row)
+    return _has_words(_text(row))
+
+
+def scorable(rows: Sequence[Mapping[str, Any]], modality: str, codec: Codec | None) -> list[Mapping[str, Any]]:
+    """The rows with which something written can be compared: silence has no words to get wrong.
+
+    Args:
+        rows: as of `score_task`; one without the column to compare with stays, to be named there.
+        modality: what is written. codec: its.
+    """
+    compared = modality if counts_tokens(modality, codec) else "text"
+    return [row for row in rows if row.get(compared) is None or _has_words(_reference(row, modality, codec))]
+
+
+def told_unscored(count: int, rows: str) -> str:
+    """That so many rows (``"validation rows"``) are not `scorable`."""
+    return f"{count} {rows} have no words in their text, so they are not scored"
+
+
+def _has_words(text: Any) -> bool:
     return isinstance(text, str) and bool(normalise(text))
+
+
+def _reference(row: Mapping[str, Any], modality: str, codec: Codec | None) -> str:
+    """What should be written, or said: the row's text, or the ids of its own sequence."""
+    if codec is not None and counts_tokens(modality, codec):
+        return _spelled(_ids(row[modality], codec))
+    return _text(row)
 
 
 def _text(row: Mapping[str, Any]) -> str:

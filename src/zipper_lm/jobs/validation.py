@@ -12,7 +12,7 @@ from rich.console import Console
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.evaluation.judges import Judge, can_be_judged, judge_told, suits
-from zipper_lm.evaluation.scoring import counts_tokens, has_words, score_task
+from zipper_lm.evaluation.scoring import counts_tokens, scorable, score_task, told_unscored
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.failures import losses_on, some_batches
 from zipper_lm.jobs.recipes.schema import DataRecipe
@@ -51,9 +51,10 @@ class Scorer:
         by_text = {end for end in ends.values() if end == "text" or (end in codecs and can_be_judged(codecs[end]))}
         if not all("text" in row for row in self.rows):
             by_text = set()
-        if by_text:  # an error rate is of words: one row without any would end the run after its last step
-            worded = [row for row in self.rows if has_words(row)]
-            self.wordless, self.rows = len(self.rows) - len(worded), worded
+        worded = self.rows  # an error rate is of words: one row without any would end the run after its last step
+        for end in sorted(by_token | by_text):
+            worded = scorable(worded, end, codecs.get(end))
+        self.wordless, self.rows = len(self.rows) - len(worded), worded
         self.tasks = [t for t, end in ends.items() if end in by_token | by_text] if self.rows else []
         self.judged = sorted({ends[t] for t in self.tasks} - by_token - {"text"})
         self.judges: dict[str, Judge] = {}
@@ -70,8 +71,7 @@ class Scorer:
         """
         assert model.processor is not None
         if self.wordless:
-            told = f"{self.wordless} validation rows have no words in their text, so they are not scored"
-            console.print(f"[yellow]{told}[/yellow]")
+            console.print(told_unscored(self.wordless, "validation rows"), style="yellow")
         for modality in self.judged:
             try:
                 if given is not None and suits(given, model.processor.codecs[modality]):
