@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -435,6 +436,8 @@ def test_the_processes_of_a_run_that_was_killed_end(prepared: Path, tmp_path: Pa
             break
         time.sleep(0.1)
     else:
+        for child in children:
+            os.kill(int(child), signal.SIGKILL)
         pytest.fail("still there")
     recipe = tiny_recipe(tmp_path / "m", data=str(data))
     prepare(recipe, tmp_path / "ids", shard_rows=1, resume=True)
