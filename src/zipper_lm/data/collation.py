@@ -89,6 +89,12 @@ def collate(
     if not documents:
         raise ValueError("collate: no documents")
     check_modalities(documents, list(specials))
+    if side not in ("left", "right"):
+        raise ValueError(f"collate: side must be 'left' or 'right', got {side!r}")
+    if unknown := sorted(set(towers or ()) - set(specials)):
+        raise ValueError(f"collate: towers names {unknown}, there are {list(specials)}")
+    if involved is not None and len(involved) != len(documents):
+        raise ValueError(f"collate: involved has {len(involved)} rows, there are {len(documents)} documents")
     names = list(specials)
     if involved is None:
         involved = [d.modalities for d in documents]

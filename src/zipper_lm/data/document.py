@@ -110,8 +110,12 @@ def as_segment(given: Segment | tuple[str, Any]) -> Segment:
 
 
 def check_modalities(documents: Sequence[Document], known: Sequence[str]) -> None:
-    """Raise `ValueError` for the first segment whose modality is not among `known`."""
+    """Raise `ValueError` for what is no document, and for the first segment whose modality is not among `known`."""
+    if isinstance(documents, Document):
+        raise ValueError("documents: this is one Document, a list of them is needed")
     for number, document in enumerate(documents):
+        if not isinstance(document, Document):
+            raise ValueError(f"document {number} is a {type(document).__name__}: write Document([(modality, value)])")
         for segment in document:
             if segment.modality not in known:
                 raise ValueError(

@@ -25,6 +25,7 @@ from zipper_lm.data.collation import Batch, Specials
 from zipper_lm.fusion.backbones import build_backbone, set_training
 from zipper_lm.fusion.causal import check_causal
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig
+from zipper_lm.fusion.document_model import DocumentModel
 from zipper_lm.fusion.tower import Tower, rest_in_forward
 from zipper_lm.fusion.zips import InputProjection, ZipLayer, can_attend
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from zipper_lm.data.processor import ZipperProcessor
 
 
-class ZippedTowers(PreTrainedModel):
+class ZippedTowers(DocumentModel):
     """Two or more decoders and the zips between them.
 
     Args:
@@ -45,11 +46,6 @@ class ZippedTowers(PreTrainedModel):
 
     config_class = ZipperConfig
     config: ZipperConfig
-    base_model_prefix = ""
-    main_input_name = "batch"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
 
@@ -98,6 +94,11 @@ class ZippedTowers(PreTrainedModel):
         self.processor: ZipperProcessor | None = None
         self.generation_settings: dict[str, dict[str, Any]] = {}
         self.all_tied_weights_keys: dict[str, str] = {}
+
+    @classmethod
+    def with_random_weights(cls, config: Any, dtype: torch.dtype | None) -> Self:
+        """See `DocumentModel`."""
+        return cls(config, {name: build_backbone(config, name, dtype) for name in config.towers})
 
     # --- parts ---------------------------------------------------------------------------------------------------
 

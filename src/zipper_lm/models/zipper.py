@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
 
+from zipper_lm.data.batch_check import check_batch
 from zipper_lm.data.collation import IGNORED, Batch, collate
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.processor import ZipperProcessor
@@ -56,12 +57,10 @@ class ZipperModel(ZippedTowers):
             `config.loss_weights`; modalities without targets do not count.
 
         Raises:
-            ValueError: for an unknown tower, or a token id outside its tower's vocabulary.
+            ValueError: for an unknown tower, a token id outside its tower's vocabulary, or keys, dtypes or shapes that
+                are not those of `collate`.
         """
-        if not batch:
-            raise ValueError("batch: no tower has any token")
-        for name, stream in batch.items():
-            self.check_ids(name, int(stream["input_ids"].min()), int(stream["input_ids"].max()))
+        check_batch(batch, self.names, self.check_ids)
         reading = read_by_group(self, batch) if self.config.groups else read(self, batch)
         numbers = self.target_counts(batch) if target_counts is None else target_counts
         losses: dict[str, Tensor] = {}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoProcessor, GenerationConfig, PreTrainedModel
 
+from zipper_lm.data.batch_check import check_batch
 from zipper_lm.data.collation import IGNORED, Batch, Specials, collate
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.processor import ZipperProcessor
@@ -31,6 +32,7 @@ from zipper_lm.fusion.backbones import (
 from zipper_lm.fusion.causal import check_causal
 from zipper_lm.fusion.config import Followed, TowerSpec, backbone_config, config_hash, plain
 from zipper_lm.fusion.decoders import check_decoder
+from zipper_lm.fusion.document_model import DocumentModel
 from zipper_lm.fusion.loss import ZipperOutput, loss_at
 from zipper_lm.generation import generate
 from zipper_lm.generation.arguments import (
@@ -106,7 +108,7 @@ class SingleDecoderConfig(Followed):
         return config_hash({"modalities": self.modalities, "backbone": self.spec.config_hash, "lora": self.spec.lora})
 
 
-class SingleDecoder(PreTrainedModel):
+class SingleDecoder(DocumentModel):
     """One decoder for all modalities.
 
     Args:
@@ -116,11 +118,6 @@ class SingleDecoder(PreTrainedModel):
 
     config_class = SingleDecoderConfig
     config: SingleDecoderConfig
-    base_model_prefix = ""
-    main_input_name = "batch"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
 
     def __init__(self, config: SingleDecoderConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -139,6 +136,20 @@ class SingleDecoder(PreTrainedModel):
         self.processor: ZipperProcessor | None = None
         self.generation_settings: dict[str, dict[str, Any]] = {}
         self.all_tied_weights_keys: dict[str, str] = {}
+
+    @classmethod
+    def with_random_weights(cls, config: SingleDecoderConfig, dtype: torch.dtype | None) -> Self:
+        """See `DocumentModel`."""
+        spec = config.spec
+        return cls(config, from_config(backbone_config("the single decoder", spec.backbone), spec, dtype))
+
+    def get_input_embeddings(self) -> Any:
+        """Those of all modalities."""
+        return self.backbone.get_input_embeddings()
+
+    def get_output_embeddings(self) -> Any:
+        """The head, over all modalities."""
+        return self.backbone.get_output_embeddings()
 
     @property
     def names(self) -> list[str]:
@@ -175,10 +186,9 @@ class SingleDecoder(PreTrainedModel):
             time, vocab]`` of the joined stream.
 
         Raises:
-            ValueError: for an unknown modality, or an id outside its modality.
+            ValueError: for an unknown modality, an id outside its modality, or a batch that is not as of `collate`.
         """
-        for name, stream in batch.items():
-            self.check_ids(name, int(stream["input_ids"].min()), int(stream["input_ids"].max()))
+        check_batch(batch, self.names, self.check_ids)
         joined = join(batch, self.modalities)
         device = self.backbone.device
         output = self.backbone(

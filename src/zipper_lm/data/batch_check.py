@@ -1,0 +1,82 @@
+"""Whether a batch is one, before towers run on it: what is wrong is said here by name, not deep in a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zipper_lm.data.collation import IGNORED
+
+STREAM_KEYS = ("input_ids", "attention_mask", "segments", "positions", "labels", "handover")
+FLAGS = "involved"
+
+
+def check_batch(batch: Any, names: Sequence[str], check_ids: Callable[[str, int, int], None]) -> None:
+    """Raise `ValueError` if a batch is not as `collate` makes it.
+
+    Args:
+        batch: by tower, int64 ``[batch, time]`` of each of `STREAM_KEYS`, and bool `involved` ``[batch, towers]``.
+        names: all towers of the model. check_ids: raises for ids from a low to a high one that a tower does not have.
+    """
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            f"batch is a {type(batch).__name__}: it must map towers to streams, as model.processor gives it"
+        )
+    if not batch:
+        raise ValueError("batch: no tower has any token")
+    rows: dict[str, int] = {}
+    for name, stream in batch.items():
+        rows[name] = _check_stream(name, stream, len(names))
+    if len(set(rows.values())) > 1:
+        raise ValueError(f"batch: its towers have different numbers of rows: {rows}")
+    for name, stream in batch.items():
+        _check_values(name, stream, len(names), check_ids)
+
+
+def _check_stream(name: str, stream: Any, towers: int) -> int:
+    """Keys, dtypes and shapes of one tower's side. Returns the number of rows."""
+    where = f"batch[{name!r}]"
+    if not isinstance(stream, Mapping):
+        raise ValueError(f"{where} is a {type(stream).__name__}: it must hold {[*STREAM_KEYS, FLAGS]}")
+    wanted = {*STREAM_KEYS, FLAGS}
+    if missing := sorted(wanted - set(stream)):
+        raise ValueError(f"{where} lacks {missing}; collate and the processor give all of {sorted(wanted)}")
+    if unknown := sorted(map(str, set(stream) - wanted)):
+        raise ValueError(f"{where} has {unknown}, which nothing reads; a stream has {sorted(wanted)}")
+    for key, tensor in stream.items():
+        kind = torch.bool if key == FLAGS else torch.int64
+        if not isinstance(tensor, Tensor) or tensor.dtype != kind:
+            got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"{where}[{key!r}] is {got}, it must be a tensor of {kind}")
+    shape = tuple(stream["input_ids"].shape)
+    if len(shape) != 2 or not all(shape):
+        raise ValueError(f"{where}['input_ids'] is {list(shape)}, it must be [batch, time], neither empty")
+    for key in STREAM_KEYS:
+        if tuple(stream[key].shape) != shape:
+            raise ValueError(f"{where}[{key!r}] is {list(stream[key].shape)}, input_ids are {list(shape)}")
+    if tuple(stream[FLAGS].shape) != (shape[0], towers):
+        raise ValueError(f"{where}[{FLAGS!r}] is {list(stream[FLAGS].shape)}, it must be {[shape[0], towers]}")
+    return shape[0]
+
+
+def _check_values(name: str, stream: Mapping[str, Tensor], towers: int, check_ids: Callable[..., None]) -> None:
+    """Ranges of what is looked up, read off in one go: on a GPU each question waits for it."""
+    labels, handover = (stream[key].where(stream[key] != IGNORED, 0) for key in ("labels", "handover"))
+    ids = stream["input_ids"]
+    ends = torch.stack(
+        [f(x) for x in (ids, labels.to(ids.device), handover.to(ids.device)) for f in (torch.min, torch.max)]
+    )
+    low, high, label_low, label_high, next_low, next_high = ends.tolist()
+    check_ids(name, low, high)
+    try:
+        check_ids(name, label_low, label_high)
+    except ValueError as error:
+        raise ValueError(f"labels: {error}; what no loss counts is {IGNORED}") from error
+    if next_low < 0 or next_high > towers:
+        raise ValueError(
+            f"batch[{name!r}]['handover'] has {next_low if next_low < 0 else next_high}: it must be a tower from 0 to "
+            f"{towers - 1}, {towers} for the end, or {IGNORED}"
+        )
