@@ -29,7 +29,7 @@ from tests.codecs.test_speech import voice
 from tests.codecs.test_unit_vocoder import network, published
 from tests.tiny import tiny_backbone
 from zipper_lm import ZipperModel, ZipperProcessor
-from zipper_lm.codecs import hubert_units, unit_vocoder
+from zipper_lm.codecs import hubert_units, pretrained, unit_vocoder
 from zipper_lm.codecs.codec import Codec, can_decode, load_codec, make_codec
 from zipper_lm.codecs.hubert_units import HubertUnits
 from zipper_lm.data.collation import Specials
@@ -369,6 +369,8 @@ def test_what_the_hub_needs_is_passed_on_and_the_token_not_kept(
     monkeypatch.setattr(hubert_units, "cached_file", heard("preprocessor", lambda: None))
     monkeypatch.setattr(hubert_units, "hf_hub_download", heard("codebook", lambda: str(hubert / "km.npy")))
     monkeypatch.setattr(hubert_units.AutoModel, "from_pretrained", heard("model", lambda: (encoder(), info)))
+    monkeypatch.setattr(pretrained.AutoConfig, "from_pretrained", heard("config", lambda: encoder().config))
+    monkeypatch.setattr(pretrained, "weight_files", heard("weights", list))
     monkeypatch.setattr(unit_vocoder, "local_folder", heard("vocoder", lambda: folder))
     hub = {"token": "hf_secret", "cache_dir": str(tmp_path), "local_files_only": True}
     codec = make_codec(
@@ -380,7 +382,7 @@ def test_what_the_hub_needs_is_passed_on_and_the_token_not_kept(
         vocoder="you/vocoder",
         **hub,
     )
-    assert asked.keys() == {"preprocessor", "codebook", "model", "vocoder"}
+    assert asked.keys() == {"preprocessor", "codebook", "config", "weights", "model", "vocoder"}
     assert all(hub.items() <= given.items() for given in asked.values())
     assert b"hf_secret" not in pickle.dumps(codec)
     assert "hf_secret" not in repr(vars(codec))

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 from tiny import tiny_backbone, tiny_model
+from tiny_recipes import workshop
 
 from zipper_lm import TowerSpec, ZipperModel
+from zipper_lm.codecs.codec import load_codec
+from zipper_lm.models.baseline.single_decoder import SingleDecoder, expand
 
 HUGE = 10**12
 Change = Callable[[dict[str, Any]], Any]
@@ -85,3 +88,21 @@ def test_a_deep_config_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "zipper", "towers": ' + "[" * 2000 + "]" * 2000 + "}")
     with pytest.raises(ValueError, match=r"config\.json: malformed JSON: nested"):
         ZipperModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["decoder"]["backbone"].update(vocab_size=HUGE), "the single decoder: the config asks for"),
+        (lambda c: c["decoder"]["backbone"].update(num_hidden_layers=10**6), "asks for more than"),
+        (lambda c: c["decoder"].update(source=3), "the decoder: source cannot be int"),
+        (lambda c: c["modalities"][0].update(size="a"), "a modality: size cannot be str"),
+        (lambda c: c["modalities"][0].pop("size"), "a modality: .*size"),
+    ],
+)
+def test_a_single_decoder_is_held_against_its_weights(change: Change, message: str, tmp_path: Path) -> None:
+    codecs = {name: load_codec(workshop() / name) for name in ("text", "speech")}
+    expand("text", workshop() / "text", codecs).save_pretrained(tmp_path, card=False)
+    SingleDecoder.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        SingleDecoder.from_pretrained(changed(tmp_path, change))

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from zipper_lm.utils.hub import commit_of, reaching
 from zipper_lm.utils.places import place_of
+from zipper_lm.utils.sizes import check_size, weight_files
 from zipper_lm.utils.tensors import lacking_tensors, weights_hash
 
 MODEL_FOLDER = "model"
@@ -65,7 +67,7 @@ def open_model(owner: Any, at: ModelSource) -> tuple[Any, ModelSource]:
     only, as transformers does by default.
 
     Args:
-        owner: a class with transformers' `from_pretrained`. at: where it is.
+        owner: a class with transformers' `from_pretrained` and `from_config`. at: where it is.
 
     Returns:
         The model, and where it is, as it is kept: a folder by its absolute path, or a Hub id with the commit; with the
@@ -75,6 +77,9 @@ def open_model(owner: Any, at: ModelSource) -> tuple[Any, ModelSource]:
         ValueError: if it cannot be loaded, the checkpoint lacks some of its tensors, or they are others than `at` says.
     """
     with reaching(f"codec model ({owner.__name__})", at.source, at.revision):
+        config = AutoConfig.from_pretrained(at.source, revision=at.revision, trust_remote_code=False, **at.hub)
+        files = weight_files(at.source, revision=at.revision, **at.hub)
+        check_size("its config.json", config, files, partial(owner.from_config, trust_remote_code=False))
         model, info = owner.from_pretrained(
             at.source,
             revision=at.revision,

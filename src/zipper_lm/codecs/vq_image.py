@@ -208,12 +208,22 @@ class VqImageModel:
     """Loads the autoencoder alone, or out of a whole model; of the latter's other weights none is read."""
 
     @staticmethod
-    def from_pretrained(source: str, *, dtype: torch.dtype, output_loading_info: bool, **hub: Any) -> Any:
-        config = AutoConfig.from_pretrained(source, **hub)
+    def from_config(config: Any, **_: Any) -> Any:
+        owner, config = VqImageModel._part(config)
+        return owner(config)
+
+    @staticmethod
+    def _part(config: Any) -> tuple[Any, Any]:
+        """The autoencoder's class and config, of its own config or a whole model's."""
         config = getattr(config, "vq_config", config)
-        owner: Any = {"janus_vqgan": JanusVQVAE, "emu3_vqgan": Emu3VQVAE}.get(config.model_type)
+        owner = {"janus_vqgan": JanusVQVAE, "emu3_vqgan": Emu3VQVAE}.get(config.model_type)
         if owner is None:
             raise ValueError(f"its VQ image model is {config.model_type!r}; known are janus_vqgan and emu3_vqgan")
+        return owner, config
+
+    @staticmethod
+    def from_pretrained(source: str, *, dtype: torch.dtype, output_loading_info: bool, **hub: Any) -> Any:
+        owner, config = VqImageModel._part(AutoConfig.from_pretrained(source, **hub))
         mapping = {PREFIX: ""}
         return owner.from_pretrained(
             source, config=config, key_mapping=mapping, output_loading_info=output_loading_info, dtype=dtype, **hub

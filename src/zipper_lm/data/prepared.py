@@ -220,7 +220,9 @@ class Prepared:
                 )
 
     def _table(self, shard: Mapping[str, Any]) -> pa.Table:
-        file = self.folder / shard["file"]
+        file = self.folder / str(shard["file"])
+        if self.folder.resolve() not in file.resolve().parents:
+            raise ValueError(f"data: {self.folder / PREPARED_FILE}: shard {shard['file']!r} is not in that folder")
         if not file.is_file():
             raise ValueError(f"data: shard {file} is missing")
         if (size := file.stat().st_size) != shard["bytes"]:

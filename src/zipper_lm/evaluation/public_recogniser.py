@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soxr
 import torch
-from transformers import AutomaticSpeechRecognitionPipeline, pipeline
+from transformers import AutoConfig, AutomaticSpeechRecognitionPipeline, AutoModel, pipeline
 
 from zipper_lm.codecs.audio import SAMPLING_RATE
 from zipper_lm.evaluation.word_error_rate import normalise
 from zipper_lm.utils.hub import reaching
+from zipper_lm.utils.sizes import check_size, weight_files
 from zipper_lm.utils.tensors import weights_hash
 
 
@@ -64,6 +66,9 @@ class PublicRecogniser:
             ValueError: if it cannot be loaded, or is no speech recogniser.
         """
         with reaching("judge", source):
+            config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+            make = partial(AutoModel.from_config, trust_remote_code=False)
+            check_size("its config.json", config, weight_files(str(source)), make)
             gpu = torch.cuda.current_device() if torch.cuda.is_available() else -1  # of several processes each its own
             made: Any = pipeline("automatic-speech-recognition", model=str(source), device=gpu, trust_remote_code=False)
         return cls(made)

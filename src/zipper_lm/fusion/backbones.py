@@ -20,12 +20,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from zipper_lm.fusion.claims import check_size, weight_files
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig, backbone_config, config_hash, plain
 from zipper_lm.fusion.decoders import check_source
 from zipper_lm.fusion.tower import Tower
 from zipper_lm.utils.hub import commit_of, license_of, reaching
 from zipper_lm.utils.places import place_of
+from zipper_lm.utils.sizes import check_size, weight_files
 from zipper_lm.utils.tensors import dtype_name, lacking_tensors, weights_hash
 
 WRAPPED = ("base_layer", "original_module", "token_adapter")
@@ -78,7 +78,8 @@ def load_backbone(spec: TowerSpec, *, dtype: Any = None, **hub: Any) -> PreTrain
         where = {"revision": spec.revision, **hub}
         with reaching("tower", spec.source, spec.revision):
             files = weight_files(spec.source, **where)
-        check_size(spec, config, files, lambda own: from_config(own, spec))
+        quantized = spec.quantization is not None
+        check_size(f"tower {spec.source!r}", config, files, lambda own: from_config(own, spec), quantized=quantized)
     with reaching("tower", spec.source, spec.revision):
         model, found = owner.from_pretrained(spec.source, config=config, output_loading_info=True, **kwargs)
     if lacking := lacking_tensors(found):

@@ -296,14 +296,22 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, origin or hint)
 
 
-def _spec(kind: type[S], what: str, fields: dict[str, Any]) -> S:
+def typed(kind: type[S], what: str, fields: dict[str, Any]) -> S:
+    """A dataclass of fields out of JSON.
+
+    Raises:
+        ValueError: naming `what` and a field that is unknown, missing, or of another type.
+    """
     if unknown := sorted(set(fields) - {f.name for f in dataclass_fields(kind)}):  # type: ignore[arg-type]
         raise ValueError(f"config: {what} has unknown fields {unknown}")
     hints = get_type_hints(kind)
     for name, value in fields.items():
         if not _fits(value, hints[name]):
             raise ValueError(f"config: {what}: {name} cannot be {type(value).__name__} {value!r:.60}")
-    return kind(**fields)
+    try:
+        return kind(**fields)
+    except TypeError as error:  # a field that has no default
+        raise ValueError(f"config: {what}: {error}") from error
 
 
 class Followed(PreTrainedConfig):
@@ -375,12 +383,12 @@ class ZipperConfig(Followed):
     @property
     def tower_specs(self) -> dict[str, TowerSpec]:
         """The towers, typed."""
-        return {name: _spec(TowerSpec, f"tower {name!r}", fields) for name, fields in self.towers.items()}
+        return {name: typed(TowerSpec, f"tower {name!r}", fields) for name, fields in self.towers.items()}
 
     @property
     def zip_specs(self) -> list[ZipSpec]:
         """The directed zips, typed."""
-        return [_spec(ZipSpec, "zip", fields) for fields in self.zips]
+        return [typed(ZipSpec, "zip", fields) for fields in self.zips]
 
     @property
     def fingerprint(self) -> str:

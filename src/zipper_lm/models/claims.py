@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from torch import nn
+from transformers import PreTrainedConfig
 
 from zipper_lm.fusion.backbones import add_adapters, from_config
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec
@@ -37,6 +38,15 @@ def check_checkpoint(config: ZipperConfig, file: Path) -> None:
     for zip_spec in config.zip_specs:
         pair = (zip_spec.reader, zip_spec.source)
         _check_zip(zip_spec, _under(stored, f"zips.{'.'.join(pair)}."), f"{file}: zip {'<-'.join(pair)}")
+
+
+def check_whole(what: str, config: PreTrainedConfig, spec: TowerSpec, file: Path) -> None:
+    """As `check_checkpoint`, of one backbone that is stored whole, its adapters too."""
+    stored = stored_shapes(file)
+    made = on_meta(what, lambda: from_config(config, spec), 2 * len(stored) + 64)
+    if spec.train == "lora":
+        on_meta(what, lambda: _adapted(made, spec), 2 * len(stored) + 64)
+    _check_amount(what, sum(parameter.numel() for parameter in made.parameters()), stored)
 
 
 def _under(stored: Shapes, prefix: str) -> Shapes:

@@ -30,7 +30,7 @@ from zipper_lm.fusion.backbones import (
     load_backbone,
 )
 from zipper_lm.fusion.causal import check_causal
-from zipper_lm.fusion.config import Followed, TowerSpec, backbone_config, config_hash, plain
+from zipper_lm.fusion.config import Followed, TowerSpec, backbone_config, config_hash, plain, typed
 from zipper_lm.fusion.decoders import check_decoder
 from zipper_lm.fusion.document_model import DocumentModel
 from zipper_lm.fusion.loss import ZipperOutput, loss_at
@@ -52,6 +52,7 @@ from zipper_lm.models.baseline.vocabulary import Modality, join
 from zipper_lm.models.baseline.writing import score, write
 from zipper_lm.models.card import refresh_card
 from zipper_lm.models.checkpoint import copy_tensors, given_tensors, write_checkpoint
+from zipper_lm.models.claims import check_whole
 from zipper_lm.models.records import generation_settings, write_settings
 from zipper_lm.utils.arguments import Loading, Saving
 from zipper_lm.utils.hub import CONFIG_FILE, WEIGHTS_FILE, local_folder
@@ -90,12 +91,12 @@ class SingleDecoderConfig(Followed):
     @property
     def vocabulary(self) -> list[Modality]:
         """The modalities, typed."""
-        return [Modality(**fields) for fields in self.modalities]
+        return [typed(Modality, "a modality", fields) for fields in self.modalities]
 
     @property
     def spec(self) -> TowerSpec:
         """The decoder, typed."""
-        return TowerSpec(**self.decoder)
+        return typed(TowerSpec, "the decoder", self.decoder)
 
     @property
     def tower_specs(self) -> dict[str, TowerSpec]:
@@ -425,7 +426,9 @@ class SingleDecoder(DocumentModel):
                 f"{pretrained_model_name_or_path}: its config.json says trust_remote_code: true, which nothing here "
                 "follows: a single decoder has no code of its own"
             )
-        backbone = from_config(backbone_config("the single decoder", config.spec.backbone), config.spec, how.dtype)
+        own = backbone_config("the single decoder", config.spec.backbone)
+        check_whole(f"{folder / WEIGHTS_FILE}: the single decoder", own, config.spec, folder / WEIGHTS_FILE)
+        backbone = from_config(own, config.spec, how.dtype)
         config.decoder["backbone"] = {**(config.spec.backbone or {}), "dtype": dtype_name(backbone.dtype)}
         model = cls(config, backbone)
         model.load_own(folder / WEIGHTS_FILE)

@@ -1,4 +1,4 @@
-"""What the config of a backbone claims, held against the files of weights beside it before memory is taken for it."""
+"""What the config of a pre-trained model claims, held against the files of weights beside it before memory is taken."""
 
 from __future__ import annotations
 
@@ -18,32 +18,34 @@ from transformers.utils import (
     cached_file,
 )
 
-from zipper_lm.fusion.config import TowerSpec
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.weights import TooMany, on_meta, stored_shapes
 
 SLACK, SPARE = 2, 1 << 20
-"""A backbone may have so many times the weights that its files hold, and some more: tied ones are stored once, and what
+"""A model may have so many times the weights that its files hold, and some more: tied ones are stored once, and what
 the checkpoint lacks is told by name later."""
 
 PACKED = 16
 """Weights that one stored number stands for at most, where a checkpoint is quantized."""
 
 ODD = 1000
-"""Tensors that a backbone may have besides four times those that its files hold: families split and join them."""
+"""Tensors that a model may have besides four times those that its files hold: families split and join them."""
 
 
 def check_size(
-    spec: TowerSpec,
+    what: str,
     config: PreTrainedConfig,
     files: Sequence[Path],
     make: Callable[[PreTrainedConfig], nn.Module],
+    *,
+    quantized: bool = False,
 ) -> None:
-    """Raise `ValueError` if a backbone's config asks for far more than the files of weights beside it hold.
+    """Raise `ValueError` if a model's config asks for far more than the files of weights beside it hold.
 
     Args:
-        spec: where it comes from. config: of the backbone. files: from `weight_files`.
-        make: a backbone of a config, with random weights.
+        what: for the message. config: of the model. files: from `weight_files`.
+        make: a model of a config, with random weights.
+        quantized: whether the weights are packed; the config may say so, too.
     """
     if not files:
         return  # whoever loads it says so
@@ -54,14 +56,13 @@ def check_size(
             count, numbers = count + len(shapes), numbers + sum(math.prod(shape) for shape in shapes.values())
         else:  # pickled tensors have no header: a number is a byte at least, a tensor more
             count, numbers = count + file.stat().st_size // 64, numbers + file.stat().st_size
-    what = f"tower {spec.source!r}"
     try:
         made = on_meta(what, lambda: make(deepcopy(config)), 4 * count + ODD)
     except TooMany:
         raise
     except ValueError:
         return  # what cannot be made here cannot be loaded either, and transformers says why
-    packed = PACKED if spec.quantization or getattr(config, "quantization_config", None) else 1
+    packed = PACKED if quantized or getattr(config, "quantization_config", None) else 1
     asked = sum(parameter.numel() for parameter in made.parameters())
     if asked > SLACK * packed * numbers + SPARE:
         raise ValueError(f"{what}: its config asks for {asked} weights, the files beside it hold {numbers}")

@@ -1,4 +1,4 @@
-"""The config of a backbone may come from anywhere: it is held against the files of weights beside it."""
+"""The config of a pre-trained model may come from anywhere: it is held against the files of weights beside it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from tiny import tiny_backbone
+from transformers import AutoModel, HubertConfig, HubertModel
 
+from zipper_lm.codecs.pretrained import ModelSource, open_model
 from zipper_lm.fusion.backbones import load_backbone
-from zipper_lm.fusion.claims import weight_files
 from zipper_lm.fusion.config import TowerSpec
+from zipper_lm.utils.sizes import weight_files
 
 
 @pytest.mark.parametrize("form", ["whole", "shards", "pickled"])
@@ -50,3 +52,18 @@ def test_an_index_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": [1]}')
     with pytest.raises(ValueError, match=r"weight_map must be a mapping"):
         load_backbone(TowerSpec(source=str(tmp_path)))
+
+
+def test_a_model_inside_a_codec_is_held_against_its_files(tmp_path: Path) -> None:
+    HubertModel(
+        HubertConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=[8],
+            conv_kernel=[4], conv_stride=[2], num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+        )
+    ).save_pretrained(tmp_path)  # fmt: skip
+    open_model(AutoModel, ModelSource(source=str(tmp_path)))
+    file = tmp_path / "config.json"
+    for fields in ({"intermediate_size": 10**10}, {"num_hidden_layers": 10**6}):
+        file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+        with pytest.raises(ValueError, match=r"codec model \(AutoModel\) .*asks for"):
+            open_model(AutoModel, ModelSource(source=str(tmp_path)))
