@@ -416,6 +416,22 @@ def test_evaluate_replaces_nothing_that_it_reads(model: Path, tmp_path: Path) ->
         assert zipper("evaluate", *words, "--output", mine["the model"] / "heard").exit_code == 0
 
 
+def test_best_of(model: Path, tmp_path: Path) -> None:
+    said = ("--input", "text:one two", "--output", f"speech:{tmp_path / 'out.wav'}", "--overwrite")
+    said += ("--set", "speech.min_new_tokens=4")
+    for more in ((), ("--judge", workshop() / "judge")):
+        (_, written) = answered("generate", model, *said, "--best-of", 3, *more)["document"]
+        assert len(written["candidates"]) == 3
+        scores = [c["log_probability"] for c in written["candidates"]]
+        assert written["log_probability"] in (scores if more else [max(scores)])
+        assert (tmp_path / "out.wav").is_file()
+    scored = ("evaluate", model, workshop() / "data", "--task", "tts", "--judge", workshop() / "judge", "--limit", 2)
+    assert answered(*scored, "--best-of", 2, "--best-by", "judge")["utterances"] == 2
+    assert "--judge chooses among samples" in refused("generate", model, *said, "--judge", "x")
+    assert "cannot be streamed" in refused("generate", model, *said, "--best-of", 2, "--stream")
+    assert "best_by must be one of" in refused(*scored, "--best-by", "luck")
+
+
 def test_commands_on_a_single_decoder(tmp_path: Path) -> None:
     here = workshop()
     towers = {"text": str(here / "text"), "speech": str(here / "speech")}

@@ -40,6 +40,8 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", metavar="MODALITY.NAME=VALUE", help="A generation setting, as in transformers."),
     ] = None,
+    best_of: Annotated[int, typer.Option(help="Samples of what is written, of which one counts.")] = 1,
+    best_by: Annotated[str, typer.Option(help="Which one: score (the likeliest) or judge (heard best).")] = "score",
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write what was generated: sounds or pictures, metadata.csv.")
     ] = None,
@@ -96,12 +98,15 @@ def evaluate(
     listener = _judge(judge, data, columns, ends_in) if judged else None
     with bar(console(), "generating", transient=True) as advance:
         advance(0, len(rows))
-        score = score_task(loaded, rows, task, judge=listener, settings=settings, progress=advance)
+        best: dict[str, Any] = {"best_of": best_of, "best_by": best_by}
+        score = score_task(loaded, rows, task, judge=listener, settings=settings, progress=advance, **best)
     result = {**score.summary(), "task": task, "template": score.task, "split": split}
     result |= {k: v for k, v in {"column": column, "where": where, "not_scored": wordless}.items() if v}
     if listener is not None:
         result |= yardsticks(loaded, rows, listener, ends_in)
     asked = {"data": place_of(data), "limit": limit, "set": changes, "seed": seed or None}
+    if best_of > 1:
+        asked |= best
     if judged:
         asked["judge"] = place_of(judge or data)
     if Path(model).is_dir():

@@ -72,6 +72,13 @@ def generate(
         list[str] | None,
         typer.Option("--set", metavar="MODALITY.NAME=VALUE", help="A generation setting, as in transformers."),
     ] = None,
+    best_of: Annotated[
+        int,
+        typer.Option(metavar="N", help="Samples of each segment; the likeliest goes on, or --judge chooses."),
+    ] = 1,
+    judge: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="With --best-of: a judge that hears samples of what is said.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     stream: Annotated[bool, typer.Option("--stream", help="Print text as it comes.")] = False,
     trust_remote_code: Trust = False,
@@ -97,12 +104,18 @@ def generate(
         raise ValueError("--schedule auto: every --input must come before every --output")
     if doubled := [str(f) for f, n in Counter(g.file for g in goals if g.file).items() if n > 1]:
         raise ValueError(f"--output names {doubled[0]!r} twice")
+    if judge is not None and best_of < 2:
+        raise ValueError("--judge chooses among samples: give --best-of")
+    if stream and best_of > 1:
+        raise ValueError("--stream: the tokens of several samples cannot be streamed")
     settings = settings_of(model, changes or [])
     loaded = load_model(model, trust_remote_code)
     import torch
 
     from zipper_lm.cli.values import kind_of
     from zipper_lm.data.document import Document, check_modalities
+    from zipper_lm.evaluation.best_of import Heard, sampled
+    from zipper_lm.evaluation.judges import load_judge
 
     document = Document(given)
     check_modalities([document], loaded.names)
@@ -112,6 +125,8 @@ def generate(
         for goal in goals:
             _check_suffix(goal, loaded.processor.codecs.get(goal.modality))
     torch.manual_seed(seed)
+    settings = sampled(settings, {g.modality for g in goals} if schedule is None else loaded.names, best_of)
+    choose = Heard(loaded, load_judge(judge)) if judge is not None else None
     wanted: Any = "auto" if schedule else [p.modality if isinstance(p, Goal) else p for p in plan]
     if stream:
         expected = {len(given) + n: part.modality for n, part in enumerate(plan) if isinstance(part, Goal)}
@@ -119,7 +134,7 @@ def generate(
         tokens: Any = loaded.stream(document, wanted, settings=settings)
         written = follow(tokens, screen, partial(_line, loaded), {} if schedule else expected)
     else:
-        written = loaded.generate([document], wanted, settings=settings)[0]
+        written = loaded.generate([document], wanted, settings=settings, choose=choose)[0]
     new = written.segments[len(given) :]
     if schedule is None:
         pairs = [(part, segment) for part, segment in zip(plan, new) if isinstance(part, Goal)]
@@ -246,6 +261,10 @@ def _plain(segment: Segment, given: bool, files: dict[int, str]) -> dict[str, An
     fields: dict[str, Any] = {"modality": segment.modality, "given": given, "tokens": len(segment.ids or [])}
     if isinstance(segment.value, str | list):
         fields["value"] = segment.value
+    if segment.logprobs is not None:
+        fields["log_probability"] = round(segment.score, 3)
+    if segment.candidates:
+        fields["candidates"] = [_plain(candidate, given, {}) for candidate in segment.candidates]
     if id(segment) in files:
         fields["file"] = files[id(segment)]
     return fields

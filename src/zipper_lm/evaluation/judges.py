@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from filelock import FileLock
 from rich.console import Console
 
@@ -64,6 +65,18 @@ def can_be_judged(codec: Codec) -> bool:
 def suits(judge: Judge, codec: Codec) -> bool:
     """Whether a judge can say what a codec decodes to."""
     return isinstance(judge, PictureClassifier) == (codec.kind in PICTURE_KINDS)
+
+
+def transcribe(judge: Judge, values: Sequence[Any]) -> list[str]:
+    """What the judge hears or sees; nothing in a wave that is too short to hold a word."""
+    if isinstance(judge, PictureClassifier):
+        return judge.transcribe(values)
+    waves: Sequence[np.ndarray] = values
+    audible = [i for i, wave in enumerate(waves) if len(wave) >= 1600]
+    heard = [""] * len(waves)
+    for i, text in zip(audible, judge.transcribe([waves[i] for i in audible]) if audible else []):
+        heard[i] = text
+    return heard
 
 
 def judge_told(console: Console, source: str, *arguments: Any, modality: str, **others: Any) -> Judge:

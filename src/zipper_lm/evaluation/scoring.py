@@ -17,8 +17,9 @@ from zipper_lm.codecs.sequence import SequenceCodec
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.tasks import parse_task
+from zipper_lm.evaluation.best_of import Heard, sampled
 from zipper_lm.evaluation.classifier import PictureClassifier
-from zipper_lm.evaluation.judges import Judge, suits
+from zipper_lm.evaluation.judges import Judge, suits, transcribe
 from zipper_lm.evaluation.word_error_rate import bootstrap_interval, normalise, word_error_rate
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 SHORT_NAMES = {"asr": "speech->text", "tts": "text->speech"}
 """Names that the field knows, for task templates."""
+
+BEST_BY = ("score", "judge")
+"""What may choose among samples."""
 
 
 @dataclass
@@ -74,6 +78,8 @@ def score_task(
     *,
     judge: Judge | None = None,
     settings: Mapping[str, Any] | None = None,
+    best_of: int = 1,
+    best_by: str = "score",
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
@@ -85,14 +91,18 @@ def score_task(
             values or `Segment`s with ids.
         task: ``"asr"``, ``"tts"`` or a template such as ``"speech->text->speech"``.
         judge: says what generated sounds or pictures show; needed if the task ends in either.
-        settings: generation settings per modality.
+        settings: generation settings per modality; `None`: those kept beside the model.
+        best_of: samples of what the task ends in, of which one counts. best_by: ``"score"``, the one that the model
+            gives the highest probability, or ``"judge"``, the one that the judge hears best (see `best_of.Heard`).
         batch_size: documents written together.
         progress: called with (rows done, rows in all).
 
     Raises:
         ValueError: without rows, for a row without a modality of the task or what to compare with, or without a judge
-            where one is needed.
+            where one is needed; for another `best_by`.
     """
+    if best_by not in BEST_BY:
+        raise ValueError(f"best_by must be one of {list(BEST_BY)}, got {best_by!r}")
     template = SHORT_NAMES.get(task, task)
     parsed = parse_task(template, model.names)
     ends_in = parsed.targets[-1]
@@ -118,12 +128,14 @@ def score_task(
     for number, reference in enumerate(references):
         if not _has_words(reference):
             raise ValueError(f"task {template!r}: {compared} of row {number} holds nothing to compare: {reference!r}")
+    settings = sampled(model.generation_settings if settings is None else settings, [ends_in], best_of)
+    choose = Heard(model, judge) if judge is not None and best_by == "judge" else None
     order = sorted(range(len(rows)), key=lambda i: len(references[i]))  # like lengths are written together
     written: list[Segment] = [Segment(ends_in, ids=[])] * len(rows)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         documents = [Document([_given(rows[i], m) for m in parsed.given]) for i in chosen]
-        answers = model.generate(documents, list(parsed.targets), settings=settings)
+        answers = model.generate(documents, list(parsed.targets), settings=settings, choose=choose)
         for i, document in zip(chosen, answers):
             written[i] = document[-1]
         if progress is not None:
@@ -142,18 +154,6 @@ def counts_tokens(modality: str, codec: Codec | None) -> bool:
     """Whether what is written in a modality is compared with the row's own, token by token, and needs no judge:
     sequences of symbols, and tokenizers of anything but the modality ``"text"``, which is compared by words."""
     return isinstance(codec, SequenceCodec) or (modality != "text" and isinstance(codec, TextCodec))
-
-
-def transcribe(judge: Judge, values: Sequence[Any]) -> list[str]:
-    """What the judge hears or sees; nothing in a wave that is too short to hold a word."""
-    if isinstance(judge, PictureClassifier):
-        return judge.transcribe(values)
-    waves: Sequence[np.ndarray] = values
-    audible = [i for i, wave in enumerate(waves) if len(wave) >= 1600]
-    heard = [""] * len(waves)
-    for i, text in zip(audible, judge.transcribe([waves[i] for i in audible]) if audible else []):
-        heard[i] = text
-    return heard
 
 
 def yardsticks(

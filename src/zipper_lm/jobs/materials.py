@@ -209,7 +209,8 @@ def _scorer(
 ) -> Scorer:
     recipe = plan.recipe
     size, settings = recipe.training.batch_size, recipe.generation
-    scorer = Scorer(model, validation, plan.trained, recipe.scored, settings=settings, batch_size=size)
+    best: dict[str, Any] = {"best_of": recipe.best_of, "best_by": recipe.best_by}
+    scorer = Scorer(model, validation, plan.trained, recipe.scored, settings=settings, batch_size=size, **best)
     scorer.find_judges(model, judge, partial(judge_of, source.originals), console)
     if not scorer.tasks:
         plan.arguments.metric_for_best_model = "eval_loss"

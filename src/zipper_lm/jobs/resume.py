@@ -19,7 +19,7 @@ from zipper_lm.utils.json_files import read_json, read_mapping
 logger = logging.getLogger(__name__)
 
 RECIPE_FILE = "recipe.json"
-FREE = ("overwrite", "output", "judge", "generation", "scored", "training.save_every")
+FREE = ("overwrite", "output", "judge", "generation", "scored", "best_of", "best_by", "training.save_every")
 """Keys of a recipe that may change between an interruption and its resumption: how it is scored, and what is kept."""
 LAST_WRITTEN = TRAINER_STATE_NAME
 """What Trainer writes last; a checkpoint without it was cut off."""

@@ -27,7 +27,7 @@ class Scorer:
     Args:
         model: that will be scored. rows: encoded. trained: templates of the tasks that have a weight.
         scored: those that are scored; `None` is all. settings: of generation, by modality.
-        batch_size: documents that are read together, for the loss.
+        batch_size: documents that are read together, for the loss. best_of, best_by: as of `score_task`.
     """
 
     def __init__(
@@ -39,9 +39,12 @@ class Scorer:
         *,
         settings: Mapping[str, Any],
         batch_size: int,
+        best_of: int = 1,
+        best_by: str = "score",
     ) -> None:
         assert model.processor is not None
         self.trained, self.settings, self.batch_size, self.all_rows = trained, settings, batch_size, rows
+        self.best: dict[str, Any] = {"best_of": best_of, "best_by": best_by}
         self.rows = [r for r in rows if not isinstance(r, Document)]
         self.wordless = 0
         tasks = {t: parse_task(t) for t in trained if scored is None or t in scored}
@@ -89,7 +92,7 @@ class Scorer:
         metrics: dict[str, float] = {}
         for template in self.tasks:
             judge = self.judges.get(self.ends[template])
-            score = score_task(model, self.rows, template, judge=judge, settings=self.settings)
+            score = score_task(model, self.rows, template, judge=judge, settings=self.settings, **self.best)
             metrics[f"wer/{template}"], metrics[f"cer/{template}"] = score.wer, score.cer
         metrics["wer"] = float(np.mean([v for k, v in metrics.items() if k.startswith("wer/")]))
         return metrics

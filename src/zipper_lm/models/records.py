@@ -17,7 +17,20 @@ from zipper_lm.utils.json_files import read_json, read_mapping
 RUN_FILE = "run.json"
 GENERATION_FILE = "generation.json"
 RESULTS_FILE = "results.json"
-ASKED = ("weights", "data", "split", "template", "column", "where", "limit", "set", "seed", "judge")
+ASKED = (
+    "weights",
+    "data",
+    "split",
+    "template",
+    "column",
+    "where",
+    "limit",
+    "set",
+    "seed",
+    "judge",
+    "best_of",
+    "best_by",
+)
 """Fields that say what was asked; an entry replaces the one that agrees in all of them."""
 
 

@@ -296,6 +296,8 @@ class FuseRecipe:
         loss_weights: per modality.
         training: how to train.
         generation: per modality, arguments of `transformers.GenerationConfig` for evaluation, kept with the model.
+        best_of: samples of what a task ends in, when it is scored; one of them counts. best_by: ``"score"``, the one
+            that the model gives the highest probability, or ``"judge"``, the one that the judge hears best.
         judge: folder of a recogniser or picture classifier, to score what is generated, or folder or Hub id of a public
             speech recogniser; null fits one on the data set's split ``judge``, else on the training split, once.
         output: folder for the model.
@@ -313,6 +315,8 @@ class FuseRecipe:
     loss_weights: dict[str, float] = field(default_factory=dict)
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     generation: dict[str, dict[str, Any]] = field(default_factory=dict)
+    best_of: int = 1
+    best_by: Literal["score", "judge"] = "score"
     judge: str | None = None
     output: str
     overwrite: bool = False
@@ -326,6 +330,7 @@ class FuseRecipe:
         return named or any(tower.trust_remote_code for tower in self.towers.values())
 
     def __post_init__(self) -> None:
+        at_least("best_of", self.best_of, 1)
         _check_patience(self.training, self.data)
         for tower in self.towers.values():
             if (here := tower.pretrain) is not None:
