@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,6 +65,19 @@ def test_taken_apart_again_nothing_is_missing(found: list[dict[str, Any]], data:
     assert pack(plan, again) == packed
 
 
+def test_numbers_of_other_kinds_are_other_settings() -> None:
+    """To Python 1, 1.0 and true are equal: what differs in nothing else would come back as the first run's."""
+    records = [record(seed, {"value": value, "inside": {"value": value}}) for seed, value in enumerate((1, 1.0, True))]
+    assert exact(unpack(pack(PLAN, records))[1]) == exact(records)
+
+
+def test_lines_end_where_json_lines_do() -> None:
+    """Another program may write a text as it is; some of its characters end a line to Python."""
+    packed = pack(PLAN, [record(hypotheses=("one", "\u2028two\x85"))])
+    raw = "".join(json.dumps(json.loads(line), ensure_ascii=False) + "\n" for line in packed.splitlines())
+    assert unpack(raw) == unpack(packed)
+
+
 def test_what_runs_share_stands_there_once() -> None:
     """300 texts and a recipe of a hundred settings stood in each of 448 files: half a million lines."""
     recipe = {"towers": {"text": {"train": "frozen", "lora": None}}, "seed": 1}
@@ -85,6 +101,28 @@ def test_records_are_added_one_by_one(tmp_path: Path) -> None:
     assert list(found.items()) == [(f"a--all--seed{n}", record(n)) for n in (2, 1, 3)], "in the order they came"
     keep(tmp_path / "x", plan={**PLAN, "question": "?"})
     assert read_records(tmp_path / "x") == ({**PLAN, "question": "?"}, found)
+
+
+def test_no_process_writes_over_what_another_one_has_added(tmp_path: Path) -> None:
+    """Each reads the file, adds its record, and puts the whole file in its place."""
+    keep(tmp_path / "x", plan=PLAN)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: keep(tmp_path / "x", record=record(seed)), range(24)))
+    assert len(read_records(tmp_path / "x")[1]) == 24
+
+
+def test_what_is_no_number_in_json_is_null(tmp_path: Path) -> None:
+    made = record() | {"perplexity_after": {"text": math.inf}, "train_loss": math.nan, "steps": np.int64(3)}
+    keep(tmp_path / "x", plan=PLAN, record=made)
+    (kept,) = read_records(tmp_path / "x")[1].values()
+    assert (kept["perplexity_after"], kept["train_loss"], kept["steps"]) == ({"text": None}, None, 3)
+
+
+def test_a_folder_of_something_else_is_not_taken_for_records(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    with pytest.raises(ValueError, match=r"results is a folder; records are a file, such as .*results/NAME\.jsonl"):
+        keep(tmp_path / "results", plan=PLAN)
+    assert not list(tmp_path.glob("*.jsonl*"))
 
 
 def test_records_of_an_earlier_version_are_taken_over(tmp_path: Path) -> None:

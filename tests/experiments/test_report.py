@@ -11,7 +11,7 @@ from tiny_experiment import plan
 
 from zipper_lm.experiments.plan import PLAIN, points_of, read_experiment
 from zipper_lm.experiments.records import Results, keep, read_results
-from zipper_lm.experiments.report import _by_step, _differences, _runs, spread, table, write_report
+from zipper_lm.experiments.report import _by_step, _differences, _preservation, _runs, spread, table, write_report
 from zipper_lm.experiments.run import run_experiment
 from zipper_lm.jobs.recipes.reader import to_mapping
 
@@ -44,6 +44,14 @@ def test_how_soon_each_comes_to_where(tmp_path: Path) -> None:
 def test_one_run_is_told_from_several_alike() -> None:
     """Two runs with the same errors looked like one."""
     assert (spread([]), spread([3.0]), spread([3.0, 3.0])) == ("not run", "3.0", "3.0 (3.0 to 3.0)")
+
+
+def test_what_was_too_large_for_a_number_is_told(tmp_path: Path) -> None:
+    """JSON has no infinity: a record says null of a perplexity that overflowed."""
+    experiment = read_experiment(plan(tmp_path, points={}))
+    record = {"perplexity_before": {"text": 8.0}, "perplexity_after": {"text": None}, "frozen_unchanged": {}}
+    told = _preservation(Results("contest", experiment, {(PLAIN, "single"): [record]}, 0))
+    assert told.splitlines()[-1] == "| single | text | 8.0 | inf |"
 
 
 def test_many_arms_are_read_from_top_to_bottom(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from zipper_lm.utils.json_files import parse_json
+
 Plain = dict[str, Any]
 """A mapping as JSON has it."""
 
@@ -22,7 +24,7 @@ def pack(plan: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> str:
     """The text of a file of records.
 
     Args:
-        plan: the experiment, as a plain mapping. records: of its runs; `unpack` gives equal ones.
+        plan: the experiment. records: of its runs. Both of plain finite values; `unpack` gives equal ones.
     """
     recipe: Plain | None = None
     references: list[list[str]] = []
@@ -50,10 +52,10 @@ def unpack(text: str) -> tuple[Plain, list[Plain]]:
         raise ValueError("line 1: it is empty")
     found, number = [], 1
     try:
-        first = json.loads(lines[0][1])
+        first = parse_json(lines[0][1], "it")
         plan, recipe, references = first["experiment"], first["recipe"], first["references"]
         for number, line in lines[1:]:  # noqa: B007 - told below
-            record = json.loads(line)
+            record = parse_json(line, "it")
             if not {"run", "run_hash", "scores"} <= record.keys():
                 raise ValueError("it lacks run, run_hash or scores")
             if "recipe" in record:

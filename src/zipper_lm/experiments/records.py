@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from filelock import FileLock
 from zipper_lm.experiments.packing import Plain, pack, unpack
 from zipper_lm.experiments.plan import Experiment, Run, cells_of
 from zipper_lm.jobs.recipes.reader import build
-from zipper_lm.utils.files import new_file
+from zipper_lm.utils.files import as_json, new_file
 from zipper_lm.utils.json_files import read_json, read_mapping
 
 SUFFIX = ".jsonl"
@@ -41,9 +42,18 @@ class Results:
 
 
 def records_file(path: str | Path) -> Path:
-    """Where records are that are named by `path`, with or without the ending."""
+    """Where records are that are named by `path`, with or without the ending.
+
+    Raises:
+        ValueError: if `path` is a folder of something else.
+    """
     path = Path(path).resolve()  # "." has no name
-    return path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
+    if path.suffix == SUFFIX:
+        return path
+    file = path.with_name(path.name + SUFFIX)
+    if path.is_dir() and not file.is_file() and not (path / EARLIER_PLAN).is_file():
+        raise ValueError(f"{path} is a folder; records are a file, such as {path / ('NAME' + SUFFIX)}")
+    return file
 
 
 def name_of(record: Mapping[str, Any]) -> str:
@@ -84,12 +94,17 @@ def _read_one(file: Path) -> Plain:
     return record
 
 
-def keep(path: str | Path, plan: Mapping[str, Any] | None = None, record: Mapping[str, Any] | None = None) -> None:
+def keep(
+    path: str | Path, plan: Mapping[str, Any] | None = None, record: Mapping[str, Any] | None = None
+) -> dict[str, Plain]:
     """Put the experiment, or the record of a run, into a file of records; processes that share it take turns.
 
     Args:
         path: of the file. plan: replaces the experiment that is there; needed in a new file. record: is added, or
             replaces that of the same run.
+
+    Returns:
+        The records that are there now, by name, as they are read again.
 
     Raises:
         ValueError: if what is there cannot be read.
@@ -98,12 +113,13 @@ def keep(path: str | Path, plan: Mapping[str, Any] | None = None, record: Mappin
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock")):
         there, records = read_records(file)
-        plan = plan or there
-        assert plan is not None
         if record is not None:
             records[name_of(record)] = dict(record)
+        # Plain before it is packed: what packing compares are values as JSON has them.
+        plan, *found = json.loads(as_json([plan or there, *records.values()]))
         with new_file(file, overwrite=True) as new:
-            new.write_text(pack(plan, records.values()), encoding="utf-8")
+            new.write_text(pack(plan, found), encoding="utf-8")
+    return {name_of(record): record for record in found}
 
 
 def read_results(path: str | Path) -> Results:

@@ -6,7 +6,6 @@ is at (the system lets go of it if the process dies), and the others take what i
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -53,7 +52,6 @@ from zipper_lm.jobs.validation import judge_of
 from zipper_lm.models.load import load
 from zipper_lm.models.records import RUN_FILE, generation_settings
 from zipper_lm.training.base import Diverged
-from zipper_lm.utils.files import as_json
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.machine import made_with
 from zipper_lm.utils.processes import several
@@ -327,9 +325,7 @@ def _tried(experiment: Experiment, run: Run, results: Path, work: Path, console:
             "scores": {},
             "made_with": made_with(),
         }
-        record = json.loads(as_json(record))
-        keep(results, record=record)
-        return record
+        return keep(results, record=record)[run.name]
 
 
 def _performed(experiment: Experiment, run: Run, results: Path, work: Path, console: Console) -> dict[str, Any]:
@@ -362,10 +358,9 @@ def _performed(experiment: Experiment, run: Run, results: Path, work: Path, cons
     record |= {"seconds": round(time.time() - started, 1), "made_with": made["made_with"]}
     if run.reported and record["made_with"] != here:
         record["scored_with"] = here
-    record = json.loads(as_json(record))
-    keep(results, record=record)
+    kept = keep(results, record=record)[run.name]
     shutil.rmtree(output, ignore_errors=True)
-    return record
+    return kept
 
 
 def _scores(experiment: Experiment, recipe: FuseRecipe, output: Path, console: Console) -> dict[str, Any]:
