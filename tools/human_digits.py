@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from scipy.stats import wilcoxon
@@ -57,6 +59,12 @@ TRIED = (
 )
 
 
+@cache
+def cells_of(name: str) -> Mapping[tuple[str, str], Cell]:
+    """The records of an experiment by (share, arm): a page of claims asks for the same ones forty times."""
+    return read_results(ROOT / "results" / name).cells
+
+
 def _error(cell: Cell) -> float:
     """On the validation split, mean over seeds."""
     return sum(record["validation_score"] for record in cell) / len(cell)
@@ -69,7 +77,7 @@ def _tried(kind: str, share: str) -> list[Cell]:
     tried = [
         cell
         for name in TRIED
-        for (point, arm), cell in read_results(ROOT / "results" / name).cells.items()
+        for (point, arm), cell in cells_of(name).items()
         if point == share and arm.startswith(start) and cell[0]["recipe"]["training"]["steps"] <= STEPS
     ]
     runs = [{record["run_hash"] for record in cell} for cell in tried]
@@ -86,7 +94,7 @@ def _most_of(kind: str, share: str) -> Cell:
 def _curve() -> dict[tuple[str, str], list[Cell]]:
     """By (share, kind), from the smallest share that both were run with: as it is with 2000 steps, and made the most
     of."""
-    cells = read_results(ROOT / "results" / "data-curve-long").cells
+    cells = cells_of("data-curve-long")
     shares = [p for p in sorted({p for p, _ in cells}, key=pairs_of) if all((p, kind) in cells for kind in KINDS)]
     return {(p, kind): [cells[p, kind], _most_of(kind, p)] for p in shares for kind in KINDS}
 
@@ -110,8 +118,8 @@ def comparison() -> str:
 def _long_runs() -> dict[tuple[str, str], Cell]:
     """By (share, arm), with every seed that there is."""
     return {
-        **read_results(ROOT / "results" / "data-curve-long").cells,
-        **read_results(ROOT / "results" / "more-seeds").cells,
+        **cells_of("data-curve-long"),
+        **cells_of("more-seeds"),
     }
 
 
@@ -235,7 +243,7 @@ def draw_comparison(picture: Path) -> None:
 def few_pairs() -> str:
     """What was tried with 300 pairs, with 30 and with all."""
     curve = _long_runs()
-    noise, labels = (read_results(ROOT / "results" / n).cells for n in ("augmentation", "pseudo-labels"))
+    noise, labels = map(cells_of, ("augmentation", "pseudo-labels"))
     rows = [
         ("Zipper", curve, FEW, "zipper"),
         ("a fifth of the sound that is read left out", noise, FEW, "zipper-corrupt"),
@@ -318,10 +326,7 @@ def _both(rows: dict[str, list[Cell]]) -> str:
 
 def _longer(longer: dict[str, tuple[str, str, str]], share: str) -> dict[str, list[Cell]]:
     """Zipper's runs and the single decoder's, by how long."""
-    return {
-        told: [read_results(ROOT / "results" / name).cells.get((share, arm), []) for arm in arms]
-        for told, (name, *arms) in longer.items()
-    }
+    return {told: [cells_of(name).get((share, arm), []) for arm in arms] for told, (name, *arms) in longer.items()}
 
 
 def _points(found: Comparison) -> str:
