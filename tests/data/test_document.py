@@ -1,4 +1,8 @@
+from typing import Any
+
+import numpy as np
 import pytest
+import torch
 
 from zipper_lm import Document, Segment
 from zipper_lm.data.document import check_modalities
@@ -16,6 +20,18 @@ def test_pairs_and_segments() -> None:
 def test_unusable_segments(arguments: dict) -> None:
     with pytest.raises(ValueError, match="segment"):
         Segment(**arguments)
+
+
+@pytest.mark.parametrize("ids", [[1.5], ["5"], "12", [None], [[1, 2]], 7])
+def test_ids_that_are_no_ids(ids: Any) -> None:
+    """1.5 was read as 1, and a text of digits as the ids that they spell."""
+    with pytest.raises(ValueError, match="ids must be whole numbers"):
+        Segment("text", ids=ids)
+
+
+@pytest.mark.parametrize("ids", [(3, 4), np.array([3, 4]), torch.tensor([3, 4]), [3.0, 4.0]])
+def test_ids_of_other_kinds(ids: Any) -> None:
+    assert Segment("text", ids=ids).ids == [3, 4]
 
 
 def test_nothing_of_a_modality() -> None:

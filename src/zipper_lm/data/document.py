@@ -42,11 +42,14 @@ class Segment:
             raise ValueError(f"segment of modality {self.modality!r} has neither value nor ids")
         if self.ids is not None:
             try:
-                self.ids = [int(i) for i in self.ids]
+                ids = [int(i) for i in self.ids]
             except (TypeError, ValueError) as error:
                 raise ValueError(
                     f"segment of modality {self.modality!r}: ids must be whole numbers: {error}"
                 ) from error
+            if wrong := [given for i, given in zip(ids, self.ids) if i != given]:  # halves, and digits in a text
+                raise ValueError(f"segment of modality {self.modality!r}: ids must be whole numbers, got {wrong[0]!r}")
+            self.ids = ids
         if self.labels is not None and len(self.labels) != len(self.ids or []):
             raise ValueError(
                 f"segment of modality {self.modality!r} has {len(self.labels)} labels for {len(self.ids or [])} ids"

@@ -209,6 +209,8 @@ def test_what_cannot_be_expanded():
         expand("text", backbone, {"text": Ids(32, 0), "speech": Ids(20, 17)})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="'full' or by 'lora', got 'frozen'"):
         expand("text", backbone, {"text": Ids(31, 0), "speech": Ids(20, 17)}, train="frozen")  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="expand: unknown argument nonsense=1"):
+        expand("text", backbone, {"text": Ids(31, 0), "speech": Ids(20, 17)}, nonsense=1)  # type: ignore[dict-item]
 
 
 def test_unimodal_loss_is_the_sum_over_rows():

@@ -54,8 +54,8 @@ from zipper_lm.models.card import refresh_card
 from zipper_lm.models.checkpoint import copy_tensors, given_tensors, write_checkpoint
 from zipper_lm.models.claims import check_whole
 from zipper_lm.models.records import generation_settings, write_settings
-from zipper_lm.utils.arguments import Loading, Saving
-from zipper_lm.utils.hub import CONFIG_FILE, WEIGHTS_FILE, local_folder
+from zipper_lm.utils.arguments import Loading, Saving, refuse
+from zipper_lm.utils.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, local_folder
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.tensors import dtype_name, without_aliases
 
@@ -471,6 +471,7 @@ def expand(
         ValueError: without a codec for `base` or without a second modality, if the base's codec does not fit, or for a
             backbone with code of its own.
     """
+    refuse("expand", {k: v for k, v in hub.items() if k not in HUB_ARGUMENTS}, {})
     if base not in codecs or len(codecs) < 2:
         raise ValueError(f"a single decoder needs codecs for {base!r} and one more modality, got {list(codecs)}")
     if train not in ("full", "lora"):
