@@ -66,3 +66,12 @@ def test_what_cannot_be_collated() -> None:
         collate([doc(("smell", [1]))], SPECIALS)
     with pytest.raises(ValueError, match="'text' has no ids"):
         tokens_of(Segment("text", "hello"), SPECIALS["text"])
+
+
+def test_a_batch_goes_to_a_device_as_a_whole() -> None:
+    batch = collate([doc(("text", [4, 5]), ("speech", [6]))], {"text": Specials(0, 1, 2), "speech": Specials(0, 1, 2)})
+    moved = batch.to("meta", non_blocking=True)
+    assert type(moved) is type(batch)
+    assert moved.keys() == batch.keys()
+    assert {v.device.type for side in moved.values() for v in side.values()} == {"meta"}
+    assert {v.device.type for side in batch.values() for v in side.values()} == {"cpu"}

@@ -33,8 +33,22 @@ TowerBatch = dict[str, Tensor]
 - ``involved``: which towers take part in the row's document at all; a tower that does so alone is left alone.
 """
 
-Batch = dict[str, TowerBatch]
-"""A tower's side by the tower's name. A tower that no document of the batch involves is not in it."""
+
+class Batch(dict[str, TowerBatch]):
+    """A tower's side by the tower's name. A tower that no document of the batch involves is not in it."""
+
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Batch:
+        """The batch on a device.
+
+        Args:
+            device: as `torch.Tensor.to` takes it. non_blocking: as there.
+        """
+        sides = {name: {k: v.to(device, non_blocking=non_blocking) for k, v in self[name].items()} for name in self}
+        return Batch(sides)
+
+    def numel(self) -> int:
+        """Number of tokens in all streams, padding included: transformers' Trainer estimates its work by it."""
+        return sum(side["input_ids"].numel() for side in self.values())
 
 
 class Specials(NamedTuple):
@@ -100,7 +114,7 @@ def collate(
         involved = [d.modalities for d in documents]
     chosen = [n for n in names if any(n in d.modalities for d in documents)] if towers is None else list(towers)
     flags = involvement(involved, names)
-    return {n: {**_stream(documents, n, specials, names, side, open_last), "involved": flags} for n in chosen}
+    return Batch({n: {**_stream(documents, n, specials, names, side, open_last), "involved": flags} for n in chosen})
 
 
 def involvement(involved: Sequence[Collection[str]], names: Sequence[str]) -> Tensor:

@@ -47,7 +47,7 @@ def read_by_group(model: ZippedTowers, batch: Batch) -> Reading:
                 for n, stream in batch.items()
                 if n in part
             }
-            reading = read(model, chosen)
+            reading = read(model, Batch(chosen))
             for name in chosen:
                 here = (keys[name] == key).to(reading.logits[name].device)[..., None]
                 for found, given in ((logits, reading.logits[name]), (finals, reading.finals[name])):

@@ -160,7 +160,7 @@ def read(model: ZippedTowers, batch: Batch, state: State | None = None) -> Readi
         batch: new tokens; with a `state`, tokens that go on from it.
         state: what was read before; it is extended by this batch in place. `None`: nothing before, nothing kept.
     """
-    batch = {n: {k: v.to(model.tower(n).device) for k, v in stream.items()} for n, stream in batch.items()}
+    batch = Batch({n: {k: v.to(model.tower(n).device) for k, v in side.items()} for n, side in batch.items()})
     this = _Pass(model, batch, state)
     forwards = {}
     for name, stream in batch.items():

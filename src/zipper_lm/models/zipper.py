@@ -43,7 +43,9 @@ class ZipperModel(ZippedTowers):
         ValueError: if a backbone is missing, or a special id lies outside its tower's vocabulary.
     """
 
-    def forward(self, batch: Batch, target_counts: Mapping[str, Tensor] | None = None) -> ZipperOutput:
+    def forward(
+        self, batch: Batch, target_counts: Mapping[str, Tensor] | None = None, return_loss: bool = True
+    ) -> ZipperOutput:
         """Run whole documents and score their targets.
 
         Args:
@@ -51,6 +53,7 @@ class ZipperModel(ZippedTowers):
             target_counts: by part of the loss, the number that the sum over its targets is divided by, int64 scalars;
                 where gradients of several batches are added, that of all of them. `None`: the batch's own
                 (`target_counts`).
+            return_loss: false leaves the losses out. transformers' Trainer looks for an argument of this name.
 
         Returns:
             losses and logits. The loss of a modality is the mean over its target tokens, weighted by
@@ -62,6 +65,8 @@ class ZipperModel(ZippedTowers):
         """
         check_batch(batch, self.names, self.check_ids)
         reading = read_by_group(self, batch) if self.config.groups else read(self, batch)
+        if not return_loss:
+            return ZipperOutput(logits=reading.logits)
         numbers = self.target_counts(batch) if target_counts is None else target_counts
         losses: dict[str, Tensor] = {}
         for name, stream in batch.items():

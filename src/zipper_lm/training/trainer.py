@@ -7,6 +7,7 @@ and what is logged of the gates.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from zipper_lm.data.collation import Batch, Specials, collate
 from zipper_lm.data.document import Document
 from zipper_lm.generation.writer import Writer
 from zipper_lm.training.base import BaseTrainer, randomness_kept
+from zipper_lm.training.compilation import compile_layers
 from zipper_lm.training.corruption import CorruptedDocuments
 from zipper_lm.training.guided_attention import Pair, query_counts, watched
 from zipper_lm.training.order import LikeLengths
@@ -96,6 +98,11 @@ class ZipperTrainer(BaseTrainer):
             sizes=model.trained_vocabularies(),
             seed=args.seed,
         )
+        if args.torch_compile:
+            how = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
+            compile_layers(model, self.guided, **how)
+            args = copy.copy(args)  # else Trainer would compile the whole
+            args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
         super().__init__(
             model=module,
             args=args,

@@ -175,12 +175,14 @@ class SingleDecoder(DocumentModel):
         if low < 0 or high >= size:
             raise ValueError(f"{name}: token id {low if low < 0 else high} out of range, it has ids 0 to {size - 1}")
 
-    def forward(self, batch: Batch, target_counts: Mapping[str, Tensor] | None = None) -> ZipperOutput:
+    def forward(
+        self, batch: Batch, target_counts: Mapping[str, Tensor] | None = None, return_loss: bool = True
+    ) -> ZipperOutput:
         """Run whole documents and score their targets.
 
         Args:
             batch: from `collate` or the processor, one stream per modality; joined here.
-            target_counts: as of `ZipperModel.forward`.
+            target_counts, return_loss: as of `ZipperModel.forward`.
 
         Returns:
             As `ZipperModel.forward`, with the losses over the whole vocabulary; logits under ``"decoder"``, ``[batch,
@@ -196,6 +198,8 @@ class SingleDecoder(DocumentModel):
             input_ids=joined.input_ids.to(device), attention_mask=joined.attention_mask.to(device), use_cache=False
         )
         labels, owners = (x[:, 1:].to(device) for x in (joined.labels, joined.owners))
+        if not return_loss:
+            return ZipperOutput(logits={"decoder": output.logits})
         numbers = self.target_counts(batch) if target_counts is None else target_counts
         losses: dict[str, Tensor] = {}
         for index, modality in enumerate(self.modalities):
