@@ -30,6 +30,8 @@ SEVERAL = 4
 
 _QUIET = {"use_cache": False, "return_dict": True}
 
+_WHOLE = "what reading everything at once gives"
+
 Writing = Literal["handed", "cached", "uncached", "wrong"]
 
 
@@ -122,15 +124,19 @@ def learn(backbone: nn.Module) -> Interface:
             # On meta a mask cannot be looked at.
             fields = _offered(backbone, interface, ids[:, :PREFIX], None if ids.is_meta else mask[:, :PREFIX])
         except Exception as error:  # of any kind: what the family says to a flag
-            fields, interface = [], replace(interface, faults=(f"reading with a cache fails: {_say(error)}",))
+            fields, interface = (
+                [],
+                replace(interface, faults=(f"reading with a cache fails, so it has none: {_say(error)}",)),
+            )
         if ids.is_meta:  # there is nothing to compare, so names must do
             cache = next((CacheInterface(f, f, several=True) for f in fields if f in parameters), None)
             return replace(interface, cache=cache, writing="cached" if cache else "uncached", faults=())
         judge = _Judge(backbone, interface, ids, mask)
         if not judge.can_tell:
-            fault = "its logits are not finite, or depend on no earlier token: whether its cache holds cannot be told"
+            fault = "its logits are not finite, or depend on no earlier token: without a cache, as it cannot be tried"
             return replace(interface, faults=(fault,) if fields else ())
-        return judge.learn_writing(judge.learn_cache(interface, fields, _arguments(parameters)))
+        interface = judge.learn_cache(judge.learn_padding(interface), fields, _arguments(parameters))
+        return judge.learn_writing(interface)
 
 
 @contextmanager
@@ -248,6 +254,15 @@ class _Judge:
         exact = all(p.dtype in (torch.float32, torch.float64) for p in backbone.parameters())
         self.tolerance = FINE if exact and not getattr(backbone, "is_quantized", False) else COARSE
 
+    def learn_padding(self, interface: Interface) -> Interface:
+        """The interface, and whether a row that is padded at the left is read as it is alone."""
+        row, padding = 1, PADDING[1]
+        alone = self._read(self.ids[row : row + 1, padding:], self.mask[row : row + 1, padding:])
+        if self._passes(self._distances(alone[:, -REST:], self.whole[row : row + 1])):
+            return interface
+        fault = "padding changes what it computes: documents that are written together should be of one length"
+        return replace(interface, faults=(*interface.faults, fault))
+
     def learn_cache(self, interface: Interface, fields: list[str], arguments: list[str]) -> Interface:
         """The interface with the first way to go on that holds."""
         pairs = [(f, f) for f in fields if f in arguments] + [(a, f) for f in fields for a in arguments if a != f]
@@ -258,14 +273,14 @@ class _Judge:
                 try:
                     one = self._going_on(replace(interface, cache=cache), 1)
                 except Exception as error:
-                    faults.append(f"going on from {field!r} fails: {_say(error)}")
+                    faults.append(f"going on from {field!r} fails, so it is not used: {_say(error)}")
                     continue
                 if self._passes(one):
                     cache = replace(cache, several=self._goes_on_by_several(replace(interface, cache=cache), one))
                     return replace(interface, cache=cache)
-                faults.insert(0, f"going on from {field!r} does not give what reading everything at once gives")
+                faults.insert(0, f"going on from {field!r} does not give {_WHOLE}, so it is not used")
         if fields and not faults:
-            faults = [f"its forward returns {', '.join(fields)}, but takes nothing of the kind"]
+            faults = [f"its forward returns {', '.join(fields)}, but takes nothing of the kind: without a cache"]
         return replace(interface, faults=(*interface.faults, *faults[:1]))
 
     def learn_writing(self, interface: Interface) -> Interface:
@@ -278,12 +293,16 @@ class _Judge:
         for way in ways:
             try:
                 if self._passes(self._writing(interface, way)):
-                    said = faults[-1:] if way == "uncached" else []
-                    return replace(interface, writing=way, faults=(*interface.faults, *said))
-                faults.append("generate() does not give what reading everything at once gives")
+                    said = (
+                        f"generate() with a cache {faults[-1]}, so it writes without"
+                        if way == "uncached" and faults
+                        else ""
+                    )
+                    return replace(interface, writing=way, faults=(*interface.faults, *filter(None, [said])))
+                faults.append(f"does not give {_WHOLE}")
             except Exception as error:
-                faults.append(f"generate() fails: {_say(error)}")
-        return replace(interface, writing="wrong", faults=(*interface.faults, faults[-1]))
+                faults.append(f"fails ({_say(error)})")
+        return replace(interface, writing="wrong", faults=(*interface.faults, f"generate() {faults[-1]}"))
 
     def _read(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.interface.call(self.backbone, ids, mask)[0].float()

@@ -32,7 +32,6 @@ from zipper_lm.fusion.limits import check_positions, position_limit
 logger = logging.getLogger(__name__)
 
 PROBE = (3, 5)  # batch and time of a forward that learns shapes: sizes that are unlike a number of streams
-LAYER_LIST_NAMES = ("layers", "h", "blocks", "layer", "block")
 
 
 class Listener(Protocol):
@@ -218,7 +217,7 @@ class Tower(nn.Module):
         self.depth, self.hidden_size, self.head_size = _probe(backbone, name, self.layers_path)
         self.interface = learn(backbone)
         for fault in self.interface.faults:
-            logger.warning("tower %r: %s: %s, so it is not used", name, type(backbone).__name__, fault)
+            logger.warning("tower %r: %s: %s", name, type(backbone).__name__, fault)
 
     @property
     def layers(self) -> LayerList:
@@ -354,8 +353,8 @@ def find_layers(backbone: nn.Module) -> str:
     """Dotted name of the decoder's layer list.
 
     It is the `ModuleList` whose members' class the family names in `_no_split_modules`, else the one that has as many
-    members as the config has layers, else the only one with a usual name. Of several (a vision tower's, a text
-    tower's), the one that text runs through.
+    members as the config has layers, else the only one. Of several (a vision tower's, a text tower's), it is the one
+    that text runs through.
 
     Raises:
         ValueError: listing the module lists that were looked at.
@@ -367,9 +366,8 @@ def find_layers(backbone: nn.Module) -> str:
     tests: list[Callable[[str, nn.ModuleList], bool]] = [
         lambda n, m: {type(x).__name__ for x in m} <= whole,
         lambda n, m: any(type(x).__name__ in whole for x in m),
-        lambda n, m: len(m) == count and n.rpartition(".")[2] in LAYER_LIST_NAMES,
         lambda n, m: len(m) == count,
-        lambda n, m: n.rpartition(".")[2] in LAYER_LIST_NAMES,
+        lambda n, m: True,
     ]
     for test in tests:
         fitting = [n for n, m in lists.items() if test(n, m)]

@@ -205,9 +205,10 @@ def write_segment(
     kwargs: dict[str, Any] = {}
     stops: list[StoppingCriteria] = [stop, *StopStrings.taken_from(given, name, codec, ids.shape[1])]
     past = 0
-    # A cache of another kind, and assisted decoding (whose first step takes the cache for empty), start from nothing:
-    # the tower's own prefix is read again then.
-    anew = given.cache_implementation or given.get_generation_mode() is GenerationMode.ASSISTED_GENERATION
+    # A cache of another kind, assisted decoding (whose first step takes the cache for empty) and a prefix in chunks
+    # (which transformers 5.20 still counts from the first token) start from nothing: the tower reads its prefix again.
+    anew = given.cache_implementation or given.prefill_chunk_size
+    anew = anew or given.get_generation_mode() is GenerationMode.ASSISTED_GENERATION
     if given.use_cache and writing == "handed" and not anew and cached is not None and state.goes_on(tower):
         past = state.segments[name].shape[1]
         kwargs[cached.argument] = cache = copy.deepcopy(state.caches[name])  # generate() writes into it
