@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import doc, ids_of, limits, tiny_backbone, tiny_model
+from tiny import doc, ids_of, limits, often_ending, tiny_backbone, tiny_model
 from transformers import GenerationConfig
 
 from zipper_lm import Document, Segment, ZipperModel, ZipSpec
@@ -172,6 +172,29 @@ def test_a_stream_is_the_document() -> None:
     assert ids_of([result]) == ids_of([expected])
     flat = [StreamedToken(s.modality, i, n) for n, s in enumerate(expected) if n >= 2 for i in s.ids or []]
     assert tokens == flat
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"do_sample": True},
+        {"prompt_lookup_num_tokens": 3},
+        {"cache_implementation": "static"},
+        {"use_cache": False},
+        {"forced_eos_token_id": 1},
+    ],
+    ids=str,
+)
+def test_a_streams_tokens_are_the_plain_calls(more: dict[str, object]) -> None:
+    """Proposed tokens may be accepted together with EOS and beyond it: these are in no document."""
+    model, given = often_ending(tiny_model(gate=0.5)), doc(("speech", [5, 6, 5, 6]), ("text", [9, 10, 9, 10, 9]))
+    for seed in range(3):
+        torch.manual_seed(seed)
+        expected = model.generate(given, ["text", "speech", "text"], settings=limits(model, 8, **more))
+        torch.manual_seed(seed)
+        streamed = list(model.stream(given, ["text", "speech", "text"], settings=limits(model, 8, **more)))
+        flat = [StreamedToken(s.modality, i, n) for n, s in enumerate(expected) if n >= 2 for i in s.ids or []]
+        assert streamed == flat
 
 
 def test_a_stream_keeps_to_the_autocast_around_it() -> None:
