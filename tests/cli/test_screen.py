@@ -22,6 +22,7 @@ from zipper_lm.cli import app
 from zipper_lm.cli.screen import Screen, follow
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.generation.segment import StreamedToken
+from zipper_lm.utils.progress import plain_console, warn
 
 
 def byte_level() -> TextCodec:
@@ -133,6 +134,20 @@ def test_a_terminal_that_lacks_a_character_gets_another(model: Path, charset: st
     lost = zipper("verify", tmp_path / "ω", charset=charset)
     assert lost.exit_code == 2
     assert lost.stderr.startswith("error: ")
+
+
+def test_a_name_is_shown_as_it_is(model: Path, tmp_path: Path) -> None:
+    """Of a path with brackets what is in them was taken for markup and not shown; ``:cat:`` became a picture."""
+    named = tmp_path / "[bold]" / ":cat: [a]"
+    named.parent.mkdir()
+    named.symlink_to(model)
+    shown = "".join(zipper("inspect", named).stdout.split())
+    assert "[bold]/:cat:[a]:" in shown
+    out = io.StringIO()
+    console = plain_console(file=out, width=200)
+    console.print("[/x] [a]: :cat:")
+    warn(console, "[b]", ValueError("[c]"))
+    assert out.getvalue() == "[/x] [a]: :cat:\n[b]: [c]\n"
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate", "fuse", "experiment"])

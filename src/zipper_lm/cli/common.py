@@ -87,9 +87,9 @@ def say(text: object) -> None:
 
 def console() -> Console:
     """For people, on standard error: standard output is for results."""
-    from rich.console import Console
+    from zipper_lm.utils.progress import plain_console
 
-    return Console(stderr=True, quiet=not _first())
+    return plain_console(stderr=True, quiet=not _first())
 
 
 def _first() -> bool:

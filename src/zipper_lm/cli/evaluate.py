@@ -134,7 +134,9 @@ def _keep(folder: Path, model: Writer, result: dict[str, Any]) -> None:
         add_result(folder, result | {"weights": weights_digest(folder)})
         refresh_card(folder, model)
     except (OSError, ValueError) as error:  # the figures are there: they shall be seen
-        console().print(f"[yellow]not kept beside the model:[/yellow] {error}")
+        from zipper_lm.utils.progress import warn
+
+        warn(console(), "not kept beside the model", error)
 
 
 def _chosen(rows: list[Any], conditions: list[str]) -> list[Any]:
@@ -193,7 +195,9 @@ def _is_model(source: str) -> bool:
     except HFValidationError:  # no name for one
         return False
     except Exception as error:  # no Hub: of huggingface-hub and httpx, each has its own kinds
-        console().print(f"[yellow]whether {source} is a model cannot be known, so it is read as data:[/yellow] {error}")
+        from zipper_lm.utils.progress import warn
+
+        warn(console(), f"whether {source} is a model cannot be known, so it is read as data", error)
         return False
 
 

@@ -28,7 +28,7 @@ def inspect(model: Model, trust_remote_code: Trust = False, json: Json = False) 
         return
     from rich.console import Console
 
-    out = Console()
+    out = Console(emoji=False)
     out.print(_tree(model, facts))
     out.print(_costs(facts))
     console().print("multiply-adds; see zipper_lm/evaluation/cost.py for how they are counted", style="dim")
@@ -93,15 +93,18 @@ def _gates(model: ZipperModel, reader: str, source: str) -> dict[str, list[float
 
 
 def _tree(title: str, facts: dict[str, Any]) -> Tree:
+    from rich.markup import escape
     from rich.tree import Tree
 
     parameters = facts["parameters"]
     tree = Tree(
-        f"[bold]{title}[/bold]: {parameters['new']:,} new + {parameters['trained']:,} trained + "
+        f"[bold]{escape(title)}[/bold]: {parameters['new']:,} new + {parameters['trained']:,} trained + "
         f"{parameters['frozen']:,} frozen = {parameters['total']:,} parameters"
     )
     for name, tower in facts["towers"].items():
-        branch = tree.add(f"[bold]{name}[/bold] {tower['architecture']}, {tower['train']}, from {tower['source']}")
+        branch = tree.add(
+            f"[bold]{name}[/bold] {tower['architecture']}, {tower['train']}, from {escape(str(tower['source']))}"
+        )
         branch.add(f"{tower['layers']} layers of width {tower['hidden_size']}, {tower['vocab_size']} ids")
         branch.add(f"goes on {tower['goes_on']}")
         for fault in tower["faults"]:

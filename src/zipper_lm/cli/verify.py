@@ -31,13 +31,13 @@ def verify(model: Model, trust_remote_code: Trust = False, json: Json = False) -
         if not changed:
             raise
         for message in changed.values():
-            console().print(f"[red]differs:[/red] {message}")
+            console().print(f"differs: {message}", style="red")
         if json:
             emit({"identical": False, "changed": changed})
         raise typer.Exit(DIFFERS) from None
     reports = run(loaded, local_folder(model))
     for report in reports:
-        console().print(told(report))
+        console().print(told(report), style=None if report.identical or report.train == "full" else "red")
     identical = all(r.identical for r in reports if r.train != "full")
     if json:
         emit({"identical": identical, "towers": {r.name: _plain(r) for r in reports}})
@@ -59,9 +59,9 @@ def told(report: TowerReport) -> str:
     if report.identical:
         return f"{source}: {kind}; all {report.tensors} tensors bit-identical to the source, logits on sample input too"
     return (
-        f"[red]{source}: {kind}, but {report.tensors - report.equal} of {report.tensors} tensors differ from the "
+        f"{source}: {kind}, but {report.tensors - report.equal} of {report.tensors} tensors differ from the "
         f"source, by at most {report.largest:.3g}; logits on sample input "
-        f"{'identical' if report.logits_equal else 'differ'}[/red]"
+        f"{'identical' if report.logits_equal else 'differ'}"
     )
 
 

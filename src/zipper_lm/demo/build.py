@@ -34,7 +34,7 @@ from zipper_lm.training.callbacks import train_with_bar
 from zipper_lm.training.recipe import TrainingRecipe
 from zipper_lm.utils.files import new_folder, write_json
 from zipper_lm.utils.json_files import read_mapping
-from zipper_lm.utils.progress import bar
+from zipper_lm.utils.progress import bar, plain_console
 
 ASSETS = Path(__file__).parent / "assets"
 PARTS = ("judge", "text", "speech")
@@ -60,7 +60,7 @@ def build(
     Raises:
         ValueError: if the folder cannot be written. ImportError: without espeak-ng.
     """
-    sizes, console = sizes or DemoSizes(), console or Console(stderr=True)
+    sizes, console = sizes or DemoSizes(), console or plain_console(stderr=True)
     makers: dict[str, Callable[[Path, DemoSizes, DemoCorpus, Console], float]] = {
         "judge": _judge,
         "text": _text,

@@ -49,7 +49,7 @@ from zipper_lm.models.zipper import ZipperModel
 from zipper_lm.training.parameters import describe_parameters
 from zipper_lm.utils.files import as_json, check_output, new_folder, write_json
 from zipper_lm.utils.json_files import read_mapping
-from zipper_lm.utils.progress import bar
+from zipper_lm.utils.progress import bar, plain_console
 
 SAMPLE_RATE = 16_000
 CHAIN = "speech->text->speech"
@@ -101,7 +101,7 @@ def demo(
         ValueError: if `output` exists, or cannot be written, or the shipped parts are missing.
         ImportError: without `espeakng-loader` (the extra ``zipper-lm[demo]``).
     """
-    console = console or Console(stderr=True)
+    console = console or plain_console(stderr=True)
     sizes = sizes or DemoSizes()
     _check(Path(output), overwrite)
     started = time.time()

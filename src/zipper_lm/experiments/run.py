@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.markup import escape
 
 from zipper_lm.data.document import Document
 from zipper_lm.data.sources.readers import Rows, read_rows
@@ -55,6 +54,7 @@ from zipper_lm.training.base import Diverged
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.machine import made_with
 from zipper_lm.utils.processes import several
+from zipper_lm.utils.progress import plain_console
 
 TEST = "test"
 LOCKS = "locks"
@@ -86,7 +86,7 @@ def run_experiment(
     """
     if several():
         raise ValueError("an experiment is not for accelerate launch or torchrun; start it several times instead")
-    console = console or Console(stderr=True)
+    console = console or plain_console(stderr=True)
     results, work = records_file(results), Path(work)
     cells = _cells(experiment, only)
     _check(experiment, results)
@@ -315,7 +315,7 @@ def _tried(experiment: Experiment, run: Run, results: Path, work: Path, console:
     try:
         return _performed(experiment, run, results, work, console)
     except Diverged as error:
-        console.print(f"[red]run {run.name} failed:[/red] {escape(str(error))}", soft_wrap=True)
+        console.print(f"run {run.name} failed: {error}", style="red", soft_wrap=True)
         record: dict[str, Any] = {
             "run": asdict(run),
             "run_hash": run_hash(experiment, run),

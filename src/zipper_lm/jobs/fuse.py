@@ -22,6 +22,7 @@ from zipper_lm.training.callbacks import StopOnInterrupt, callbacks_of, train_wi
 from zipper_lm.training.guided_attention import guided_pairs
 from zipper_lm.training.trainer import ZipperTrainer
 from zipper_lm.utils.processes import is_main, main_console, wait
+from zipper_lm.utils.progress import warn
 
 
 def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = None) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     size = recipe.training.batch_size
     found = diagnose(model, plan.trained, size, materials.rows, validation, before) if validation else []
     for failure in found:
-        console.print(f"[yellow]{failure.name}:[/yellow] {failure.message}")
+        warn(console, failure.name, failure.message)
     record = run_record(plan, materials, trainer, loss, before, found)
     record["seconds"] = round(time.time() - started, 1)
     if is_main():

@@ -152,7 +152,7 @@ def gather(plan: Plan, console: Console, make_labeller: Callable[[], Writer | No
         console.print(told)
         rows = mixed(aligned, labelled, recipe.pseudo_labels.share)
     if broken.items:
-        console.print(f"[yellow]{broken.told()}[/yellow]")
+        console.print(broken.told(), style="yellow")
     if isinstance(model, ZippedTowers):
         measure_stretch(model, rows)
     mixture = TaskMixture(

@@ -59,7 +59,7 @@ from zipper_lm.utils.files import as_json, check_output, new_file, new_folder, w
 from zipper_lm.utils.interruption import Interrupted, end_with_parent, signal_of
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.places import place_of
-from zipper_lm.utils.progress import bar
+from zipper_lm.utils.progress import bar, plain_console
 
 SHARD_ROWS = 1000
 SETTINGS_FILE = "settings.json"
@@ -295,7 +295,7 @@ def _encode(
     lengths = [len(rows) if isinstance(rows, Sequence) else None for rows in splits.values()]
     total = None if None in lengths else sum(n for n in lengths if n)
     shards = chain.from_iterable(_shards(name, rows, shard_rows) for name, rows in splits.items())
-    done, told = 0, console or Console(stderr=True)
+    done, told = 0, console or plain_console(stderr=True)
     with bar(told, "encoding", transient=True) as advance, closing(_written(job, shards, processes)) as written:
         advance(0, total)
         for note in written:

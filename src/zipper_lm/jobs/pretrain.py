@@ -33,6 +33,7 @@ from zipper_lm.training.callbacks import StopOnInterrupt, callbacks_of, train_wi
 from zipper_lm.training.parameters import check_precision
 from zipper_lm.utils.files import check_apart, check_output, holding, new_folder
 from zipper_lm.utils.processes import is_main, made_by_main, main_console, wait
+from zipper_lm.utils.progress import warn
 
 
 class Streams(Dataset[dict[str, list[int]]]):
@@ -166,7 +167,7 @@ def pretrain(
                 f"(data.broken_limit={recipe.data.broken_limit}): {broken.told()}"
             )
     if broken.items:
-        console.print(f"[yellow]{broken.told()}[/yellow]")
+        console.print(broken.told(), style="yellow")
     check_length(backbone, [len(s) for part in (streams, held_streams) if part for s in part.streams], recipe.modality)
     del values, held_values, opened, held_out  # raw sound is large
     if checkpoint is None and is_main():
@@ -194,7 +195,7 @@ def pretrain(
         metrics["best_step"] = best
         logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry and entry["step"] <= best]
         for failure in overfitted(recipe.modality, logged[-1], held_out_loss) if logged else ():
-            console.print(f"[yellow]{failure.name}:[/yellow] {failure.message}")
+            warn(console, failure.name, failure.message)
     if is_main():
         with new_folder(recipe.output, overwrite) as folder:
             backbone.config.use_cache = True  # Trainer turned it off

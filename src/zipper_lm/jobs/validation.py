@@ -18,6 +18,7 @@ from zipper_lm.jobs.failures import losses_on, some_batches
 from zipper_lm.jobs.recipes.schema import DataRecipe
 from zipper_lm.training.base import randomness_kept
 from zipper_lm.utils.processes import made_by_main
+from zipper_lm.utils.progress import warn
 
 
 class Scorer:
@@ -82,7 +83,7 @@ class Scorer:
                 else:
                     self.judges[modality] = made_by_main(partial(fit, modality, console))
             except ValueError as error:
-                console.print(f"[yellow]no judge of {modality}, so it is not scored:[/yellow] {error}")
+                warn(console, f"no judge of {modality}, so it is not scored", error)
                 self.tasks = [t for t in self.tasks if self.ends[t] != modality]
 
     def __call__(self, model: Writer) -> dict[str, float]:

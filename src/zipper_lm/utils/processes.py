@@ -14,6 +14,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
+from zipper_lm.utils.progress import plain_console
+
 T = TypeVar("T")
 
 
@@ -24,7 +26,7 @@ def is_main() -> bool:
 
 def main_console() -> Console:
     """For people, on standard error; the main process alone is heard."""
-    return Console(stderr=True, quiet=not is_main())
+    return plain_console(stderr=True, quiet=not is_main())
 
 
 def several() -> bool:

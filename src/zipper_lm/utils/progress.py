@@ -27,6 +27,16 @@ LONGEST = 600.0
 """At most so long."""
 
 
+def plain_console(**settings: Any) -> Console:
+    """Where text is shown as it is: ``[a]`` in a path is no markup, and ``:cat:`` no picture."""
+    return Console(markup=False, emoji=False, **settings)
+
+
+def warn(console: Console, what: str, message: object) -> None:
+    """What is amiss, in colour, and why."""
+    console.print(Text.assemble((f"{what}:", "yellow"), f" {message}"))
+
+
 @contextmanager
 def bar(console: Console, what: str, *, transient: bool = False) -> Iterator[Callable[..., None]]:
     """Yields ``advance(done, total, note)``; total and note may be left out. Throughput is of what follows the first

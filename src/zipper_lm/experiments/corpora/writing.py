@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from zipper_lm.utils.files import as_json, new_folder
-from zipper_lm.utils.progress import barred
+from zipper_lm.utils.progress import barred, plain_console
 
 
 def write_corpus(
@@ -47,7 +47,7 @@ def write_corpus(
             (new / split).mkdir()
             lines = open_files.enter_context((new / f"{split}.jsonl").open("w", encoding="utf-8"))
             counts[split] = 0
-            for value, fields in barred(rows, console or Console(stderr=True), split):
+            for value, fields in barred(rows, console or plain_console(stderr=True), split):
                 name = f"{split}/{counts[split]:05d}{suffix}"
                 writer(new / name, value)
                 lines.write(as_json({modality: name, **fields}) + "\n")
