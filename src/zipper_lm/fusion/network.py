@@ -61,8 +61,8 @@ class ZippedTowers(DocumentModel):
         self.handover = nn.ModuleDict()
         self.projection_keys: dict[str, list[tuple[str, list[int]]]] = {name: [] for name in specs}
         for name, spec in specs.items():
+            check_causal(f"tower {name!r}", backbones[name])
             tower = Tower(backbones[name], name, spec.layers)
-            check_causal(f"tower {name!r}", tower.backbone)
             set_training(tower, spec)
             self.towers[name] = tower
             _check_specials(tower, spec)

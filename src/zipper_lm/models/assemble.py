@@ -90,6 +90,7 @@ def assemble(
         else:
             own = dtype_in_training(spec) if dtype is None and spec.train == "full" else dtype
             backbone = load_backbone(spec, dtype=own, **hub)
+            check_decoder(f"fuse: tower {name!r}", backbone)
         codec, why_none = codec_of(spec, (codecs or {}).get(name), **hub)
         if codec is not None:
             found[name] = codec
