@@ -36,7 +36,7 @@ from zipper_lm import Document, Segment, ZipperModel
 from zipper_lm.data.collation import Batch, collate
 from zipper_lm.fusion.config import ZipSpec
 from zipper_lm.generation.writer import Writer
-from zipper_lm.models.baseline.single_decoder import expand
+from zipper_lm.models.baseline.expand import expand
 from zipper_lm.training.parameters import parameter_groups
 from zipper_lm.utils.files import as_json, new_file
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from zipper_lm.cli import app
 from zipper_lm.jobs import prepare as prepare_module
-from zipper_lm.utils import files
+from zipper_lm.utils import disk, files
 
 
 def zipper(*words: object) -> Result:
@@ -131,7 +131,7 @@ def test_a_checkpoint_that_finds_no_space(name: str, tmp_path: Path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", saved)
-        patch.setattr(files, "_has_space", lambda _: False)
+        patch.setattr(disk, "_has_space", lambda _: False)
         one_line(zipper(*words))
     assert [p.name for p in (tmp_path / "out.training").glob("checkpoint-*")] == ["checkpoint-1"]
     assert zipper(*words, "--resume").exit_code == 0

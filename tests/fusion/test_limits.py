@@ -30,7 +30,8 @@ from zipper_lm.generation.generate import stream
 from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.recipes.reader import build
 from zipper_lm.jobs.recipes.schema import FuseRecipe
-from zipper_lm.models.baseline.single_decoder import SingleDecoder, expand
+from zipper_lm.models.baseline.expand import expand
+from zipper_lm.models.baseline.single_decoder import SingleDecoder
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 40, "pad_token_id": 1}
 

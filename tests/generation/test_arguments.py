@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from zipper_lm import Document, Segment
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.processor import ZipperProcessor
-from zipper_lm.models.baseline.single_decoder import expand
+from zipper_lm.models.baseline.expand import expand
 
 
 def zipped() -> Any:

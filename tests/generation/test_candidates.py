@@ -13,7 +13,8 @@ from tiny import doc, ids_of, limits, often_ending, tiny_backbone, tiny_model
 
 from zipper_lm import Document, Segment, ZipperModel
 from zipper_lm.data.collation import IGNORED, collate
-from zipper_lm.models.baseline.single_decoder import SingleDecoder, expand
+from zipper_lm.models.baseline.expand import expand
+from zipper_lm.models.baseline.single_decoder import SingleDecoder
 
 RAGGED = [doc(("speech", [5, 6, 7, 8]), ("text", [7, 9])), doc(("text", [5, 6]), ("speech", [9]))]
 SAMPLED = {"max_new_tokens": 8, "do_sample": True, "temperature": 1.5}

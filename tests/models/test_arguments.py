@@ -14,7 +14,8 @@ from transformers import AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedM
 from zipper_lm import SingleDecoder, ZipperConfig, ZipperModel, ZipperProcessor, load
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.collation import collate
-from zipper_lm.models.baseline.single_decoder import SingleDecoderConfig, expand
+from zipper_lm.models.baseline.config import SingleDecoderConfig
+from zipper_lm.models.baseline.expand import expand
 
 MODELS = ("ZipperModel", "SingleDecoder")
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel
 from zipper_lm import SingleDecoder
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.collation import collate
-from zipper_lm.models.baseline.single_decoder import expand
+from zipper_lm.models.baseline.expand import expand
 
 DOCUMENTS = [doc(("speech", [5, 6, 7]), ("text", [4, 9]), target=True), doc(("text", [4]), ("speech", [9, 8]))]
 

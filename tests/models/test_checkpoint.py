@@ -18,7 +18,8 @@ from zipper_lm.codecs.codec import load_codec
 from zipper_lm.data.collation import collate
 from zipper_lm.evaluation.preservation import changed_sources
 from zipper_lm.models import checkpoint
-from zipper_lm.models.baseline.single_decoder import SingleDecoder, expand
+from zipper_lm.models.baseline.expand import expand
+from zipper_lm.models.baseline.single_decoder import SingleDecoder
 from zipper_lm.utils.tensors import weights_hash
 
 

@@ -13,7 +13,8 @@ from tiny_recipes import workshop
 
 from zipper_lm import TowerSpec, ZipperModel
 from zipper_lm.codecs.codec import load_codec
-from zipper_lm.models.baseline.single_decoder import SingleDecoder, expand
+from zipper_lm.models.baseline.expand import expand
+from zipper_lm.models.baseline.single_decoder import SingleDecoder
 
 HUGE = 10**12
 Change = Callable[[dict[str, Any]], Any]

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from zipper_lm import TowerSpec, ZipperModel
 from zipper_lm.codecs.text import TextCodec
-from zipper_lm.models.baseline.single_decoder import expand
+from zipper_lm.models.baseline.expand import expand
 
 IDS = torch.tensor([[0, 5, 7, 9, 3], [0, 4, 4, 2, 2]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])

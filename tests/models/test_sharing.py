@@ -17,7 +17,8 @@ from zipper_lm import TowerSpec, ZipperModel
 from zipper_lm.codecs.codec import load_codec
 from zipper_lm.data.collation import collate
 from zipper_lm.jobs.fuse import fuse
-from zipper_lm.models.baseline.single_decoder import SingleDecoder, expand
+from zipper_lm.models.baseline.expand import expand
+from zipper_lm.models.baseline.single_decoder import SingleDecoder
 from zipper_lm.models.card import is_edited
 from zipper_lm.models.sharing import push, staged
 

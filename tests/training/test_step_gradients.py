@@ -12,7 +12,7 @@ from tiny import tiny_backbone, tiny_model
 from tiny_steps import DOCUMENTS, GUIDED, free_port, in_a_process, one_step
 
 from zipper_lm.data.collation import collate
-from zipper_lm.models.baseline.single_decoder import expand
+from zipper_lm.models.baseline.expand import expand
 from zipper_lm.training.guided_attention import query_counts, watched
 from zipper_lm.training.trainer import ZipperTrainer
 

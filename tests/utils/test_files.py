@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from zipper_lm.utils import files
+from zipper_lm.utils import disk, files
+from zipper_lm.utils.disk import DiskFull
 from zipper_lm.utils.files import (
-    DiskFull,
     as_json,
     check_output,
     files_into,
@@ -407,7 +407,7 @@ def test_no_file_holds_what_is_no_json(tmp_path):
 )
 def test_a_full_disk_says_so_and_where(tmp_path, monkeypatch, error):
     """Libraries that write by themselves raise what they like, with no name and often no reason."""
-    monkeypatch.setattr(files, "_has_space", lambda _: False)
+    monkeypatch.setattr(disk, "_has_space", lambda _: False)
     with pytest.raises(DiskFull, match=f"No space left on device where {tmp_path} is"), new_folder(tmp_path / "model"):
         raise error
     assert os.listdir(tmp_path) == []
@@ -421,12 +421,12 @@ def test_what_is_no_full_disk_stays_what_it_is(tmp_path):
 
 
 def test_whether_there_is_space_is_tried(tmp_path, monkeypatch):
-    assert files._has_space(tmp_path)
+    assert disk._has_space(tmp_path)
 
     if Path("/dev/full").exists():
         with Path("/dev/full").open("wb") as device:
-            monkeypatch.setattr(files.tempfile, "TemporaryFile", lambda **_: device)
-            assert not files._has_space(tmp_path)
+            monkeypatch.setattr(disk.tempfile, "TemporaryFile", lambda **_: device)
+            assert not disk._has_space(tmp_path)
 
 
 def test_what_is_left_of_a_checkpoint_goes(tmp_path):

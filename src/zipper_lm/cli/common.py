@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zipper_lm.utils.files import is_disk_full
+from zipper_lm.utils.disk import is_disk_full
 from zipper_lm.utils.interruption import signal_of, terminable
 
 if TYPE_CHECKING:

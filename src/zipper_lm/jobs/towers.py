@@ -13,7 +13,9 @@ from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.pretrain import open_unaligned, pretrain
 from zipper_lm.jobs.recipes.schema import FuseRecipe, PretrainRecipe, TowerRecipe
 from zipper_lm.models.assemble import codec_of
-from zipper_lm.models.baseline.single_decoder import SingleDecoder, expand, is_single_decoder
+from zipper_lm.models.baseline.config import is_single_decoder
+from zipper_lm.models.baseline.expand import expand
+from zipper_lm.models.baseline.single_decoder import SingleDecoder
 from zipper_lm.models.zipper import ZipperModel
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zipper_lm.models.baseline.single_decoder import SingleDecoder, is_single_decoder
+from zipper_lm.models.baseline.config import is_single_decoder
+from zipper_lm.models.baseline.single_decoder import SingleDecoder
 from zipper_lm.models.zipper import ZipperModel
 from zipper_lm.utils.hub import local_folder
 

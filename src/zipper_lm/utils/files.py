@@ -12,7 +12,6 @@ removed by the next one that writes to the same place.
 from __future__ import annotations
 
 import ctypes
-import errno
 import hashlib
 import json
 import math
@@ -20,7 +19,6 @@ import os
 import re
 import shutil
 import socket
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +28,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from zipper_lm.utils.disk import tell_full_disk
+
 _NEW, _OLD, _LOCK = "new", "old", "lock"
 """In a staging folder: what is to come, what stepped aside for it, and the file by whose lock its process is alive."""
 _STAGING = re.compile(r"\.writing-(?P<host>[0-9a-f]{8})-[0-9a-f]{32}")
@@ -37,11 +37,6 @@ _ABANDONED_SECONDS = 24 * 3600
 """A staging folder in which nothing has changed for so long is nobody's. On network file systems a lock may not reach
 other hosts, or there is none: there it is this that counts."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-
-
-class DiskFull(OSError):
-    """No space, or no quota, is left where something is to be written."""
 
 
 def as_json(content: Any, indent: int | None = None) -> str:
@@ -153,48 +148,6 @@ def check_output(path: str | Path, overwrite: bool = False, folder: bool = True)
     goal = _goal(path, overwrite, folder)
     with suppress(_Undo), _parents_of(goal), _staging(goal.parent):
         raise _Undo
-
-
-@contextmanager
-def tell_full_disk(folder: Path) -> Iterator[None]:
-    """An error in the block that comes of a full disk becomes one that says so, and where: libraries that write with
-    other means than Python's raise errors of their own, and some do not know why they failed.
-
-    Raises:
-        DiskFull: then.
-    """
-    try:
-        yield
-    except DiskFull:
-        raise
-    except Exception as error:
-        if is_disk_full(error) or (isinstance(error, RuntimeError) and not _has_space(folder)):
-            raise DiskFull(f"{os.strerror(errno.ENOSPC)} where {folder} is: free some and run it again") from error
-        raise
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says, by itself or by what it comes of, that no space is left on a disk."""
-    told: BaseException | None = error
-    while told is not None:
-        if isinstance(told, OSError) and told.errno in _NO_SPACE:
-            return True
-        if isinstance(told, DiskFull) or any(os.strerror(number) in str(told) for number in _NO_SPACE):
-            return True
-        told = told.__cause__ or told.__context__
-    return False
-
-
-def _has_space(folder: Path) -> bool:
-    """Whether something can be written into a folder still."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(1 << 16))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        return error.errno not in _NO_SPACE
-    return True
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from zipper_lm import Document, Segment
 from zipper_lm.data.collation import IGNORED, collate
 from zipper_lm.fusion.config import TowerSpec
-from zipper_lm.models.baseline.single_decoder import SingleDecoder, expand
+from zipper_lm.models.baseline.expand import expand
+from zipper_lm.models.baseline.single_decoder import SingleDecoder
 
 
 class Ids:

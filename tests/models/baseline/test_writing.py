@@ -9,7 +9,8 @@ import torch
 from tiny import doc, ids_of, tiny_backbone
 
 from zipper_lm.codecs.text import TextCodec
-from zipper_lm.models.baseline.single_decoder import SingleDecoder, expand
+from zipper_lm.models.baseline.expand import expand
+from zipper_lm.models.baseline.single_decoder import SingleDecoder
 
 
 class Ids:

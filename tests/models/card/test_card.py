@@ -19,7 +19,8 @@ from zipper_lm.codecs.audio import write_audio
 from zipper_lm.codecs.codec import load_codec
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.jobs.fuse import fuse
-from zipper_lm.models.baseline.single_decoder import SingleDecoder, expand
+from zipper_lm.models.baseline.expand import expand
+from zipper_lm.models.baseline.single_decoder import SingleDecoder
 from zipper_lm.models.card import is_edited, refresh_card
 from zipper_lm.models.records import add_result, weights_digest
 from zipper_lm.utils.hub import license_of

@@ -23,15 +23,10 @@ from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion.backbones import (
     add_adapters,
-    came_from,
     check_no_kernels,
-    dtype_in_training,
     from_config,
-    load_backbone,
 )
-from zipper_lm.fusion.causal import check_causal
-from zipper_lm.fusion.config import Followed, TowerSpec, backbone_config, config_hash, plain, typed
-from zipper_lm.fusion.decoders import check_decoder
+from zipper_lm.fusion.config import backbone_config
 from zipper_lm.fusion.document_model import DocumentModel
 from zipper_lm.fusion.loss import ZipperOutput, loss_at
 from zipper_lm.generation import generate
@@ -48,65 +43,19 @@ from zipper_lm.generation.arguments import (
 from zipper_lm.generation.candidates import Choose, candidates_of, decode_written, pick, wants_scores
 from zipper_lm.generation.segment import Stop, StreamedToken
 from zipper_lm.models import export, sharing
+from zipper_lm.models.baseline.config import SingleDecoderConfig, is_single_decoder
 from zipper_lm.models.baseline.vocabulary import Modality, join
 from zipper_lm.models.baseline.writing import score, write
 from zipper_lm.models.card import refresh_card
 from zipper_lm.models.checkpoint import copy_tensors, given_tensors, write_checkpoint
 from zipper_lm.models.claims import check_whole
 from zipper_lm.models.records import generation_settings, write_settings
-from zipper_lm.utils.arguments import Loading, Saving, refuse
-from zipper_lm.utils.hub import CONFIG_FILE, HUB_ARGUMENTS, WEIGHTS_FILE, local_folder
-from zipper_lm.utils.json_files import read_mapping
+from zipper_lm.utils.arguments import Loading, Saving
+from zipper_lm.utils.hub import CONFIG_FILE, WEIGHTS_FILE, local_folder
 from zipper_lm.utils.tensors import dtype_name, without_aliases
 
 if TYPE_CHECKING:
-    from zipper_lm.codecs.codec import Codec
-
-_MODEL_TYPE = "zipper_single_decoder"
-
-
-class SingleDecoderConfig(Followed):
-    """Config of a `SingleDecoder`.
-
-    Args:
-        modalities: fields of a `Modality` each; the first is the base, the backbone's own.
-        decoder: fields of a `TowerSpec`: where the backbone came from, its config once expanded, how it is trained.
-        loss_weights: weight of each modality's loss; missing ones count 1.
-    """
-
-    model_type = _MODEL_TYPE
-
-    def __init__(
-        self,
-        modalities: Sequence[Mapping[str, Any]] = (),
-        decoder: Mapping[str, Any] | None = None,
-        loss_weights: Mapping[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.modalities = [dict(m) for m in modalities]
-        self.decoder = dict(decoder or {})
-        self.loss_weights = dict(loss_weights or {})
-        super().__init__(**kwargs)
-
-    @property
-    def vocabulary(self) -> list[Modality]:
-        """The modalities, typed."""
-        return [typed(Modality, "a modality", fields) for fields in self.modalities]
-
-    @property
-    def spec(self) -> TowerSpec:
-        """The decoder, typed."""
-        return typed(TowerSpec, "the decoder", self.decoder)
-
-    @property
-    def tower_specs(self) -> dict[str, TowerSpec]:
-        """The decoder under the modality that it had before it was expanded."""
-        return {self.vocabulary[0].name: self.spec}
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of all that decides what the weights mean."""
-        return config_hash({"modalities": self.modalities, "backbone": self.spec.config_hash, "lora": self.spec.lora})
+    pass
 
 
 class SingleDecoder(DocumentModel):
@@ -440,81 +389,6 @@ class SingleDecoder(DocumentModel):
             model.processor = ZipperProcessor.from_pretrained(folder, trust_remote_code=how.trust_remote_code, **hub)
         model.generation_settings = generation_settings(folder)
         return how.settle(model, written)
-
-
-def is_single_decoder(source: str | Path) -> bool:
-    """Whether a folder holds a checkpoint of a `SingleDecoder`."""
-    file = Path(source) / CONFIG_FILE
-    return file.is_file() and read_mapping(file).get("model_type") == _MODEL_TYPE
-
-
-def expand(
-    base: str,
-    source: str | Path | PreTrainedModel | TowerSpec,
-    codecs: Mapping[str, Codec],
-    *,
-    train: str = "full",
-    lora: Mapping[str, Any] | None = None,
-    loss_weights: Mapping[str, float] | None = None,
-    **hub: Any,
-) -> SingleDecoder:
-    """A pre-trained decoder with the ids of further modalities.
-
-    Embeddings and head of new ids are drawn around the mean of the old ones, as transformers does it.
-
-    Args:
-        base: the modality that the backbone already has.
-        source: the backbone: Hub id, path, loaded model or `TowerSpec`. It is loaded in float32: a small update is
-            lost in half precision, and new ids are trained under LoRA, too. `TowerSpec.config` may say otherwise.
-        codecs: of every modality, the base's too. Its order, the base first, is the order of the ids.
-        train: ``"full"`` or ``"lora"`` (adapters, embeddings and head). lora: arguments of `peft.LoraConfig`.
-        loss_weights: by modality.
-        hub: `cache_dir`, `token`, `local_files_only` for the Hub.
-
-    Raises:
-        ValueError: without a codec for `base` or without a second modality, if the base's codec does not fit, or for a
-            backbone with code of its own.
-    """
-    refuse("expand", {k: v for k, v in hub.items() if k not in HUB_ARGUMENTS}, {})
-    if base not in codecs or len(codecs) < 2:
-        raise ValueError(f"a single decoder needs codecs for {base!r} and one more modality, got {list(codecs)}")
-    if train not in ("full", "lora"):
-        raise ValueError(f"a single decoder is trained 'full' or by 'lora', got {train!r}: new ids must be learned")
-    if not isinstance(source, (TowerSpec, str, Path)):
-        check_decoder("single decoder", source)
-    if isinstance(source, TowerSpec) and source.trust_remote_code:
-        raise ValueError(f"{source.source}: a single decoder with code of its own cannot be rebuilt from its config")
-    if isinstance(source, PreTrainedModel):
-        spec, backbone = TowerSpec(source=source.name_or_path or ""), source
-    else:
-        spec = source if isinstance(source, TowerSpec) else TowerSpec(source=str(source))
-        backbone = load_backbone(spec, dtype=dtype_in_training(spec), **hub)
-    check_causal("single decoder", backbone)
-    embedding: Any = backbone.get_input_embeddings()
-    offset = int(embedding.weight.shape[0])
-    if codecs[base].vocab_size > offset:
-        raise ValueError(
-            f"{base}: the codec has {codecs[base].vocab_size} ids, the backbone's vocabulary only {offset}"
-        )
-    first = codecs[base]
-    modalities = [Modality(base, 0, first.vocab_size, first.bos_id, first.eos_id, first.pad_id)]
-    for name, codec in codecs.items():
-        if name != base:
-            modalities.append(Modality(name, offset, codec.vocab_size, codec.bos_id, codec.eos_id, codec.pad_id))
-            offset += codec.vocab_size
-    spec = came_from(spec, backbone, **hub)
-    backbone.resize_token_embeddings(offset)
-    spec = replace(
-        spec,
-        architecture=type(backbone).__name__,
-        backbone=plain({**backbone.config.to_dict(), "dtype": dtype_name(backbone.dtype)}),
-        train=train,  # type: ignore[arg-type]
-        lora=dict(lora) if lora is not None else None,
-    )
-    config = SingleDecoderConfig([asdict(m) for m in modalities], asdict(spec), loss_weights)
-    model = SingleDecoder(config, backbone)
-    model.processor = ZipperProcessor(codecs, model.specials)
-    return model.eval()
 
 
 AutoConfig.register(SingleDecoderConfig.model_type, SingleDecoderConfig)
