@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from tiny import tiny_backbone, tiny_model
 from tiny_recipes import workshop
 from torch import nn
@@ -44,8 +44,9 @@ def llama() -> PreTrainedModel:
 
 
 def with_adapter() -> PreTrainedModel:
-    backbone = llama()
-    backbone.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    """As `add_adapter` leaves it, for which older versions of PEFT are too old."""
+    backbone = inject_adapter_in_model(LoraConfig(target_modules=["q_proj"]), llama())
+    backbone._hf_peft_config_loaded = True
     return backbone
 
 
