@@ -1,6 +1,7 @@
 """The whole demo at toy size, from nothing, and what it leaves behind."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -119,6 +120,16 @@ def test_an_interrupted_demo_goes_on(tmp_path: Path, finished: Path, monkeypatch
     before = json.loads((finished / "results.json").read_text())
     assert [results[name] for name in PERCENTAGES] == [before[name] for name in PERCENTAGES]
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+def test_what_is_gone_on_with_is_of_the_same_towers(tmp_path: Path, finished: Path) -> None:
+    """A demo that was interrupted went on with a model over towers that had been made anew since, and named these."""
+    parts = shutil.copytree(built(finished), tmp_path / "parts")
+    before = run_module._work(tmp_path / "demo", DemoSizes.toy(), parts)
+    assert run_module._work(tmp_path / "demo", DemoSizes.toy(), parts) == before
+    assert run_module._work(tmp_path / "demo", DemoSizes.toy(), built(finished)) != before
+    (parts / "text" / "config.json").write_text("{}")
+    assert run_module._work(tmp_path / "demo", DemoSizes.toy(), parts) != before
 
 
 def test_an_existing_folder_is_refused_at_once_and_kept(finished: Path) -> None:

@@ -30,7 +30,7 @@ from rich.table import Table
 from zipper_lm.data.collation import collate
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.tasks import build_document
-from zipper_lm.demo.build import ASSETS, build, encode_sounds, fingerprint
+from zipper_lm.demo.build import ASSETS, PARTS, build, encode_sounds, fingerprint
 from zipper_lm.demo.corpus import DemoCorpus, Utterance, render
 from zipper_lm.demo.report import Example, ReportData, write_report
 from zipper_lm.demo.sizes import DemoSizes
@@ -108,7 +108,7 @@ def demo(
     parts = _parts(Path(output), sizes, from_scratch, console)
     built = time.time()
     judge = Recogniser.from_pretrained(parts / "judge")
-    work = _work(Path(output), sizes)
+    work = _work(Path(output), sizes, parts)
     corpus, recipe = sizes.corpus(), _recipe(work, parts, sizes)
     if not (work / "data").is_dir():
         _write_data(work / "data", corpus, sizes, console)
@@ -171,9 +171,10 @@ def _parts(output: Path, sizes: DemoSizes, from_scratch: bool, console: Console)
     return ASSETS
 
 
-def _work(output: Path, sizes: DemoSizes) -> Path:
-    """Where a demo of these sizes keeps its data and its unfinished model."""
-    digest = hashlib.sha256(as_json(asdict(sizes)).encode()).hexdigest()
+def _work(output: Path, sizes: DemoSizes, parts: Path) -> Path:
+    """Where a demo of these sizes, with these towers and this judge, keeps its data and its unfinished model."""
+    made_of = [asdict(sizes), str(parts.resolve()), [fingerprint(parts / part) for part in PARTS]]
+    digest = hashlib.sha256(as_json(made_of).encode()).hexdigest()
     return output.resolve().with_name(f"{output.name}.work") / digest[:8]
 
 
