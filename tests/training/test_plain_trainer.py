@@ -43,6 +43,9 @@ def test_a_plain_trainer_trains_saves_and_evaluates(tmp_path: Path) -> None:
         loss = model.eval()(collate(DOCUMENTS, model.specials)).loss
     assert logged[1] == pytest.approx(float(loss), rel=1e-5)
     trainer.save_model(str(tmp_path / "saved"))
+    trainer.save_model(str(tmp_path / "saved"))  # as every model of transformers can be: it was refused
+    with pytest.raises(ValueError, match="already holds"):
+        model.save_pretrained(tmp_path / "saved")
     for folder in (tmp_path / "saved", tmp_path / "checkpoint-4"):
         again = ZipperModel.from_pretrained(folder, towers={"text": model.backbones()["text"]})
         assert torch.equal(again(collate(DOCUMENTS, again.specials)).loss, loss)

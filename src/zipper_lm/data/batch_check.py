@@ -48,7 +48,8 @@ def _check_stream(name: str, stream: Any, towers: int) -> int:
         raise ValueError(f"{where} has {unknown}, which nothing reads; a stream has {sorted(wanted)}")
     for key, tensor in stream.items():
         kind = torch.bool if key == FLAGS else torch.int64
-        if not isinstance(tensor, Tensor) or tensor.dtype != kind:
+        also = torch.int32 if key in ("input_ids", "attention_mask") else kind  # which are only looked up
+        if not isinstance(tensor, Tensor) or tensor.dtype not in (kind, also):
             got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ValueError(f"{where}[{key!r}] is {got}, it must be a tensor of {kind}")
     shape = tuple(stream["input_ids"].shape)

@@ -53,8 +53,8 @@ class DocumentModel(PreTrainedModel):
         )
 
     @classmethod
-    def with_random_weights(cls, config: Any, dtype: torch.dtype | None) -> Self:
-        """A model of a config alone, its backbones in a dtype, or as they are recorded."""
+    def with_random_weights(cls, config: Any, dtype: torch.dtype | None, trust: bool = False) -> Self:
+        """A model of a config alone, its backbones in a dtype, or as recorded; `trust`: with code of their own."""
         raise NotImplementedError
 
     @classmethod
@@ -67,5 +67,5 @@ class DocumentModel(PreTrainedModel):
         where = f"{cls.__name__}.from_config"
         how = Loading.of(where, (), kwargs)
         check_no_kernels(where, config, how.trust_remote_code)
-        model = cls.with_random_weights(config, how.dtype)
+        model = cls.with_random_weights(config, how.dtype, how.trust_remote_code)
         return how.settle(model, config).train()

@@ -96,9 +96,10 @@ class ZippedTowers(DocumentModel):
         self.all_tied_weights_keys: dict[str, str] = {}
 
     @classmethod
-    def with_random_weights(cls, config: Any, dtype: torch.dtype | None) -> Self:
+    def with_random_weights(cls, config: Any, dtype: torch.dtype | None, trust: bool = False) -> Self:
         """See `DocumentModel`."""
-        return cls(config, {name: build_backbone(config, name, dtype) for name in config.towers})
+        backbones = {name: build_backbone(config, name, dtype, trust_remote_code=trust) for name in config.towers}
+        return cls(config, backbones)
 
     # --- parts ---------------------------------------------------------------------------------------------------
 

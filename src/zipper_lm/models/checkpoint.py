@@ -343,6 +343,15 @@ def load_own(model: ZippedTowers, file: Path) -> None:
     )
 
 
+def is_of(folder: Path, fingerprint: str) -> bool:
+    """Whether a folder holds the weights of a model with this config."""
+    try:
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as stored:
+            return (stored.metadata() or {}).get("config") == fingerprint
+    except Exception:  # nothing there, or nothing of ours: safetensors' own errors have no common base
+        return False
+
+
 def copy_tensors(own: Mapping[str, Tensor], fingerprint: str, file: Path) -> None:
     """Copy a checkpoint's tensors into a model's own, after checking that they are exactly the ones it needs.
 

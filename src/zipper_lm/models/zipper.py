@@ -153,7 +153,8 @@ class ZipperModel(ZippedTowers):
 
         Args:
             save_directory: a folder; made if missing. Other files in it are left alone.
-            overwrite, bundle_towers: see `zipper_lm.models.checkpoint.save`.
+            overwrite, bundle_towers: see `zipper_lm.models.checkpoint.save`. With `state_dict`, as trainers call it,
+                a checkpoint of the same config is replaced without being asked: it is the run's own.
             card: write a model card and its picture too. A card that somebody edited is left alone.
             kwargs: `is_main_process` (false: this process writes nothing), `state_dict`, `max_shard_size`;
                 `push_to_hub`, and with it `repo_id` and other arguments of `zipper_lm.models.sharing.push`.
@@ -168,7 +169,7 @@ class ZipperModel(ZippedTowers):
         checkpoint.save(
             self,
             folder,
-            overwrite=overwrite,
+            overwrite=overwrite or ("state_dict" in kwargs and checkpoint.is_of(folder, self.config.fingerprint)),
             bundle_towers=bundle_towers,
             beside=partial(refresh_card, model=self, kept=folder) if card else None,
             state_dict=how.state_dict,

@@ -1,14 +1,17 @@
 """Settings of a modality, in a vocabulary where its ids stand behind others."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tiny import doc, ids_of, tiny_backbone
+from transformers import RobertaConfig, RobertaForCausalLM
 
 from zipper_lm.codecs.text import TextCodec
+from zipper_lm.data.collation import collate
 from zipper_lm.models.baseline.expand import expand
 from zipper_lm.models.baseline.single_decoder import SingleDecoder
 
@@ -77,3 +80,36 @@ def test_stop_strings() -> None:
     assert stopped == plain[: len(stopped)]
     with pytest.raises(ValueError, match="'speech': stop_strings needs a codec of text"):
         model.generate(given, ["speech"], settings={"speech": settings}, decode=False)
+
+
+def test_a_decoder_that_does_not_write_what_it_reads_is_refused() -> None:
+    """RoBERTa and its kin count positions of the tokens that they are handed: from the second on, what the single
+    decoder wrote was wrong, without a word. A tower of that kind was refused."""
+    torch.manual_seed(0)
+    codecs: dict[str, Any] = {"text": Ids(31, 0), "speech": Ids(20, 17)}
+    config = RobertaConfig(
+        vocab_size=31,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        is_decoder=True,
+        pad_token_id=1,
+    )
+    model = expand("text", RobertaForCausalLM(config), codecs)
+    model.processor = None
+    assert model(collate([doc(("text", [7, 8]), target=True)], model.specials)).loss is not None
+    with pytest.raises(ValueError, match="can be read, but not written with"):
+        model.generate([doc(("text", [7, 8]))], ["speech"])
+
+
+def test_a_cache_that_does_not_hold_is_not_used() -> None:
+    model = single()
+    wanted = ids_of(model.generate(GIVEN, ["speech"], settings={"speech": {"max_new_tokens": 6}}))
+    model.interface = replace(model.interface, cache=None, writing="uncached")
+    seen: list[bool] = []
+    model.backbone.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs["use_cache"]), with_kwargs=True)
+    assert ids_of(model.generate(GIVEN, ["speech"], settings={"speech": {"max_new_tokens": 6}})) == wanted
+    assert seen
+    assert not any(seen)

@@ -8,6 +8,7 @@ commands serve both.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from zipper_lm.fusion.backbones import (
 )
 from zipper_lm.fusion.config import backbone_config
 from zipper_lm.fusion.document_model import DocumentModel
+from zipper_lm.fusion.interface import learn
 from zipper_lm.fusion.loss import ZipperOutput, loss_at
 from zipper_lm.generation import generate
 from zipper_lm.generation.arguments import (
@@ -47,7 +49,7 @@ from zipper_lm.models.baseline.config import SingleDecoderConfig, is_single_deco
 from zipper_lm.models.baseline.vocabulary import Modality, join
 from zipper_lm.models.baseline.writing import score, write
 from zipper_lm.models.card import refresh_card
-from zipper_lm.models.checkpoint import copy_tensors, given_tensors, write_checkpoint
+from zipper_lm.models.checkpoint import copy_tensors, given_tensors, is_of, write_checkpoint
 from zipper_lm.models.claims import check_whole
 from zipper_lm.models.records import generation_settings, write_settings
 from zipper_lm.utils.arguments import Loading, Saving
@@ -57,6 +59,8 @@ from zipper_lm.utils.tensors import dtype_name, without_aliases
 if TYPE_CHECKING:
     pass
 
+logger = logging.getLogger(__name__)
+
 
 class SingleDecoder(DocumentModel):
     """One decoder for all modalities.
@@ -64,6 +68,9 @@ class SingleDecoder(DocumentModel):
     Args:
         config: vocabulary and decoder.
         backbone: the decoder, already expanded; `None` builds it from the config with random weights.
+
+    Attributes:
+        interface: how its backbone is called, learned by trying it, as of a `Tower`.
     """
 
     config_class = SingleDecoderConfig
@@ -75,6 +82,9 @@ class SingleDecoder(DocumentModel):
         if backbone is None:
             backbone = from_config(backbone_config("the single decoder", spec.backbone), spec)
         self.backbone = backbone
+        self.interface = learn(backbone)
+        for fault in self.interface.faults:
+            logger.warning("the single decoder: %s: %s", type(backbone).__name__, fault)
         self.modalities = config.vocabulary
         if spec.train == "lora":
             add_adapters(backbone, spec.lora)
@@ -88,7 +98,7 @@ class SingleDecoder(DocumentModel):
         self.all_tied_weights_keys: dict[str, str] = {}
 
     @classmethod
-    def with_random_weights(cls, config: SingleDecoderConfig, dtype: torch.dtype | None) -> Self:
+    def with_random_weights(cls, config: SingleDecoderConfig, dtype: torch.dtype | None, trust: bool = False) -> Self:
         """See `DocumentModel`."""
         spec = config.spec
         return cls(config, from_config(backbone_config("the single decoder", spec.backbone), spec, dtype))
@@ -282,7 +292,12 @@ class SingleDecoder(DocumentModel):
     ) -> None:
         """Append a segment of `name` to every document."""
         codec = self.processor.codecs.get(name) if self.processor is not None else None
-        rows = write(self.backbone, self.modalities, documents, name, settings, codec, on_token, stop)
+        how = self.interface.writing
+        if how == "wrong":
+            fault = self.interface.faults[-1]
+            raise ValueError(f"this single decoder can be read, but not written with: {fault}")
+        cached = how != "uncached"
+        rows = write(self.backbone, self.modalities, documents, name, settings, codec, on_token, stop, cached)
         candidates = candidates_of(name, rows)
         if wants_scores(settings):
             for number, column in enumerate(zip(*rows)):
@@ -338,6 +353,7 @@ class SingleDecoder(DocumentModel):
             if card:
                 refresh_card(folder, self, kept=Path(save_directory))
 
+        overwrite = overwrite or ("state_dict" in kwargs and is_of(Path(save_directory), self.config.fingerprint))
         write_checkpoint(Path(save_directory), own, self.config.fingerprint, fill, overwrite)
         sharing.push_saved(self, Path(save_directory), how, bundle_towers)
 

@@ -50,6 +50,7 @@ def write(
     codec: Codec | None = None,
     on_token: Callable[[StreamedToken], bool] | None = None,
     stop: Stop | None = None,
+    cached: bool = True,
 ) -> list[list[Written]]:
     """One segment in every row, or several candidates for it.
 
@@ -59,7 +60,7 @@ def write(
         backbone: the decoder. vocabulary: the modalities in its order. documents: encoded; not changed. name: of the
             modality that is written. settings: as in `zipper_lm.generation.generate.generate`. codec: of the modality,
             which finds `stop_strings`. on_token: told of every token of a single document. stop: ends the segment as
-            soon as it is set.
+            soon as it is set. cached: whether the backbone goes on rightly from a cache of its own.
 
     Returns:
         per row, as many candidates as settings ask for, their ids counted within the modality.
@@ -81,7 +82,8 @@ def write(
         given.guidance_scale = None
         processors += [UnbatchedClassifierFreeGuidanceLogitsProcessor(scale, backbone), only]
     _move_ids(given, modality.offset)
-    given.use_cache = True if given.use_cache is None else given.use_cache  # Trainer leaves False in the config
+    # `None` is not as the config says: Trainer leaves False there.
+    given.use_cache = cached and given.use_cache is not False
     given.bos_token_id, given.eos_token_id = modality.offset + modality.bos, eos
     given.pad_token_id = modality.offset + modality.pad
     given.output_scores = None  # log-probabilities are worked out afterwards, by the model's own distribution
