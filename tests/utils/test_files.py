@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -230,16 +232,61 @@ def test_files_are_replaced_only_if_wanted(tmp_path):
     assert (tmp_path / "old").read_text() == "before"
 
 
-@pytest.mark.parametrize("exchange", [True, False])
-def test_files_into_the_working_directory(tmp_path, monkeypatch, exchange):
-    """Whoever stands in a folder would be left in the old one, if another took its place."""
-    monkeypatch.chdir(tmp_path)
-    if not exchange:
-        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+def test_files_join_the_folder_that_is_there(tmp_path):
+    """When a file was replaced, a copy with the new files took the folder's place: what other processes wrote into the
+    old one meanwhile was lost, a process that stood in it was left outside, and the folder's group was another."""
     for text in ("before", "after"):
-        with files_into(".", last="a") as folder:
+        with files_into(tmp_path / "model", last="a") as folder:
             (folder / "a").write_text(text)
-    assert Path("a").read_text() == "after"
+        if text == "before":
+            there = os.open(tmp_path / "model", os.O_RDONLY)
+    os.close(os.open("theirs", os.O_CREAT | os.O_WRONLY, dir_fd=there))
+    os.close(there)
+    assert sorted(os.listdir(tmp_path / "model")) == ["a", "theirs"]
+    assert (tmp_path / "model" / "a").read_text() == "after"
+
+
+def test_readers_never_start_from_what_is_half_old(tmp_path, monkeypatch):
+    """The last file is what readers start from: while the others are replaced there is none."""
+    write(tmp_path, "old", joining=True)
+    replace, seen = os.replace, []
+
+    def looking(source, target):
+        seen.append((tmp_path / "c").exists())
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", looking)
+    write(tmp_path, "new", joining=True)
+    assert seen == [False] * 3
+    with files_into(tmp_path, last="c") as folder:
+        (folder / "c").write_text("newer")
+    assert seen[3:] == [True]
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c"]
+
+
+def test_what_cannot_be_put_back_is_kept(tmp_path, monkeypatch):
+    """When the disk failed in the middle of a replacement and again while that was undone, the old files were removed
+    with the staging folder that held them."""
+    write(tmp_path, "old", joining=True)
+    rename, replace, left = os.rename, os.replace, [3]
+
+    def failing(call):
+        def renaming(source, target):
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(errno.EIO, "Input/output error")
+            call(source, target)
+
+        return renaming
+
+    monkeypatch.setattr(files.os, "rename", failing(rename))
+    monkeypatch.setattr(files.os, "replace", failing(replace))
+    with pytest.raises(OSError, match="Input/output"):
+        write(tmp_path, "new", joining=True)
+    monkeypatch.undo()
+    assert not (tmp_path / "c").exists()
+    check_output(tmp_path / "other")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("abc", "old")
 
 
 # --- killed ----------------------------------------------------------------------------------------------------------
@@ -274,19 +321,10 @@ def is_whole(path: Path) -> bool:
     )
 
 
-@pytest.mark.parametrize("joining", [True, False])
-@pytest.mark.parametrize("exchange", [True, False])
-@pytest.mark.parametrize("moment", range(1, 9))
-def test_killed_while_a_folder_is_replaced(tmp_path, joining, exchange, moment):
-    """Between the two renames of a replacement there was no folder at all, and files that joined one were half of the
-    old and half of the new; what lay beside them stayed for ever.
+def killed_at(moment: int, work: Callable[[], object], exchange: bool) -> None:
+    """Do `work` in a process of its own, which ends by SIGKILL after so many renames, or at its end."""
 
-    With one exchange it is old or new at every moment; without, it is so again after the next process has written."""
-    goal = tmp_path / "model"
-    write(goal, "old", joining)
-    (goal / "mine").mkdir()
-
-    def work() -> None:
+    def counting() -> None:
         left = moment
 
         def counted(call):
@@ -302,20 +340,104 @@ def test_killed_while_a_folder_is_replaced(tmp_path, joining, exchange, moment):
 
         files.os.rename, files.os.replace = counted(os.rename), counted(os.replace)
         files._exchange = counted(files._exchange) if exchange else lambda *_: False
-        write(goal, "new", joining)
+        work()
         die()
 
-    killed(work)
-    if exchange:
+    killed(counting)
+
+
+def age(folder: Path, hours: float) -> Path:
+    """Have the one staging folder in a folder be as old as that."""
+    (staging,) = folder.glob(".writing-*")
+    then = time.time() - hours * 3600
+    for path in (*staging.rglob("*"), staging):
+        os.utime(path, (then, then))
+    return staging
+
+
+@pytest.mark.parametrize("joining", [True, False])
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("moment", range(1, 9))
+def test_killed_while_a_folder_is_replaced(tmp_path, joining, exchange, moment):
+    """Between the two renames of a replacement there was no folder at all, and files that joined one were half of the
+    old and half of the new; what lay beside them stayed for ever.
+
+    With one exchange it is old or new at every moment; without, it is so again after the next process has written.
+    Files that join a folder are of one time, or the last, from which readers start, is missing."""
+    goal = tmp_path / "model"
+    write(goal, "old", joining)
+    (goal / "mine").mkdir()
+
+    killed_at(moment, lambda: write(goal, "new", joining), exchange)
+    if joining:
+        assert (goal / "mine").is_dir()
+        assert is_whole(goal) or not (goal / "c").exists()
+    elif exchange:
         assert is_whole(goal)
-        if joining:
-            assert (goal / "mine").is_dir()
     check_output(tmp_path / "other")  # sweeps
     with files_into(goal, last="x"):
         pass
     assert is_whole(goal)
     assert os.listdir(tmp_path) == ["model"]
     assert not [name for name in os.listdir(goal) if name.startswith(".")]
+
+
+@pytest.mark.parametrize("moment", range(1, 6))
+def test_killed_while_files_are_added(tmp_path, moment):
+    """What had not been there before stayed beside the old files, after these were put back: a checkpoint of before
+    with a processor of after."""
+    for name in "bc":
+        (tmp_path / name).write_text("old")
+    killed_at(moment, lambda: write(tmp_path, "new", joining=True), exchange=False)
+    check_output(tmp_path / "other")
+    left = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert left in (dict.fromkeys("bc", "old"), dict.fromkeys("abc", "new"))
+
+
+@pytest.mark.parametrize(("joining", "moment"), [(True, 1), (True, 2), (True, 3), (False, 1)])
+def test_what_was_saved_since_is_not_undone(tmp_path, monkeypatch, joining, moment):
+    """A process on another host was killed while it replaced a checkpoint, which was saved again from here. A day later
+    any output beside it put weights from before the kill over the newer ones, beside the newer config."""
+    goal = tmp_path / "model"
+    write(goal, "old", joining)
+    monkeypatch.setattr(files.socket, "gethostname", lambda: "elsewhere")
+    killed_at(moment, lambda: write(goal, "half", joining), exchange=False)
+    monkeypatch.undo()
+    write(goal, "newer", joining)
+    staging = age(goal if joining else tmp_path, hours=25)
+    check_output(staging.parent / "other")
+    assert is_whole(goal)
+    assert (goal / "a").read_text() == "newer"
+    assert not staging.exists()
+
+
+def test_what_was_copied_there_since_is_not_undone(tmp_path):
+    """Somebody may mend a folder by hand, with files that keep their times, before anything of ours is run again."""
+    write(tmp_path / "backup", "theirs", joining=False)
+    for file in (tmp_path / "backup").iterdir():
+        os.utime(file, (0, 0))
+    goal = tmp_path / "model"
+    write(goal, "old", joining=True)
+    killed_at(2, lambda: write(goal, "half", joining=True), exchange=False)
+    age(goal, hours=1)
+    shutil.copytree(tmp_path / "backup", goal, copy_function=shutil.copy2, dirs_exist_ok=True)
+    check_output(goal / "other")
+    assert is_whole(goal)
+    assert (goal / "a").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("joining", [True, False])
+@pytest.mark.parametrize("moment", range(1, 5))
+def test_what_another_host_left_is_put_back_where_nobody_has_saved_since(tmp_path, monkeypatch, joining, moment):
+    goal = tmp_path / "model"
+    write(goal, "old", joining)
+    monkeypatch.setattr(files.socket, "gethostname", lambda: "elsewhere")
+    killed_at(moment, lambda: write(goal, "new", joining), exchange=False)
+    monkeypatch.undo()
+    monkeypatch.setattr(files, "_ABANDONED_SECONDS", 0)
+    check_output((goal if joining else tmp_path) / "other")
+    assert is_whole(goal)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize("writer", ["folder", "file", "joining"])

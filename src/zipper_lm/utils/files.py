@@ -2,11 +2,12 @@
 
 What is written goes into a hidden staging folder beside its goal first, and from there to its place by renaming, which
 is atomic within one file system: a reader sees the old content or the new one, and a full disk or a crash in the middle
-of writing leaves the old content as it was. A folder that is there changes places with the new one at once, where the
-system can do that (Linux: `renameat2`); elsewhere there is a moment between two renames.
+of writing leaves the old content as it was. A folder that is replaced changes places with the new one at once, where
+the system can do that (Linux: `renameat2`); elsewhere there is a moment between two renames. A folder that files join
+stays the same folder, because others may write there too.
 
 A staging folder is locked for as long as its process lives. What a process that was killed left behind is put back or
-removed by the next one that writes to the same place.
+removed by the next one that writes to the same place. What others have saved there since is never touched.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from filelock import FileLock, Timeout
 
 from zipper_lm.utils.disk import tell_full_disk
 
-_NEW, _OLD, _LOCK = "new", "old", "lock"
-"""In a staging folder: what is to come, what stepped aside for it, and the file by whose lock its process is alive."""
+_NEW, _OLD, _ADDED, _LOCK = "new", "old", "added", "lock"
+"""In a staging folder: what is to come, what stepped aside for it, empty files with the names of what was not there
+before, and the file by whose lock its process is alive."""
 _STAGING = re.compile(r"\.writing-(?P<host>[0-9a-f]{8})-[0-9a-f]{32}")
 _ABANDONED_SECONDS = 24 * 3600
 """A staging folder in which nothing has changed for so long is nobody's. On network file systems a lock may not reach
@@ -95,9 +97,9 @@ def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
 def files_into(path: str | Path, last: str, overwrite: bool = True) -> Iterator[Path]:
     """Yield an empty folder to write into; its files join the folder `path` when the block ends without an error.
 
-    What `path` holds under other names stays. Where a file is replaced, a folder with all files, old and new, takes the
-    place of `path` at once, if the system can do that. Else `last` comes after the others, so that a reader who starts
-    from it never sees it without the rest, and an error on the way puts all back as it was.
+    What `path` holds under other names stays. An old `last` goes before the others come, and the new one comes after
+    them, so that a reader who starts from it sees all that is old, all that is new, or for a moment nothing. An error
+    on the way puts all back as it was.
 
     Args:
         path: made if missing, with its parents. last: name of a file. overwrite: replace files of the same names.
@@ -111,13 +113,11 @@ def files_into(path: str | Path, last: str, overwrite: bool = True) -> Iterator[
         new = staging / _NEW
         yield new
         _flush_folder(new)
-        written = [path.relative_to(new) for path in new.rglob("*") if not path.is_dir()]
-        names = sorted(written, key=lambda name: (str(name) == last, name))
+        names = sorted(_files(new), key=lambda name: (str(name) == last, name))
         there = [str(name) for name in names if os.path.lexists(folder / name)]
         if there and not overwrite:
             raise ValueError(f"{folder} already holds {there}; pass overwrite=True to replace them")
-        if not (there and _exchange_with(staging, folder, names)):
-            _move_in(staging, folder, names)
+        _move_in(staging, folder, names)
 
 
 @contextmanager
@@ -206,16 +206,11 @@ def _goal(path: str | Path, overwrite: bool, folder: bool) -> Path:
         if goal.is_dir() != folder:
             kind = "file" if folder else "folder"
             raise ValueError(f"output: {path} is a {kind}; a {'folder' if folder else 'file'} is to be written")
-        if folder and _holds_somebody(goal):
+        if folder and any(kept == goal or goal in kept.parents for kept in (Path.cwd().resolve(), Path.home())):
             raise ValueError(f"output: {path} holds the working directory or the home; it is not overwritten")
     elif goal == goal.parent:
         raise ValueError(f"output: {path} is no name for an output")
     return goal
-
-
-def _holds_somebody(folder: Path) -> bool:
-    """Whether the working directory or the home is in a folder, or is that folder."""
-    return any(kept == folder or folder in kept.parents for kept in (Path.cwd().resolve(), Path.home()))
 
 
 def _refuse_existing(goal: Path, overwrite: bool) -> None:
@@ -242,7 +237,8 @@ def _parents_of(goal: Path) -> Iterator[None]:
 
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """A hidden folder in `folder`, with a folder ``new`` inside it; removed in the end, with all that is left in it.
+    """A hidden folder in `folder`, with a folder ``new`` inside it; removed in the end, with all that is left in it,
+    unless that is what stepped aside for something that has not come.
 
     Raises:
         ValueError: if it cannot be made.
@@ -258,7 +254,8 @@ def _staging(folder: Path) -> Iterator[Path]:
         with tell_full_disk(folder):
             yield staging
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if not (_files(staging / _NEW) and _files(staging / _OLD)):  # else it could not be undone: the next one tries
+            shutil.rmtree(staging, ignore_errors=True)
         lock.release()
 
 
@@ -308,7 +305,8 @@ def _sweep(folder: Path) -> None:
         if (found := _STAGING.fullmatch(name)) is None:
             continue
         staging = folder / name
-        abandoned = time.time() - _last_change(staging) >= _ABANDONED_SECONDS
+        changed = _last_change(staging)
+        abandoned = time.time() - changed >= _ABANDONED_SECONDS
         if not abandoned and not ((staging / _LOCK).exists() and found["host"] == _host()):
             continue
         lock = FileLock(staging / _LOCK)
@@ -321,7 +319,7 @@ def _sweep(folder: Path) -> None:
                 continue
         try:
             with suppress(OSError):
-                _put_back(staging, folder)
+                _recover(staging, folder, changed)
                 shutil.rmtree(staging, ignore_errors=True)
         finally:
             lock.release()
@@ -331,10 +329,12 @@ def _host() -> str:
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
-def _last_change(folder: Path) -> float:
-    """When anything in a folder was last changed, in seconds since 1970; now, if that cannot be known."""
+def _last_change(staging: Path) -> float:
+    """When its process last changed anything in a staging folder, in seconds since 1970; now, if that cannot be known.
+    The lock does not count, nor the folder that it is in: whoever tries the lock changes them."""
     try:
-        return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+        paths = [path for path in staging.rglob("*") if path != staging / _LOCK]
+        return max(path.lstat().st_mtime for path in paths or [staging])
     except OSError:
         return time.time()
 
@@ -347,49 +347,29 @@ def _exchange(one: Path, other: Path) -> bool:
     )
 
 
-def _exchange_with(staging: Path, folder: Path, names: Sequence[Path]) -> bool:
-    """Put a folder in the place of `folder` that holds what is new and, as links, all else that is there; whether that
-    could be done."""
-    here = Path(os.path.realpath(folder))
-    others = any(_STAGING.fullmatch(name) and name != staging.name for name in os.listdir(here))
-    fixed = os.path.ismount(here) or here.stat().st_uid != os.geteuid() or _holds_somebody(here)
-    if others or fixed or _is_nested(here):
-        return False
-    new = staging / _NEW
-    try:
-        with _staging(here.parent) as beside:
-            (beside / _OLD).mkdir()
-            if not _exchange(beside / _NEW, beside / _OLD):
-                return False
-            whole = beside / _NEW / here.name
-            try:
-                shutil.copytree(here, whole, symlinks=True, copy_function=os.link, ignore=lambda *_: {staging.name})
-            except OSError:  # a file system without links
-                return False
-            for name in names:
-                (whole / name).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(new / name, whole / name)
-            if _exchange(whole, here):
-                return True
-            for name in names:
-                os.replace(whole / name, new / name)
-            return False
-    except ValueError:  # the folder around it cannot be written to
-        return False
+def _files(folder: Path) -> list[Path]:
+    """What is no folder in a folder and those inside it, by its path from there; nothing if there is no such folder."""
+    return [path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()]
 
 
 def _move_in(staging: Path, folder: Path, names: Sequence[Path]) -> None:
-    """Rename what is new into `folder`, in this order; what is in its way steps aside. On error all is as it was."""
+    """Rename what is new into `folder`, in this order; what is in its way steps aside. On error all is as it was.
+
+    Of several, the last is what readers start from: there is none while the others are half old and half new."""
     new, old = staging / _NEW, staging / _OLD
     try:
         for name in names:
+            if not os.path.lexists(folder / name):
+                (staging / _ADDED / name).parent.mkdir(parents=True, exist_ok=True)
+                (staging / _ADDED / name).touch()
+        for name in names[-1:] if len(names) > 1 else []:
+            _set_aside(folder / name, old / name, stays=False)
+        for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            if os.path.lexists(folder / name):
-                (old / name).parent.mkdir(parents=True, exist_ok=True)
-                _set_aside(folder / name, old / name)
+            _set_aside(folder / name, old / name, stays=True)
             os.replace(new / name, folder / name)
     except BaseException:
-        for name in names:
+        for name in reversed(names):
             if not os.path.lexists(new / name):
                 os.rename(folder / name, new / name)
         _put_back(staging, folder)
@@ -399,24 +379,43 @@ def _move_in(staging: Path, folder: Path, names: Sequence[Path]) -> None:
         raise
 
 
-def _set_aside(path: Path, aside: Path) -> None:
-    """Keep a file, or a folder, under a second name; a file keeps the first one too, where there are links."""
-    try:
-        os.link(path, aside, follow_symlinks=False)
-    except (OSError, NotImplementedError):
-        os.rename(path, aside)
+def _set_aside(path: Path, aside: Path, stays: bool) -> None:
+    """Keep a file, or a folder, if there is one, under a second name. Where there are links, a file that `stays` keeps
+    the first one too."""
+    if not os.path.lexists(path):
+        return
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    if stays:
+        with suppress(OSError, NotImplementedError):
+            os.link(path, aside, follow_symlinks=False)
+            return
+    os.rename(path, aside)
 
 
-def _put_back(staging: Path, folder: Path) -> None:
-    """Move what had stepped aside back, unless all that was to come has taken its place."""
+def _put_back(staging: Path, folder: Path, replace: bool = True) -> None:
+    """Move what had stepped aside back, unless all that was to come has taken its place; without `replace`, only what
+    is missing there. What is missing comes last, since readers start from it."""
     old = staging / _OLD
-    unfinished = any(not path.is_dir() for path in (staging / _NEW).rglob("*"))
+    for name in _files(old) if replace and _files(staging / _NEW) else []:
+        place = folder / name
+        if os.path.lexists(place) and os.path.samestat(place.lstat(), (old / name).lstat()):
+            (old / name).unlink()  # it has kept its place
+        elif os.path.lexists(folder / name.parts[0]):
+            os.replace(old / name, place)
     for entry in list(old.iterdir()) if old.is_dir() else []:
         if not os.path.lexists(folder / entry.name):
             os.rename(entry, folder / entry.name)
-    if unfinished:
-        for file in [path for path in old.rglob("*") if not path.is_dir()]:
-            os.replace(file, folder / file.relative_to(old))
+
+
+def _recover(staging: Path, folder: Path, since: float) -> None:
+    """Undo what a process that is gone had not finished. Where somebody has put a file of these names since its last
+    change, nothing is replaced or removed: what they saved counts, and what had stepped aside is older."""
+    places = {folder / name for part in (_NEW, _OLD, _ADDED) for name in _files(staging / part)}
+    # The time of the inode, not of the content: a copy that keeps its times is put there too.
+    alone = not any(place.lstat().st_ctime > since for place in places if os.path.lexists(place))
+    for name in _files(staging / _ADDED) if alone and _files(staging / _NEW) else []:
+        (folder / name).unlink(missing_ok=True)
+    _put_back(staging, folder, replace=alone)
 
 
 def _unwritable(folder: Path, error: OSError) -> ValueError:
