@@ -5,6 +5,7 @@ A module of its own: processes that are spawned import it.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import tempfile
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import tiny_model
+from tiny import tiny_backbone, tiny_model
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import TrainerCallback, TrainingArguments
 
 from zipper_lm import Document, Segment
 from zipper_lm.generation.writer import Writer
+from zipper_lm.training.base import BaseTrainer
 from zipper_lm.training.trainer import ZipperTrainer
 
 GUIDED = {("speech", "text"): 2.0}
@@ -103,11 +105,56 @@ def one_step(
 
 def in_a_process(rank: int, port: int, folder: str) -> None:
     """What each of two processes does: two documents at once, and one after the other."""
+    join_two(rank, port)
+    found = [one_step(2, 1), one_step(1, 2)]
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def losses_of_two_epochs(trainer: str, folder: Path, resumed: bool) -> list[float]:
+    """The loss of each of six steps, three an epoch with two processes; there is a checkpoint after the fourth.
+
+    Args:
+        trainer: ``"fusion"`` or ``"tower"``. folder: for checkpoints. resumed: from there.
+    """
+    given = TrainingArguments(
+        str(folder / trainer),
+        max_steps=6,
+        save_steps=4,
+        learning_rate=1e-2,
+        per_device_train_batch_size=2,
+        report_to=[],
+        disable_tqdm=True,
+        logging_steps=1,
+        use_cpu=True,
+    )
+    torch.manual_seed(0)
+    made: BaseTrainer
+    if trainer == "fusion":
+        more = [Document([*d, Segment("text", ids=[7] * n)]) for n in (3, 4) for d in DOCUMENTS]
+        made = ZipperTrainer(tiny_model(gate=0.5, train={"speech": "full"}), given, Documents(DOCUMENTS + more))
+    else:
+        rows = [{"input_ids": [n, n + 1, n + 2], "labels": [n, n + 1, n + 2]} for n in range(3, 15)]
+        made = BaseTrainer(model=tiny_backbone("qwen3", 20), args=given, train_dataset=rows)
+    made.train(resume_from_checkpoint=str(folder / trainer / "checkpoint-4") if resumed else None)
+    return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+
+
+def join_two(rank: int, port: int) -> None:
+    """Be one of two processes."""
     torch.set_num_threads(1)
     told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank}
     os.environ.update({name: str(value) for name, value in told.items()} | {"ACCELERATE_USE_CPU": "true"})
-    found = [one_step(2, 1), one_step(1, 2)]
-    torch.save(found, Path(folder) / f"{rank}.pt")
+
+
+def resume_in_a_process(rank: int, port: int, folder: str) -> None:
+    """What each of two processes does: a run, and once more from the midst of its second epoch."""
+    join_two(rank, port)
+    found = {
+        name: [losses_of_two_epochs(name, Path(folder), resumed) for resumed in (False, True)]
+        for name in ("fusion", "tower")
+    }
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
 

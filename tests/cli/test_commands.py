@@ -134,6 +134,16 @@ def test_training_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monkey
     assert any(line.startswith("step 1: wer/speech->text ") for line in told), told
 
 
+def test_the_score_told_is_that_of_the_model_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was the least of all, also of tasks that were no longer scored when the run went on."""
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain_recipe(tmp_path / "m")))
+    history = [{"step": step, "eval_wer": wer} for step, wer in ((1, 1.0), (2, 40.0), (3, 50.0))]
+    kept = ("seconds", "train_loss", "frozen_unchanged", "signatures", "recipe_hash")
+    record = dict.fromkeys(kept) | {"steps": 3, "best_step": 2, "history": history}
+    monkeypatch.setattr("zipper_lm.jobs.fuse.fuse", lambda *_, **__: record)
+    assert answered("fuse", tmp_path / "recipe.yaml")["wer"] == 40.0
+
+
 def test_fuse_then_verify(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain_recipe(tmp_path / "m")))
     recipe = tmp_path / "recipe.yaml"

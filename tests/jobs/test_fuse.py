@@ -25,6 +25,7 @@ from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.recipes.checks import check_recipe
 from zipper_lm.jobs.resume import working_folder
 from zipper_lm.jobs.towers import build_model
+from zipper_lm.jobs.validation import Scorer
 from zipper_lm.models.baseline.single_decoder import SingleDecoder
 from zipper_lm.models.records import generation_settings
 from zipper_lm.training.callbacks import Interrupted
@@ -131,6 +132,37 @@ def test_a_run_that_dies_goes_on_from_a_checkpoint_between_evaluations(
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
 
 
+def test_scores_of_other_tasks_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which tasks are scored may change before a run goes on, but the best score of the old ones stayed the one to
+    beat: the checkpoint that was kept was chosen by what the recipe no longer said, and patience counted on."""
+    scores = iter([1.0, 2.0, 50.0, 40.0, 60.0, 70.0])
+    scored: list[list[str]] = []
+
+    def score(self: Scorer, model: Any) -> dict[str, float]:
+        scored.append(self.tasks)
+        return {"wer": next(scores)}
+
+    monkeypatch.setattr(Scorer, "__call__", score)
+    training = {"steps": 8, "evaluate_every": 1, "patience": 2}
+    with monkeypatch.context() as patch:
+        interrupt_at(2, patch)
+        with pytest.raises(Interrupted, match="step 2"):
+            fuse(tiny_recipe(tmp_path / "m", training=training, scored=["speech->text"]))
+    capsys.readouterr()
+    changed = tiny_recipe(tmp_path / "m", training=training, scored=["text->speech"])
+    with monkeypatch.context() as patch:
+        interrupt_at(3, patch)
+        with pytest.raises(Interrupted, match="step 3"):
+            fuse(changed, resume=True)
+    assert "the best score so far is forgotten: scored changed since it was found" in capsys.readouterr().err
+    record = fuse(changed, resume=True)  # as it was scored from then on: nothing more to forget
+    assert "forgotten" not in capsys.readouterr().err
+    assert scored == [["speech->text"]] * 2 + [["text->speech"]] * 4
+    assert (record["best_step"], record["steps"]) == (4, 6)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -148,6 +180,35 @@ def test_settings_that_generate_refuses_are_found_before_training(
     with pytest.raises(ValueError, match=message):
         fuse(tiny_recipe(tmp_path / "m", generation=settings))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("generation", [{"text": {"num_beams": 2}}, {"speech": {"max_new_tokens": 8}}])
+def test_samples_are_tried_before_training_as_they_are_scored(
+    generation: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`best_of: 3` with two beams ended the run after its last step: what was tried was the settings without the
+    samples. And a modality without settings was not tried at all."""
+    trained: list[int] = []
+    tried: list[tuple[list[str], dict[str, Any]]] = []
+    real = ZipperModel.generate
+
+    def generate(self: ZipperModel, documents: Any, schedule: Any, **given: Any) -> Any:
+        tried.append((schedule, given["settings"]))
+        return real(self, documents, schedule, **given)
+
+    def training_step(*_: Any, **__: Any) -> None:
+        trained.append(1)
+        raise RuntimeError("begun")
+
+    monkeypatch.setattr(ZipperModel, "generate", generate)
+    monkeypatch.setattr(ZipperTrainer, "training_step", training_step)
+    beams = "text" in generation
+    message = r"generation\.text with best_of=3: tried before training: .*num_beams" if beams else "begun"
+    with pytest.raises(ValueError if beams else RuntimeError, match=message):
+        fuse(tiny_recipe(tmp_path / "m", generation=generation, best_of=3, scored=["speech->text"]))
+    assert bool(trained) != beams
+    schedule, settings = tried[-1]
+    assert (schedule, settings["text"]["num_return_sequences"], len(tried)) == (["text"], 3, 2)
 
 
 def test_a_trial_of_the_settings_changes_nothing(

@@ -11,7 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from zipper_lm.jobs.resume import begin, check_working, latest_checkpoint
+from zipper_lm.jobs.recipes.reader import build, to_mapping
+from zipper_lm.jobs.recipes.schema import FuseRecipe
+from zipper_lm.jobs.resume import begin, check_working, forget_scores, latest_checkpoint, scored_otherwise
+
+
+def recipe(**changes: Any) -> FuseRecipe:
+    fields = {"towers": {"text": "t", "speech": "s"}, "data": "here", "tasks": {"speech->text": 1}, "output": "m"}
+    return build(FuseRecipe, fields | changes)
 
 
 def test_a_checkpoint_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
@@ -25,17 +32,17 @@ def test_a_checkpoint_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
 
 def test_a_working_folder_knows_its_recipe(tmp_path: Path) -> None:
     folder = tmp_path / "m.training"
-    begin(folder, {"seed": 1, "overwrite": False})
+    begin(folder, to_mapping(recipe(seed=1)))
     (folder / "checkpoint-5").mkdir()
     (folder / "checkpoint-5" / "trainer_state.json").write_text("{}")
-    same = {"seed": 1, "overwrite": True}
+    same = recipe(seed=1, overwrite=True)
     assert check_working(folder, same, resume=True, overwrite=False) == folder / "checkpoint-5"
     with pytest.raises(ValueError, match="'seed'"):
-        check_working(folder, {"seed": 2}, resume=True, overwrite=False)
+        check_working(folder, recipe(seed=2), resume=True, overwrite=False)
     with pytest.raises(ValueError, match="checkpoint-5"):
         check_working(folder, same, resume=False, overwrite=False)
     assert check_working(folder, same, resume=False, overwrite=True) is None
-    begin(folder, same)
+    begin(folder, to_mapping(same))
     assert latest_checkpoint(folder) is None
 
 
@@ -61,20 +68,20 @@ def test_a_checkpoint_that_is_not_whole_is_skipped_and_named(
     """A trainer_state.json that was cut off in the middle, by a kill or a power cut, ended --resume in a traceback,
     though there was a whole checkpoint before it."""
     folder = tmp_path / "m.training"
-    begin(folder, {"seed": 1})
+    begin(folder, to_mapping(recipe()))
     older, newer = checkpoint(folder, 2), checkpoint(folder, 10)
     assert latest_checkpoint(folder) == newer
     content = (newer / name).read_bytes()
     (newer / name).write_bytes(content[: int(left * len(content))])
     assert latest_checkpoint(folder) == older
     with caplog.at_level(logging.WARNING):
-        assert check_working(folder, {"seed": 1}, resume=True, overwrite=False) == older
+        assert check_working(folder, recipe(), resume=True, overwrite=False) == older
     assert f"going on from checkpoint-2: {newer / name} is not whole" in caplog.text
     (older / "trainer_state.json").unlink()
     with pytest.raises(
         ValueError, match=rf"no checkpoint in .* that is whole: .*10/{name} is not whole; .*-2 has no tr"
     ):
-        check_working(folder, {"seed": 1}, resume=True, overwrite=False)
+        check_working(folder, recipe(), resume=True, overwrite=False)
 
 
 @pytest.mark.parametrize(
@@ -90,12 +97,70 @@ def test_a_checkpoint_that_is_not_whole_is_skipped_and_named(
 )
 def test_how_a_run_is_scored_may_change_before_it_goes_on(change: dict[str, Any], free: bool, tmp_path: Path) -> None:
     """A generation setting that failed in the first evaluation, after hours, could not be mended: another recipe."""
-    recipe = {"seed": 1, "data": "here", "scored": None, "generation": {"text": {"stop_strings": "."}}}
-    recipe |= {"training": {"steps": 9, "save_every": 500}}
-    begin(tmp_path / "t", recipe)
+    begun = {"generation": {"text": {"stop_strings": "."}}, "training": {"steps": 9, "save_every": 500}}
+    begin(tmp_path / "t", to_mapping(recipe(**begun)))
     newest = checkpoint(tmp_path / "t", 5)
+    now = recipe(**begun | change)
     if free:
-        assert check_working(tmp_path / "t", recipe | change, resume=True, overwrite=False) == newest
+        assert check_working(tmp_path / "t", now, resume=True, overwrite=False) == newest
         return
     with pytest.raises(ValueError, match="cannot resume"):
-        check_working(tmp_path / "t", recipe | change, resume=True, overwrite=False)
+        check_working(tmp_path / "t", now, resume=True, overwrite=False)
+
+
+def without(value: Any, keys: set[str]) -> Any:
+    """Plain values without some keys, at any depth."""
+    if isinstance(value, list):
+        return [without(each, keys) for each in value]
+    return {k: without(v, keys) for k, v in value.items() if k not in keys} if isinstance(value, dict) else value
+
+
+MADE_HERE = {"towers": {"text": {"source": "t", "pretrain": {"training": {"steps": 9}}}, "speech": "s"}}
+
+
+def test_a_run_that_an_older_version_began_goes_on(tmp_path: Path) -> None:
+    """A key that a recipe has got since then, with its default, counted as a change where it was not free by name:
+    `save_every` of a tower that is made on the way was not."""
+    now = recipe(**MADE_HERE)
+    newest = checkpoint(tmp_path / "t", 5)
+    for older in (without(to_mapping(now), {"save_every", "best_of", "best_by"}), to_mapping(now, defaults=False)):
+        (tmp_path / "t" / "recipe.json").write_text(json.dumps(older))
+        assert check_working(tmp_path / "t", now, resume=True, overwrite=False) == newest
+        assert not scored_otherwise(tmp_path / "t", now)
+        other = recipe(**MADE_HERE, training={"weight_decay": 0.5})  # not its default
+        with pytest.raises(ValueError, match=r"\['training'\] changed"):
+            check_working(tmp_path / "t", other, resume=True, overwrite=False)
+    (tmp_path / "t" / "recipe.json").write_text(json.dumps(to_mapping(now) | {"bygone": 1}))
+    with pytest.raises(ValueError, match=r"cannot resume: .*recipe\.json: unknown key 'bygone'"):
+        check_working(tmp_path / "t", now, resume=True, overwrite=False)
+
+
+def test_how_often_a_tower_made_on_the_way_is_saved_may_change(tmp_path: Path) -> None:
+    """It could be for the fusion, and not for its towers."""
+    begin(tmp_path / "t", to_mapping(recipe(**MADE_HERE)))
+    newest = checkpoint(tmp_path / "t", 5)
+    for training, free in (({"steps": 9, "save_every": 1}, True), ({"steps": 8}, False)):
+        towers = {"text": {"source": "t", "pretrain": {"training": training}}, "speech": "s"}
+        if free:
+            assert check_working(tmp_path / "t", recipe(towers=towers), resume=True, overwrite=False) == newest
+        else:
+            with pytest.raises(ValueError, match=r"\['towers'\] changed"):
+                check_working(tmp_path / "t", recipe(towers=towers), resume=True, overwrite=False)
+
+
+def test_all_checkpoints_forget_their_scores_and_nothing_else(tmp_path: Path) -> None:
+    begin(tmp_path, to_mapping(recipe()))
+    patience = {"args": {"early_stopping_patience": 3}, "attributes": {"early_stopping_patience_counter": 2}}
+    sums = {"args": {}, "attributes": {"total": 1.5}}
+    for step in (5, 10):
+        state = {"global_step": step, "best_metric": 2.5, "best_global_step": 5, "best_model_checkpoint": "there"}
+        state |= {"stateful_callbacks": {"EarlyStoppingCallback": patience, "LossesSoFar": sums}}
+        (checkpoint(tmp_path, step) / "trainer_state.json").write_text(json.dumps(state))
+    (checkpoint(tmp_path, 20) / "trainer_state.json").write_text("{")
+    forget_scores(tmp_path)
+    for step in (5, 10):
+        state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        callbacks = state.pop("stateful_callbacks")
+        assert state == {"global_step": step, **dict.fromkeys(state.keys() - {"global_step"})}
+        counted = {"args": patience["args"], "attributes": {"early_stopping_patience_counter": 0}}
+        assert callbacks == {"EarlyStoppingCallback": counted, "LossesSoFar": sums}

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import tiny_model
 from tiny_recipes import tiny_recipe, workshop
-from tiny_steps import DOCUMENTS, Documents
+from tiny_steps import DOCUMENTS, Documents, free_port, resume_in_a_process
 from transformers import Trainer, TrainingArguments
 
 from zipper_lm import Segment, ZipSpec
@@ -127,6 +127,15 @@ def test_a_resumed_run_is_the_run(workers: int, persistent: bool, tmp_path: Path
     assert again == history
     assert loss_again == loss == pytest.approx(sum(e["loss"] for e in history[:4]) * 2 / 9, rel=0.2)
     assert all(torch.equal(weights_again[n], p) for n, p in weights.items())
+
+
+def test_so_it_is_in_two_processes(tmp_path: Path) -> None:
+    """Begun in the midst of an epoch, several processes read what is left of the first epoch's order: the sampler lies
+    one level deeper than accelerate and Trainer look for it. A tower alone has a sampler that accelerate finds."""
+    torch.multiprocessing.spawn(resume_in_a_process, (free_port(), str(tmp_path)), nprocs=2)
+    found = json.loads((tmp_path / "0.json").read_text())
+    assert [len(whole) for whole, _ in found.values()] == [6, 6]
+    assert {name: again == whole for name, (whole, again) in found.items()} == {"fusion": True, "tower": True}
 
 
 def test_a_second_run_of_a_trainer_counts_its_own_losses(tmp_path: Path) -> None:

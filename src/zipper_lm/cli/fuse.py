@@ -25,7 +25,7 @@ def fuse(
     quiet()
     record = run(read, resume=resume, console=console())
     scores = [entry for entry in record["history"] if "eval_wer" in entry]
-    best: dict[str, float] = min(scores, key=lambda entry: entry["eval_wer"], default={})
+    best: dict[str, float] = next((entry for entry in scores if entry["step"] == record["best_step"]), {})
     wer = {k.removeprefix("eval_"): round(v, 2) for k, v in best.items() if k.startswith("eval_wer")}
     told = "".join(f", {k} {v} %" for k, v in wer.items())
     console().print(f"model written to {read.output} after {record['steps']} steps{told} (validation)")

@@ -15,13 +15,13 @@ from zipper_lm.jobs.materials import Materials, Plan, check, gather
 from zipper_lm.jobs.pseudo_labels import labeller_recipe
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.jobs.record import run_record, write_run
-from zipper_lm.jobs.resume import latest_checkpoint, working_folder
+from zipper_lm.jobs.resume import forget_scores, keep_recipe, latest_checkpoint, scored_otherwise, working_folder
 from zipper_lm.jobs.validation import try_settings
 from zipper_lm.models.load import load
 from zipper_lm.training.callbacks import StopOnInterrupt, callbacks_of, train_with_bar
 from zipper_lm.training.guided_attention import guided_pairs
 from zipper_lm.training.trainer import ZipperTrainer
-from zipper_lm.utils.processes import is_main, main_console, wait
+from zipper_lm.utils.processes import from_main, is_main, main_console, wait
 from zipper_lm.utils.progress import warn
 
 
@@ -48,11 +48,12 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     model, validation = materials.model, materials.validation
     trainer = make_trainer(plan, materials)  # which puts the model where it is trained
     try:
-        try_settings(model, validation or materials.rows, recipe.generation)
+        try_settings(model, validation or materials.rows, recipe.generation, materials.scorer)
     except ValueError:
         if plan.checkpoint is None and is_main():
             shutil.rmtree(plan.working, ignore_errors=True)
         raise
+    follow(plan, console)
     before = unimodal_perplexity(model, validation)
     loss = train(trainer, plan, console)
     model.eval()
@@ -66,6 +67,19 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         write_run(plan, model, record)
     wait()
     return record
+
+
+def follow(plan: Plan, console: Console) -> None:
+    """Let the checkpoint to go on from forget its best score, if the recipe is scored otherwise from now on."""
+    changed = from_main([] if plan.checkpoint is None else scored_otherwise(plan.working, plan.recipe))
+    if not changed:
+        return
+    warn(console, "the best score so far is forgotten", f"{', '.join(changed)} changed since it was found")
+    if plan.arguments.should_save:  # the main process, or one on each machine
+        forget_scores(plan.working)
+    if is_main():
+        keep_recipe(plan.working, plan.plain)
+    wait()
 
 
 def make_trainer(plan: Plan, materials: Materials) -> ZipperTrainer:

@@ -98,7 +98,7 @@ def check(recipe: FuseRecipe, resume: bool = False) -> Plan:
         halted = [n for n in missing_towers(recipe) if latest_checkpoint(working_folder(recipe.towers[n].source))]
     # Of a run with pseudo-labels, the model that writes them may be what was interrupted, or what is done.
     here = resume and not halted and (recipe.pseudo_labels is None or latest_checkpoint(working) is not None)
-    checkpoint = check_working(working, plain, resume=here, overwrite=recipe.overwrite)
+    checkpoint = check_working(working, recipe, resume=here, overwrite=recipe.overwrite)
     evaluation = evaluation_arguments(recipe.training, recipe.data.validation, "eval_wer")
     return Plan(
         recipe=recipe,

@@ -143,7 +143,7 @@ def pretrain(
     if recipe.codec.source is None and (recipe.modality, recipe.codec.kind) in (("text", "speech"), ("speech", "text")):
         raise ValueError(f"codec.kind is {recipe.codec.kind!r}, but modality is {recipe.modality!r}")
     working, plain = working_folder(recipe.output), to_mapping(recipe)
-    checkpoint = check_working(working, plain, resume=resume, overwrite=overwrite)
+    checkpoint = check_working(working, recipe, resume=resume, overwrite=overwrite)
     evaluation = evaluation_arguments(recipe.training, recipe.data.validation, "eval_loss")
     arguments = training_arguments(recipe.training, working, recipe.seed, alone=True, **evaluation)
     console = console or main_console()  # after the arguments, which say how to connect

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers import EarlyStoppingCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
+from zipper_lm.jobs.recipes.reader import build, to_mapping
 from zipper_lm.utils.files import new_file, write_json
 from zipper_lm.utils.json_files import read_json, read_mapping
 
 logger = logging.getLogger(__name__)
 
 RECIPE_FILE = "recipe.json"
-FREE = ("overwrite", "output", "judge", "generation", "scored", "best_of", "best_by", "training.save_every")
-"""Keys of a recipe that may change between an interruption and its resumption: how it is scored, and what is kept."""
+SCORING = ("judge", "generation", "scored", "best_of", "best_by")
+"""Keys of a recipe that say how it is scored."""
+FREE = ("overwrite", "output", *SCORING, "training.save_every", "towers.*.pretrain.training.save_every")
+"""Keys of a recipe that may change between an interruption and its resumption: how it is scored, and what is kept; a
+star is any name."""
 LAST_WRITTEN = TRAINER_STATE_NAME
 """What Trainer writes last; a checkpoint without it was cut off."""
 
@@ -35,11 +39,11 @@ def beside(output: str | Path, suffix: str) -> Path:
     return Path(f"{Path(output)}.{suffix}")
 
 
-def check_working(folder: Path, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path | None:
+def check_working(folder: Path, recipe: Any, *, resume: bool, overwrite: bool) -> Path | None:
     """The checkpoint to go on from, `None` to start anew. Nothing is changed.
 
     Args:
-        folder: from `working_folder`. recipe: as plain values.
+        folder: from `working_folder`. recipe: a dataclass.
         resume: go on. overwrite: an interrupted run may be thrown away.
 
     Raises:
@@ -60,11 +64,33 @@ def check_working(folder: Path, recipe: Mapping[str, Any], *, resume: bool, over
         raise ValueError(f"nothing to resume: no checkpoint in {folder}{not_whole}")
     for reason in cut:
         logger.warning("going on from %s: %s", newest.name, reason)
-    file = folder / RECIPE_FILE
-    before, now = _fixed(read_mapping(file) if file.is_file() else recipe), _fixed(recipe)
-    if changed := sorted(key for key in {*before, *now} if before.get(key) != now.get(key)):
+    before, now = _begun(folder, recipe), to_mapping(recipe)
+    for plain in (before, now):
+        for key in FREE:
+            _leave_out(plain, key.split("."))
+    if changed := [key for key in sorted(now) if before[key] != now[key]]:
         raise ValueError(f"cannot resume: the recipe's {changed} changed since {folder} was begun; put them back")
     return newest
+
+
+def scored_otherwise(folder: Path, recipe: Any) -> list[str]:
+    """The keys of a recipe by which what a working folder holds was scored otherwise than it will be from now on."""
+    before, now = _begun(folder, recipe), to_mapping(recipe)
+    return [key for key in SCORING if key in now and before[key] != now[key]]
+
+
+def forget_scores(folder: Path) -> None:
+    """No checkpoint knows of a best one any more, or for how long there was no better one: what it was scored by is not
+    what it will be scored by, and such scores cannot be compared. The logs keep them."""
+    for _, checkpoint in sorted(_numbered(folder).items()):  # Trainer deletes those that were written to first
+        if _lack(checkpoint) is not None:
+            continue
+        state = read_mapping(checkpoint / TRAINER_STATE_NAME)
+        state |= dict.fromkeys(("best_metric", "best_global_step", "best_model_checkpoint"))
+        if patience := state.get("stateful_callbacks", {}).get(EarlyStoppingCallback.__name__):
+            patience["attributes"] = EarlyStoppingCallback().state()["attributes"]
+        with new_file(checkpoint / TRAINER_STATE_NAME, overwrite=True) as file:
+            write_json(file, state)
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
@@ -74,13 +100,16 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
 
 def _checkpoints(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, if there is one, and what is wrong with those that are newer, or with all."""
-    numbered = {int(p.name[11:]): p for p in folder.glob("checkpoint-*") if p.name[11:].isdecimal() and p.is_dir()}
     cut: list[str] = []
-    for _, checkpoint in sorted(numbered.items(), reverse=True):
+    for _, checkpoint in sorted(_numbered(folder).items(), reverse=True):
         if (reason := _lack(checkpoint)) is None:
             return checkpoint, cut
         cut.append(reason)
     return None, cut
+
+
+def _numbered(folder: Path) -> dict[int, Path]:
+    return {int(p.name[11:]): p for p in folder.glob("checkpoint-*") if p.name[11:].isdecimal() and p.is_dir()}
 
 
 def _lack(checkpoint: Path) -> str | None:
@@ -112,7 +141,12 @@ def begin(folder: Path, recipe: Mapping[str, Any]) -> None:
     """Start anew: an empty folder that knows its recipe."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    with new_file(folder / RECIPE_FILE) as file:
+    keep_recipe(folder, recipe)
+
+
+def keep_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """The recipe, as plain values, that a working folder follows from now on."""
+    with new_file(folder / RECIPE_FILE, overwrite=True) as file:
         write_json(file, recipe)
 
 
@@ -123,13 +157,25 @@ def keep_logs(folder: Path, logs: Path) -> None:
         shutil.copyfile(events, logs / events.name)
 
 
-def _fixed(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe as JSON gives it back, without what may change."""
-    plain = json.loads(json.dumps(recipe))
-    for key in FREE:
-        *path, last = key.split(".")
-        inner = plain
-        for part in path:
-            inner = inner.get(part, {})
-        inner.pop(last, None)
-    return plain
+def _begun(folder: Path, recipe: Any) -> dict[str, Any]:
+    """The recipe that a working folder follows, as plain values; what was no key yet when it was written has its
+    default. A folder without one follows `recipe`."""
+    file = folder / RECIPE_FILE
+    if not file.is_file():
+        return to_mapping(recipe)
+    try:
+        return to_mapping(build(type(recipe), read_mapping(file), str(file)))
+    except ValueError as error:
+        raise ValueError(f"cannot resume: {error}") from error
+
+
+def _leave_out(plain: Any, path: Sequence[str]) -> None:
+    """Take a key of `FREE` out of plain values."""
+    if not isinstance(plain, dict):
+        return
+    first, *rest = path
+    if not rest:
+        plain.pop(first, None)
+        return
+    for inner in plain.values() if first == "*" else [plain.get(first)]:
+        _leave_out(inner, rest)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.tasks import parse_task
+from zipper_lm.evaluation.best_of import sampled
 from zipper_lm.evaluation.judges import Judge, can_be_judged, judge_told, suits
 from zipper_lm.evaluation.scoring import counts_tokens, scorable, score_task, told_unscored
 from zipper_lm.generation.writer import Writer
@@ -103,20 +104,29 @@ _TRIED_TOKENS = 4
 _LENGTHS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens")
 
 
-def try_settings(model: Writer, rows: Sequence[Any], settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write a few tokens with each modality's settings: what only `generate()` finds wrong would be met in the first
-    evaluation, by default after the last step. No generator's state changes.
+def try_settings(
+    model: Writer, rows: Sequence[Any], settings: Mapping[str, Mapping[str, Any]], scorer: Scorer | None = None
+) -> None:
+    """Write a few tokens with each modality's settings, and with those of the samples that are scored: what only
+    `generate()` finds wrong would be met in the first evaluation, by default after the last step. No generator's state
+    changes.
 
     Args:
         model: where it will be scored. rows: encoded; the beginnings of the first two are read. settings: by modality.
+        scorer: that will score, if any.
 
     Raises:
         ValueError: naming the modality.
     """
+    tries = [(f"generation.{name}", name, given) for name, given in settings.items()]
+    if scorer is not None and (samples := scorer.best["best_of"]) > 1:
+        ends = sorted({scorer.ends[task] for task in scorer.tasks})
+        several = sampled(settings, ends, samples)
+        tries += [(f"generation.{name} with best_of={samples}", name, several[name]) for name in ends]
     training = model.training
     model.eval()
     try:
-        for name, given in settings.items():
+        for where, name, given in tries:
             short = {key: value for key, value in given.items() if key not in _LENGTHS}
             documents = [_beginning(row, name, model.names) for row in rows[:2]]
             try:
@@ -125,7 +135,7 @@ def try_settings(model: Writer, rows: Sequence[Any], settings: Mapping[str, Mapp
                     model.generate(documents, [name], settings=short_of, decode=False)
             except Exception as error:  # generate() raises whatever its parts do
                 kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-                raise ValueError(f"generation.{name}: tried before training: {kind}{error}") from error
+                raise ValueError(f"{where}: tried before training: {kind}{error}") from error
     finally:
         model.train(training)
 

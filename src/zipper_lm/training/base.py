@@ -65,13 +65,20 @@ class LossesSoFar(TrainerCallback, ExportableState):
 
 
 class _Begin(TrainerCallback):
-    """Trainer has set its sums to zero: they become what the checkpoint says."""
+    """A resumed run begins with what its checkpoint says."""
 
     def __init__(self, trainer: BaseTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Trainer has set its sums to zero."""
         self.trainer.restore_losses()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        """The sampler learns its epoch from the whole loader: with several processes, it lies too deep in the loader of
+        an epoch that is begun in its midst."""
+        if hasattr(train_dataloader, "set_epoch"):
+            train_dataloader.set_epoch(int(state.epoch or 0))
 
 
 class BaseTrainer(Trainer):
