@@ -164,6 +164,27 @@ def test_a_device_that_is_there(saved: tuple[Any, Path], device_map: Any, monkey
     assert load(folder).device.type == "cpu"  # type: ignore[attr-defined]
 
 
+def test_what_is_tried_is_tried_where_the_model_shall_be(
+    saved: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large tower was tried on the CPU and then moved to the GPU."""
+    model, folder = saved
+    first: list[tuple[str, str]] = []
+
+    def note(function: Callable[..., Any], event: str) -> Callable[..., Any]:
+        def noted(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            first.append((event, type(module).__name__))
+            return function(module, *args, **kwargs)
+
+        return noted
+
+    monkeypatch.setattr(torch.nn.Module, "to", note(torch.nn.Module.to, "to"))
+    monkeypatch.setattr(type(model), "__init__", note(type(model).__init__, "made"))
+    type(model).from_pretrained(folder, device_map="cpu")
+    moved = first[: first.index(("made", type(model).__name__))]
+    assert {("to", type(b).__name__) for b in model.backbones().values()} <= set(moved)
+
+
 @pytest.mark.parametrize("device_map", ["balanced", {"text": "cpu"}, 99, "cuda:99", True, ["cpu"]])
 def test_devices_that_cannot_be(device_map: Any, tmp_path: Path) -> None:
     for kind in (ZipperModel, SingleDecoder):

@@ -11,21 +11,25 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 PREFIX, REST = 4, 3  # tokens read first, and after them
 PADDING = (0, 2, PREFIX)  # at the left of each row; the last row has read nothing when the rest comes
 WRITTEN = 2  # tokens by `generate()`; the second goes on from what it keeps itself
 
-# How far logits may be off, in units of what it changes to forget the prefix: in float32, and in 16 bits or where
-# weights are quantized. A lost cache is off by about 1. Several tokens at once may be as far off as one by one, but for
-# a factor: some recurrent families lose only what a short convolution held, which is little.
+# How far logits may be off, in units of what it changes to forget the prefix: in float32, and at most where rounding is
+# coarser. A lost cache is off by about 1. In 16 bits, or where weights are quantized, rounding otherwise is measured:
+# padded rows may be off by that, or by so many times what the row without padding is off; that row by so many times the
+# rounding. Several tokens at once may be as far off as one by one, but for a factor: some recurrent families lose only
+# what a short convolution held, which is little.
 FINE, COARSE = 1e-3, 0.25
+SPREAD = 4
 SEVERAL = 4
 
 _QUIET = {"use_cache": False, "return_dict": True}
@@ -99,18 +103,24 @@ class Interface:
     ) -> tuple[Tensor, Any]:
         """Logits, and what the backbone remembers if it was asked for; arguments as of `Tower.forward`."""
         known = self.cache if use_cache or cache is not None else None
-        options: dict[str, Any] = {**_QUIET, "use_cache": known is not None}
+        output = self.output(backbone, input_ids, attention_mask, cache, known is not None)
+        return output.logits, None if known is None else output.get(known.field)
+
+    def output(
+        self, backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, cache: Any, use_cache: bool
+    ) -> Any:
+        """What its forward returns; arguments as of `Tower.forward`."""
+        options: dict[str, Any] = {**_QUIET, "use_cache": use_cache}
         if attention_mask is not None:
             new = input_ids.shape[1]
-            recurrent = known is not None and cache is not None and not known.whole_mask
+            recurrent = self.cache is not None and cache is not None and not self.cache.whole_mask
             options["attention_mask"] = attention_mask[:, -new:] if recurrent else attention_mask
             if self.positions is not None:
                 options[self.positions] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
         given = {name: value for name, value in options.items() if name in self.takes}
-        if known is not None and cache is not None:
-            given[known.argument] = cache
-        output = backbone(input_ids=input_ids, **given)
-        return output.logits, None if known is None else output.get(known.field)
+        if self.cache is not None and cache is not None:
+            given[self.cache.argument] = cache
+        return backbone(input_ids=input_ids, **given)
 
 
 def learn(backbone: nn.Module) -> Interface:
@@ -120,23 +130,38 @@ def learn(backbone: nn.Module) -> Interface:
     with trial(backbone):
         interface = replace(interface, positions=_position_argument(backbone, interface))
         ids, mask = _ragged(backbone)
+        start: Any = {}
         try:
             # On meta a mask cannot be looked at.
-            fields = _offered(backbone, interface, ids[:, :PREFIX], None if ids.is_meta else mask[:, :PREFIX])
+            start = interface.output(backbone, ids[:, :PREFIX], None if ids.is_meta else mask[:, :PREFIX], None, True)
         except Exception as error:  # of any kind: what the family says to a flag
-            fields, interface = (
-                [],
-                replace(interface, faults=(f"reading with a cache fails, so it has none: {_say(error)}",)),
-            )
+            interface = replace(interface, faults=(f"reading with a cache fails, so it has none: {_say(error)}",))
+        fields = [name for name, value in start.items() if value is not None and not isinstance(value, Tensor)]
         if ids.is_meta:  # there is nothing to compare, so names must do
             cache = next((CacheInterface(f, f, several=True) for f in fields if f in parameters), None)
             return replace(interface, cache=cache, writing="cached" if cache else "uncached", faults=())
-        judge = _Judge(backbone, interface, ids, mask)
+        try:
+            judge = _Judge(backbone, interface, ids, mask, start)
+            padding = judge.learn_padding() if judge.can_tell else ()
+        except Exception as error:  # of any kind, as above
+            fault = f"a padded mask fails: documents that are written together must be of one length: {_say(error)}"
+            return _learn_unpadded(backbone, replace(interface, faults=(fault,)), ids)
         if not judge.can_tell:
             fault = "its logits are not finite, or depend on no earlier token: without a cache, as it cannot be tried"
             return replace(interface, faults=(fault,) if fields else ())
-        interface = judge.learn_cache(judge.learn_padding(interface), fields, _arguments(parameters))
-        return judge.learn_writing(interface)
+        interface = replace(interface, faults=(*interface.faults, *padding))
+        return judge.learn_writing(judge.learn_cache(interface, fields, _arguments(parameters)))
+
+
+def _learn_unpadded(backbone: nn.Module, interface: Interface, ids: Tensor) -> Interface:
+    """The interface of a backbone that fails on padding: without a cache, and how it writes where several rows of one
+    length do not fail, too. What fails on one row without padding cannot be read at all: that error is raised."""
+    interface.call(backbone, ids[:1], torch.ones_like(ids[:1]))
+    try:
+        judge = _Judge(backbone, interface, ids, torch.ones_like(ids))
+    except Exception:  # it is said already
+        return interface
+    return judge.learn_writing(interface) if judge.can_tell else interface
 
 
 @contextmanager
@@ -161,6 +186,11 @@ def trial(backbone: nn.Module) -> Iterator[None]:
 def embedding_of(backbone: nn.Module) -> Tensor:
     """A backbone's input embedding, ``[vocab, d]``; the first of them where a family keeps a list."""
     return next(backbone.get_input_embeddings().parameters())  # type: ignore[operator]
+
+
+def is_quantized(backbone: nn.Module) -> bool:
+    """Whether its weights are. Its other parameters may be float32 all the same."""
+    return bool(getattr(backbone, "is_quantized", False))
 
 
 def plain_ids(backbone: nn.Module, rows: int, time: int) -> Tensor:
@@ -221,47 +251,84 @@ def _position_argument(backbone: nn.Module, interface: Interface) -> str | None:
         if ids.is_meta:  # there is nothing to compare
             return name
         try:
-            plain, same, other = (logits_of(backbone, ids, **{name: p}) for p in (None, counted, counted.flip(1)))
+            plain, same = (logits_of(backbone, ids, **{name: p}) for p in (None, counted))
             # An argument that is not heeded does not say where tokens are.
-            if torch.equal(same, plain) and not torch.equal(same, other):
+            if torch.equal(same, plain) and not torch.equal(same, logits_of(backbone, ids, **{name: counted.flip(1)})):
                 return name
         except Exception:  # positions of another shape (one for each of several axes), or out of range
             continue
     return None
 
 
-def _offered(backbone: nn.Module, interface: Interface, ids: Tensor, mask: Tensor | None) -> list[str]:
-    """Fields of an output that may be what the backbone remembers."""
-    options = {"attention_mask": mask, **_QUIET, "use_cache": True}
-    output = backbone(input_ids=ids, **{name: value for name, value in options.items() if name in interface.takes})
-    return [name for name, value in output.items() if value is not None and not isinstance(value, Tensor)]
+@contextmanager
+def _rounded_otherwise(backbone: nn.Module) -> Iterator[None]:
+    """Let every module that has parameters round what it returns at random, up or down to the next number of the
+    coarsest dtype among them; of quantized weights, to 8 bits."""
+    dtypes = {p.dtype for p in backbone.parameters() if p.is_floating_point()}
+    dtypes |= {torch.bfloat16} if is_quantized(backbone) else set()
+    eps, generator = max(torch.finfo(dtype).eps for dtype in dtypes), torch.Generator().manual_seed(0)
+
+    def stir(module: nn.Module, args: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return None
+        at_random = torch.rand(output.shape, generator=generator).to(output.device) - 0.5
+        return (output.float() * (1 + eps * at_random)).to(output.dtype)
+
+    owners = [m for m in backbone.modules() if next(m.parameters(recurse=False), None) is not None]
+    hooks = [owner.register_forward_hook(stir) for owner in owners]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Dictated(LogitsProcessor):
+    """Lets `generate()` write what is given, so that it is known what it reads."""
+
+    def __init__(self, ids: Tensor) -> None:
+        self.ids = ids
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        chosen = self.ids[:, input_ids.shape[1], None]
+        return torch.full_like(scores, float("-inf")).scatter(1, chosen, 0.0)
 
 
 class _Judge:
     """Compares what goes on from a prefix with reading everything at once.
 
     Args:
-        ids, mask: int64 ``[rows, PREFIX + REST]``, padded at the left.
+        ids, mask: int64 ``[rows, PREFIX + REST]``, padded at the left; the first row is not.
+        start: what the backbone returned for the prefix, as it is padded.
     """
 
-    def __init__(self, backbone: nn.Module, interface: Interface, ids: Tensor, mask: Tensor) -> None:
+    def __init__(self, backbone: nn.Module, interface: Interface, ids: Tensor, mask: Tensor, start: Any = None) -> None:
         self.backbone, self.interface, self.ids, self.mask = backbone, interface, ids, mask
+        self.start, self.absent = start, None
         self.whole = self._read(ids, mask)[:, PREFIX:]
         self.lost = self._read(ids[:, PREFIX:], mask[:, PREFIX:])
         self.far = (self.lost - self.whole).norm(dim=-1)[:-1].median()  # the last row has no prefix to lose
         least = 100 * torch.finfo(torch.float32).eps * self.whole.norm(dim=-1).median()
         self.can_tell = bool(self.whole.isfinite().all() and self.far.isfinite() and self.far > least)
-        exact = all(p.dtype in (torch.float32, torch.float64) for p in backbone.parameters())
-        self.tolerance = FINE if exact and not getattr(backbone, "is_quantized", False) else COARSE
+        self.exact = all(p.dtype in (torch.float32, torch.float64) for p in backbone.parameters())
+        self.exact &= not is_quantized(backbone)
+        self.noise = FINE if self.exact or not self.can_tell else self._measure_noise()
 
-    def learn_padding(self, interface: Interface) -> Interface:
-        """The interface, and whether a row that is padded at the left is read as it is alone."""
-        row, padding = 1, PADDING[1]
-        alone = self._read(self.ids[row : row + 1, padding:], self.mask[row : row + 1, padding:])
-        if self._passes(self._distances(alone[:, -REST:], self.whole[row : row + 1])):
-            return interface
-        fault = "padding changes what it computes: documents that are written together should be of one length"
-        return replace(interface, faults=(*interface.faults, fault))
+    def _measure_noise(self) -> float:
+        """How far logits are off if they are rounded otherwise."""
+        with _rounded_otherwise(self.backbone):
+            stirred = self._read(self.ids, self.mask)
+        noise = float(self._distances(stirred[:, PREFIX:], self.whole).median(1).values.max())
+        return min(COARSE, max(FINE, noise)) if noise > 0 else COARSE  # 0 and NaN: it could not be measured
+
+    def learn_padding(self) -> tuple[str, ...]:
+        """The fault of a backbone that does not read a row that is padded at the left as it does alone."""
+        rows = [1] if self.exact else [0, 1]
+        alone = [self._read(self.ids[i : i + 1, PADDING[i] :], self.mask[i : i + 1, PADDING[i] :]) for i in rows]
+        off = self._distances(torch.cat([each[:, -REST:] for each in alone]), self.whole[rows])
+        if self._passes(off):
+            return ()
+        return ("padding changes what it computes: documents that are written together should be of one length",)
 
     def learn_cache(self, interface: Interface, fields: list[str], arguments: list[str]) -> Interface:
         """The interface with the first way to go on that holds."""
@@ -310,9 +377,17 @@ class _Judge:
     def _prefix(self, interface: Interface, absent: bool) -> Any:
         """What is remembered of the prefix. `absent`: as batches are made (`data/collation.py`), a row that has nothing
         yet attends to one of its padding tokens, which a recurrent state cannot forget."""
+        if absent and self.absent is not None:
+            return deepcopy(self.absent)  # as `generation/segment.py` does
+        if not absent and self.start and interface.cache is not None:
+            start, self.start = self.start, None  # it is written into
+            return start.get(interface.cache.field)
         mask = self.mask[:, :PREFIX].clone()
         mask[-1, -1] = int(absent)
-        return interface.call(self.backbone, self.ids[:, :PREFIX], mask, use_cache=True)[1]
+        read = interface.call(self.backbone, self.ids[:, :PREFIX], mask, use_cache=True)[1]
+        if absent:
+            self.absent = deepcopy(read)
+        return read
 
     def _going_on(self, interface: Interface, step: int) -> Tensor:
         """Distances ``[rows, REST]`` of the logits after a prefix that was read before."""
@@ -341,18 +416,30 @@ class _Judge:
         handed = {}
         if way == "handed" and interface.cache is not None:
             handed = {interface.cache.argument: self._prefix(interface, absent=True)}
-        ids, mask = self.ids[:, : PREFIX + 1], self.mask[:, : PREFIX + 1]  # the last row begins here
-        output = backbone.generate(input_ids=ids, attention_mask=mask, generation_config=given, **handed)
-        ids, mask = output.sequences[:, :-1], nn.functional.pad(mask, (0, WRITTEN - 1), value=1)
-        return self._distances(torch.stack(output.logits, 1).float(), self._read(ids, mask)[:, -WRITTEN:])
+        output = backbone.generate(
+            input_ids=self.ids[:, : PREFIX + 1],  # the last row begins here
+            attention_mask=self.mask[:, : PREFIX + 1],
+            generation_config=given,
+            logits_processor=LogitsProcessorList([_Dictated(self.ids)]),
+            **handed,
+        )
+        logits, end = torch.stack(output.logits, 1).float(), PREFIX + WRITTEN
+        if self._passes(off := self._distances(logits, self.whole[:, :WRITTEN])):
+            return off
+        # It may be otherwise in rows of another length.
+        return self._distances(logits, self._read(self.ids[:, :end], self.mask[:, :end])[:, -WRITTEN:])
 
     def _distances(self, got: Tensor, whole: Tensor) -> Tensor:
         """Per token of ``[rows, time, vocab]``, in units of how far logits are that lack the prefix."""
         return (got - whole).norm(dim=-1) / self.far
 
     def _passes(self, distances: Tensor) -> bool:
-        """Of each row's tokens the median, of rows the worst: in 16 bits rounding may choose another expert."""
-        return bool(distances.median(1).values.max() <= self.tolerance)
+        """Of each row's tokens the median counts, for in 16 bits rounding may choose another expert; the first row is
+        not padded."""
+        first, *others = distances.median(1).values.tolist()
+        spread = 1 if self.exact else SPREAD
+        usual = min(COARSE, max(self.noise, spread * first))
+        return first <= min(COARSE, spread * self.noise) and all(off <= usual for off in others)
 
 
 def _arguments(parameters: Mapping[str, inspect.Parameter]) -> list[str]:

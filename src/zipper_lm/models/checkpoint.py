@@ -303,7 +303,7 @@ def load(
             config.towers[name] |= {"source": place, "revision": commit_of(place, None, hub.get("cache_dir"))}
         if dtype not in (None, backbones[name].dtype) and not isinstance(given, PreTrainedModel):
             backbones[name] = load_backbone(at, dtype=dtype, **hub)  # `.to(dtype)` would round its float32 buffers too
-    model = cls(config, backbones)
+    model = cls(config, {name: how.place(backbone) for name, backbone in backbones.items()})
     copy_tensors(split(model), config.fingerprint, folder / WEIGHTS_FILE)
     if (folder / "processor_config.json").is_file():
         model.processor = ZipperProcessor.from_pretrained(

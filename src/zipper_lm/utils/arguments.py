@@ -167,6 +167,13 @@ class Loading:
         refuse(where, rest, LOADING)
         return how
 
+    def place(self, backbone: Any) -> Any:
+        """A backbone, where the model shall be: what is tried when the model is made is then tried there. On meta
+        nothing could be, so it stays where it is until the model is settled."""
+        if self.device is not None and self.device.type != "meta":
+            torch.nn.Module.to(backbone, self.device)  # transformers' own refuses what is quantized, wherever it is
+        return backbone
+
     def settle(self, model: Any, stored: Any) -> Any:
         """A model that was loaded, in evaluation mode, with the attention and on the device that were asked for.
 

@@ -399,7 +399,7 @@ class SingleDecoder(DocumentModel):
         check_whole(f"{folder / WEIGHTS_FILE}: the single decoder", own, config.spec, folder / WEIGHTS_FILE)
         backbone = from_config(own, config.spec, how.dtype)
         config.decoder["backbone"] = {**(config.spec.backbone or {}), "dtype": dtype_name(backbone.dtype)}
-        model = cls(config, backbone)
+        model = cls(config, how.place(backbone))
         model.load_own(folder / WEIGHTS_FILE)
         if (folder / "processor_config.json").is_file():
             model.processor = ZipperProcessor.from_pretrained(folder, trust_remote_code=how.trust_remote_code, **hub)
