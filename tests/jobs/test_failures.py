@@ -63,6 +63,14 @@ def test_tasks_without_weight_need_no_rows(tmp_path: Path) -> None:
     assert int((batch["text"]["labels"] >= 0).any(1).sum()) == len(rows) == 4
 
 
+def test_a_zip_that_no_task_trains_is_no_failure(tmp_path: Path) -> None:
+    """With speech->text alone it was said that speech<-text does little, and advised to train for longer."""
+    recipe, model, rows = fresh(tmp_path)
+    before = unimodal_perplexity(model, rows)
+    found = diagnose(model, ["speech->text"], recipe.training.batch_size, rows, rows, before)
+    assert ["text<-speech" in failure.message for failure in found] == [True]
+
+
 def test_a_fresh_model_is_told_from_one_that_drifted(tmp_path: Path) -> None:
     recipe, model, rows = fresh(tmp_path)
     before = unimodal_perplexity(model, rows)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_recipes import tiny_recipe, workshop
 
-from zipper_lm import Document, ZipperModel
+from zipper_lm import Document, ZipperModel, read_recipe
 from zipper_lm.evaluation.preservation import verify
 from zipper_lm.jobs import fuse as fuse_module
 from zipper_lm.jobs.fuse import fuse
@@ -468,3 +468,13 @@ def test_bad_rows_are_named(file: bytes | None, text: str, message: str, tmp_pat
     data = {"source": str(tmp_path), "validation": None}
     with pytest.raises(ValueError, match=message):
         fuse(tiny_recipe(tmp_path / "m", data=data))
+
+
+def test_a_path_is_no_recipe(tmp_path: Path) -> None:
+    """It ended in an AttributeError, and so did overrides that are one string."""
+    with pytest.raises(ValueError, match=r"give a FuseRecipe, got 'recipe.yaml'; read_recipe"):
+        fuse("recipe.yaml")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="overrides must be a list"):
+        read_recipe(tmp_path / "recipe.yaml", "data=x")
+    with pytest.raises(ValueError, match="zips must be ZipSpecs"):
+        ZipperModel.fuse({n: workshop() / n for n in ("text", "speech")}, zips=[{"layers": 2}])  # type: ignore[list-item]

@@ -16,6 +16,7 @@ from tiny_recipes import workshop
 from transformers import AutoModelForCausalLM, Trainer
 
 from zipper_lm.codecs.codec import load_codec
+from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.encoding import column, encode_column
 from zipper_lm.jobs.pretrain import Streams, TowerTrainer, make_backbone, pretrain
 from zipper_lm.jobs.recipes.reader import build
@@ -37,6 +38,14 @@ def recipe(output: Path, **changes: Any) -> PretrainRecipe:
     }
     training = {"steps": 5, "batch_size": 2, "log_every": 1, "evaluate_every": 2, "arguments": {"disable_tqdm": True}}
     return build(PretrainRecipe, {"training": training, **fields})
+
+
+def test_a_field_that_a_backbone_lacks_is_no_field() -> None:
+    """transformers keeps it as an attribute: a tower of the family's default size was trained without a word."""
+    codec = TextCodec.train(["one two"], vocab_size=16)
+    with pytest.raises(ValueError, match=r"llama has no 'hidden_sise'; did you mean 'hidden_size'\?"):
+        make_backbone({"hidden_sise": 16}, codec)
+    assert make_backbone({"model_type": "gpt2", "hidden_size": 8, "n_head": 2, "n_layer": 1}, codec).config.n_embd == 8
 
 
 def test_tower_and_codec_are_written(tmp_path: Path) -> None:

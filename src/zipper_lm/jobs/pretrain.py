@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -102,15 +103,20 @@ def make_backbone(fields: dict[str, Any], codec: Codec) -> PreTrainedModel:
     """A random decoder of any family for a codec's vocabulary.
 
     Raises:
-        ValueError: for an unknown `model_type`, or fields its config refuses.
+        ValueError: for an unknown `model_type`, or fields that its config lacks or refuses.
     """
     fields = {"model_type": "llama", **fields}
     kind = fields.pop("model_type")
     if kind not in CONFIG_MAPPING:
         raise ValueError(f"backbone.model_type {kind!r} is unknown to transformers")
+    config: Any = CONFIG_MAPPING[kind]
+    # transformers keeps whatever it is given as an attribute, so a field with a typing mistake would have no effect.
+    known = {name for name in (*vars(config()), *config.attribute_map) if not name.startswith("_")}
+    if unknown := sorted(set(fields) - known):
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        raise ValueError(f"backbone: {kind} has no {unknown[0]!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     special = {f"{k}_token_id": getattr(codec, f"{k}_id") for k in ("bos", "eos", "pad")}
     try:
-        config: Any = CONFIG_MAPPING[kind]
         return AutoModelForCausalLM.from_config(config(vocab_size=codec.vocab_size, **special, **fields))
     except (TypeError, AttributeError) as error:
         raise ValueError(f"backbone {kind!r}: {error}") from error

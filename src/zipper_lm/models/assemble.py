@@ -104,6 +104,8 @@ def assemble(
         raise ValueError(f"fuse: two of the towers {list(backbones)} are one and the same model; load it twice")
     depths = {n: depth_of(b, n, specs[n].layers) for n, b in backbones.items()}
     chosen = [zips] if isinstance(zips, ZipSpec) else list(zips) if zips is not None else [ZipSpec()]
+    if strangers := [each for each in chosen if not isinstance(each, ZipSpec)]:
+        raise ValueError(f"fuse: zips must be ZipSpecs, such as ZipSpec(layers=4), got {strangers[0]!r}")
     config = ZipperConfig(
         towers=specs,
         zips=expand(chosen, depths),

@@ -12,15 +12,24 @@ import json
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, overload
 
+from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.jobs.recipes.yaml_values import parse_value
 
 T = TypeVar("T")
 COMMAND_LINE = "command line"
 
 
-def read_recipe(path: str | Path, overrides: Sequence[str], schema: type[T]) -> T:
+@overload
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> FuseRecipe: ...
+
+
+@overload
+def read_recipe(path: str | Path, overrides: Sequence[str], schema: type[T]) -> T: ...
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[Any] = FuseRecipe) -> Any:
     """Read a recipe file, apply overrides, and build `schema` from it.
 
     Args:
@@ -28,12 +37,14 @@ def read_recipe(path: str | Path, overrides: Sequence[str], schema: type[T]) -> 
         overrides: strings such as ``"training.learning_rate=1e-3"``; the value is YAML. Later ones win. A
             mapping replaces what the file has there; a plain string for a dataclass with `from_string` (see
             `build`) changes only the fields that the string sets.
-        schema: a dataclass.
+        schema: a dataclass: what the file is a recipe of.
 
     Raises:
-        ValueError: if the file is missing, empty, no mapping, not YAML, or has a key twice; for a malformed
-            override; and as `build`.
+        ValueError: if overrides are one string; if the file is missing, empty, no mapping, not YAML, or has a key
+            twice; for a malformed override; and as `build`.
     """
+    if isinstance(overrides, str):
+        raise ValueError(f"read_recipe: overrides must be a list of strings, got {overrides!r}")
     mapping = _read_yaml(Path(path))
     overridden = []
     for override in overrides:
