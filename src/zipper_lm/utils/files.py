@@ -215,7 +215,9 @@ def _goal(path: str | Path, overwrite: bool, folder: bool) -> Path:
 
 def _refuse_existing(goal: Path, overwrite: bool) -> None:
     if not overwrite and os.path.lexists(goal):
-        raise ValueError(f"output: {goal} exists; give another path, or overwrite=True to replace it")
+        raise ValueError(
+            f"output: {goal} exists; give another path, or replace it: --overwrite (in Python overwrite=True)"
+        )
 
 
 @contextmanager
