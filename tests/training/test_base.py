@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,6 +130,7 @@ def test_a_resumed_run_is_the_run(workers: int, persistent: bool, tmp_path: Path
     assert all(torch.equal(weights_again[n], p) for n, p in weights.items())
 
 
+@pytest.mark.skipif(version("accelerate") == "1.10.0", reason="puts processes on cpu:0, where torch loads nothing to")
 def test_so_it_is_in_two_processes(tmp_path: Path) -> None:
     """Begun in the midst of an epoch, several processes read what is left of the first epoch's order: the sampler lies
     one level deeper than accelerate and Trainer look for it. A tower alone has a sampler that accelerate finds."""
