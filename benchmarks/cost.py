@@ -18,7 +18,6 @@ import argparse
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common.record import keep
+from common.turns import device, ratio, turns
 from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -38,7 +39,7 @@ from zipper_lm.fusion.config import ZipSpec
 from zipper_lm.generation.writer import Writer
 from zipper_lm.models.baseline.expand import expand
 from zipper_lm.training.parameters import parameter_groups
-from zipper_lm.utils.files import as_json, new_file
+from zipper_lm.utils.files import as_json
 
 UNITS = 515  # ids of the speech tower
 RATIO = 4  # units of speech to one token of text
@@ -99,11 +100,6 @@ class Ids:
         return [None for _ in ids]
 
 
-def device() -> str:
-    """The GPU if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def backbone(ids: int, width: int, layers: int, size: Size) -> LlamaForCausalLM:
     """A random one; special ids are the last three."""
     special = {"bos_token_id": ids - 3, "eos_token_id": ids - 2, "pad_token_id": ids - 1}
@@ -141,20 +137,6 @@ def documents(task: str, batch: int, length: int) -> list[Document]:
     return found
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """How long it takes, the device's own work included."""
-    _wait()
-    start = time.perf_counter()
-    work()
-    _wait()
-    return time.perf_counter() - start
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 class Trainee:
     """A model with its optimizer and one batch of half ASR, half TTS; `half`: under autocast to bfloat16."""
 
@@ -190,22 +172,16 @@ Times = dict[str, dict[str, list[float]]]
 """Seconds in every turn, by model and what is measured."""
 
 
-def turns(models: dict[str, Writer], works: dict[str, Callable[[str], Any]], repeats: int) -> Times:
-    """Every work of every model in every turn; the first turn warms up and is not counted."""
-    taken: Times = {n: {w: [] for w in works} for n in models}
-    for turn in range(repeats + 1):
-        for what, work in works.items():
-            for name in models:
-                spent = seconds(lambda work=work, name=name: work(name))
-                if turn:
-                    taken[name][what].append(spent)
-    return taken
+def every(models: dict[str, Writer], works: dict[str, Callable[[str], Any]], repeats: int) -> Times:
+    """Every work of every model in every turn."""
+    taken = turns({(name, what): partial(work, name) for what, work in works.items() for name in models}, repeats)
+    return {name: {what: taken[name, what] for what in works} for name in models}
 
 
 def training(models: dict[str, Writer], batch: int, length: int, half: bool, repeats: int) -> Times:
     """Training steps."""
     trainees = {name: Trainee(model, batch, length, half) for name, model in models.items()}
-    return turns(models, {"training step": lambda n: trainees[n].step()}, repeats)
+    return every(models, {"training step": lambda n: trainees[n].step()}, repeats)
 
 
 def speaking(models: dict[str, Writer], batch: int, length: int, repeats: int) -> Times:
@@ -214,17 +190,12 @@ def speaking(models: dict[str, Writer], batch: int, length: int, repeats: int) -
     for task in ("asr", "tts"):
         works[f"{task}: first token"] = lambda n, t=task: speak(models[n], t, batch, length, 1)
         works[f"{task}: {GENERATED} tokens"] = lambda n, t=task: speak(models[n], t, batch, length, GENERATED)
-    taken = turns(models, works, repeats)
+    taken = every(models, works, repeats)
     for of in taken.values():
         for task in ("asr", "tts"):
             pairs = zip(of.pop(f"{task}: {GENERATED} tokens"), of[f"{task}: first token"])
             of[f"{task}: each further token"] = [(whole - first) / (GENERATED - 1) for whole, first in pairs]
     return taken
-
-
-def ratio(theirs: list[float], ours: list[float]) -> float:
-    """The median of the turns' ratios."""
-    return round(statistics.median(a / b for a, b in zip(theirs, ours)), 3)
 
 
 def kept_memory(model: Writer, batch: int, length: int) -> float:
@@ -347,11 +318,9 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {p: version(p) for p in ("torch", "transformers", "zipper-lm")},
     }
-    given.output.parent.mkdir(parents=True, exist_ok=True)
     for found in measure(models, size, [(4, 64)] if given.quick else size.batches, given.repeats):
         record["rows"] = [one.row() for one in found]
-        with new_file(given.output, overwrite=True) as file:
-            file.write_text(as_json(record) + "\n", encoding="utf-8")
+        keep(record, given.output)
     table = Table("batch", "units", "what", *MODELS[1:], title="as a multiple of Zipper")
     for row in record["rows"]:
         for what in row["ratio_to_zipper"][MODELS[1]]:

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def run_small(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: Any, **changes: Any) -> None:
-    """The benchmark's `main` with other globals."""
+    """The benchmark's `main` with other globals, run as a script: what lies beside it can be imported."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     loaded = runpy.run_path(str(ROOT / "benchmarks" / name))
     main = loaded["main"]
     for key, value in changes.items():
