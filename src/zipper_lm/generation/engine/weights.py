@@ -1,0 +1,124 @@
+"""A backbone's matrices in fewer bytes: where a token costs what it takes to read the weights, it costs less.
+
+Only a matrix that is multiplied is held narrowly. Embeddings, norms and what is computed stay as they are, and so does
+the backbone that the copy was made of.
+
+One token at a time, in a compiled step, is a sum that the compiler makes one loop of: the matrix is read once, and its
+numbers are widened on the way. More rows are multiplied in bfloat16, summed in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal, TypeVar, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+Form = Literal["bf16", "int8"]
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class NarrowLinear(nn.Module):
+    """A linear layer whose matrix is held in bfloat16, or in int8 with a scale for every row.
+
+    Args:
+        matrix: ``[out, in]``, any float dtype. bias: ``[out]`` or `None`; shared, not copied. form: of the matrix.
+        transposed: whether `weight` is ``[in, out]``, as in GPT-2's `Conv1D`.
+    """
+
+    narrow: Tensor
+    scale: Tensor | None
+
+    def __init__(self, matrix: Tensor, bias: Tensor | None, form: Form, transposed: bool = False) -> None:
+        super().__init__()
+        self.dtype, self.transposed, scale = matrix.dtype, transposed, None
+        matrix = matrix.detach()
+        if form == "int8":
+            largest = matrix.float().abs().amax(1, keepdim=True)
+            scale = torch.where(largest > 0, largest, 127.0) / 127  # a row of zeros has any scale
+            matrix = (matrix.float() / scale).round().to(torch.int8)
+            scale = scale[:, 0]
+        self.width = matrix.shape[1]
+        if form == "int8":  # torch's kernel reads 16 columns at once, and past the end of a row that has fewer
+            matrix = F.pad(matrix, (0, -self.width % 16))
+        self.register_buffer("narrow", matrix.to(torch.bfloat16) if form == "bf16" else matrix.contiguous())
+        self.register_buffer("scale", scale)
+        self.bias = bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix as wide as it was, made anew each time: some families look at it beside calling the layer."""
+        wide = self.narrow[:, : self.width]
+        wide = (wide if self.scale is None else wide * self.scale[:, None]).to(self.dtype)
+        return wide.T if self.transposed else wide
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]``, in the input's dtype."""
+        if x.numel() == x.shape[-1] and torch.compiler.is_compiling():
+            y = (x[..., None, :].float() * self.narrow[:, : self.width].float()).sum(-1)
+        elif self.scale is None:
+            y = F.linear(x.to(torch.bfloat16), self.narrow).float()
+        elif x.device.type == "cpu":
+            rows = F.pad(x.reshape(-1, self.width), (0, -self.width % 16)).to(torch.bfloat16)
+            y = _int8_rows(rows.contiguous(), self.narrow).float().reshape(*x.shape[:-1], len(self.narrow))
+        else:
+            y = F.linear(x.to(torch.bfloat16), self.narrow[:, : self.width].to(torch.bfloat16)).float()
+        if self.scale is not None:
+            y = y * self.scale
+        return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
+
+
+@torch.library.custom_op("zipper_lm::int8_rows", mutates_args=())
+def _int8_rows(x: Tensor, narrow: Tensor) -> Tensor:
+    """bfloat16 ``[rows, in]`` times int8 ``[out, in]``, `in` a multiple of 16: torch's own, behind an operator that
+    Inductor leaves alone. Its lowering of torch's fails where the input is computed in the same graph."""
+    return torch._weight_int8pack_mm(x, narrow, torch.ones(len(narrow), dtype=x.dtype))
+
+
+@_int8_rows.register_fake
+def _(x: Tensor, narrow: Tensor) -> Tensor:
+    return x.new_empty(len(x), len(narrow))
+
+
+def weights_as(backbone: Module, form: Form | None, keep: Collection[str] = ()) -> Module:
+    """Hold the matrices of a backbone's linear layers in fewer bytes.
+
+    Args:
+        backbone: changed in place: a structural copy, whose modules are its own and whose tensors may be another's.
+            No tensor is written to. Its weights can be trained no more.
+        form: ``"bf16"``, ``"int8"``, or `None` for as they are. A matrix of 16 bits stays as it is under ``"bf16"``.
+        keep: names of parameters to leave alone, such as adapters.
+
+    Returns:
+        the backbone.
+
+    Raises:
+        ValueError: for another form, or a backbone without a linear layer (a mixture of experts may hold all its
+            matrices in one tensor).
+    """
+    if form is None:
+        return backbone
+    if form not in get_args(Form):
+        raise ValueError(f"weights {form!r}: give one of {', '.join(get_args(Form))}, or none")
+    layers = {
+        name: module
+        for name, module in backbone.named_modules(remove_duplicate=False)
+        if type(module) in (nn.Linear, Conv1D) and f"{name}.weight" not in keep
+    }
+    if not layers:
+        raise ValueError(f"weights {form!r}: {type(backbone).__name__} has no linear layer to hold so")
+    made: dict[int, nn.Module] = {}
+    for name, layer in layers.items():
+        weight = layer.weight
+        if form == "bf16" and weight.element_size() <= 2:
+            continue
+        if id(layer) not in made:
+            transposed = isinstance(layer, Conv1D)
+            matrix = weight.T if transposed else weight
+            made[id(layer)] = NarrowLinear(matrix, layer.bias, form, transposed).train(layer.training)
+        parent, _, attribute = name.rpartition(".")
+        setattr(backbone.get_submodule(parent), attribute, made[id(layer)])
+    return backbone
