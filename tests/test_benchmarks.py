@@ -64,3 +64,20 @@ def test_epoch_order(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert record["rows"] == 1000
     assert set(record["seconds"]["both ways"]) == {"first epoch", "later epoch", "order"}
+
+
+def test_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The loop by hand, which keeps nothing, writes what the plain path does; torchtune is not installed here."""
+    loop = "two towers, nothing kept"
+    names = ["plain", "plain, with feed-forward", "bare", "single decoder", "Mllama", "DeepFusion", loop]
+    given = (tmp_path / "decode.json", "--size", "tiny", "--batch", 2, "--quick", "--only", *names)
+    monkeypatch.setitem(sys.modules, "torchtune", None)
+    run_small("decode.py", monkeypatch, *given)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads((tmp_path / "decode.json").read_text())
+    (part,) = record["parts"]
+    assert part["two_towers_write_what_plain_does"] is True
+    assert set(part["writers"]) == set(names)
+    assert "torchtune" in part["writers"].pop("DeepFusion")["not_run"]
+    assert all(row["tokens_a_second"] > 0 for row in part["writers"].values())
+    assert part["writers"]["plain"]["time_to_plain"] == 1
