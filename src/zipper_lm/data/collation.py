@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,9 +74,14 @@ def tokens_of(segment: Segment, specials: Specials, *, open: bool = False) -> li
     Raises:
         ValueError: if the segment has not been encoded.
     """
+    return [specials.bos, *_known(segment)] + ([] if open else [specials.eos])
+
+
+def _known(segment: Segment) -> Sequence[int]:
+    """A segment's ids. Raises `ValueError` if it has not been encoded."""
     if segment.ids is None:
         raise ValueError(f"segment of modality {segment.modality!r} has no ids: encode the document first")
-    return [specials.bos, *segment.ids] + ([] if open else [specials.eos])
+    return segment.ids
 
 
 def collate(
@@ -122,6 +128,41 @@ def involvement(involved: Sequence[Collection[str]], names: Sequence[str]) -> Te
     return torch.tensor([[name in row for name in names] for row in involved], dtype=torch.bool)
 
 
+class _Piece(NamedTuple):
+    """A segment as its tower reads it.
+
+    Attributes:
+        number: its place in the document. ids, labels: int ``[time]``, BOS and EOS left out; `None`: no target. end:
+            whether EOS follows. speaker: who speaks next, as `TowerBatch` has it.
+    """
+
+    number: int
+    ids: np.ndarray
+    labels: np.ndarray | None
+    end: bool
+    speaker: int
+
+    @property
+    def length(self) -> int:
+        """Tokens, BOS and EOS included."""
+        return 1 + len(self.ids) + self.end
+
+
+def _pieces(document: Document, name: str, names: list[str], open_last: bool) -> list[_Piece]:
+    """What one tower reads of a document."""
+    found = []
+    for number, segment in enumerate(document):
+        if segment.modality != name:
+            continue
+        last = number + 1 == len(document)
+        end = not (open_last and last)
+        speaker = len(names) if last else names.index(document[number + 1].modality)
+        ids = np.asarray(_known(segment), np.int64)
+        labels = (ids if segment.labels is None else np.asarray(segment.labels, np.int64)) if segment.target else None
+        found.append(_Piece(number, ids, labels, end, speaker if end else IGNORED))
+    return found
+
+
 def _stream(
     documents: Sequence[Document],
     name: str,
@@ -131,32 +172,28 @@ def _stream(
     open_last: bool,
 ) -> TowerBatch:
     """One tower's side of the batch, without `involved`."""
-    rows: list[dict[str, list[int]]] = []
-    for document in documents:
-        row: dict[str, list[int]] = {k: [] for k in ("input_ids", "segments", "positions", "labels", "handover")}
-        for number, segment in enumerate(document):
-            if segment.modality != name:
-                continue
-            last = number + 1 == len(document)
-            ids = tokens_of(segment, specials[name], open=open_last and last)
-            row["input_ids"] += ids
-            row["segments"] += [number] * len(ids)
-            row["positions"] += range(len(ids))
-            labels = ids[1:] if segment.labels is None else [*segment.labels, *ids[1 + len(segment.labels) :]]
-            row["labels"] += [IGNORED, *labels] if segment.target else [IGNORED] * len(ids)
-            row["handover"] += [IGNORED] * (len(ids) - 1)
-            row["handover"] += [
-                IGNORED if open_last and last else len(names) if last else names.index(document[number + 1].modality)
-            ]
-        rows.append(row)
-    width = max(1, *(len(row["input_ids"]) for row in rows))
-    fill = {"input_ids": specials[name].pad, "segments": ABSENT, "positions": 0, "labels": IGNORED, "handover": IGNORED}
-    batch: dict[str, list[list[int]]] = {k: [] for k in (*fill, "attention_mask")}
-    for row in rows:
+    bos, eos, pad = specials[name]
+    rows = [_pieces(document, name, names, open_last) for document in documents]
+    lengths = [sum(piece.length for piece in row) for row in rows]
+    shape = len(rows), max(1, *lengths)
+    fill = {"input_ids": pad, "segments": ABSENT, "positions": 0, "labels": IGNORED, "handover": IGNORED}
+    made = {key: np.full(shape, value) for key, value in (*fill.items(), ("attention_mask", 0))}
+    ids, labels = made["input_ids"], made["labels"]
+    for row, (pieces, length) in enumerate(zip(rows, lengths)):
         # An absent row attends to one of its padding tokens: attention over nothing at all is not a number.
-        mask = [1] * max(1, len(row["input_ids"]))
-        for key, value in (*fill.items(), ("attention_mask", 0)):
-            tokens = mask if key == "attention_mask" else row[key]
-            padding = [value] * (width - len(tokens))
-            batch[key].append(padding + tokens if side == "left" else tokens + padding)
-    return {k: torch.tensor(v, dtype=torch.long) for k, v in batch.items()}
+        present = max(1, length)
+        made["attention_mask"][row, shape[1] - present if side == "left" else 0 :][:present] = 1
+        start = shape[1] - length if side == "left" else 0
+        for piece in pieces:
+            end, content = start + piece.length, slice(start + 1, start + 1 + len(piece.ids))
+            ids[row, start], ids[row, content] = bos, piece.ids
+            if piece.end:
+                ids[row, end - 1] = eos
+                made["handover"][row, end - 1] = piece.speaker
+            if piece.labels is not None:
+                labels[row, content] = piece.labels
+                labels[row, content.stop : end] = eos
+            made["segments"][row, start:end] = piece.number
+            made["positions"][row, start:end] = np.arange(piece.length)
+            start = end
+    return {key: torch.from_numpy(value) for key, value in made.items()}

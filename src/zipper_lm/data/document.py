@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from zipper_lm.data.token_ids import TokenIds
+
 
 @dataclass
 class Segment:
@@ -14,7 +16,8 @@ class Segment:
     Args:
         modality: name of the tower that reads and writes it, such as ``"text"``.
         value: raw value for the modality's codec (a string, a waveform, a path, ...), `None` if only `ids` are known.
-        ids: token ids without BOS and EOS, or `None` until a codec has encoded `value`.
+        ids: token ids without BOS and EOS, or `None` until a codec has encoded `value`. A list; of the rows of a data
+            set, `TokenIds`.
         target: whether the loss counts this segment's tokens (ids and EOS).
         labels: what the loss expects in place of `ids`, one for one, where training shows a tower other ids than those
             it shall write; `None`: the ids themselves.
@@ -29,9 +32,9 @@ class Segment:
 
     modality: str
     value: Any = None
-    ids: list[int] | None = None
+    ids: Sequence[int] | None = None
     target: bool = False
-    labels: list[int] | None = None
+    labels: Sequence[int] | None = None
     logprobs: list[float] | None = field(default=None, repr=False)
     candidates: list[Segment] | None = field(default=None, repr=False)
 
@@ -40,7 +43,9 @@ class Segment:
             raise ValueError(f"segment.modality must be a non-empty string, got {self.modality!r}")
         if self.value is None and self.ids is None:
             raise ValueError(f"segment of modality {self.modality!r} has neither value nor ids")
-        if self.ids is not None:
+        if isinstance(self.ids, list) and set(map(type, self.ids)) <= {int}:
+            self.ids = list(self.ids)
+        elif self.ids is not None and not isinstance(self.ids, TokenIds):
             try:
                 ids = [int(i) for i in self.ids]
             except (TypeError, ValueError) as error:

@@ -17,6 +17,7 @@ from zipper_lm.data.prepared import PreparedRows
 from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.data.sources.readers import Rows
 from zipper_lm.data.sources.table import missing_file, readable
+from zipper_lm.data.token_ids import TokenIds
 from zipper_lm.utils.processes import main_console
 from zipper_lm.utils.progress import barred
 
@@ -145,7 +146,12 @@ def encode_rows(
         return rows
     broken = broken or Broken()
     told = _told(items(rows, broken), "encoding", len(rows) if isinstance(rows, Sized) else None)
-    return [row for _, row in encoded(processor, told, modalities, broken)]
+    rows = []
+    for _, row in encoded(processor, told, modalities, broken):
+        for segment in row if isinstance(row, Document) else row.values():
+            segment.ids = TokenIds(segment.ids or [])
+        rows.append(row)
+    return rows
 
 
 def encoded_modalities(rows: Iterable[Any], named: set[str], towers: Sequence[str]) -> list[str]:

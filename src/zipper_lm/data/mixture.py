@@ -25,6 +25,7 @@ from zipper_lm.data.encoding import is_document, stream_lengths
 from zipper_lm.data.sources.readers import Rows
 from zipper_lm.data.sources.table import Row
 from zipper_lm.data.tasks import Task, build_document, parse_task
+from zipper_lm.data.token_ids import TokenIds
 
 Joiner = Callable[[Segment, Segment], Segment]
 """Two encoded segments of one modality to one."""
@@ -302,7 +303,7 @@ def join_rows(first: Row, second: Row, how: Mapping[str, Joiner]) -> Row:
 
 
 def _join_ids(first: Segment, second: Segment) -> Segment:
-    return Segment(first.modality, ids=[*(first.ids or []), *(second.ids or [])])
+    return Segment(first.modality, ids=TokenIds(np.concatenate([first.ids or [], second.ids or []]).astype(np.int32)))
 
 
 def _join_text(codec: TextCodec, first: Segment, second: Segment) -> Segment:

@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 from zipper_lm.codecs.codec import Codec, codec_hash
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.sources.readers import PREPARED_FILE, check_excluded
+from zipper_lm.data.token_ids import TokenIds
 from zipper_lm.utils.json_files import read_mapping
 
 FORMAT = 1
@@ -100,7 +101,7 @@ class PreparedRows(Sequence[Any]):
         if self.whole:
             raw = self._table["segments"][number].as_py()
             return Document([Segment(s["modality"], s["text"], s["ids"], target=s["target"]) for s in raw])
-        ids = {m: self._table[f"{m}_ids"][number].values.to_numpy().tolist() for m in self._modalities}
+        ids = {m: TokenIds(self._table[f"{m}_ids"][number].values.to_numpy()) for m in self._modalities}
         text = self._table["text"][number].as_py() if "text" in ids else None
         return {m: Segment(m, text if m == "text" else None, row) for m, row in ids.items()}
 

@@ -180,7 +180,7 @@ def _given(row: Mapping[str, Any], modality: str) -> Any:
     return value if hasattr(value, "modality") else (modality, value)
 
 
-def _ids(value: Any, codec: Codec) -> list[int]:
+def _ids(value: Any, codec: Codec) -> Sequence[int]:
     """The ids of a row's value, which may be a `Segment` that has them."""
     if isinstance(value, Segment):
         if value.ids is not None:

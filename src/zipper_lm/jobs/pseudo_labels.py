@@ -185,7 +185,10 @@ def write_labels(folder: Path, rows: Sequence[Mapping[str, Segment]]) -> None:
     """Keep labelled rows in a run's working folder."""
     with (folder / LABELS_FILE).open("w", encoding="utf-8") as file:
         for row in rows:
-            plain = {m: {"ids": s.ids, "value": s.value if isinstance(s.value, str) else None} for m, s in row.items()}
+            plain = {
+                m: {"ids": list(s.ids or []), "value": s.value if isinstance(s.value, str) else None}
+                for m, s in row.items()
+            }
             file.write(as_json(plain) + "\n")
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from zipper_lm.data.collation import Specials, longest_stream
 from zipper_lm.data.document import Document, Segment
+from zipper_lm.data.token_ids import TokenIds
 
 SHORT = 8
 """A given segment of fewer tokens is not corrupted: a short text has no redundancy to lose."""
@@ -72,16 +73,14 @@ class CorruptedDocuments(Dataset[Document]):
         return Document(self._noisy(segment, draw) for segment in document)
 
     def _noisy(self, segment: Segment, draw: np.random.Generator) -> Segment:
-        ids, name = segment.ids or [], segment.modality
+        ids, name = np.asarray(segment.ids or [], np.int32), segment.modality
         lost = self.corrupt.get(name, 0.0) if isinstance(self.corrupt, Mapping) else self.corrupt
         share = self.history_dropout * (name in self.sizes) if segment.target else lost
         if not share or not (segment.target or len(ids) >= SHORT):
             return segment
         hit = draw.random(len(ids)) < share
         if not segment.target:
-            pad = self.specials[name].pad
-            return Segment(name, ids=[pad if gone else i for i, gone in zip(ids, hit)])
+            return Segment(name, ids=TokenIds(np.where(hit, np.int32(self.specials[name].pad), ids)))
         wrong = draw.integers(self.sizes[name], size=len(ids))
-        keep = ~hit | np.isin(wrong, self.specials[name])  # a special id means something else
-        read = [i if kept else int(w) for i, kept, w in zip(ids, keep, wrong)]
-        return Segment(name, ids=read, labels=ids, target=True)
+        keep = ~hit | (wrong[:, None] == self.specials[name]).any(1)  # a special id means something else
+        return Segment(name, ids=TokenIds(np.where(keep, ids, wrong)), labels=TokenIds(ids), target=True)
