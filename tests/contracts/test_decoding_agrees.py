@@ -1,10 +1,13 @@
 """Contract 3: cached and uncached decoding agree token for token, whatever the batch looks like."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from tiny import doc, ids_of, limits, naive_greedy, often_ending, tiny_model
+from tiny import KINDS, doc, ids_of, limits, naive_greedy, often_ending, open_gates, tiny_backbone, tiny_model
 
-from zipper_lm import Document, ZipperModel, ZipSpec
+from zipper_lm import Document, TowerSpec, ZipperModel, ZipSpec
+from zipper_lm.data.collation import collate
 
 RAGGED = [
     doc(("speech", [5, 6, 7, 8, 9, 10, 11])),
@@ -106,6 +109,34 @@ def test_forms_of_input_projection(form: str) -> None:
     assert bool(model.input_projections) == (form == "paper")
     schedule = ["text", "speech", "text"]
     assert spoken(model, RAGGED, schedule, 6) == naive_greedy(model, RAGGED, schedule, 6)
+
+
+@pytest.mark.parametrize("place", ["first_zip", 2])
+def test_input_projections_elsewhere(place: int | str, tmp_path: Path) -> None:
+    """They stand before a layer in the middle: when reading, when writing, after loading, and not at the embeddings."""
+    towers = {}
+    for name, (kind, ids, depth) in list(KINDS.items())[:2]:
+        tiny_backbone(kind, ids, depth).save_pretrained(tmp_path / name)
+        towers[name] = TowerSpec(source=str(tmp_path / name), input_projection_layer=place)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    zips = [ZipSpec(reader="text", layers=[1, 3], source_layers=[0, 4]), ZipSpec(reader="speech", layers=[2, 5])]
+    model = ZipperModel.fuse(towers, zips=zips)
+    assert [model.projection_layer(n) for n in ("text", "speech")] == ([2, 2] if place == 2 else [1, 2])
+    open_gates(model, 0.7)
+    schedule = ["text", "speech", "text"]
+    written = spoken(model, RAGGED, schedule, 6)
+    assert written == naive_greedy(model, RAGGED, schedule, 6)
+    model.save_pretrained(tmp_path / "model")
+    assert spoken(ZipperModel.from_pretrained(tmp_path / "model"), RAGGED, schedule, 6) == written
+    entered: list[torch.Tensor] = []
+    tower = model.tower("text")
+    for layer in tower.backbone.model.layers:
+        layer.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    batch = collate([doc(("text", [4, 5]), ("speech", [6]))], model.specials)  # in which text reads nothing
+    model(batch)
+    tower(batch["text"]["input_ids"])
+    same = [torch.equal(zipped, bare) for zipped, bare in zip(entered[:4], entered[4:], strict=True)]
+    assert same == [depth < model.projection_layer("text") for depth in range(4)]
 
 
 def test_beams() -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from tiny import tiny_model
 from transformers import AutoConfig
 
 from zipper_lm import TowerSpec, ZipperConfig, ZipSpec
-from zipper_lm.fusion.config import config_hash, evenly_spaced, expand
+from zipper_lm.fusion.config import config_hash, evenly_spaced, expand, place_projections
 from zipper_lm.jobs.recipes.schema import TowerRecipe
 
 DEPTHS = {"text": 4, "speech": 6}
@@ -77,7 +78,17 @@ def test_impossible_zip_settings(field: dict) -> None:
         ZipSpec(**field)
 
 
-@pytest.mark.parametrize("field", [{"train": "half"}, {"input_projection": "cubic"}], ids=str)
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"train": "half"},
+        {"input_projection": "cubic"},
+        {"input_projection_layer": "last"},
+        {"input_projection_layer": -1},
+        {"input_projection_layer": True},
+    ],
+    ids=str,
+)
 def test_impossible_tower_settings(field: dict) -> None:
     with pytest.raises(ValueError, match=f"tower.{next(iter(field))}"):
         TowerSpec(source="x", **field)
@@ -101,6 +112,23 @@ def test_biases_are_not_trained_with_adapters(bias: str) -> None:
         with pytest.raises(ValueError, match=rf"tower\.lora\.bias must be 'none', got '{bias}'"):
             kind(source="x", train="lora", lora={"bias": bias})
         kind(source="x", train="lora", lora={"bias": "none"})
+
+
+def test_where_input_projections_stand() -> None:
+    """Beside the layers that the zips have, and in the fingerprint only where there was a choice: what was made before
+    keeps its own."""
+    zips = expand([ZipSpec(layers=2)], DEPTHS)
+    first = min(zips[0].layers)  # type: ignore[type-var]
+    specs = {n: TowerSpec(source="x", backbone={}, input_projection_layer="first_zip") for n in DEPTHS}
+    placed = place_projections(specs, zips)
+    assert placed[zips[0].reader].input_projection_layer == first > 0
+    one_way = [z for z in zips if z.reader == zips[0].reader]
+    with pytest.raises(ValueError, match=r"input_projection_layer is 'first_zip', but no zip lets it read"):
+        place_projections(specs, one_way)
+    before = {n: TowerSpec(source="x", backbone={}) for n in DEPTHS}
+    there, elsewhere = (ZipperConfig(towers, zips).fingerprint for towers in (before, placed))
+    old = {n: {k: v for k, v in asdict(s).items() if k != "input_projection_layer"} for n, s in before.items()}
+    assert there == ZipperConfig(old, zips).fingerprint != elsewhere
 
 
 def test_sets_become_lists() -> None:

@@ -30,7 +30,7 @@ def play(script: dict, needs: dict, posts: dict) -> list[str]:
         {},
         posts,
         needs,
-        lambda name, h: h,
+        lambda name, depth, h: h,
         lambda name, depth, h: (events.append(f"zip {name}{depth}"), h)[1] if depth in needs.get(name, {}) else h,
     )
     return events

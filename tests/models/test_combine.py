@@ -191,6 +191,26 @@ def test_what_cannot_be_combined(models: tuple[ZipperModel, ZipperModel]) -> Non
         combine([speech, trained])
 
 
+def test_input_projections_of_one_tower_stand_at_one_place(tmp_path: Path) -> None:
+    """Wherever that is; a model without any has no say."""
+    tiny_backbone("llama", 31, 4).save_pretrained(tmp_path / "text")
+
+    def fused(other: str, kind: str, **how: object) -> ZipperModel:
+        spec = TowerSpec(source=str(tmp_path / "text"), **how)  # type: ignore[arg-type]
+        model = ZipperModel.fuse({"text": spec, other: tiny_backbone(kind, 53, 3)}, zips=ZipSpec(layers=2))
+        open_gates(model, 0.7)
+        return model.eval()
+
+    none, speech = fused("image", "qwen3", input_projection="none"), fused("speech", "gpt2", input_projection_layer=1)
+    before = speech(collate(SPOKEN, speech.specials)).logits
+    for both in (combine([none, speech]), combine([speech, none])):
+        assert both.projection_layer("text") == 1
+        after = both(collate(SPOKEN, both.specials)).logits
+        assert all(torch.equal(before[n], after[n]) for n in before)
+    with pytest.raises(ValueError, match=r"before layer 1 and, in model 2, before layer 0"):
+        combine([speech, fused("image", "qwen3")])
+
+
 def test_codecs_of_a_shared_tower_must_be_one() -> None:
     """The same weights under another tokenizer would read other words."""
     texts = (["abcdefg"], ["hijklmn"])

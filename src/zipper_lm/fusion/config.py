@@ -20,6 +20,7 @@ from zipper_lm.utils.places import public
 Positions = Literal["none", "sinusoid", "rotary"]
 Projection = Literal["linear", "relu", "mlp"]
 InputProjectionForm = Literal["none", "residual", "paper"]
+FirstZip = Literal["first_zip"]
 Training = Literal["frozen", "full", "lora"]
 LORA_STARTS = (True, False, "gaussian", "orthogonal")
 """How adapters may start (PEFT's `init_lora_weights`): such as leave the base weights alone and ask for no data."""
@@ -158,6 +159,37 @@ def check_order(zips: Sequence[ZipSpec], depths: dict[str, int]) -> None:
         raise ValueError(f"zip layers cross: towers wait for each other for ever at layers {stuck}")
 
 
+def check_projection_layer(layer: Any) -> None:
+    """Raise `ValueError` for what is neither a layer's index nor ``"first_zip"``."""
+    if layer != "first_zip" and (isinstance(layer, bool) or not isinstance(layer, int) or layer < 0):
+        raise ValueError(f"tower.input_projection_layer must be 'first_zip' or a layer from 0 on, got {layer!r}")
+
+
+def place_projections(towers: Mapping[str, TowerSpec], zips: Sequence[ZipSpec]) -> dict[str, TowerSpec]:
+    """Towers whose input projection stands before a layer with an index.
+
+    Args:
+        towers: by name. zips: with explicit layers.
+
+    Raises:
+        ValueError: if one is to stand at the first layer at which its tower reads, and the tower reads no other.
+    """
+    placed = dict(towers)
+    for name, spec in towers.items():
+        if spec.input_projection_layer != "first_zip":
+            continue
+        read = [
+            layer for each in zips if each.reader == name and isinstance(each.layers, list) for layer in each.layers
+        ]
+        if not read:
+            raise ValueError(
+                f"tower {name!r}: input_projection_layer is 'first_zip', but no zip lets it read another tower; name a "
+                "layer, or set input_projection to none"
+            )
+        placed[name] = replace(spec, input_projection_layer=min(read))
+    return placed
+
+
 def check_lora(lora: Mapping[str, Any] | None) -> None:
     """Raise `ValueError` for arguments of `peft.LoraConfig` that a tower cannot have.
 
@@ -187,6 +219,8 @@ class TowerSpec:
         train: ``"frozen"``, ``"full"`` or ``"lora"``.
         lora: arguments of `peft.LoraConfig` when train is ``"lora"``.
         input_projection: see `zipper_lm.fusion.zips.InputProjection`.
+        input_projection_layer: index of the layer before which it stands, 0 to stand at the embeddings; ``"first_zip"``
+            is the first layer at which the tower reads another one, and becomes its index when the model is fused.
         layers: dotted name of the layer list where it is not found by itself.
         weights_hash: fingerprint of the source's tensors (see `zipper_lm.utils.tensors.weights_hash`).
         trust_remote_code: whether the backbone's own code from the Hub may run.
@@ -209,6 +243,7 @@ class TowerSpec:
     train: Training = "frozen"
     lora: dict[str, Any] | None = None
     input_projection: InputProjectionForm = "residual"
+    input_projection_layer: int | FirstZip = 0
     layers: str | None = None
     weights_hash: str | None = None
     trust_remote_code: bool = False
@@ -221,6 +256,7 @@ class TowerSpec:
     def __post_init__(self) -> None:
         _one_of("tower.train", self.train, Training)
         _one_of("tower.input_projection", self.input_projection, InputProjectionForm)
+        check_projection_layer(self.input_projection_layer)
         check_lora(self.lora)
         self.lora = without_sets(self.lora)
         if self.quantization is not None and self.train == "full":
@@ -398,6 +434,9 @@ class ZipperConfig(Followed):
             *("prefix", "config_key", "config", "quantization"),
         )
         towers = {n: {k: v for k, v in asdict(s).items() if k not in free} for n, s in self.tower_specs.items()}
+        for fields in towers.values():
+            if not fields["input_projection_layer"]:  # as of what was made before there was a choice
+                del fields["input_projection_layer"]
         hashes = {n: s.config_hash for n, s in self.tower_specs.items()}
         zips = [{k: v for k, v in asdict(z).items() if k not in ("dropout", "attention")} for z in self.zip_specs]
         return _hash([towers, hashes, zips, *([self.groups] if self.groups else [])])

@@ -30,14 +30,14 @@ class _Member:
         board: Board,
         posts: set[int],
         needs: Mapping[int, list[tuple[str, int]]],
-        enter: Callable[[str, Tensor], Tensor],
+        enter: Callable[[str, int, Tensor], Tensor],
         update: Callable[[str, int, Tensor], Tensor],
     ) -> None:
         self.name, self.board, self.posts, self.needs = name, board, posts, needs
         self.enter, self.update = enter, update
 
     def before(self, depth: int, hidden_states: Tensor) -> Tensor:
-        return self.enter(self.name, hidden_states) if depth == 0 else hidden_states
+        return self.enter(self.name, depth, hidden_states)
 
     def after(self, depth: int, hidden_states: Tensor) -> Tensor:
         if depth in self.posts:
@@ -52,7 +52,7 @@ def lockstep(
     board: Board,
     posts: Mapping[str, set[int]],
     needs: Mapping[str, Mapping[int, list[tuple[str, int]]]],
-    enter: Callable[[str, Tensor], Tensor],
+    enter: Callable[[str, int, Tensor], Tensor],
     update: Callable[[str, int, Tensor], Tensor],
 ) -> dict[str, T]:
     """Run every tower's forward, meeting at the zips.
@@ -62,7 +62,7 @@ def lockstep(
         board: filled with posted states; `update` may read whatever its depth needs.
         posts: per tower, the depths whose states others read.
         needs: per tower and depth, the (tower, depth) states that must be posted before `update`.
-        enter: (tower, state before its first layer) -> state to start from.
+        enter: (tower, depth, state before that layer) -> state that enters it.
         update: (tower, depth, state after that layer) -> state to go on with.
 
     Returns:

@@ -60,12 +60,14 @@ class ZippedTowers(DocumentModel):
         self.input_projections = nn.ModuleDict()
         self.handover = nn.ModuleDict()
         self.projection_keys: dict[str, list[tuple[str, list[int]]]] = {name: [] for name in specs}
+        self._projection_layers: dict[str, int] = {}
         for name, spec in specs.items():
             check_causal(f"tower {name!r}", backbones[name])
             tower = Tower(backbones[name], name, spec.layers)
             set_training(tower, spec)
             self.towers[name] = tower
             _check_specials(tower, spec)
+            self._projection_layers[name] = _placed(tower, spec)
             for group in config.projection_groups:
                 if (form := group.get(name, "none")) != "none":
                     key = f"{name}@{len(self.projection_keys[name])}" if self.projection_keys[name] else name
@@ -145,15 +147,22 @@ class ZippedTowers(DocumentModel):
                     values[f"{reader}<-{source}.{k}.ff"] = float(torch.tanh(layer.feed_forward_gate.weight.detach()))
         return values
 
-    def project_input(self, name: str, hidden_states: Tensor, involved: Tensor) -> Tensor:
-        """A tower's input projection, for the rows that involve several towers.
+    def projection_layer(self, name: str) -> int | None:
+        """The layer before which a tower's input projections stand, 0 for the embeddings; `None` if it has none."""
+        return self._projection_layers[name] if self.projection_keys[name] else None
+
+    def project_input(self, name: str, depth: int, hidden_states: Tensor, involved: Tensor) -> Tensor:
+        """A tower's input projection, for the rows that involve several towers; before any other layer than that at
+        which it stands, nothing.
 
         Where zips were trained apart (`combine`), each training has a projection of its own, for rows that involve
         several of its towers; where several apply, what each adds is added.
 
         Args:
-            hidden_states: ``[batch, time, hidden]`` before the first layer. involved: bool ``[batch, towers]``.
+            depth: of the layer. hidden_states: ``[batch, time, hidden]`` before it. involved: bool ``[batch, towers]``.
         """
+        if depth != self._projection_layers[name]:
+            return hidden_states
         involved, result, before = involved.to(hidden_states.device), hidden_states, None
         for key, members in self.projection_keys[name]:
             rows = (involved[:, members].sum(1) > 1)[:, None, None]
@@ -256,6 +265,17 @@ class ZippedTowers(DocumentModel):
             raise ValueError(
                 f"{name}: token id {low if low < 0 else high} out of range, the tower has ids 0 to {size - 1}"
             )
+
+
+def _placed(tower: Tower, spec: TowerSpec) -> int:
+    layer = spec.input_projection_layer
+    if not isinstance(layer, int):
+        raise ValueError(f"tower {tower.name!r}: input_projection_layer={layer!r}: needs an index here; see `fuse`")
+    if layer >= tower.depth:
+        raise ValueError(
+            f"tower {tower.name!r}: input_projection_layer={layer}, but it has layers 0 to {tower.depth - 1}"
+        )
+    return layer
 
 
 def _check_specials(tower: Tower, spec: TowerSpec) -> None:

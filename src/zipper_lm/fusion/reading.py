@@ -106,8 +106,8 @@ class _Pass:
         parts = ([] if past is None else [past]) + ([self.batch[source][key]] if source in self.batch else [])
         return torch.cat(parts, 1)
 
-    def enter(self, name: str, hidden_states: Tensor) -> Tensor:
-        return self.model.project_input(name, hidden_states, self.batch[name]["involved"])
+    def enter(self, name: str, depth: int, hidden_states: Tensor) -> Tensor:
+        return self.model.project_input(name, depth, hidden_states, self.batch[name]["involved"])
 
     def new_memory(self, reader: str, source: str, k: int) -> Memory:
         """The memory that this pass's tokens of `source` offer to zip layer k; made once."""

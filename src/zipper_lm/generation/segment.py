@@ -68,11 +68,15 @@ class _Speaker:
                     memory = state.memories[reader, source][k]
                     self.zips.setdefault(layer, []).append((source, model.zip_layer(reader, source, k), memory))
         self.views: dict[str, View] = {}
-        self.positions_here = none
+        self.positions_here, self.involved_here = none, self.involved
 
     def before(self, depth: int, hidden_states: Tensor) -> Tensor:
-        if depth:
-            return hidden_states
+        if depth == 0:
+            self._begin(hidden_states)
+        return self.model.project_input(self.name, depth, hidden_states, self.involved_here)
+
+    def _begin(self, hidden_states: Tensor) -> None:
+        """A forward begins, with the embeddings of the tokens that it reads."""
         self.has_read = True
         rows, start, known = len(self.now), self.next, self.segments.shape[1]
         self.next = end = start + hidden_states.shape[1]
@@ -83,7 +87,7 @@ class _Speaker:
         self.views = {}
         for source, source_segments in self.sources.items():
             self.views[source] = View.of(visible(segments, source_segments).repeat(1, repeats, 1))
-        return self.model.project_input(self.name, hidden_states, self.involved.repeat_interleave(repeats, 0))
+        self.involved_here = self.involved.repeat_interleave(repeats, 0)
 
     def after(self, depth: int, hidden_states: Tensor) -> Tensor:
         zips = self.zips.get(depth)

@@ -78,6 +78,7 @@ def build_model(recipe: FuseRecipe) -> Writer:
             train=tower.train,
             lora=tower.lora,
             input_projection=tower.input_projection,
+            input_projection_layer=tower.input_projection_layer,
             layers=tower.layers,
             trust_remote_code=tower.trust_remote_code,
             architecture=tower.architecture,

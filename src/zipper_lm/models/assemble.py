@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 from zipper_lm.codecs.codec import CODEC_FILE, Codec, load_codec
 from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion.backbones import came_from, check_same_backbone, dtype_in_training, load_backbone, recorded_dtype
-from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec, expand, plain
+from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec, expand, place_projections, plain
 from zipper_lm.fusion.decoders import check_decoder
 from zipper_lm.fusion.interface import embedding_of
 from zipper_lm.fusion.network import ZippedTowers
@@ -106,9 +106,10 @@ def assemble(
     chosen = [zips] if isinstance(zips, ZipSpec) else list(zips) if zips is not None else [ZipSpec()]
     if strangers := [each for each in chosen if not isinstance(each, ZipSpec)]:
         raise ValueError(f"fuse: zips must be ZipSpecs, such as ZipSpec(layers=4), got {strangers[0]!r}")
+    resolved = expand(chosen, depths)
     config = ZipperConfig(
-        towers=specs,
-        zips=expand(chosen, depths),
+        towers=place_projections(specs, resolved),
+        zips=resolved,
         loss_weights=dict(loss_weights or {}),
         handover_weight=handover_weight,
     )

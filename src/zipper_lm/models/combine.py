@@ -10,6 +10,7 @@ from __future__ import annotations
 import filecmp
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ def combine(models: Sequence[ZipperModel]) -> ZipperModel:
 
     Raises:
         ValueError: for fewer than two models or none in common, a shared tower that was trained or differs in weights,
-            special ids or codec, or two zips for one pair.
+            special ids or codec, input projections of one tower at two places, or two zips for one pair.
     """
     if len(models) < 2:
         raise ValueError(f"combine: at least two models are needed, got {len(models)}")
@@ -46,6 +47,7 @@ def combine(models: Sequence[ZipperModel]) -> ZipperModel:
             raise ValueError(f"combine: model {number} is a {type(model).__name__}; ZipperModels are combined")
     towers: dict[str, TowerSpec] = {}
     owner: dict[str, ZipperModel] = {}
+    places: dict[str, int] = {}
     zips, groups = [], []
     pairs: dict[tuple[str, str], int] = {}
     for number, model in enumerate(models, start=1):
@@ -60,6 +62,11 @@ def combine(models: Sequence[ZipperModel]) -> ZipperModel:
                 _check_codecs(name, owner[name], model)
             else:
                 towers[name], owner[name] = spec, model
+            if (place := model.projection_layer(name)) is not None and places.setdefault(name, place) != place:
+                raise ValueError(
+                    f"combine: tower {name!r} has its input projection before layer {places[name]} and, in model "
+                    f"{number}, before layer {place}; those of one tower stand at one place"
+                )
         for zip_spec in model.config.zip_specs:
             pair = (zip_spec.reader, zip_spec.source)
             if pair in pairs:
@@ -69,7 +76,7 @@ def combine(models: Sequence[ZipperModel]) -> ZipperModel:
         groups += model.config.projection_groups
     check_order(zips, {name: model.tower(name).depth for name, model in owner.items()})
     config = ZipperConfig(
-        dict(towers),
+        {name: replace(spec, input_projection_layer=places.get(name, 0)) for name, spec in towers.items()},
         zips,
         loss_weights={k: v for model in models for k, v in model.config.loss_weights.items()},
         handover_weight=0.0,

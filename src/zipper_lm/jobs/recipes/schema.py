@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from zipper_lm.codecs.codec import CODECS, Codec, make_codec
-from zipper_lm.fusion.config import InputProjectionForm, Training, ZipSpec, check_lora
+from zipper_lm.fusion.config import (
+    FirstZip,
+    InputProjectionForm,
+    Training,
+    ZipSpec,
+    check_lora,
+    check_projection_layer,
+)
 from zipper_lm.training.recipe import TrainingRecipe, at_least
 
 
@@ -197,6 +204,7 @@ class TowerRecipe:
         codec: the codec, if it is not beside the tower.
         train: ``"frozen"``, ``"full"`` or ``"lora"``. lora: arguments of `peft.LoraConfig`.
         input_projection: ``"residual"``, ``"paper"`` or ``"none"``.
+        input_projection_layer: the layer before which it stands, 0 for the embeddings, or ``"first_zip"``.
         layers: dotted name of the layer list, where it is not found.
         trust_remote_code: let code from the Hub run.
         architecture: class of the tower in transformers, where the checkpoint does not say.
@@ -213,6 +221,7 @@ class TowerRecipe:
     train: Training = "frozen"
     lora: dict[str, Any] | None = None
     input_projection: InputProjectionForm = "residual"
+    input_projection_layer: int | FirstZip = 0
     layers: str | None = None
     trust_remote_code: bool = False
     architecture: str = ""
@@ -224,6 +233,7 @@ class TowerRecipe:
 
     def __post_init__(self) -> None:
         check_lora(self.lora)
+        check_projection_layer(self.input_projection_layer)
 
     @classmethod
     def from_string(cls, text: str) -> dict[str, Any]:
