@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_recipes import plain_recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -81,3 +82,22 @@ def test_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "torchtune" in part["writers"].pop("DeepFusion")["not_run"]
     assert all(row["tokens_a_second"] > 0 for row in part["writers"].values())
     assert part["writers"]["plain"]["time_to_plain"] == 1
+
+
+def test_steps_to_click(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two tasks, of which one clicks at the first look, as whatever is below 1000 % counts; none is run twice."""
+    (tmp_path / "recipe.yaml").write_text(json.dumps(plain_recipe(tmp_path / "model")), encoding="utf-8")
+    given = (tmp_path / "work", tmp_path / "record.json", "--recipe", tmp_path / "recipe.yaml", "--every", 1)
+    given = (*given, "--cap", 2, "--rows", 2, "--seeds", 1)
+    run_small("steps_to_click.py", monkeypatch, *given, "--tasks", "speech->text", CLICK=lambda _: 1000.0)
+    run_small("steps_to_click.py", monkeypatch, *given, CLICK=lambda _: 0.0)
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert [(run["task"], run["click"], len(run["curve"])) for run in record["runs"]] == [
+        ("speech->text", 1, 1),
+        ("text->speech", None, 2),
+    ]
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [(row["task"], row["median"], row["worst"]) for row in last["summary"]] == [
+        ("speech->text", 1, 1),
+        ("text->speech", None, None),
+    ]

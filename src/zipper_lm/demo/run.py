@@ -109,9 +109,9 @@ def demo(
     built = time.time()
     judge = Recogniser.from_pretrained(parts / "judge")
     work = _work(Path(output), sizes, parts)
-    corpus, recipe = sizes.corpus(), _recipe(work, parts, sizes)
+    corpus, recipe = sizes.corpus(), demo_recipe(work, parts, sizes)
     if not (work / "data").is_dir():
-        _write_data(work / "data", corpus, sizes, console)
+        write_data(work / "data", corpus, sizes, console)
     written = time.time()
     if not Path(recipe.output).is_dir():
         fuse(recipe, resume=latest_checkpoint(working_folder(recipe.output)) is not None, console=console)
@@ -178,7 +178,7 @@ def _work(output: Path, sizes: DemoSizes, parts: Path) -> Path:
     return output.resolve().with_name(f"{output.name}.work") / digest[:8]
 
 
-def _recipe(work: Path, parts: Path, sizes: DemoSizes) -> FuseRecipe:
+def demo_recipe(work: Path, parts: Path, sizes: DemoSizes) -> FuseRecipe:
     """What `zipper fuse` is told."""
     return FuseRecipe(
         towers={
@@ -197,7 +197,7 @@ def _recipe(work: Path, parts: Path, sizes: DemoSizes) -> FuseRecipe:
     )
 
 
-def _write_data(folder: Path, corpus: DemoCorpus, sizes: DemoSizes, console: Console) -> None:
+def write_data(folder: Path, corpus: DemoCorpus, sizes: DemoSizes, console: Console) -> None:
     """The aligned pairs as any user has them: a folder with a JSONL file and sounds for each split."""
     names = ["train", *(["validation"] if sizes.fusion.evaluate_every else [])]
     splits = {name: [(utterance, {"text": utterance.text}) for utterance in getattr(corpus, name)] for name in names}
