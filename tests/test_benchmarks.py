@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -101,3 +103,27 @@ def test_steps_to_click(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         ("speech->text", 1, 1),
         ("text->speech", None, None),
     ]
+
+
+def test_what_the_script_for_a_gpu_names_exists() -> None:
+    """On a GPU nobody has time to mend a flag: each command's script, files of tests and flags are there."""
+    listed = subprocess.run([ROOT / "benchmarks/gpu.sh", "--list"], capture_output=True, text=True, check=True)
+    commands = [line.split()[1:] for line in listed.stdout.splitlines()]
+    assert len(commands) >= 8
+    for script, *words in (c for c in commands if c[0] != "-m"):
+        source = (ROOT / script).read_text()
+        assert "OUT" in words
+        assert not [w for w in words if w.startswith("--") and f'"{w}"' not in source], script
+        assert not [w for w in words if w.endswith(".py") and not (ROOT / w).exists()]
+    for command in (c for c in commands if c[0] == "-m"):
+        assert not [w for w in command if w.startswith("tests") and not (ROOT / w).exists()]
+
+
+def test_a_part_that_fails_on_a_gpu_does_not_keep_the_others_from_running(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [ROOT / "benchmarks/gpu.sh", "--dry-run", tmp_path / "out"], env={**os.environ, "PYTHON": "false"}
+    )
+    ended = [json.loads(line)["ended"] for line in (tmp_path / "out" / "parts.jsonl").read_text().splitlines()]
+    assert done.returncode == 1
+    assert len(ended) >= 4
+    assert set(ended) == {1}
