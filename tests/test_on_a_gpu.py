@@ -21,6 +21,7 @@ from tests.tiny import ids_of, limits, often_ending, tiny_model
 from zipper_lm import Document, Segment, ZipperModel
 from zipper_lm.codecs.codec import make_codec
 from zipper_lm.codecs.pretrained import RunsModel
+from zipper_lm.data.collation import collate
 from zipper_lm.evaluation.preservation import verify
 from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.recipes.reader import build as build_recipe
@@ -141,3 +142,25 @@ def test_two_runs_are_one(tmp_path: Path) -> None:
         weights.append(load_file(tmp_path / name / "model.safetensors"))
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_documents_share_rows_by_block_masks_of_flex_attention() -> None:
+    """Loss and gradients are those of a row for each document, attended by SDPA."""
+    draw = torch.Generator().manual_seed(0)
+    lengths = [(90, 12), (20, 3), (33, 6), (41, 9), (7, 2), (64, 11)]
+    ids = [[torch.randint(4, 30, (n,), generator=draw).tolist() for n in pair] for pair in lengths]
+    documents = [Document([Segment("speech", ids=s), Segment("text", ids=t, target=True)]) for s, t in ids]
+    kinds, train = {"text": "mistral", "speech": "llama"}, {"text": "full", "speech": "full"}
+    found = []
+    for packing in (False, True):
+        model = tiny_model(gate=0.5, kinds=kinds, train=train).to("cuda")
+        if packing:
+            model.set_attn_implementation("flex_attention")
+            model.check_packing()
+        loss = model(collate(documents, model.specials, packing=packing).to("cuda")).loss
+        loss.backward()
+        found.append((float(loss), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-3)
+    for name, gradient in found[0][1].items():
+        off = (found[1][1][name] - gradient).norm()
+        assert off <= 0.01 * gradient.norm() + 1e-4, name

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import torch
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     Lfm2Config,
@@ -41,6 +43,9 @@ def tiny_backbone(kind: str, vocab: int, layers: int = 4, seed: int = 0) -> PreT
         return GPT2LMHeadModel(GPT2Config(**gpt2, **special)).eval()
     if kind == "qwen3":
         return Qwen3ForCausalLM(Qwen3Config(hidden_size=40, head_dim=10, **attention, **depth, **special)).eval()
+    if kind == "gemma2":  # every other layer with a window smaller than the streams
+        window = {"head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8}
+        return Gemma2ForCausalLM(Gemma2Config(hidden_size=32, **window, **attention, **depth, **special)).eval()
     if kind == "mistral":  # a window smaller than the streams
         return MistralForCausalLM(
             MistralConfig(hidden_size=32, sliding_window=4, **attention, **depth, **special)

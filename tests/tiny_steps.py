@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tiny import tiny_backbone, tiny_model
 from torch.utils.data import Dataset, Sampler, SequentialSampler
@@ -21,6 +22,9 @@ from zipper_lm import Document, Segment
 from zipper_lm.generation.writer import Writer
 from zipper_lm.training.base import BaseTrainer
 from zipper_lm.training.trainer import ZipperTrainer
+
+Step = tuple[dict[str, torch.Tensor], dict[str, float]]
+"""Gradients by name, and what is logged of the losses."""
 
 GUIDED = {("speech", "text"): 2.0}
 
@@ -71,14 +75,21 @@ class _Look(TrainerCallback):
 
 
 def one_step(
-    batch: int, accumulated: int, model: Writer | None = None, **arguments: Any
-) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    batch: int,
+    accumulated: int,
+    model: Writer | None = None,
+    documents: list[Document] = DOCUMENTS,
+    guided: dict[tuple[str, str], float] | None = None,
+    packing: bool = False,
+    **arguments: Any,
+) -> Step:
     """Gradients of the one step, and what is logged of it.
 
     Args:
         batch: documents a batch and process. accumulated: batches. model: a zipper in training if it is not given.
+        documents: of the step. guided: as of the trainer; of a model that is not given, `GUIDED`. packing: as there.
     """
-    guided = GUIDED if model is None else {}
+    guided = guided or (GUIDED if model is None else {})
     if model is None:
         kinds = {"speech": "qwen3"}  # without dropout
         model = tiny_model(
@@ -98,9 +109,17 @@ def one_step(
         use_cpu=True,
         **arguments,
     )
-    trainer = _InOrder(model, given, Documents(DOCUMENTS), guided=guided, callbacks=[look])
+    trainer = _InOrder(model, given, Documents(documents), guided=guided, packing=packing, callbacks=[look])
     trainer.train()
     return look.gradients, {n: v for n, v in trainer.state.log_history[0].items() if n.startswith("loss")}
+
+
+def check_same(found: Step, whole: Step) -> None:
+    """Fail where gradients or losses differ by more than the order in which numbers are added."""
+    assert found[0].keys() == whole[0].keys()
+    for name, gradient in whole[0].items():
+        torch.testing.assert_close(found[0][name], gradient, rtol=1e-4, atol=1e-5, msg=f"{name} differs")
+    assert found[1] == pytest.approx(whole[1], abs=2e-4)
 
 
 def in_a_process(rank: int, port: int, folder: str) -> None:

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 from tiny import tiny_backbone, tiny_model
-from tiny_steps import DOCUMENTS, GUIDED, free_port, in_a_process, one_step
+from tiny_steps import DOCUMENTS, GUIDED, Step, check_same, free_port, in_a_process, one_step
 
 from zipper_lm.data.collation import collate
 from zipper_lm.models.baseline.expand import expand
 from zipper_lm.training.guided_attention import query_counts, watched
 from zipper_lm.training.trainer import ZipperTrainer
 
-Step = tuple[dict[str, torch.Tensor], dict[str, float]]
 PARTS = {"loss", "loss_text", "loss_speech", "loss_handover", "loss_guided_attention"}
 
 
@@ -24,13 +23,6 @@ PARTS = {"loss", "loss_text", "loss_speech", "loss_handover", "loss_guided_atten
 def whole() -> Step:
     """One batch of all documents, in one process."""
     return one_step(4, 1)
-
-
-def check_same(found: Step, whole: Step) -> None:
-    assert found[0].keys() == whole[0].keys()
-    for name, gradient in whole[0].items():
-        torch.testing.assert_close(found[0][name], gradient, rtol=1e-4, atol=1e-5, msg=f"{name} differs")
-    assert found[1] == pytest.approx(whole[1], abs=2e-4)
 
 
 @pytest.mark.parametrize(("batch", "accumulated"), [(2, 2), (1, 4), (3, 2)])

@@ -12,13 +12,15 @@ from zipper_lm.data.collation import IGNORED
 
 STREAM_KEYS = ("input_ids", "attention_mask", "segments", "positions", "labels", "handover")
 FLAGS = "involved"
+PACKED = "documents"
 
 
 def check_batch(batch: Any, names: Sequence[str], check_ids: Callable[[str, int, int], None]) -> None:
     """Raise `ValueError` if a batch is not as `collate` makes it.
 
     Args:
-        batch: by tower, int64 ``[batch, time]`` of each of `STREAM_KEYS`, and bool `involved` ``[batch, towers]``.
+        batch: by tower, int64 ``[batch, time]`` of each of `STREAM_KEYS`, and bool `involved` ``[batch, towers]``;
+            where documents share rows, int64 `documents` ``[batch, time]`` in all towers.
         names: all towers of the model. check_ids: raises for ids from a low to a high one that a tower does not have.
     """
     if not isinstance(batch, Mapping):
@@ -32,6 +34,8 @@ def check_batch(batch: Any, names: Sequence[str], check_ids: Callable[[str, int,
         rows[name] = _check_stream(name, stream, len(names))
     if len(set(rows.values())) > 1:
         raise ValueError(f"batch: its towers have different numbers of rows: {rows}")
+    if len(packed := {name: PACKED in stream for name, stream in batch.items()}) > 1 and len(set(packed.values())) > 1:
+        raise ValueError(f"batch: documents share rows in all of its towers or in none; {PACKED!r} is in {packed}")
     for name, stream in batch.items():
         _check_values(name, stream, len(names), check_ids)
 
@@ -44,7 +48,7 @@ def _check_stream(name: str, stream: Any, towers: int) -> int:
     wanted = {*STREAM_KEYS, FLAGS}
     if missing := sorted(wanted - set(stream)):
         raise ValueError(f"{where} lacks {missing}; collate and the processor give all of {sorted(wanted)}")
-    if unknown := sorted(map(str, set(stream) - wanted)):
+    if unknown := sorted(map(str, set(stream) - wanted - {PACKED})):
         raise ValueError(f"{where} has {unknown}, which nothing reads; a stream has {sorted(wanted)}")
     for key, tensor in stream.items():
         kind = torch.bool if key == FLAGS else torch.int64
@@ -55,7 +59,7 @@ def _check_stream(name: str, stream: Any, towers: int) -> int:
     shape = tuple(stream["input_ids"].shape)
     if len(shape) != 2 or not all(shape):
         raise ValueError(f"{where}['input_ids'] is {list(shape)}, it must be [batch, time], neither empty")
-    for key in STREAM_KEYS:
+    for key in (*STREAM_KEYS, *({PACKED} & set(stream))):
         if tuple(stream[key].shape) != shape:
             raise ValueError(f"{where}[{key!r}] is {list(stream[key].shape)}, input_ids are {list(shape)}")
     if tuple(stream[FLAGS].shape) != (shape[0], towers):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from zipper_lm.data.document import Document, Segment, check_modalities
+from zipper_lm.data.packing import best_fit, sight
 
 IGNORED = -100
 """Label of a token that no loss counts (torch's default ignore_index)."""
@@ -31,7 +32,9 @@ TowerBatch = dict[str, Tensor]
 - ``labels``: the token itself (or the segment's own label for it) where it is a target, else `IGNORED`.
 - ``handover``: at each segment's EOS the index of the modality that speaks next, the number of towers for "done";
   else `IGNORED`.
-- ``involved``: which towers take part in the row's document at all; a tower that does so alone is left alone.
+- ``involved``: which towers take part in the row's documents at all; a tower that does so alone is left alone.
+- ``documents``: only where several documents may share a row: the number of the token's document among those that were
+  given, `ABSENT` for padding.
 """
 
 
@@ -92,6 +95,7 @@ def collate(
     involved: Sequence[Collection[str]] | None = None,
     towers: Sequence[str] | None = None,
     open_last: bool = False,
+    packing: bool = False,
 ) -> Batch:
     """Encoded documents to a batch.
 
@@ -102,9 +106,11 @@ def collate(
         involved: per document, the towers that take part; `None` means: those it has segments of.
         towers: the towers to make a stream for; `None` means all that some document involves.
         open_last: the last segment of each document is still being written: no EOS.
+        packing: let documents share rows, in which each is as in a row of its own: those of the same `sight` that
+            involve the same towers, so far as no stream becomes longer than the longest of a document.
 
     Raises:
-        ValueError: for an unknown modality, a segment without ids, or no documents.
+        ValueError: for an unknown modality, a segment without ids, no documents, or `packing` of what is being written.
     """
     if not documents:
         raise ValueError("collate: no documents")
@@ -113,14 +119,24 @@ def collate(
         raise ValueError(f"collate: side must be 'left' or 'right', got {side!r}")
     if unknown := sorted(set(towers or ()) - set(specials)):
         raise ValueError(f"collate: towers names {unknown}, there are {list(specials)}")
+    if packing and open_last:
+        raise ValueError("collate: packing is for finished documents, and open_last goes on with each of them")
     if involved is not None and len(involved) != len(documents):
         raise ValueError(f"collate: involved has {len(involved)} rows, there are {len(documents)} documents")
     names = list(specials)
     if involved is None:
         involved = [d.modalities for d in documents]
     chosen = [n for n in names if any(n in d.modalities for d in documents)] if towers is None else list(towers)
-    flags = involvement(involved, names)
-    return Batch({n: {**_stream(documents, n, specials, names, side, open_last), "involved": flags} for n in chosen})
+    pieces = {n: [_pieces(document, n, names, open_last) for document in documents] for n in chosen}
+    rows = [[number] for number in range(len(documents))]
+    if packing:
+        lengths = [[sum(piece.length for piece in found[number]) for found in pieces.values()] for (number,) in rows]
+        rows = best_fit(np.array(lengths), [(frozenset(i), sight(d)) for i, d in zip(involved, documents)])
+    flags = involvement([involved[row[0]] for row in rows], names)
+    streams = {n: _stream(found, rows, specials[n], side) for n, found in pieces.items()}
+    for stream in streams.values() if not packing else ():
+        del stream["documents"]
+    return Batch({n: {**stream, "involved": flags} for n, stream in streams.items()})
 
 
 def involvement(involved: Sequence[Collection[str]], names: Sequence[str]) -> Tensor:
@@ -164,27 +180,26 @@ def _pieces(document: Document, name: str, names: list[str], open_last: bool) ->
 
 
 def _stream(
-    documents: Sequence[Document],
-    name: str,
-    specials: Mapping[str, Specials],
-    names: list[str],
-    side: str,
-    open_last: bool,
+    pieces: Sequence[Sequence[_Piece]], rows: Sequence[Sequence[int]], specials: Specials, side: str
 ) -> TowerBatch:
-    """One tower's side of the batch, without `involved`."""
-    bos, eos, pad = specials[name]
-    rows = [_pieces(document, name, names, open_last) for document in documents]
-    lengths = [sum(piece.length for piece in row) for row in rows]
+    """One tower's side of the batch, without `involved`.
+
+    Args:
+        pieces: of each document. rows: the documents of each row. specials: the tower's. side: of padding.
+    """
+    bos, eos, pad = specials
+    lengths = [sum(piece.length for number in row for piece in pieces[number]) for row in rows]
     shape = len(rows), max(1, *lengths)
     fill = {"input_ids": pad, "segments": ABSENT, "positions": 0, "labels": IGNORED, "handover": IGNORED}
-    made = {key: np.full(shape, value) for key, value in (*fill.items(), ("attention_mask", 0))}
+    fill |= {"attention_mask": 0, "documents": ABSENT}
+    made = {key: np.full(shape, value) for key, value in fill.items()}
     ids, labels = made["input_ids"], made["labels"]
-    for row, (pieces, length) in enumerate(zip(rows, lengths)):
+    for row, (numbers, length) in enumerate(zip(rows, lengths)):
         # An absent row attends to one of its padding tokens: attention over nothing at all is not a number.
         present = max(1, length)
         made["attention_mask"][row, shape[1] - present if side == "left" else 0 :][:present] = 1
         start = shape[1] - length if side == "left" else 0
-        for piece in pieces:
+        for document, piece in ((number, piece) for number in numbers for piece in pieces[number]):
             end, content = start + piece.length, slice(start + 1, start + 1 + len(piece.ids))
             ids[row, start], ids[row, content] = bos, piece.ids
             if piece.end:
@@ -194,6 +209,7 @@ def _stream(
                 labels[row, content] = piece.labels
                 labels[row, content.stop : end] = eos
             made["segments"][row, start:end] = piece.number
+            made["documents"][row, start:end] = document
             made["positions"][row, start:end] = np.arange(piece.length)
             start = end
     return {key: torch.from_numpy(value) for key, value in made.items()}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zipper_lm.data.collation import Batch
 from zipper_lm.fusion.network import ZippedTowers
-from zipper_lm.fusion.reading import Reading, read, visible
+from zipper_lm.fusion.reading import Reading, read, visible_between
 
 
 def towers_for(model: ZippedTowers, name: str, earlier: Collection[str], involved: Collection[str]) -> set[str]:
@@ -66,7 +66,7 @@ def _keys(model: ZippedTowers, batch: Batch, name: str, groups: list[set[str]]) 
             continue
         seen = torch.zeros_like(segments, dtype=torch.bool)
         for source in group & set(batch) - {name}:
-            seen |= visible(segments, batch[source]["segments"].to(segments.device)).any(-1)
+            seen |= visible_between(stream, batch[source]).any(-1)
         key |= seen.long() << g
         several = stream["involved"][:, [names.index(n) for n in group]].sum(1, keepdim=True) > 1
         default = torch.where(several.to(segments.device), 1 << g, default)

@@ -100,14 +100,21 @@ class Interface:
         attention_mask: Tensor | None = None,
         cache: Any = None,
         use_cache: bool = False,
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
         """Logits, and what the backbone remembers if it was asked for; arguments as of `Tower.forward`."""
         known = self.cache if use_cache or cache is not None else None
-        output = self.output(backbone, input_ids, attention_mask, cache, known is not None)
+        output = self.output(backbone, input_ids, attention_mask, cache, known is not None, positions)
         return output.logits, None if known is None else output.get(known.field)
 
     def output(
-        self, backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, cache: Any, use_cache: bool
+        self,
+        backbone: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        cache: Any,
+        use_cache: bool,
+        positions: Tensor | None = None,
     ) -> Any:
         """What its forward returns; arguments as of `Tower.forward`."""
         options: dict[str, Any] = {**_QUIET, "use_cache": use_cache}
@@ -117,6 +124,9 @@ class Interface:
             options["attention_mask"] = attention_mask[:, -new:] if recurrent else attention_mask
             if self.positions is not None:
                 options[self.positions] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
+        if positions is not None:
+            assert self.positions is not None, "check_packing was not asked"
+            options[self.positions] = positions
         given = {name: value for name, value in options.items() if name in self.takes}
         if self.cache is not None and cache is not None:
             given[self.cache.argument] = cache

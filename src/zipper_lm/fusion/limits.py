@@ -44,9 +44,14 @@ def check_positions(name: str, limit: int, mask: Tensor) -> int:
     if mask.is_meta or not mask.numel():  # on meta there is nothing to count
         return 0
     longest = int(mask.sum(-1).max())
+    check_longest(name, limit, longest)
+    return longest
+
+
+def check_longest(name: str, limit: int, longest: int) -> None:
+    """Raise `ValueError` for a stream of more tokens than a backbone has positions."""
     if longest > limit:
         raise ValueError(f"{name}: a stream of {longest} tokens, but its backbone has {limit} positions")
-    return longest
 
 
 def check_length(backbone: PreTrainedModel, lengths: Sequence[int], name: str) -> None:

@@ -26,6 +26,7 @@ from zipper_lm.fusion.backbones import build_backbone, set_training
 from zipper_lm.fusion.causal import check_causal
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig
 from zipper_lm.fusion.document_model import DocumentModel
+from zipper_lm.fusion.packing import check_packing
 from zipper_lm.fusion.tower import Tower, rest_in_forward
 from zipper_lm.fusion.zips import InputProjection, ZipLayer, can_attend
 
@@ -233,6 +234,11 @@ class ZippedTowers(DocumentModel):
         return {name: self.tower(name).depth for name in self.names}
 
     # --- what the trainer asks -----------------------------------------------------------------------------------
+
+    def check_packing(self) -> None:
+        """Raise `ValueError` if a tower does not read documents that share a row as each alone. It is tried."""
+        for name in self.names:
+            check_packing(f"tower {name!r}", self.tower(name).backbone, self.tower(name).interface)
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
         """The towers' parameters, which have a learning rate of their own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zipper_lm.data.collation import Batch
+from zipper_lm.data.packing import places
 from zipper_lm.fusion.lockstep import Board, lockstep
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.tower import Tower
@@ -74,6 +76,19 @@ def visible(reader_segments: Tensor, source_segments: Tensor) -> Tensor:
     return (source < reader_segments[:, :, None]) & (source >= 0)
 
 
+def visible_between(reader: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Tensor:
+    """`visible` of two sides of a batch; where documents share rows, within a document only."""
+    seen = visible(reader["segments"], source["segments"])
+    if "documents" in reader:
+        seen &= source["documents"][:, None, :].to(seen.device) == reader["documents"][:, :, None]
+    return seen
+
+
+def is_packed(batch: Batch) -> bool:
+    """Whether documents share its rows."""
+    return any("documents" in side for side in batch.values())
+
+
 class _Pass:
     """One pass over a batch: the views, the memories made on the way, and the updates that lockstep asks for."""
 
@@ -87,6 +102,7 @@ class _Pass:
         self.posts: dict[str, set[int]] = defaultdict(set)
         self.needs: dict[str, dict[int, list[tuple[str, int]]]] = defaultdict(lambda: defaultdict(list))
         keep = state is not None  # memories for readers that are not in this batch
+        self._told = ["segments", *(["documents"] if is_packed(batch) else [])]
         for (reader, source), pairs in model.layer_pairs.items():
             if source in batch and (keep or reader in batch):
                 self.posts[source].update(m for _, m in pairs)
@@ -94,7 +110,7 @@ class _Pass:
                     for layer, m in pairs:
                         self.needs[reader][layer].append((source, m))
             if reader in batch and (source in batch or source in self.state.segments):
-                seen = visible(batch[reader]["segments"], self._source("segments", source))
+                seen = visible_between(batch[reader], {key: self._source(key, source) for key in self._told})
                 view = self.views[reader, source] = View.of(seen)
                 # In training, a zip works on the rows that see something only: where one task reads and the other
                 # writes, that is half of them. At least one row, so that every parameter has a gradient.
@@ -102,7 +118,7 @@ class _Pass:
                     self.rows[reader, source], self.views[reader, source] = rows, view.take(rows)
 
     def _source(self, key: str, source: str) -> Tensor:
-        past = getattr(self.state, key).get(source)
+        past = getattr(self.state, key, {}).get(source)
         parts = ([] if past is None else [past]) + ([self.batch[source][key]] if source in self.batch else [])
         return torch.cat(parts, 1)
 
@@ -159,7 +175,12 @@ def read(model: ZippedTowers, batch: Batch, state: State | None = None) -> Readi
         model: the model.
         batch: new tokens; with a `state`, tokens that go on from it.
         state: what was read before; it is extended by this batch in place. `None`: nothing before, nothing kept.
+
+    Raises:
+        ValueError: with a `state`, for documents that share rows.
     """
+    if state is not None and is_packed(batch):
+        raise ValueError("documents that share rows cannot be gone on with: collate them without packing")
     batch = Batch({n: {k: v.to(model.tower(n).device) for k, v in side.items()} for n, side in batch.items()})
     this = _Pass(model, batch, state)
     forwards = {}
@@ -170,14 +191,19 @@ def read(model: ZippedTowers, batch: Batch, state: State | None = None) -> Readi
             mask = torch.cat([(state.segments[name] >= 0).long(), mask], 1)
             cache = state.caches[name]
         tower = model.tower(name)
-        forwards[name] = partial(_forward, tower, stream["input_ids"], mask, cache, state is not None)
+        positions = places(stream["documents"]) if "documents" in stream else None
+        forwards[name] = partial(_forward, tower, stream["input_ids"], mask, cache, state is not None, positions)
     outputs = lockstep(forwards, this.board, this.posts, this.needs, this.enter, this.update)
     if state is not None:
         _extend(state, this, {name: cache for name, (_, cache) in outputs.items()})
     return Reading({n: logits for n, (logits, _) in outputs.items()}, this.finals)
 
 
-def _forward(tower: Any, input_ids: Tensor, mask: Tensor, cache: Any, use_cache: bool, listener: Any) -> Any:
+def _forward(
+    tower: Any, input_ids: Tensor, mask: Tensor, cache: Any, use_cache: bool, positions: Tensor | None, listener: Any
+) -> Any:
+    if positions is not None:
+        return tower(input_ids, positions=positions, listener=listener)
     return tower(input_ids, mask, cache=cache, use_cache=use_cache, listener=listener)
 
 

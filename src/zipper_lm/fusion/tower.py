@@ -27,7 +27,7 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from zipper_lm.fusion.decoders import check_decoder
 from zipper_lm.fusion.interface import embedding_of, learn, logits_of, plain_ids, trial
-from zipper_lm.fusion.limits import check_positions, position_limit
+from zipper_lm.fusion.limits import check_longest, check_positions, position_limit
 
 logger = logging.getLogger(__name__)
 
@@ -239,6 +239,7 @@ class Tower(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         *,
+        positions: Tensor | None = None,
         cache: Any = None,
         use_cache: bool = False,
         listener: Listener | None = None,
@@ -248,6 +249,8 @@ class Tower(nn.Module):
         Args:
             input_ids: int64 ``[batch, time]``, the new tokens.
             attention_mask: ``[batch, past + time]``, 1 for tokens, 0 for padding (left or right).
+            positions: int64 ``[batch, time]``, in place of a mask where documents share rows: each token's place in its
+                document, from 0, where one begins anew; 0 for padding. See `check_packing`.
             cache: what an earlier call returned, or `None`.
             use_cache: whether to return a cache that a later call can go on from.
             listener: hears every layer of this one call; `None` leaves the backbone exactly itself.
@@ -259,8 +262,11 @@ class Tower(nn.Module):
             ValueError: for more tokens than the backbone has positions, or than its cache can be gone on with.
         """
         if self.position_limit is not None:
-            whole = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            check_positions(f"tower {self.name!r}", self.position_limit, whole)
+            if positions is not None:
+                check_longest(f"tower {self.name!r}", self.position_limit, int(positions.max()) + 1)
+            else:
+                whole = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+                check_positions(f"tower {self.name!r}", self.position_limit, whole)
         new = input_ids.shape[1]
         if cache is None and attention_mask is not None and attention_mask.shape[1] != new:
             covered = attention_mask.shape[1]
@@ -271,7 +277,7 @@ class Tower(nn.Module):
                 f"tower {self.name!r}: {new} tokens at once, but {type(self.backbone).__name__} goes on "
                 f"{self.interface.going_on}"
             )
-        call = partial(self.interface.call, self.backbone, input_ids, attention_mask, cache, use_cache)
+        call = partial(self.interface.call, self.backbone, input_ids, attention_mask, cache, use_cache, positions)
         if listener is None:
             return call()
         with listening(self.layers, listener) as state:

@@ -58,6 +58,9 @@ class Writer(Modalities, Protocol):
     def depths(self) -> dict[str, int]:
         """How many layers each of them has."""
 
+    def check_packing(self) -> None:
+        """Raise `ValueError` if it does not read documents that share a row as each alone."""
+
     def target_counts(self, batch: Batch) -> dict[str, Tensor]:
         """How many targets a batch has for each part of the loss, int64 scalars."""
 

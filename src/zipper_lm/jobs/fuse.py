@@ -93,6 +93,7 @@ def make_trainer(plan: Plan, materials: Materials) -> ZipperTrainer:
         history_dropout=training.history_dropout,
         tower_learning_rate=training.tower_learning_rate,
         guided=guided_pairs(training.guided_attention, plan.tasks),
+        packing=training.packing,
         score=materials.scorer,
         callbacks=callbacks_of(training),
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
 
 from zipper_lm.data.batch_check import check_batch
-from zipper_lm.data.collation import IGNORED, Batch, collate
+from zipper_lm.data.collation import IGNORED, Batch, TowerBatch, collate
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec
@@ -89,7 +89,7 @@ class ZipperModel(ZippedTowers):
         said = []
         for name, stream in batch.items():
             counts[name] = (targets(stream, self.tower(name).head_size) != IGNORED).sum()
-            said += [(stream["handover"] != IGNORED).sum(), (stream["segments"] == 0).any(1).sum()]
+            said += [(stream["handover"] != IGNORED).sum(), _begun(stream).sum()]
         if self.config.handover_weight:
             counts["handover"] = torch.stack(said).sum()
         return counts
@@ -102,9 +102,9 @@ class ZipperModel(ZippedTowers):
             at = here != IGNORED
             logits.append(self.handover_head(name, finals[name][at]).to(self.handover_start.device))
             labels.append(here[at].to(self.handover_start.device))
-            first = (stream["segments"] == 0).any(1)
-            logits.append(self.handover_start.expand(int(first.sum()), -1))
-            labels.append(torch.full((int(first.sum()),), self.names.index(name), device=self.handover_start.device))
+            first = int(_begun(stream).sum())
+            logits.append(self.handover_start.expand(first, -1))
+            labels.append(torch.full((first,), self.names.index(name), device=self.handover_start.device))
         return F.cross_entropy(torch.cat(logits).float(), torch.cat(labels), reduction="sum")
 
     def unimodal_loss(self, name: str, rows: Sequence[Sequence[int]]) -> tuple[float, int]:
@@ -208,6 +208,11 @@ class ZipperModel(ZippedTowers):
     def stream(self, document: Given, schedule: Schedule, **how: Any) -> Iterator[StreamedToken]:
         """As `generate` for one document, token by token; see `zipper_lm.generation.generate.stream`."""
         return generate.stream(self, document, schedule, **how)
+
+
+def _begun(stream: TowerBatch) -> Tensor:
+    """bool ``[batch, time]``: the first token of each document that begins with this tower."""
+    return (stream["segments"] == 0) & (stream["positions"] == 0)
 
 
 AutoConfig.register(ZipperConfig.model_type, ZipperConfig)

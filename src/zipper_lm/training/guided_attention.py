@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from zipper_lm.data.collation import Batch
 from zipper_lm.data.tasks import Task
 from zipper_lm.fusion.network import ZippedTowers
-from zipper_lm.fusion.reading import visible
+from zipper_lm.fusion.reading import visible_between
 from zipper_lm.fusion.zips import View, ZipLayer
 
 WIDTH = 0.2
@@ -51,31 +51,34 @@ def guided_pairs(weights: Mapping[str, float], tasks: Mapping[str, Task]) -> dic
 def off_diagonal(attention: Tensor, view: View) -> Tensor | None:
     """Summed cost of attention that leaves the diagonal, in [0, 1] for each query that counts; a scalar.
 
-    Rows count in which all queries that see something see the same tokens: one segment read through another, as a
+    Documents count in which all queries that see something see the same tokens: one segment read through another, as a
     whole. In longer documents a query sees several segments, and which one it should be in step with is not said.
 
     Args:
         attention: probabilities ``[B, H, Q, M]``. view: who could look where.
 
     Returns:
-        None if no row counts.
+        None if no document counts.
     """
-    seen, source, counted = _in_step(view, attention.shape[2])
+    sees, counted = _in_step(view, attention.shape[2])
     if not counted.any():
         return None
-    apart = _progress(seen)[:, :, None] - _progress(source)[:, None, :]
+    apart = _read(sees)[:, :, None] - _progress(sees)
     cost = 1 - torch.exp(-(apart**2) / (2 * WIDTH**2))
     return (attention.float() * cost[:, None]).sum(-1).mean(1)[counted].sum()
 
 
-def _in_step(view: View, queries: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which queries see something and which tokens are seen, and the queries that count; bool ``[B, Q]``, ``[B, M]``,
-    ``[B, Q]``."""
+def _in_step(view: View, queries: int) -> tuple[Tensor, Tensor]:
+    """What each query sees, bool ``[B, Q, M]``, and the queries that count, bool ``[B, Q]``.
+
+    A query sees the beginning of what its document has of the source. So of two in a row that see something, those that
+    begin at the same token are of one document, as there may be several in a row.
+    """
     seen = view.seen[..., 0].expand(-1, queries)
     sees = view.allowed[:, 0].expand(-1, queries, -1) & seen[..., None]
-    source = sees.any(1)
-    whole = ((sees == source[:, None]) | ~seen[..., None]).all(2).all(1)
-    return seen, source, seen & whole[:, None]
+    first, number = sees.int().argmax(2), sees.sum(2)
+    differ = (first[:, :, None] == first[:, None]) & (number[:, :, None] != number[:, None]) & seen[:, None]
+    return sees, seen & ~differ.any(2)
 
 
 def query_counts(batch: Batch, pairs: Collection[Pair]) -> dict[Pair, Tensor]:
@@ -83,16 +86,21 @@ def query_counts(batch: Batch, pairs: Collection[Pair]) -> dict[Pair, Tensor]:
     counts = dict.fromkeys(pairs, torch.tensor(0))
     for reader, source in pairs:
         if reader in batch and source in batch:
-            segments = batch[reader]["segments"]
-            view = View.of(visible(segments, batch[source]["segments"]))
-            counts[reader, source] = _in_step(view, segments.shape[1])[2].sum()
+            view = View.of(visible_between(batch[reader], batch[source]))
+            counts[reader, source] = _in_step(view, batch[reader]["segments"].shape[1])[1].sum()
     return counts
 
 
-def _progress(present: Tensor) -> Tensor:
-    """How far each token that is present has come, 0 for the first to 1 for the last; ``[B, T]`` as given."""
-    count = present.sum(1, keepdim=True)
-    return (present.cumsum(1) - 1) / (count - 1).clamp_min(1)
+def _progress(sees: Tensor) -> Tensor:
+    """How far each token that a query sees has come among them, 0 for the first to 1 for the last; ``[B, Q, M]``."""
+    return (sees.cumsum(2) - 1) / (sees.sum(2, keepdim=True) - 1).clamp_min(1)
+
+
+def _read(sees: Tensor) -> Tensor:
+    """How far each query has come among those of its document that see something; ``[B, Q]``."""
+    first, seen = sees.int().argmax(2), sees.any(2)
+    alike = (first[:, :, None] == first[:, None]) & seen[:, None]
+    return (alike.tril().sum(2) - 1) / (alike.sum(2) - 1).clamp_min(1)
 
 
 @contextmanager

@@ -36,6 +36,7 @@ class TrainingRecipe:
             pairs are few. For text and sound; in all tasks, or by task.
         guided_attention: task to weight of a loss on attention that leaves the diagonal, for a zipper whose modalities
             run in step, such as ``{text->speech: 2}`` (`zipper_lm.training.guided_attention`).
+        packing: let documents of a batch share rows: less padding, the same losses and gradients.
         log_every: steps between points in the logs.
         arguments: further fields of `transformers.TrainingArguments` (bf16, gradient_checkpointing, ...).
     """
@@ -56,6 +57,7 @@ class TrainingRecipe:
     interleave: float = 0.0
     join: float | dict[str, float] = 0.0
     guided_attention: dict[str, float] = field(default_factory=dict)
+    packing: bool = False
     log_every: int = 20
     arguments: dict[str, Any] = field(default_factory=dict)
 

@@ -34,11 +34,11 @@ from zipper_lm.utils.processes import from_main
 class DocumentCollator:
     """Encoded documents to the one argument of `ZipperModel.forward`."""
 
-    def __init__(self, specials: dict[str, Specials]) -> None:
-        self.specials = specials
+    def __init__(self, specials: dict[str, Specials], packing: bool = False) -> None:
+        self.specials, self.packing = specials, packing
 
     def __call__(self, documents: Sequence[Document]) -> dict[str, Batch]:
-        return {"batch": collate(documents, self.specials)}
+        return {"batch": collate(documents, self.specials, packing=self.packing)}
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,12 @@ class ZipperTrainer(BaseTrainer):
         corrupt, history_dropout: see `CorruptedDocuments`.
         tower_learning_rate: for towers that are trained.
         guided: weights of pairs of towers whose attention is held to the diagonal.
+        packing: let documents of a batch share rows; losses and gradients are as without.
         score: called with the model at each evaluation; returns metrics without the ``eval_`` prefix.
 
     Raises:
         ValueError: for a model with float16 weights that are trained; for guided attention in a model of several
-            trainings.
+            trainings; for packing of what runs on from one document into the next.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class ZipperTrainer(BaseTrainer):
         history_dropout: float = 0.0,
         tower_learning_rate: float = 5e-4,
         guided: Mapping[Pair, float] | None = None,
+        packing: bool = False,
         score: Callable[[Any], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
@@ -90,6 +92,8 @@ class ZipperTrainer(BaseTrainer):
         self.tower_learning_rate, self.guided, self.score = tower_learning_rate, guided or {}, score
         if self.guided and getattr(model.config, "groups", None):
             raise ValueError("training.guided_attention is for zips that are trained together; these were combined")
+        if packing:
+            model.check_packing()
         documents = CorruptedDocuments(
             train_dataset,
             model.specials,
@@ -108,7 +112,7 @@ class ZipperTrainer(BaseTrainer):
             args=args,
             train_dataset=documents,
             eval_dataset=documents,  # evaluation is by `score`; Trainer wants to see one
-            data_collator=DocumentCollator(model.specials),
+            data_collator=DocumentCollator(model.specials, packing),
             callbacks=callbacks,
         )
         self.model_accepts_loss_kwargs = True  # so that Trainer does not divide by the number of batches once more

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, GenerationConfig,
 from zipper_lm.data.batch_check import check_batch
 from zipper_lm.data.collation import IGNORED, Batch, Specials, collate
 from zipper_lm.data.document import Document, Segment
+from zipper_lm.data.packing import places
 from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion.backbones import (
     add_adapters,
@@ -31,6 +32,7 @@ from zipper_lm.fusion.config import backbone_config
 from zipper_lm.fusion.document_model import DocumentModel
 from zipper_lm.fusion.interface import learn
 from zipper_lm.fusion.loss import ZipperOutput, loss_at
+from zipper_lm.fusion.packing import check_packing
 from zipper_lm.generation import generate
 from zipper_lm.generation.arguments import (
     Given,
@@ -153,9 +155,12 @@ class SingleDecoder(DocumentModel):
         check_batch(batch, self.names, self.check_ids)
         joined = join(batch, self.modalities)
         device = self.backbone.device
-        output = self.backbone(
-            input_ids=joined.input_ids.to(device), attention_mask=joined.attention_mask.to(device), use_cache=False
-        )
+        ids = joined.input_ids.to(device)
+        if joined.documents is None:
+            output = self.backbone(input_ids=ids, attention_mask=joined.attention_mask.to(device), use_cache=False)
+        else:
+            positions = places(joined.documents).to(device)
+            output = self.interface.output(self.backbone, ids, None, None, False, positions)
         labels, owners = (x[:, 1:].to(device) for x in (joined.labels, joined.owners))
         if not return_loss:
             return ZipperOutput(logits={"decoder": output.logits})
@@ -169,6 +174,10 @@ class SingleDecoder(DocumentModel):
         return ZipperOutput(
             loss=torch.stack(total).sum() if total else None, losses=losses, logits={"decoder": output.logits}
         )
+
+    def check_packing(self) -> None:
+        """Raise `ValueError` if the decoder does not read documents that share a row as each alone. It is tried."""
+        check_packing("the single decoder", self.backbone, self.interface)
 
     def target_counts(self, batch: Batch) -> dict[str, Tensor]:
         """How many targets a batch has of each modality, int64 scalars."""

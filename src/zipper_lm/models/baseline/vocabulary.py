@@ -15,7 +15,8 @@ from torch import Tensor
 from zipper_lm.data.collation import ABSENT, IGNORED, Batch, Specials, tokens_of
 from zipper_lm.data.document import Document
 
-_LATE = 2**31  # sorts behind every segment
+_LATE = 2**62  # sorts behind every segment
+_NEXT = 2**31  # segments of a document have lower numbers
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,14 @@ class Joined:
     Attributes:
         input_ids, attention_mask, labels: int64 ``[batch, time]`` in the joint vocabulary.
         owners: int64 ``[batch, time]``, index of the token's modality; padding has `ABSENT`.
+        documents: where documents share rows, int64 ``[batch, time]``: the token's, `ABSENT` for padding.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
     owners: Tensor
+    documents: Tensor | None = None
 
 
 def join(batch: Batch, modalities: Sequence[Modality]) -> Joined:
@@ -70,14 +73,18 @@ def join(batch: Batch, modalities: Sequence[Modality]) -> Joined:
         ids.append(stream["input_ids"] + modality.offset)
         target = stream["labels"] != IGNORED
         labels.append(torch.where(target, stream["labels"] + modality.offset, stream["labels"]))
-        segments.append(torch.where(here == ABSENT, _LATE, here))
+        place = here + _NEXT * stream["documents"] if "documents" in stream else here
+        segments.append(torch.where(here == ABSENT, _LATE, place))
         owners.append(torch.where(here == ABSENT, ABSENT, index))
     number = torch.cat(segments, 1)
     order = number.argsort(stable=True, dim=1)
     mask = (number.gather(1, order) < _LATE).long()
     width = int(mask.sum(1).max())
     ids_, labels_, owners_ = (torch.cat(rows, 1).gather(1, order)[:, :width] for rows in (ids, labels, owners))
-    return Joined(ids_, mask[:, :width], labels_, owners_)
+    documents = None
+    if any("documents" in stream for stream in batch.values()):
+        documents = torch.where(mask > 0, number.gather(1, order) // _NEXT, ABSENT)[:, :width]
+    return Joined(ids_, mask[:, :width], labels_, owners_, documents)
 
 
 def prompts(documents: Sequence[Document], speaker: str, modalities: Sequence[Modality]) -> tuple[Tensor, Tensor]:
