@@ -127,3 +127,12 @@ def test_a_part_that_fails_on_a_gpu_does_not_keep_the_others_from_running(tmp_pa
     assert done.returncode == 1
     assert len(ended) >= 4
     assert set(ended) == {1}
+
+
+def test_plain_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    given = (tmp_path / "plain.json", "--size", "tiny", "--batches", 1, 2, "--repeats", 1)
+    run_small("plain_path.py", monkeypatch, *given)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads((tmp_path / "plain.json").read_text())
+    assert [(row["batch"], row["feed_forward"]) for row in record["rows"]] == [(1, False), (2, False), (1, True)]
+    assert all(isinstance(row["zipped_to_bare"], float) for row in record["rows"])

@@ -5,7 +5,7 @@ import torch
 from tiny import doc, ids_of, limits, naive_greedy, often_ending, tiny_model
 from transformers import GenerationConfig
 
-from zipper_lm.generation.logits import StopThreshold
+from zipper_lm.generation.logits import StopThreshold, Suppression
 
 EOS = 1
 RAGGED = [doc(("speech", [5, 6, 7, 8])), doc(("text", [5, 6]), ("speech", [9]))]
@@ -66,3 +66,12 @@ def test_as_a_field_of_a_generation_config() -> None:
     model, config = tiny_model(gate=0.5), GenerationConfig(max_new_tokens=9, do_sample=False)
     config.stop_threshold = 1e-6
     assert model.generate([doc(("speech", [5]))], ["text"], settings={"text": config})[0][-1].ids == []
+
+
+def test_suppression_leaves_all_others_as_they_are() -> None:
+    scores = torch.randn(2, 7)
+    before = scores.clone()
+    made = Suppression([5, 0], scores.device)(torch.zeros(2, 1, dtype=torch.long), scores)
+    assert made[:, [0, 5]].eq(float("-inf")).all()
+    assert torch.equal(made[:, [1, 2, 3, 4, 6]], before[:, [1, 2, 3, 4, 6]])
+    assert torch.equal(Suppression([], scores.device)(torch.zeros(2, 1, dtype=torch.long), before.clone()), before)

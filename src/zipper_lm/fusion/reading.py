@@ -212,7 +212,7 @@ def _extend(state: State, this: _Pass, caches: dict[str, Any]) -> None:
     for reader, source in this.model.layer_pairs:
         if source in this.batch:
             count = len(this.model.layer_pairs[reader, source])
-            state.memories[reader, source] = [this.memory(reader, source, k) for k in range(count)]
+            state.memories[reader, source] = [this.memory(reader, source, k).contiguous() for k in range(count)]
     for name, stream in this.batch.items():
         state.caches[name] = caches[name]
         state.segments[name] = this._source("segments", name)

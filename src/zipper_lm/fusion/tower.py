@@ -104,11 +104,15 @@ class _StandIn:
 def _per_token(hidden: Tensor, state: _Listening) -> Tensor:
     """``[batch, time, hidden]`` of a hidden state that may be time-major, or in several streams, such as ``[streams,
     batch, time, d]`` or ``[batch, time, streams, d]``: a token's hidden state is all that is passed on for it."""
+    if hidden.ndim == 3 and state.axes == (0, 1):  # as nearly all have it; every layer asks at every token
+        return hidden
     return hidden.movedim(state.axes, (0, 1)).flatten(2)
 
 
 def _shaped(hidden: Tensor, like: Tensor, state: _Listening) -> Tensor:
     """Undo `_per_token`: ``[batch, time, hidden]`` in the axes of `like`."""
+    if like.ndim == 3 and state.axes == (0, 1):
+        return hidden
     return hidden.reshape(like.movedim(state.axes, (0, 1)).shape).movedim((0, 1), state.axes)
 
 

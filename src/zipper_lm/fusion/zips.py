@@ -34,6 +34,10 @@ class Memory:
     keys: Tensor
     values: Tensor
 
+    def contiguous(self) -> Memory:
+        """The same, each head's tokens side by side: what reads it token by token reads it once for every one."""
+        return Memory(self.keys.contiguous(), self.values.contiguous())
+
     def append(self, other: Memory) -> Memory:
         """This memory with `other`'s tokens behind it."""
         return Memory(torch.cat([self.keys, other.keys], 2), torch.cat([self.values, other.values], 2))

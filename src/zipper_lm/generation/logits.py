@@ -13,6 +13,7 @@ own, as in Tacotron 2 (Shen et al. 2018, arXiv 1712.05884, section 2.2: stop abo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,20 @@ class Guidance(LogitsProcessor):
             self.read = input_ids.shape[1]
         bare, zipped = logits[:, -1].float().log_softmax(-1), scores.float().log_softmax(-1)
         return torch.where(zipped.isneginf(), zipped, bare + self.scale * (zipped - bare)).to(scores.dtype)
+
+
+class Suppression(LogitsProcessor):
+    """Ids that are never written. In place, for `generate()` hands over scores that are its own.
+
+    Args:
+        ids: within the tower's head. device: where its scores are.
+    """
+
+    def __init__(self, ids: Sequence[int], device: torch.device) -> None:
+        self.ids = torch.tensor(sorted(ids), dtype=torch.long, device=device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.index_fill_(-1, self.ids.to(scores.device), -math.inf)
 
 
 class StopThreshold(LogitsProcessor):

@@ -20,7 +20,7 @@ from zipper_lm.fusion.reading import State, visible
 from zipper_lm.fusion.tower import listening
 from zipper_lm.fusion.zips import Memory, View
 from zipper_lm.generation.candidates import Written, samples_of
-from zipper_lm.generation.logits import Guidance, StopStrings, StopThreshold
+from zipper_lm.generation.logits import Guidance, StopStrings, StopThreshold, Suppression
 from zipper_lm.generation.settings import STOP_THRESHOLD, generation_config
 
 if TYPE_CHECKING:
@@ -238,10 +238,11 @@ def write_segment(
     # A tower may have more ids than its codec: rows that were added to make its size a round number.
     known = tower.head_size if codec is None else codec.vocab_size
     unwritten = {special.bos, special.pad, *range(known, tower.head_size)} - {special.eos}
-    unwritten = {i for i in unwritten if i < tower.head_size}
+    unwritten.update(given.suppress_tokens or ())
+    given.suppress_tokens = None  # transformers' own looks through the whole vocabulary at every token
+    processors.insert(0, Suppression([i for i in unwritten if 0 <= i < tower.head_size], tower.device))
     given.output_scores = None  # log-probabilities are worked out afterwards, by the model's own distribution
     given.disable_compile = True  # a compiled forward cannot ask a context variable who listens
-    given.suppress_tokens = sorted(unwritten.union(given.suppress_tokens or ()))
     speaker = _Speaker(model, state, documents, involved, name, past)
     with listening(tower.layers, speaker):
         output = tower.backbone.generate(  # type: ignore[operator]
