@@ -1,10 +1,14 @@
+import itertools
+import random
+from typing import Literal
+
 import pytest
 import torch
 from tiny import doc, tiny_model
 
 from zipper_lm.data.collation import collate
-from zipper_lm.fusion.reading import State, read, visible
-from zipper_lm.fusion.zips import View
+from zipper_lm.fusion import reading
+from zipper_lm.fusion.reading import State, read, rows_that_see, visible, visible_between
 
 
 def test_visible_by_hand() -> None:
@@ -72,7 +76,7 @@ def test_rows_that_see_nothing_change_nothing_but_the_time(layouts, monkeypatch)
     results = []
     for skipping in (True, False):
         if not skipping:
-            monkeypatch.setattr(View, "rows", lambda view: None)
+            monkeypatch.setattr(reading, "rows_that_see", lambda *_: None)
         model.zero_grad()
         loss = torch.stack([x.float().log_softmax(-1)[..., 3].mean() for x in read(model, batch).logits.values()]).sum()
         loss.backward()
@@ -99,3 +103,24 @@ def test_a_zip_works_on_the_rows_that_see_something(monkeypatch):
     with torch.no_grad():
         read(model, batch)
     assert rows == {"text": 4, "speech": 4}
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows_that_see_are_those_in_which_something_is_visible(packing: bool, side: Literal["left", "right"]) -> None:
+    """They are found without the pairs of all tokens; several documents in a row count apart."""
+    draw, model = random.Random(0), tiny_model(3)
+    found = set()
+    for _ in range(40):
+        layouts = [
+            [(draw.choice(["text", "speech", "image"]), [4] * draw.randint(0, 5)) for _ in range(draw.randint(1, 4))]
+            for _ in range(draw.randint(1, 6))
+        ]
+        batch = collate([doc(*layout) for layout in layouts], model.specials, side=side, packing=packing)
+        for reader, source in itertools.permutations(batch, 2):
+            sees = visible_between(batch[reader], batch[source]).flatten(1).any(1)
+            rows = rows_that_see(batch[reader], batch[source])
+            want = [0] if not sees.any() else sees.nonzero()[:, 0].tolist()
+            assert want == (list(range(len(sees))) if rows is None else rows.tolist())
+            found.add((bool(sees.any()), bool(sees.all()), rows is None))
+    assert len(found) == 3

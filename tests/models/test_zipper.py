@@ -295,3 +295,23 @@ def test_a_frozen_tower_drops_nothing_out_under_gradient_checkpointing(reentrant
     model.eval()
     assert not layer.training
     torch.testing.assert_close(gradients(), plain)
+
+
+def test_a_device_is_asked_nothing() -> None:
+    """Each question that a step asked a GPU made it run dry. A tensor on meta cannot answer any: that it is enough to
+    compute with them shows that none is asked."""
+    model = tiny_model(3, gate=0.5, train={"text": "full"}, handover_weight=1.0).train()
+    model.set_attn_implementation("eager")  # else transformers asks whether a mask has padding
+    documents = [
+        doc(("text", [5, 6, 7]), ("speech", [8, 9]), target=True),
+        doc(("speech", [4, 5, 6]), ("text", [3]), target=True),
+        doc(("image", [5]), target=True),
+    ]
+    batch = collate(documents, model.specials)
+    counts = model.target_counts(batch)
+    sent = batch.to("meta")
+    model.to("meta")
+    assert model.target_counts(sent) == counts
+    output = model(sent)
+    output.loss.backward()
+    assert output.losses.keys() == {"text", "speech", "image", "handover"}

@@ -26,7 +26,7 @@ LONGER = doc(("text", [8, 9, 10, 11, 12, 13]), ("speech", [20, 21, 22]))
 
 def cost(model: ZipperModel, documents: list[Document], weight: float = 1.0) -> list[torch.Tensor]:
     batch, pair = collate(documents, model.specials), ("speech", "text")
-    with watched(model, {pair: weight}, query_counts(batch, [pair])) as costs:
+    with watched(model, batch, {pair: weight}, query_counts(batch, [pair])) as costs:
         model(batch)
     return costs
 
@@ -37,9 +37,7 @@ def test_the_cost_is_the_papers() -> None:
     half, whole = 1 - math.exp(-(0.5**2) / 0.08), 1 - math.exp(-1 / 0.08)
 
     def of(attention: torch.Tensor) -> float:
-        found = off_diagonal(attention.expand(1, 2, 3, 3), view)
-        assert found is not None
-        return float(found) / 3
+        return float(off_diagonal(attention.expand(1, 2, 3, 3), view, torch.arange(3))) / 3
 
     assert of(torch.eye(3)) == 0
     assert of(torch.eye(3).flip(0)) == pytest.approx(2 * whole / 3)
@@ -129,3 +127,16 @@ def test_weights_are_not_negative(tmp_path: Path) -> None:
 def test_the_reader_is_what_is_written() -> None:
     tasks = {t: parse_task(t) for t in ("speech->text", "text->speech")}
     assert guided_pairs({"text->speech": 2.0}, tasks) == {("speech", "text"): 2.0}
+
+
+def test_a_device_is_not_asked_which_queries_count() -> None:
+    """A tensor on meta could not say."""
+    model = tiny_model(gate=0.5).train()
+    model.set_attn_implementation("eager")  # else transformers asks whether a mask has padding
+    batch, pair = collate([SPOKEN, LONGER, doc(("text", [3, 4]))], model.specials).to("meta"), ("speech", "text")
+    counts = query_counts(batch, [pair])
+    assert counts == {pair: 13}
+    with watched(model.to("meta"), batch, {pair: 1.0}, counts) as costs:
+        model(batch)
+    torch.stack(costs).sum().backward()
+    assert len(costs) == 3

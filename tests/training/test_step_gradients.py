@@ -63,9 +63,9 @@ def test_guided_attention_counts_what_it_weighs() -> None:
     batch = collate(DOCUMENTS, model.specials)
     counts = query_counts(batch, GUIDED)
     assert {pair: int(n) for pair, n in counts.items()} == {("speech", "text"): 14}
-    with watched(model, GUIDED, counts) as costs:
+    with watched(model, batch, GUIDED, counts) as costs:
         model(batch)
-    with watched(model, GUIDED, {("speech", "text"): torch.tensor(28)}) as halved:
+    with watched(model, batch, GUIDED, {("speech", "text"): torch.tensor(28)}) as halved:
         model(batch)
     torch.testing.assert_close(torch.stack(costs), 2 * torch.stack(halved))
     model.config.groups = [["text", "speech"], ["text", "speech"]]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zipper_lm.data.collation import IGNORED
+from zipper_lm.utils.host import on_host
 
 STREAM_KEYS = ("input_ids", "attention_mask", "segments", "positions", "labels", "handover")
 FLAGS = "involved"
@@ -68,13 +69,11 @@ def _check_stream(name: str, stream: Any, towers: int) -> int:
 
 
 def _check_values(name: str, stream: Mapping[str, Tensor], towers: int, check_ids: Callable[..., None]) -> None:
-    """Ranges of what is looked up, read off in one go: on a GPU each question waits for it."""
-    labels, handover = (stream[key].where(stream[key] != IGNORED, 0) for key in ("labels", "handover"))
-    ids = stream["input_ids"]
-    ends = torch.stack(
-        [f(x) for x in (ids, labels.to(ids.device), handover.to(ids.device)) for f in (torch.min, torch.max)]
-    )
-    low, high, label_low, label_high, next_low, next_high = ends.tolist()
+    """Ranges of what is looked up."""
+    ids, labels, handover = (on_host(stream[key]) for key in ("input_ids", "labels", "handover"))
+    labels, handover = (tensor.where(tensor != IGNORED, 0) for tensor in (labels, handover))
+    ends = [int(end) for tensor in (ids, labels, handover) for end in tensor.aminmax()]
+    low, high, label_low, label_high, next_low, next_high = ends
     check_ids(name, low, high)
     try:
         check_ids(name, label_low, label_high)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from zipper_lm.data.document import Document, Segment, check_modalities
 from zipper_lm.data.packing import best_fit, sight
+from zipper_lm.utils.host import on_host, send
 
 IGNORED = -100
 """Label of a token that no loss counts (torch's default ignore_index)."""
@@ -42,17 +43,23 @@ class Batch(dict[str, TowerBatch]):
     """A tower's side by the tower's name. A tower that no document of the batch involves is not in it."""
 
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Batch:
-        """The batch on a device.
+        """The batch on a device, which need not be asked what is in it: see `on_host`.
 
         Args:
-            device: as `torch.Tensor.to` takes it. non_blocking: as there.
+            device: as `torch.Tensor.to` takes it. non_blocking: as there; a GPU is not waited for in any case.
         """
-        sides = {name: {k: v.to(device, non_blocking=non_blocking) for k, v in self[name].items()} for name in self}
-        return Batch(sides)
+        flat = [tensor for side in self.values() for tensor in side.values()]
+        sent = iter(send(flat, device, non_blocking=non_blocking))
+        return Batch({name: {key: next(sent) for key in side} for name, side in self.items()})
 
     def numel(self) -> int:
         """Number of tokens in all streams, padding included: transformers' Trainer estimates its work by it."""
         return sum(side["input_ids"].numel() for side in self.values())
+
+
+def batch_on_host(batch: Mapping[str, TowerBatch]) -> Batch:
+    """A batch on the CPU, where looking at it costs nothing. One that `Batch.to` sent need not be fetched."""
+    return Batch({name: {key: on_host(tensor) for key, tensor in side.items()} for name, side in batch.items()})
 
 
 class Specials(NamedTuple):

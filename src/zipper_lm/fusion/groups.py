@@ -14,9 +14,10 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from zipper_lm.data.collation import Batch
+from zipper_lm.data.collation import Batch, batch_on_host
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import Reading, read, visible_between
+from zipper_lm.utils.host import send
 
 
 def towers_for(model: ZippedTowers, name: str, earlier: Collection[str], involved: Collection[str]) -> set[str]:
@@ -34,7 +35,8 @@ def towers_for(model: ZippedTowers, name: str, earlier: Collection[str], involve
 def read_by_group(model: ZippedTowers, batch: Batch) -> Reading:
     """`read` for whole documents, each segment computed with the towers of its groups."""
     names, groups = model.names, [set(group) for group in model.config.groups]
-    keys = {name: _keys(model, batch, name, groups) for name in batch}
+    known = batch_on_host(batch)
+    keys = {name: _keys(model, known, name, groups) for name in batch}
     logits: dict[str, Tensor] = {}
     finals: dict[str, Tensor] = {}
     for key in sorted({int(k) for found in keys.values() for k in found.unique()}):
@@ -49,14 +51,14 @@ def read_by_group(model: ZippedTowers, batch: Batch) -> Reading:
             }
             reading = read(model, Batch(chosen))
             for name in chosen:
-                here = (keys[name] == key).to(reading.logits[name].device)[..., None]
+                (here,) = send([(keys[name] == key)[..., None]], reading.logits[name].device)
                 for found, given in ((logits, reading.logits[name]), (finals, reading.finals[name])):
                     found[name] = torch.where(here, given, found[name]) if name in found else given
     return Reading(logits, finals)
 
 
 def _keys(model: ZippedTowers, batch: Batch, name: str, groups: list[set[str]]) -> Tensor:
-    """int64 ``[batch, time]``: a bit for every group that a token is computed with."""
+    """int64 ``[batch, time]``: a bit for every group that a token is computed with. `batch` is on the host."""
     stream, names = batch[name], model.names
     segments = stream["segments"]
     key = torch.zeros_like(segments)
@@ -69,5 +71,5 @@ def _keys(model: ZippedTowers, batch: Batch, name: str, groups: list[set[str]]) 
             seen |= visible_between(stream, batch[source]).any(-1)
         key |= seen.long() << g
         several = stream["involved"][:, [names.index(n) for n in group]].sum(1, keepdim=True) > 1
-        default = torch.where(several.to(segments.device), 1 << g, default)
+        default = torch.where(several, 1 << g, default)
     return torch.where(key > 0, key, default)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from zipper_lm.utils.host import on_host
+
 SAID = ("max_position_embeddings", "max_target_positions")  # the latter of decoders of speech recognisers
 
 
@@ -43,7 +45,7 @@ def check_positions(name: str, limit: int, mask: Tensor) -> int:
     """
     if mask.is_meta or not mask.numel():  # on meta there is nothing to count
         return 0
-    longest = int(mask.sum(-1).max())
+    longest = int(on_host(mask).sum(-1).max())
     check_longest(name, limit, longest)
     return longest
 

@@ -7,12 +7,14 @@ whose gradients are added before the optimizer steps. Then gradients are those o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils import ModelOutput
 
 from zipper_lm.data.collation import IGNORED, TowerBatch
+from zipper_lm.utils.host import send
 
 
 @dataclass
@@ -31,14 +33,40 @@ class ZipperOutput(ModelOutput):
     logits: dict[str, Tensor] | None = None
 
 
-def loss_at(counts: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Summed next-token cross-entropy where it counts: elsewhere there is no gradient, nor a float32 copy of logits.
+@dataclass(frozen=True)
+class Targets:
+    """The tokens of a stream that count, found on the host: a device need not be asked how many there are.
 
-    Args:
-        counts: bool ``[batch, time - 1]``. logits: ``[batch, time, vocab]``. labels: int64 ``[batch, time - 1]``, the
-            next tokens.
+    Attributes:
+        places: int64 ``[count]``, of the tokens that they come after, in all ``batch * time``.
+        labels: int64 ``[count]``, what they are.
     """
-    return F.cross_entropy(logits[:, :-1][counts].float(), labels[counts], reduction="sum")
+
+    places: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor) -> Self:
+        """From what each position shall say next, int64 ``[batch, time - 1]``."""
+        rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
+        return cls(rows * (labels.shape[1] + 1) + columns, labels[rows, columns])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """Their summed cross-entropy: elsewhere there is no gradient, nor a float32 copy of logits.
+
+        Args:
+            logits: ``[batch, time, vocab]``.
+        """
+        places, labels = send((self.places, self.labels), logits.device)
+        return F.cross_entropy(logits.flatten(0, 1).index_select(0, places).float(), labels, reduction="sum")
+
+
+def share(loss: Tensor, number: Tensor) -> Tensor:
+    """A summed loss by the number of its targets, which may stay on the host."""
+    return loss / (number if number.device.type == "cpu" else number.to(loss.device))
 
 
 def targets(stream: TowerBatch, size: int) -> Tensor:

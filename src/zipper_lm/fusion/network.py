@@ -166,7 +166,8 @@ class ZippedTowers(DocumentModel):
             return hidden_states
         involved, result, before = involved.to(hidden_states.device), hidden_states, None
         for key, members in self.projection_keys[name]:
-            rows = (involved[:, members].sum(1) > 1)[:, None, None]
+            taking_part = torch.stack([involved[:, member] for member in members])  # a list as index would be sent
+            rows = (taking_part.sum(0) > 1)[:, None, None]
             projected = self.input_projections[key](hidden_states)
             if before is not None:
                 projected = torch.where(before, result + (projected - hidden_states), projected)

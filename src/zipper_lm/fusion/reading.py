@@ -18,6 +18,7 @@ from zipper_lm.fusion.lockstep import Board, lockstep
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.tower import Tower
 from zipper_lm.fusion.zips import Memory, View
+from zipper_lm.utils.host import on_host, send
 
 
 @dataclass
@@ -89,6 +90,31 @@ def is_packed(batch: Batch) -> bool:
     return any("documents" in side for side in batch.values())
 
 
+def rows_that_see(reader: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Tensor | None:
+    """The rows of a batch in which something is visible between two of its sides, int64 on the CPU; the first row if
+    there are none, `None` if it is so in all."""
+    here, there = on_host(reader["segments"]), on_host(source["segments"])
+    documents = [_documents(side) for side in (reader, source)]
+    numbers = torch.cat([side.flatten() for side in documents]).unique(return_inverse=True)[1]
+    mine, theirs = numbers.split([side.numel() for side in documents])
+    never = torch.iinfo(there.dtype).max
+    begun = there.where(there >= 0, never).flatten()
+    earliest = torch.full_like(numbers, never).scatter_reduce(0, theirs, begun, "amin")
+    sees = (here > earliest[mine].view_as(here)).any(1)
+    if sees.all():
+        return None
+    found = sees.nonzero()[:, 0]
+    return found if len(found) else found.new_zeros(1)
+
+
+def _documents(side: Mapping[str, Tensor]) -> Tensor:
+    """The number of each token's document, int64 ``[batch, time]`` on the CPU."""
+    if "documents" in side:
+        return on_host(side["documents"])
+    segments = side["segments"]
+    return torch.arange(len(segments))[:, None].expand(segments.shape)
+
+
 class _Pass:
     """One pass over a batch: the views, the memories made on the way, and the updates that lockstep asks for."""
 
@@ -114,7 +140,11 @@ class _Pass:
                 view = self.views[reader, source] = View.of(seen)
                 # In training, a zip works on the rows that see something only: where one task reads and the other
                 # writes, that is half of them. At least one row, so that every parameter has a gradient.
-                if not keep and torch.is_grad_enabled() and (rows := view.rows()) is not None:
+                if keep or not torch.is_grad_enabled():
+                    continue
+                rows = rows_that_see(batch[reader], batch[source])
+                if rows is not None:
+                    (rows,) = send([rows], seen.device)
                     self.rows[reader, source], self.views[reader, source] = rows, view.take(rows)
 
     def _source(self, key: str, source: str) -> Tensor:
@@ -181,7 +211,7 @@ def read(model: ZippedTowers, batch: Batch, state: State | None = None) -> Readi
     """
     if state is not None and is_packed(batch):
         raise ValueError("documents that share rows cannot be gone on with: collate them without packing")
-    batch = Batch({n: {k: v.to(model.tower(n).device) for k, v in side.items()} for n, side in batch.items()})
+    batch = Batch({n: dict(zip(side, send([*side.values()], model.tower(n).device))) for n, side in batch.items()})
     this = _Pass(model, batch, state)
     forwards = {}
     for name, stream in batch.items():
@@ -191,7 +221,9 @@ def read(model: ZippedTowers, batch: Batch, state: State | None = None) -> Readi
             mask = torch.cat([(state.segments[name] >= 0).long(), mask], 1)
             cache = state.caches[name]
         tower = model.tower(name)
-        positions = places(stream["documents"]) if "documents" in stream else None
+        positions = None
+        if "documents" in stream:
+            (positions,) = send([places(on_host(stream["documents"]))], tower.device)
         forwards[name] = partial(_forward, tower, stream["input_ids"], mask, cache, state is not None, positions)
     outputs = lockstep(forwards, this.board, this.posts, this.needs, this.enter, this.update)
     if state is not None:

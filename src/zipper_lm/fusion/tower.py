@@ -28,6 +28,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from zipper_lm.fusion.decoders import check_decoder
 from zipper_lm.fusion.interface import embedding_of, learn, logits_of, plain_ids, trial
 from zipper_lm.fusion.limits import check_longest, check_positions, position_limit
+from zipper_lm.utils.host import on_host
 
 logger = logging.getLogger(__name__)
 
@@ -267,9 +268,9 @@ class Tower(nn.Module):
         """
         if self.position_limit is not None:
             if positions is not None:
-                check_longest(f"tower {self.name!r}", self.position_limit, int(positions.max()) + 1)
+                check_longest(f"tower {self.name!r}", self.position_limit, int(on_host(positions).max()) + 1)
             else:
-                whole = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+                whole = torch.ones(input_ids.shape) if attention_mask is None else attention_mask
                 check_positions(f"tower {self.name!r}", self.position_limit, whole)
         new = input_ids.shape[1]
         if cache is None and attention_mask is not None and attention_mask.shape[1] != new:

@@ -61,14 +61,6 @@ class View:
         seen = visible.any(-1, keepdim=True)
         return cls(allowed=(visible | ~seen)[:, None], seen=seen)
 
-    def rows(self) -> Tensor | None:
-        """The rows in which some query sees something, int64; the first row if there are none, `None` if all do."""
-        sees = self.seen.flatten(1).any(1)
-        found = sees.nonzero()[:, 0]
-        if len(found) == len(sees):
-            return None
-        return found if len(found) else found.new_zeros(1)
-
     def take(self, rows: Tensor) -> View:
         """The view of some rows."""
         return View(self.allowed[rows], self.seen[rows])

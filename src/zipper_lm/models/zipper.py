@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
 
 from zipper_lm.data.batch_check import check_batch
-from zipper_lm.data.collation import IGNORED, Batch, TowerBatch, collate
+from zipper_lm.data.collation import IGNORED, Batch, TowerBatch, batch_on_host, collate
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec
 from zipper_lm.fusion.groups import read_by_group
-from zipper_lm.fusion.loss import ZipperOutput, loss_at, targets
+from zipper_lm.fusion.loss import Targets, ZipperOutput, share, targets
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import read
 from zipper_lm.generation import generate
@@ -30,6 +30,7 @@ from zipper_lm.generation.segment import StreamedToken
 from zipper_lm.models import assemble, checkpoint, export, sharing
 from zipper_lm.models.card import refresh_card
 from zipper_lm.utils.arguments import Saving
+from zipper_lm.utils.host import send
 
 
 class ZipperModel(ZippedTowers):
@@ -67,27 +68,25 @@ class ZipperModel(ZippedTowers):
         reading = read_by_group(self, batch) if self.config.groups else read(self, batch)
         if not return_loss:
             return ZipperOutput(logits=reading.logits)
-        numbers = self.target_counts(batch) if target_counts is None else target_counts
+        known = batch_on_host(batch)
+        numbers = self.target_counts(known) if target_counts is None else target_counts
         losses: dict[str, Tensor] = {}
-        for name, stream in batch.items():
-            logits = reading.logits[name]
-            labels = targets(stream, logits.shape[-1]).to(logits.device)
-            if (counts := labels != IGNORED).any():
-                losses[name] = loss_at(counts, logits, labels) / numbers[name].to(logits.device)
+        for name, logits in reading.logits.items():
+            if len(wanted := Targets.of(targets(known[name], logits.shape[-1]))):
+                losses[name] = share(wanted.loss(logits), numbers[name])
         device = next(iter(reading.logits.values())).device
         total = [self.config.loss_weights.get(n, 1.0) * loss.to(device) for n, loss in losses.items()]
         if losses and self.config.handover_weight:
-            number = numbers["handover"].to(self.handover_start.device)
-            losses["handover"] = self._handover_loss(batch, reading.finals) / number
+            losses["handover"] = share(self._handover_loss(known, reading.finals), numbers["handover"])
             total.append(self.config.handover_weight * losses["handover"].to(device))
         return ZipperOutput(loss=torch.stack(total).sum() if total else None, losses=losses, logits=reading.logits)
 
     def target_counts(self, batch: Batch) -> dict[str, Tensor]:
-        """How many targets a batch has for each part of the loss, int64 scalars: each tower's, 0 where it has none, and
-        ``"handover"``, if that has a weight."""
+        """How many targets a batch has for each part of the loss, int64 scalars on the CPU: each tower's, 0 where it
+        has none, and ``"handover"``, if that has a weight."""
         counts = dict.fromkeys(self.names, torch.tensor(0))
         said = []
-        for name, stream in batch.items():
+        for name, stream in batch_on_host(batch).items():
             counts[name] = (targets(stream, self.tower(name).head_size) != IGNORED).sum()
             said += [(stream["handover"] != IGNORED).sum(), _begun(stream).sum()]
         if self.config.handover_weight:
@@ -95,17 +94,22 @@ class ZipperModel(ZippedTowers):
         return counts
 
     def _handover_loss(self, batch: Batch, finals: Mapping[str, Tensor]) -> Tensor:
-        """Summed cross-entropy of who speaks next, at every segment's end and at the documents' start."""
+        """Summed cross-entropy of who speaks next, at every segment's end and at the documents' start.
+
+        Args:
+            batch: on the host. finals: by tower, ``[batch, time, hidden]``.
+        """
         logits, labels = [], []
         for name, stream in batch.items():
-            here = stream["handover"].to(finals[name].device)
-            at = here != IGNORED
-            logits.append(self.handover_head(name, finals[name][at]).to(self.handover_start.device))
-            labels.append(here[at].to(self.handover_start.device))
+            here = stream["handover"].flatten()
+            ends = (here != IGNORED).nonzero()[:, 0]
+            states = finals[name].flatten(0, 1).index_select(0, *send([ends], finals[name].device))
+            logits.append(self.handover_head(name, states).to(self.handover_start.device))
             first = int(_begun(stream).sum())
             logits.append(self.handover_start.expand(first, -1))
-            labels.append(torch.full((first,), self.names.index(name), device=self.handover_start.device))
-        return F.cross_entropy(torch.cat(logits).float(), torch.cat(labels), reduction="sum")
+            labels += [here[ends], torch.full((first,), self.names.index(name))]
+        (said,) = send([torch.cat(labels)], self.handover_start.device)
+        return F.cross_entropy(torch.cat(logits).float(), said, reduction="sum")
 
     def unimodal_loss(self, name: str, rows: Sequence[Sequence[int]]) -> tuple[float, int]:
         """Summed next-token loss in nats over rows of one modality alone, and how many tokens that is.
@@ -118,9 +122,8 @@ class ZipperModel(ZippedTowers):
         documents = [Document([Segment(name, ids=list(row), target=True)]) for row in rows]
         stream, tower = collate(documents, self.specials)[name], self.tower(name)
         logits, _ = tower(stream["input_ids"].to(tower.device), stream["attention_mask"].to(tower.device))
-        labels = targets(stream, logits.shape[-1]).to(logits.device)
-        counts = labels != IGNORED
-        return float(loss_at(counts, logits, labels)), int(counts.sum())
+        wanted = Targets.of(targets(stream, logits.shape[-1]))
+        return float(wanted.loss(logits)), len(wanted)
 
     # --- making, saving, writing ---------------------------------------------------------------------------------
 

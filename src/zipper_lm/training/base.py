@@ -24,7 +24,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from zipper_lm.utils.files import new_file, whole_checkpoint, write_json
-from zipper_lm.utils.processes import any_of, several
+from zipper_lm.utils.processes import any_of_each, several
 
 LEAST_SCALE = 1.0
 """Gradients that overflow float16 are the loss scaler's business while it can still scale down to here."""
@@ -119,8 +119,10 @@ class BaseTrainer(Trainer):
         loss = torch.stack(self._step_losses).sum()
         self._step_losses = []
         scaler = self.accelerator.scaler
-        finite = torch.isfinite(torch.as_tensor(0.0 if norm is None else norm))
-        if any_of(not bool(torch.isfinite(loss)) or (not bool(finite) and not _can_scale_down(scaler))):
+        total = norm if isinstance(norm, Tensor) else torch.full_like(loss, 0.0 if norm is None else norm)
+        # Both are looked at in one go: a device is waited for here, once a step.
+        lost, over = any_of_each(torch.stack([~value.isfinite() for value in (loss, total.to(loss.device))]))
+        if lost or (over and not _can_scale_down(scaler)):
             raise Diverged(self._what_happened(float(loss), norm, scaler))
         return norm
 

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zipper_lm.data.collation import Batch
+from zipper_lm.data.collation import Batch, batch_on_host
 from zipper_lm.data.tasks import Task
+from zipper_lm.fusion.loss import share
 from zipper_lm.fusion.network import ZippedTowers
-from zipper_lm.fusion.reading import visible_between
+from zipper_lm.fusion.reading import rows_that_see, visible_between
 from zipper_lm.fusion.zips import View, ZipLayer
+from zipper_lm.utils.host import send
 
 WIDTH = 0.2
 """g, as a share of the segment (section 4.1)."""
@@ -48,47 +50,49 @@ def guided_pairs(weights: Mapping[str, float], tasks: Mapping[str, Task]) -> dic
     return pairs
 
 
-def off_diagonal(attention: Tensor, view: View) -> Tensor | None:
+def off_diagonal(attention: Tensor, view: View, counted: Tensor) -> Tensor:
     """Summed cost of attention that leaves the diagonal, in [0, 1] for each query that counts; a scalar.
 
     Documents count in which all queries that see something see the same tokens: one segment read through another, as a
     whole. In longer documents a query sees several segments, and which one it should be in step with is not said.
 
     Args:
-        attention: probabilities ``[B, H, Q, M]``. view: who could look where.
-
-    Returns:
-        None if no document counts.
+        attention: probabilities ``[B, H, Q, M]``. view: who could look where. counted: int64, the places of the queries
+            that count in all ``B * Q``.
     """
-    sees, counted = _in_step(view, attention.shape[2])
-    if not counted.any():
-        return None
+    sees = _sees(view, attention.shape[2])
     apart = _read(sees)[:, :, None] - _progress(sees)
     cost = 1 - torch.exp(-(apart**2) / (2 * WIDTH**2))
-    return (attention.float() * cost[:, None]).sum(-1).mean(1)[counted].sum()
+    return (attention.float() * cost[:, None]).sum(-1).mean(1).flatten().index_select(0, counted).sum()
 
 
-def _in_step(view: View, queries: int) -> tuple[Tensor, Tensor]:
-    """What each query sees, bool ``[B, Q, M]``, and the queries that count, bool ``[B, Q]``.
+def _sees(view: View, queries: int) -> Tensor:
+    """What each query sees, bool ``[B, Q, M]``."""
+    return view.allowed[:, 0].expand(-1, queries, -1) & view.seen.expand(-1, queries, -1)
+
+
+def _in_step(sees: Tensor) -> Tensor:
+    """The queries that count, bool ``[B, Q]``, by what each sees.
 
     A query sees the beginning of what its document has of the source. So of two in a row that see something, those that
     begin at the same token are of one document, as there may be several in a row.
     """
-    seen = view.seen[..., 0].expand(-1, queries)
-    sees = view.allowed[:, 0].expand(-1, queries, -1) & seen[..., None]
-    first, number = sees.int().argmax(2), sees.sum(2)
+    first, number, seen = sees.int().argmax(2), sees.sum(2), sees.any(2)
     differ = (first[:, :, None] == first[:, None]) & (number[:, :, None] != number[:, None]) & seen[:, None]
-    return sees, seen & ~differ.any(2)
+    return seen & ~differ.any(2)
+
+
+def counted_queries(batch: Batch, pair: Pair) -> Tensor:
+    """The queries of a batch that count, bool ``[B, Q]`` on the CPU; empty where a tower is not in it."""
+    if not all(name in batch for name in pair):
+        return torch.zeros(0, 0, dtype=torch.bool)
+    known = batch_on_host(batch)
+    return _in_step(visible_between(*(known[name] for name in pair)))
 
 
 def query_counts(batch: Batch, pairs: Collection[Pair]) -> dict[Pair, Tensor]:
-    """How many queries of a batch count, int64 scalars by pair."""
-    counts = dict.fromkeys(pairs, torch.tensor(0))
-    for reader, source in pairs:
-        if reader in batch and source in batch:
-            view = View.of(visible_between(batch[reader], batch[source]))
-            counts[reader, source] = _in_step(view, batch[reader]["segments"].shape[1])[1].sum()
-    return counts
+    """How many queries of a batch count, int64 scalars on the CPU by pair."""
+    return {pair: counted_queries(batch, pair).sum() for pair in pairs}
 
 
 def _progress(sees: Tensor) -> Tensor:
@@ -105,12 +109,13 @@ def _read(sees: Tensor) -> Tensor:
 
 @contextmanager
 def watched(
-    model: ZippedTowers, weights: Mapping[Pair, float], counts: Mapping[Pair, Tensor]
+    model: ZippedTowers, batch: Batch, weights: Mapping[Pair, float], counts: Mapping[Pair, Tensor]
 ) -> Iterator[list[Tensor]]:
-    """What passes through the model inside is held to the diagonal.
+    """Where the model reads a batch inside, it is held to the diagonal.
 
     Args:
-        model: the model. weights: of pairs. counts: by pair, the number of queries that costs are divided by.
+        model: the model. batch: what it reads. weights: of pairs. counts: by pair, the number of queries that costs are
+            divided by.
 
     Yields:
         A list that fills with the weighted costs, one for each zip layer that acts; their sum is the loss.
@@ -119,8 +124,12 @@ def watched(
     with ExitStack() as hooks:
         for (reader, source), weight in weights.items():
             layers = len(model.layer_pairs.get((reader, source), ()))
+            counted = counted_queries(batch, (reader, source))
+            if not counted.any():
+                continue
+            rows = rows_that_see(batch[reader], batch[source])
             for k in range(layers):
-                watch = _Watch(costs, weight / layers, counts[reader, source])
+                watch = _Watch(costs, weight / layers, counts[reader, source], counted, rows)
                 hooks.callback(model.zip_layer(reader, source, k).register_forward_hook(watch).remove)
         yield costs
 
@@ -128,10 +137,12 @@ def watched(
 class _Watch:
     """A forward hook of a zip layer, which writes its weighted cost down."""
 
-    def __init__(self, costs: list[Tensor], weight: float, count: Tensor) -> None:
-        self.costs, self.weight, self.count = costs, weight, count
+    def __init__(self, costs: list[Tensor], weight: float, count: Tensor, counted: Tensor, rows: Tensor | None) -> None:
+        self.costs, self.weight, self.count, self.counted, self.rows = costs, weight, count, counted, rows
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], update: Tensor) -> None:
         assert isinstance(layer, ZipLayer)
-        if (cost := off_diagonal(layer.attention_map(*args), args[3])) is not None:
-            self.costs.append(self.weight * (cost / self.count.to(cost.device)))
+        view = args[3]
+        here = self.counted if len(view.seen) == len(self.counted) else self.counted[self.rows]
+        (places,) = send([here.flatten().nonzero()[:, 0]], view.seen.device)
+        self.costs.append(self.weight * share(off_diagonal(layer.attention_map(*args), view, places), self.count))

@@ -27,8 +27,9 @@ from zipper_lm.training.corruption import CorruptedDocuments
 from zipper_lm.training.guided_attention import Pair, query_counts, watched
 from zipper_lm.training.order import LikeLengths
 from zipper_lm.training.parameters import check_precision, parameter_groups
+from zipper_lm.utils.host import send
 from zipper_lm.utils.hub import WEIGHTS_FILE
-from zipper_lm.utils.processes import from_main
+from zipper_lm.utils.processes import from_main, several
 
 
 class DocumentCollator:
@@ -43,7 +44,7 @@ class DocumentCollator:
 
 @dataclass(frozen=True)
 class StepCounts:
-    """What an optimizer step's losses are divided by, in all its batches and processes; int64 scalars.
+    """What an optimizer step's losses are divided by, in all its batches and processes; int64 scalars on the CPU.
 
     Attributes:
         targets: by part of the loss. queries: that guided attention counts, by pair.
@@ -163,10 +164,10 @@ class ZipperTrainer(BaseTrainer):
         model = self.accelerator.unwrap_model(self.model)
         targets = [model.target_counts(batch) for batch in batches]
         queries = [query_counts(batch, self.guided) for batch in batches]
-        each = [
-            torch.stack([n.to(self.args.device) for n in (*t.values(), *q.values())]) for t, q in zip(targets, queries)
-        ]
-        found = self.accelerator.reduce(torch.stack(each).sum(0), "sum")
+        each = [torch.stack([*t.values(), *q.values()]) for t, q in zip(targets, queries)]
+        found = torch.stack(each).sum(0)
+        if several():  # the one time that it has to be waited for
+            found = self.accelerator.reduce(*send([found], self.args.device), "sum").cpu()
         return StepCounts(dict(zip(targets[0], found)), dict(zip(queries[0], found[len(targets[0]) :])))
 
     def compute_loss(
@@ -178,7 +179,7 @@ class ZipperTrainer(BaseTrainer):
             num_items_in_batch: `StepCounts` of the step that these inputs are part of; `None`: they are all of it.
         """
         counts = self._counts([inputs["batch"]]) if num_items_in_batch is None else num_items_in_batch
-        with watched(self.accelerator.unwrap_model(model), self.guided, counts.queries) as costs:
+        with watched(self.accelerator.unwrap_model(model), inputs["batch"], self.guided, counts.queries) as costs:
             output = model(**inputs, target_counts=counts.targets)
         if output.loss is None:
             raise ValueError("training: a batch without a single target; every document needs one")

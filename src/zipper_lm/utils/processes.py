@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
+from torch import Tensor
 
 from zipper_lm.utils.progress import plain_console
 
@@ -68,6 +69,15 @@ def made_by_main(make: Callable[[], T]) -> T:
 def any_of(flag: bool) -> bool:
     """Whether it is true in any process."""
     return bool(largest_of(int(flag)))
+
+
+def any_of_each(flags: Tensor) -> list[bool]:
+    """For each of some flags, bool ``[flags]`` on a process's device, whether it is true in any process."""
+    if several():
+        told = flags.int()
+        torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
+        flags = told > 0
+    return flags.tolist()
 
 
 def largest_of(number: int) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoProcessor, GenerationConfig, PreTrainedModel
 
 from zipper_lm.data.batch_check import check_batch
-from zipper_lm.data.collation import IGNORED, Batch, Specials, collate
+from zipper_lm.data.collation import IGNORED, Batch, Specials, batch_on_host, collate
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.packing import places
 from zipper_lm.data.processor import ZipperProcessor
@@ -31,7 +31,7 @@ from zipper_lm.fusion.backbones import (
 from zipper_lm.fusion.config import backbone_config
 from zipper_lm.fusion.document_model import DocumentModel
 from zipper_lm.fusion.interface import learn
-from zipper_lm.fusion.loss import ZipperOutput, loss_at
+from zipper_lm.fusion.loss import Targets, ZipperOutput, share
 from zipper_lm.fusion.packing import check_packing
 from zipper_lm.generation import generate
 from zipper_lm.generation.arguments import (
@@ -55,6 +55,7 @@ from zipper_lm.models.checkpoint import copy_tensors, given_tensors, is_of, writ
 from zipper_lm.models.claims import check_whole
 from zipper_lm.models.records import generation_settings, write_settings
 from zipper_lm.utils.arguments import Loading, Saving
+from zipper_lm.utils.host import on_host, send
 from zipper_lm.utils.hub import CONFIG_FILE, WEIGHTS_FILE, local_folder
 from zipper_lm.utils.tensors import dtype_name, without_aliases
 
@@ -153,23 +154,22 @@ class SingleDecoder(DocumentModel):
             ValueError: for an unknown modality, an id outside its modality, or a batch that is not as of `collate`.
         """
         check_batch(batch, self.names, self.check_ids)
-        joined = join(batch, self.modalities)
+        joined = join(batch_on_host(batch), self.modalities)
         device = self.backbone.device
-        ids = joined.input_ids.to(device)
         if joined.documents is None:
-            output = self.backbone(input_ids=ids, attention_mask=joined.attention_mask.to(device), use_cache=False)
+            ids, mask = send((joined.input_ids, joined.attention_mask), device)
+            output = self.backbone(input_ids=ids, attention_mask=mask, use_cache=False)
         else:
-            positions = places(joined.documents).to(device)
+            ids, positions = send((joined.input_ids, places(joined.documents)), device)
             output = self.interface.output(self.backbone, ids, None, None, False, positions)
-        labels, owners = (x[:, 1:].to(device) for x in (joined.labels, joined.owners))
         if not return_loss:
             return ZipperOutput(logits={"decoder": output.logits})
         numbers = self.target_counts(batch) if target_counts is None else target_counts
         losses: dict[str, Tensor] = {}
         for index, modality in enumerate(self.modalities):
-            here = (owners == index) & (labels != IGNORED)
-            if here.any():
-                losses[modality.name] = loss_at(here, output.logits, labels) / numbers[modality.name].to(device)
+            labels = joined.labels.where(joined.owners == index, IGNORED)
+            if len(wanted := Targets.of(labels[:, 1:])):
+                losses[modality.name] = share(wanted.loss(output.logits), numbers[modality.name])
         total = [self.config.loss_weights.get(n, 1.0) * loss for n, loss in losses.items()]
         return ZipperOutput(
             loss=torch.stack(total).sum() if total else None, losses=losses, logits={"decoder": output.logits}
@@ -180,8 +180,8 @@ class SingleDecoder(DocumentModel):
         check_packing("the single decoder", self.backbone, self.interface)
 
     def target_counts(self, batch: Batch) -> dict[str, Tensor]:
-        """How many targets a batch has of each modality, int64 scalars."""
-        counts = {name: (stream["labels"] != IGNORED).sum() for name, stream in batch.items()}
+        """How many targets a batch has of each modality, int64 scalars on the CPU."""
+        counts = {name: (on_host(stream["labels"]) != IGNORED).sum() for name, stream in batch.items()}
         return dict.fromkeys(self.names, torch.tensor(0)) | counts
 
     @torch.no_grad()
