@@ -164,3 +164,19 @@ def test_documents_share_rows_by_block_masks_of_flex_attention() -> None:
     for name, gradient in found[0][1].items():
         off = (found[1][1][name] - gradient).norm()
         assert off <= 0.01 * gradient.norm() + 1e-4, name
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_losses_and_gradients_wait_for_nothing(packing: bool) -> None:
+    """What would wait for the GPU raises instead."""
+    model = tiny_model(gate=0.5, train={"text": "full", "speech": "full"}, handover_weight=1.0).train().to("cuda")
+    pairs = [([5, 6, 7], [8, 9]), ([4], [5, 6, 7, 8]), ([9, 3], [4])]
+    documents = [Document([Segment("text", ids=t), Segment("speech", ids=s, target=True)]) for t, s in pairs]
+    batch = collate(documents, model.specials, packing=packing)
+    model(batch.to("cuda")).loss.backward()  # what is made once may be waited for
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model(batch.to("cuda")).loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

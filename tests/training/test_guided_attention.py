@@ -132,7 +132,6 @@ def test_the_reader_is_what_is_written() -> None:
 def test_a_device_is_not_asked_which_queries_count() -> None:
     """A tensor on meta could not say."""
     model = tiny_model(gate=0.5).train()
-    model.set_attn_implementation("eager")  # else transformers asks whether a mask has padding
     batch, pair = collate([SPOKEN, LONGER, doc(("text", [3, 4]))], model.specials).to("meta"), ("speech", "text")
     counts = query_counts(batch, [pair])
     assert counts == {pair: 13}

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from zipper_lm.utils.known import answering
+
 PREFIX, REST = 4, 3  # tokens read first, and after them
 PADDING = (0, 2, PREFIX)  # at the left of each row; the last row has read nothing when the rest comes
 WRITTEN = 2  # tokens by `generate()`; the second goes on from what it keeps itself
@@ -121,12 +123,14 @@ class Interface:
         if attention_mask is not None:
             new = input_ids.shape[1]
             recurrent = self.cache is not None and cache is not None and not self.cache.whole_mask
-            options["attention_mask"] = attention_mask[:, -new:] if recurrent else attention_mask
+            mask = answering(attention_mask)
+            options["attention_mask"] = mask[:, -new:] if recurrent else mask
             if self.positions is not None:
                 options[self.positions] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
         if positions is not None:
             assert self.positions is not None, "check_packing was not asked"
-            options[self.positions] = positions
+            options[self.positions] = answering(positions)
+            input_ids = answering(input_ids)  # without a mask some families look for padding among them
         given = {name: value for name, value in options.items() if name in self.takes}
         if self.cache is not None and cache is not None:
             given[self.cache.argument] = cache

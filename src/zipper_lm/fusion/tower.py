@@ -29,6 +29,7 @@ from zipper_lm.fusion.decoders import check_decoder
 from zipper_lm.fusion.interface import embedding_of, learn, logits_of, plain_ids, trial
 from zipper_lm.fusion.limits import check_longest, check_positions, position_limit
 from zipper_lm.utils.host import on_host
+from zipper_lm.utils.known import plain
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class _StandIn:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         state, named = self._state, not args
+        args, kwargs = tuple(map(plain, args)), {name: plain(value) for name, value in kwargs.items()}
         depth = state.depth
         state.depth += 1
         hidden = kwargs["hidden_states"] if named else args[0]

@@ -30,12 +30,17 @@ def on_host(tensor: Tensor) -> Tensor:
     written into since, they are fetched, which waits for the device."""
     if tensor.device.type == "cpu":
         return tensor
-    known = _originals.get(tensor)
-    if known is not None and known.versions == (known.host._version, tensor._version):
-        return known.host
-    fetched = tensor.cpu()
-    _remember(fetched, tensor)
-    return fetched
+    original = original_of(tensor)
+    if original is None:
+        original = tensor.cpu()
+        _remember(original, tensor)
+    return original
+
+
+def original_of(tensor: Tensor) -> Tensor | None:
+    """What a tensor on a device was made of on the host, if that is known and neither was written into since."""
+    known = None if tensor.device.type == "cpu" else _originals.get(tensor)
+    return known.host if known is not None and known.versions == (known.host._version, tensor._version) else None
 
 
 def send(tensors: Sequence[Tensor], device: torch.device | str | int, *, non_blocking: bool = False) -> list[Tensor]:

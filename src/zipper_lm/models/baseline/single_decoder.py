@@ -57,6 +57,7 @@ from zipper_lm.models.records import generation_settings, write_settings
 from zipper_lm.utils.arguments import Loading, Saving
 from zipper_lm.utils.host import on_host, send
 from zipper_lm.utils.hub import CONFIG_FILE, WEIGHTS_FILE, local_folder
+from zipper_lm.utils.known import answering
 from zipper_lm.utils.tensors import dtype_name, without_aliases
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class SingleDecoder(DocumentModel):
         device = self.backbone.device
         if joined.documents is None:
             ids, mask = send((joined.input_ids, joined.attention_mask), device)
-            output = self.backbone(input_ids=ids, attention_mask=mask, use_cache=False)
+            output = self.backbone(input_ids=ids, attention_mask=answering(mask), use_cache=False)
         else:
             ids, positions = send((joined.input_ids, places(joined.documents)), device)
             output = self.interface.output(self.backbone, ids, None, None, False, positions)
