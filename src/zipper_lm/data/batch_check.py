@@ -14,6 +14,8 @@ from zipper_lm.utils.host import on_host
 STREAM_KEYS = ("input_ids", "attention_mask", "segments", "positions", "labels", "handover")
 FLAGS = "involved"
 PACKED = "documents"
+KNOWN = "known"
+"""Which may be there too: states ``[batch, time, kept, hidden]`` of a frozen tower (`zipper_lm.fusion.prefix`)."""
 
 
 def check_batch(batch: Any, names: Sequence[str], check_ids: Callable[[str, int, int], None]) -> None:
@@ -49,9 +51,14 @@ def _check_stream(name: str, stream: Any, towers: int) -> int:
     wanted = {*STREAM_KEYS, FLAGS}
     if missing := sorted(wanted - set(stream)):
         raise ValueError(f"{where} lacks {missing}; collate and the processor give all of {sorted(wanted)}")
-    if unknown := sorted(map(str, set(stream) - wanted - {PACKED})):
+    if unknown := sorted(map(str, set(stream) - wanted - {PACKED, KNOWN})):
         raise ValueError(f"{where} has {unknown}, which nothing reads; a stream has {sorted(wanted)}")
+    known = stream.get(KNOWN)
+    if known is not None and (not isinstance(known, Tensor) or known.ndim != 4 or not known.is_floating_point()):
+        raise ValueError(f"{where}[{KNOWN!r}] must be a floating-point tensor [batch, time, kept, hidden]")
     for key, tensor in stream.items():
+        if key == KNOWN:
+            continue
         kind = torch.bool if key == FLAGS else torch.int64
         also = torch.int32 if key in ("input_ids", "attention_mask") else kind  # which are only looked up
         if not isinstance(tensor, Tensor) or tensor.dtype not in (kind, also):
@@ -63,6 +70,8 @@ def _check_stream(name: str, stream: Any, towers: int) -> int:
     for key in (*STREAM_KEYS, *({PACKED} & set(stream))):
         if tuple(stream[key].shape) != shape:
             raise ValueError(f"{where}[{key!r}] is {list(stream[key].shape)}, input_ids are {list(shape)}")
+    if known is not None and tuple(known.shape[:2]) != shape:
+        raise ValueError(f"{where}[{KNOWN!r}] is {list(known.shape)}, input_ids are {list(shape)}")
     if tuple(stream[FLAGS].shape) != (shape[0], towers):
         raise ValueError(f"{where}[{FLAGS!r}] is {list(stream[FLAGS].shape)}, it must be {[shape[0], towers]}")
     return shape[0]

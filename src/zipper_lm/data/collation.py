@@ -36,6 +36,8 @@ TowerBatch = dict[str, Tensor]
 - ``involved``: which towers take part in the row's documents at all; a tower that does so alone is left alone.
 - ``documents``: only where several documents may share a row: the number of the token's document among those that were
   given, `ABSENT` for padding.
+- ``known``: in training, states of a frozen tower that were kept (`zipper_lm.fusion.prefix`), where all rows have them:
+  floating-point ``[batch, time, kept, hidden]``, zero at padding.
 """
 
 

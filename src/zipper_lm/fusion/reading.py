@@ -16,7 +16,8 @@ from zipper_lm.data.collation import Batch
 from zipper_lm.data.packing import places
 from zipper_lm.fusion.lockstep import Board, lockstep
 from zipper_lm.fusion.network import ZippedTowers
-from zipper_lm.fusion.tower import Tower
+from zipper_lm.fusion.prefix import known_states
+from zipper_lm.fusion.tower import Listener, Tower
 from zipper_lm.fusion.zips import Memory, View
 from zipper_lm.utils.host import on_host, send
 
@@ -224,19 +225,18 @@ def read(model: ZippedTowers, batch: Batch, state: State | None = None) -> Readi
         positions = None
         if "documents" in stream:
             (positions,) = send([places(on_host(stream["documents"]))], tower.device)
-        forwards[name] = partial(_forward, tower, stream["input_ids"], mask, cache, state is not None, positions)
+        known = known_states(model, name, stream) if state is None else None
+        where: dict[str, Any] = {"attention_mask": mask} if positions is None else {"positions": positions}
+        how: dict[str, Any] = {"cache": cache, "use_cache": state is not None, "known": known}
+        forwards[name] = partial(_forward, tower, stream["input_ids"], where | how)
     outputs = lockstep(forwards, this.board, this.posts, this.needs, this.enter, this.update)
     if state is not None:
         _extend(state, this, {name: cache for name, (_, cache) in outputs.items()})
     return Reading({n: logits for n, (logits, _) in outputs.items()}, this.finals)
 
 
-def _forward(
-    tower: Any, input_ids: Tensor, mask: Tensor, cache: Any, use_cache: bool, positions: Tensor | None, listener: Any
-) -> Any:
-    if positions is not None:
-        return tower(input_ids, positions=positions, listener=listener)
-    return tower(input_ids, mask, cache=cache, use_cache=use_cache, listener=listener)
+def _forward(tower: Tower, input_ids: Tensor, how: Mapping[str, Any], listener: Listener) -> tuple[Tensor, Any]:
+    return tower(input_ids, listener=listener, **how)
 
 
 def _extend(state: State, this: _Pass, caches: dict[str, Any]) -> None:

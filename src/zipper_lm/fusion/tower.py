@@ -47,12 +47,14 @@ class Listener(Protocol):
 
 
 class _Listening:
-    """One forward's listener and its count of layer calls."""
+    """One forward's listener, its count of layer calls, and the states that are known: by depth, what leaves a layer.
+    Up to the last of them no layer is computed."""
 
-    __slots__ = ("axes", "depth", "listener")
+    __slots__ = ("axes", "depth", "known", "known_to", "listener", "members")
 
-    def __init__(self, listener: Listener, axes: tuple[int, int]) -> None:
-        self.listener, self.axes, self.depth = listener, axes, 0
+    def __init__(self, listener: Listener, layers: LayerList, known: Mapping[int, Tensor]) -> None:
+        self.listener, self.axes, self.members, self.depth = listener, layers.axes, layers.members, 0
+        self.known, self.known_to = known, max(known, default=-1)
 
 
 _listening: ContextVar[Mapping[nn.Module, _Listening]] = ContextVar("zipper_listening", default={})  # noqa: B039
@@ -93,7 +95,7 @@ class _StandIn:
             kwargs["hidden_states"] = entering
         else:
             args = (entering, *args[1:])
-        output = self._layer(*args, **kwargs)
+        output = self._known(depth, hidden) if depth <= state.known_to else self._layer(*args, **kwargs)
         # Answer in kind: a family that unpacks a tuple would take a bare tensor's first batch row for the output.
         hidden = output if isinstance(output, Tensor) else output[0]
         told = _per_token(hidden, state)
@@ -102,6 +104,14 @@ class _StandIn:
             return output
         leaving = _shaped(leaving, hidden, state)
         return leaving if isinstance(output, Tensor) else type(output)((leaving, *output[1:]))
+
+    def _known(self, depth: int, hidden: Tensor) -> Any:
+        """What the layer answers where nothing is computed: the state that is known, else the one that came."""
+        state = self._state
+        if (found := state.known.get(depth)) is not None:
+            hidden = _shaped(found, hidden, state)
+        members = state.members[depth]
+        return hidden if members is None else (hidden, *[None] * (members - 1))
 
 
 def _per_token(hidden: Tensor, state: _Listening) -> Tensor:
@@ -123,6 +133,7 @@ class LayerList(nn.ModuleList):
     """A backbone's layers, same names; inside `listening` it hands out stand-ins."""
 
     axes = (0, 1)  # batch and time of the hidden state between layers
+    members: tuple[int | None, ...] = ()  # of what each layer call returns, the hidden state among them; None: it alone
 
     def __iter__(self) -> Iterator[Any]:
         state = _listening.get().get(self)
@@ -134,9 +145,10 @@ class LayerList(nn.ModuleList):
 
 
 @contextmanager
-def listening(layers: LayerList, listener: Listener) -> Iterator[_Listening]:
-    """Let `listener` hear every layer of one tower in this context (thread, task or greenlet), and nowhere else."""
-    state = _Listening(listener, layers.axes)
+def listening(layers: LayerList, listener: Listener, known: Mapping[int, Tensor] | None = None) -> Iterator[_Listening]:
+    """Let `listener` hear every layer of one tower in this context (thread, task or greenlet), and nowhere else;
+    `known` as of `Tower.forward`."""
+    state = _Listening(listener, layers, known or {})
     token = _listening.set({**_listening.get(), layers: state})
     try:
         yield state
@@ -181,12 +193,14 @@ class _AtRest:
 
 
 class _Probe:
-    """Forward hooks that note the shape of what leaves each layer."""
+    """Forward hooks that note the shape of what leaves each layer, and with how much beside it."""
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
+        self.members: list[int | None] = []
 
     def __call__(self, layer: nn.Module, args: Any, output: Any) -> None:
+        self.members.append(None if isinstance(output, Tensor) else len(output))
         self.shapes.append(tuple((output if isinstance(output, Tensor) else output[0]).shape))
 
 
@@ -250,6 +264,7 @@ class Tower(nn.Module):
         cache: Any = None,
         use_cache: bool = False,
         listener: Listener | None = None,
+        known: Mapping[int, Tensor] | None = None,
     ) -> tuple[Tensor, Any]:
         """One pass of the backbone's own forward.
 
@@ -261,6 +276,8 @@ class Tower(nn.Module):
             cache: what an earlier call returned, or `None`.
             use_cache: whether to return a cache that a later call can go on from.
             listener: hears every layer of this one call; `None` leaves the backbone exactly itself.
+            known: with a listener, by depth, states ``[batch, time, hidden]`` that leave layers: up to the last of them
+                nothing is computed. Whether a family allows that is to be tried (`zipper_lm.fusion.prefix`).
 
         Returns:
             logits ``[batch, time, vocab]`` and the cache (`None` if not asked for).
@@ -278,8 +295,8 @@ class Tower(nn.Module):
         if cache is None and attention_mask is not None and attention_mask.shape[1] != new:
             covered = attention_mask.shape[1]
             raise ValueError(f"tower {self.name!r}: a mask of {covered} tokens for {new}, and no cache of those before")
-        known = self.interface.cache
-        if cache is not None and (known is None or (new > 1 and not known.several)):
+        caching = self.interface.cache
+        if cache is not None and (caching is None or (new > 1 and not caching.several)):
             raise ValueError(
                 f"tower {self.name!r}: {new} tokens at once, but {type(self.backbone).__name__} goes on "
                 f"{self.interface.going_on}"
@@ -287,7 +304,7 @@ class Tower(nn.Module):
         call = partial(self.interface.call, self.backbone, input_ids, attention_mask, cache, use_cache, positions)
         if listener is None:
             return call()
-        with listening(self.layers, listener) as state:
+        with listening(self.layers, listener, known) as state:
             result = call()
         if state.depth != self.depth:
             raise RuntimeError(
@@ -334,6 +351,7 @@ def _probe(backbone: PreTrainedModel, name: str, path: str) -> tuple[int, int, i
             f"between the layers in {path!r}; a tower needs [batch, time, hidden], here "
             f"({sizes[0]}, {sizes[1]}, hidden)"
         )
+    layers.members = tuple(probe.members)
     layers.axes = (shape.index(sizes[0]), shape.index(sizes[1]))
     return len(probe.shapes), math.prod(shape) // math.prod(sizes), logits.shape[-1]
 
