@@ -119,6 +119,12 @@ class TaskMixture(Dataset[Document]):
         parts = self._draw(index)
         return Document([segment for part in parts for segment in self._build(part, row if part is parts[0] else None)])
 
+    def forms(self, index: int) -> list[Document]:
+        """The documents that a row may become, one a task, where nothing is joined with it, follows it, or is drawn
+        among rows that say the same."""
+        row = self.rows[index]
+        return [row] if isinstance(row, Document) else [build_document(task, row) for task in self.tasks]
+
     def lengths(self) -> np.ndarray:
         """Tokens of the longest stream of each document of this epoch, as `collate` will make it: a tower's segments
         one behind the other, each with BOS and EOS; int64 [rows]. Of encoded rows; where they are prepared, only their

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from zipper_lm.evaluation.judges import cache_folder
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.failures import diagnose, unimodal_perplexity
 from zipper_lm.jobs.materials import Materials, Plan, check, gather
@@ -49,6 +50,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     trainer = make_trainer(plan, materials)  # which puts the model where it is trained
     try:
         try_settings(model, validation or materials.rows, recipe.generation, materials.scorer)
+        trainer.keep_prefixes(console)
     except ValueError:
         if plan.checkpoint is None and is_main():
             shutil.rmtree(plan.working, ignore_errors=True)
@@ -94,6 +96,8 @@ def make_trainer(plan: Plan, materials: Materials) -> ZipperTrainer:
         tower_learning_rate=training.tower_learning_rate,
         guided=guided_pairs(training.guided_attention, plan.tasks),
         packing=training.packing,
+        prefix_cache=training.prefix_cache,
+        prefix_folder=cache_folder() / "prefixes",
         score=materials.scorer,
         callbacks=callbacks_of(training),
     )

@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 RECIPE_FILE = "recipe.json"
 SCORING = ("judge", "generation", "scored", "best_of", "best_by")
 """Keys of a recipe that say how it is scored."""
-FREE = ("overwrite", "output", *SCORING, "training.save_every", "towers.*.pretrain.training.save_every")
+_KEPT = ("training.save_every", "towers.*.pretrain.training.save_every", "training.prefix_cache")
+FREE = ("overwrite", "output", *SCORING, *_KEPT)
 """Keys of a recipe that may change between an interruption and its resumption: how it is scored, and what is kept; a
 star is any name."""
 LAST_WRITTEN = TRAINER_STATE_NAME

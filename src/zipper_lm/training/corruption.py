@@ -65,6 +65,10 @@ class CorruptedDocuments(Dataset[Document]):
             return self.documents.lengths()
         return np.array([longest_stream(self.documents[index]) for index in range(len(self))], np.int64)
 
+    def forms(self, index: int) -> list[Document]:
+        """The documents that one may be, as far as that is known, without noise."""
+        return self.documents.forms(index) if hasattr(self.documents, "forms") else [self.documents[index]]
+
     def __getitem__(self, index: int) -> Document:
         document = self.documents[index]
         if not (self.corrupt or self.history_dropout):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from zipper_lm.training.prefix_cache import PrefixMode
+
 
 def at_least(where: str, value: float, least: float) -> None:
     """Raise `ValueError` for a value below the least that the field `where` may have."""
@@ -37,6 +39,8 @@ class TrainingRecipe:
         guided_attention: task to weight of a loss on attention that leaves the diagonal, for a zipper whose modalities
             run in step, such as ``{text->speech: 2}`` (`zipper_lm.training.guided_attention`).
         packing: let documents of a batch share rows: less padding, the same losses and gradients.
+        prefix_cache: where the states of frozen towers below their first zips are kept, which are the same in every
+            step: ``"memory"`` or ``"disk"``, of all frozen towers or by name; null computes them anew.
         log_every: steps between points in the logs.
         arguments: further fields of `transformers.TrainingArguments` (bf16, gradient_checkpointing, ...).
     """
@@ -58,6 +62,7 @@ class TrainingRecipe:
     join: float | dict[str, float] = 0.0
     guided_attention: dict[str, float] = field(default_factory=dict)
     packing: bool = False
+    prefix_cache: PrefixMode | dict[str, PrefixMode] | None = None
     log_every: int = 20
     arguments: dict[str, Any] = field(default_factory=dict)
 

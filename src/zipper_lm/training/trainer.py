@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from zipper_lm.data.collation import Batch, Specials, collate
 from zipper_lm.data.document import Document
@@ -27,6 +29,7 @@ from zipper_lm.training.corruption import CorruptedDocuments
 from zipper_lm.training.guided_attention import Pair, query_counts, watched
 from zipper_lm.training.order import LikeLengths
 from zipper_lm.training.parameters import check_precision, parameter_groups
+from zipper_lm.training.prefix_cache import PrefixCache, PrefixMode, keep_prefixes, towers_kept
 from zipper_lm.utils.host import send
 from zipper_lm.utils.hub import WEIGHTS_FILE
 from zipper_lm.utils.processes import from_main, several
@@ -35,11 +38,13 @@ from zipper_lm.utils.processes import from_main, several
 class DocumentCollator:
     """Encoded documents to the one argument of `ZipperModel.forward`."""
 
-    def __init__(self, specials: dict[str, Specials], packing: bool = False) -> None:
-        self.specials, self.packing = specials, packing
+    def __init__(
+        self, specials: dict[str, Specials], packing: bool = False, prefixes: PrefixCache | None = None
+    ) -> None:
+        self.specials, self.packing, self.prefixes = specials, packing, prefixes or PrefixCache()
 
     def __call__(self, documents: Sequence[Document]) -> dict[str, Batch]:
-        return {"batch": collate(documents, self.specials, packing=self.packing)}
+        return {"batch": self.prefixes.fill(collate(documents, self.specials, packing=self.packing))}
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,13 @@ class ZipperTrainer(BaseTrainer):
         tower_learning_rate: for towers that are trained.
         guided: weights of pairs of towers whose attention is held to the diagonal.
         packing: let documents of a batch share rows; losses and gradients are as without.
+        prefix_cache: where the states of frozen towers below their first zips are kept, ``"memory"`` or ``"disk"``, of
+            all of them or by name; `None` computes them in every step. prefix_folder: of their files.
         score: called with the model at each evaluation; returns metrics without the ``eval_`` prefix.
 
     Raises:
         ValueError: for a model with float16 weights that are trained; for guided attention in a model of several
-            trainings; for packing of what runs on from one document into the next.
+            trainings; for packing of what runs on from one document into the next; as `towers_kept`.
     """
 
     def __init__(
@@ -85,6 +92,8 @@ class ZipperTrainer(BaseTrainer):
         tower_learning_rate: float = 5e-4,
         guided: Mapping[Pair, float] | None = None,
         packing: bool = False,
+        prefix_cache: PrefixMode | Mapping[str, PrefixMode] | None = None,
+        prefix_folder: Path | None = None,
         score: Callable[[Any], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
@@ -95,6 +104,8 @@ class ZipperTrainer(BaseTrainer):
             raise ValueError("training.guided_attention is for zips that are trained together; these were combined")
         if packing:
             model.check_packing()
+        self.kept = towers_kept(model, prefix_cache, corrupt)
+        self.prefixes, self.prefix_folder, self._hits = PrefixCache(), prefix_folder, dict[str, list[bool]]()
         documents = CorruptedDocuments(
             train_dataset,
             model.specials,
@@ -113,10 +124,31 @@ class ZipperTrainer(BaseTrainer):
             args=args,
             train_dataset=documents,
             eval_dataset=documents,  # evaluation is by `score`; Trainer wants to see one
-            data_collator=DocumentCollator(model.specials, packing),
+            data_collator=DocumentCollator(model.specials, packing, self.prefixes),
             callbacks=callbacks,
         )
         self.model_accepts_loss_kwargs = True  # so that Trainer does not divide by the number of batches once more
+
+    def keep_prefixes(self, console: Console | None = None) -> None:
+        """Compute the states that are kept, if that is not done; training begins with it.
+
+        Args:
+            console: where progress is told.
+
+        Raises:
+            ValueError: as `prefix_cache.keep_prefixes`.
+        """
+        if set(self.kept) <= set(self.prefixes.stores):
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        how: dict[str, Any] = {"folder": self.prefix_folder, "console": console}
+        how["precision"] = self.accelerator.autocast()
+        self.prefixes.stores |= keep_prefixes(model, self.kept, self.train_dataset, **how).stores
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As of its base, once what is kept of frozen towers is there."""
+        self.keep_prefixes()
+        return super().train(*args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer class, on our groups."""
@@ -154,6 +186,9 @@ class ZipperTrainer(BaseTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
+        for name in self.kept:
+            sides = [inputs["batch"][name] for inputs in batches if name in inputs["batch"]]
+            self._hits.setdefault(name, []).extend("known" in side for side in sides)
         counts = self._counts([inputs["batch"] for inputs in batches])
         parts = [name for name, number in counts.targets.items() if number]
         for name in [*parts, *(["guided_attention"] if any(counts.queries.values()) else [])]:
@@ -193,8 +228,11 @@ class ZipperTrainer(BaseTrainer):
         return (total, output) if return_outputs else total
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the gates to training's log lines."""
+        """Add the gates to training's log lines, and the share of batches whose states were kept."""
         if "loss" in logs:
+            for name, hits in self._hits.items():
+                logs[f"prefix_cache/{name}"] = round(sum(hits) / max(1, len(hits)), 4)
+            self._hits = {}
             for name, value in self.accelerator.unwrap_model(self.model).gates().items():
                 logs[f"gate/{name}"] = round(value, 5)
         super().log(logs, *args, **kwargs)

@@ -6,6 +6,7 @@ files written, by the main process alone. In a single process nothing here does 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -33,6 +34,16 @@ def main_console() -> Console:
 def several() -> bool:
     """Whether there is more than one process."""
     return PartialState().num_processes > 1
+
+
+def rank_of() -> tuple[int, int]:
+    """The number of this process, from 0, and of how many."""
+    return PartialState().process_index, PartialState().num_processes
+
+
+def on_this_machine() -> int:
+    """How many processes share this machine's memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", PartialState().num_processes))  # of torchrun and accelerate
 
 
 def wait() -> None:

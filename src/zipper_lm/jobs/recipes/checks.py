@@ -17,6 +17,7 @@ from zipper_lm.generation.settings import generation_config
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.recipes.schema import FuseRecipe, PseudoLabelsRecipe
 from zipper_lm.training.guided_attention import guided_pairs
+from zipper_lm.training.prefix_cache import modes_of
 from zipper_lm.utils.files import check_apart, check_output, holding
 from zipper_lm.utils.hub import CONFIG_FILE
 
@@ -86,6 +87,7 @@ def check_settings(recipe: FuseRecipe) -> dict[str, Task]:
     for template in joined_tasks(recipe):
         if tasks[template].repeats:
             raise ValueError(f"training.join cannot be used with {template!r}, which names a modality twice")
+    _check_prefix_cache(recipe, tasks)
     if guided_pairs(recipe.training.guided_attention, tasks) and recipe.architecture != "zipper":
         raise ValueError(f"training.guided_attention is for zips; architecture {recipe.architecture!r} has none")
     for name, settings in recipe.generation.items():
@@ -96,6 +98,25 @@ def check_settings(recipe: FuseRecipe) -> dict[str, Task]:
     if recipe.pseudo_labels is not None:
         _check_pseudo_labels(recipe, recipe.pseudo_labels, tasks)
     return tasks
+
+
+def _check_prefix_cache(recipe: FuseRecipe, tasks: Mapping[str, Task]) -> None:
+    """What can be known of `training.prefix_cache` without towers: `towers_kept` knows the rest."""
+    training = recipe.training
+    if training.prefix_cache is None:
+        return
+    if recipe.architecture != "zipper":
+        raise ValueError(f"training.prefix_cache is for zips; architecture {recipe.architecture!r} has none")
+    names = list(modes_of(training.prefix_cache, recipe.towers, training.corrupt))
+    anew = "puts streams together anew in each epoch, so that what was kept would not be read again"
+    if training.interleave:
+        raise ValueError(f"training.interleave={training.interleave} with training.prefix_cache: it {anew}")
+    for template, task in tasks.items():
+        share = training.join.get(template, 0.0) if isinstance(training.join, dict) else training.join
+        if share and set(names) & set(task.modalities):
+            raise ValueError(f"training.join={share} of {template!r} with training.prefix_cache: it {anew}")
+        if several := [name for name in names if task.modalities.count(name) > 1]:
+            raise ValueError(f"task {template!r} with training.prefix_cache: it names {several} twice, and {anew}")
 
 
 def joined_tasks(recipe: FuseRecipe) -> list[str]:

@@ -88,7 +88,10 @@ class DataRecipe:
             raise ValueError("data.clips cannot follow a stream, which may not end; leave out clips or streaming")
 
 
-_OF_FUSION = ("tower_learning_rate", "corrupt", "history_dropout", "interleave", "join", "guided_attention", "packing")
+_OF_FUSION = (
+    *("tower_learning_rate", "corrupt", "history_dropout", "interleave", "join", "guided_attention"),
+    *("packing", "prefix_cache"),
+)
 
 
 def _check_pretraining(training: TrainingRecipe) -> None:
