@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from zipper_lm.data.processor import ZipperProcessor
     from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec
     from zipper_lm.fusion.loss import ZipperOutput
+    from zipper_lm.generation.engine.engine import Engine
     from zipper_lm.jobs.fuse import fuse
     from zipper_lm.jobs.recipes.reader import read_recipe
     from zipper_lm.jobs.recipes.schema import FuseRecipe
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Document",
+    "Engine",
     "FuseRecipe",
     "Segment",
     "SingleDecoder",
@@ -43,6 +45,7 @@ __all__ = [
 
 _HOMES = {
     "Document": "data.document",
+    "Engine": "generation.engine.engine",
     "FuseRecipe": "jobs.recipes.schema",
     "Segment": "data.document",
     "SingleDecoder": "models.baseline.single_decoder",

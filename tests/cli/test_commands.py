@@ -442,6 +442,24 @@ def test_best_of(model: Path, tmp_path: Path) -> None:
     assert "best_by must be one of" in refused(*scored, "--best-by", "luck")
 
 
+def test_generate_by_an_engine(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same text; here without a compiler, where the step runs as it is."""
+
+    def no_compiler(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr("torch.compile", lambda *_, **__: no_compiler)
+    said = ("--input", "text:one two", "--output", f"speech:{tmp_path / 'out.wav'}", "--overwrite")
+    said += ("--set", "speech.max_new_tokens=12", "--set", "speech.min_new_tokens=4")
+    said += ("--set", "speech.do_sample=true", "--set", "speech.seed=3", "--best-of", 2)
+    by_engine, plain = (answered("generate", model, *said, *more)["document"][1] for more in (("--compile",), ()))
+    assert by_engine["tokens"] == plain["tokens"]
+    assert [c["log_probability"] for c in by_engine["candidates"]] == pytest.approx(
+        [c["log_probability"] for c in plain["candidates"]], abs=0.002
+    )
+    assert "leave out --compile" in refused("generate", model, *said[:5], "--compile", "--stream")
+
+
 def test_commands_on_a_single_decoder(tmp_path: Path) -> None:
     here = workshop()
     towers = {"text": str(here / "text"), "speech": str(here / "speech")}

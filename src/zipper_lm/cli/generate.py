@@ -17,7 +17,7 @@ from zipper_lm.cli.common import Json, Model, Overwrite, Trust, console, emit, l
 from zipper_lm.cli.screen import Screen, follow
 
 if TYPE_CHECKING:
-    from zipper_lm.data.document import Segment
+    from zipper_lm.data.document import Document, Segment
     from zipper_lm.generation.writer import Writer
 
 ORDER = "zipper.order"
@@ -81,6 +81,9 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     stream: Annotated[bool, typer.Option("--stream", help="Print text as it comes.")] = False,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Write by an engine's compiled step: a long first token, then faster.")
+    ] = False,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -108,6 +111,8 @@ def generate(
         raise ValueError("--judge chooses among samples: give --best-of")
     if stream and best_of > 1:
         raise ValueError("--stream: the tokens of several samples cannot be streamed")
+    if compile_ and stream:
+        raise ValueError("--stream shows what the plain path writes: leave out --compile")
     settings = settings_of(model, changes or [])
     loaded = load_model(model, trust_remote_code)
     import torch
@@ -133,6 +138,8 @@ def generate(
         screen = Screen(sys.stderr if json else sys.stdout)
         tokens: Any = loaded.stream(document, wanted, settings=settings)
         written = follow(tokens, screen, partial(_line, loaded), {} if schedule else expected)
+    elif compile_:
+        written = _compiled(loaded, document, wanted, settings, choose)
     else:
         written = loaded.generate([document], wanted, settings=settings, choose=choose)[0]
     new = written.segments[len(given) :]
@@ -150,6 +157,21 @@ def generate(
         was_given += [False] * (len(written) - len(was_given))
         segments = [_plain(s, known, files) for s, known in zip(written, was_given)]
         emit({"document": segments, "seconds": round(time.time() - started, 2)})
+
+
+def _compiled(model: Writer, document: Document, schedule: Any, settings: Any, choose: Any) -> Document:
+    """As `generate`, by an engine with as many rows as the document's samples take."""
+    from zipper_lm.fusion.network import ZippedTowers
+    from zipper_lm.generation.arguments import checked_settings
+    from zipper_lm.generation.candidates import samples_of
+    from zipper_lm.generation.engine.engine import Engine
+
+    if not isinstance(model, ZippedTowers):
+        raise ValueError("--compile: an engine writes with towers and zips, and this model is a single decoder")
+    given = checked_settings(model, settings).values()
+    rows = [samples_of(g) * (1 if g.guidance_scale in (None, 1) else 2) for g in given]
+    with Engine(model.eval(), slots=max(rows, default=1)) as engine:
+        return model.generate([document], schedule, settings=settings, choose=choose, engine=engine)[0]
 
 
 def iter_parts(order: list[str], inputs: list[str], outputs: list[str], overwrite: bool) -> list[Any]:

@@ -149,7 +149,7 @@ def learn(backbone: nn.Module) -> Interface:
             # On meta a mask cannot be looked at.
             start = interface.output(backbone, ids[:, :PREFIX], None if ids.is_meta else mask[:, :PREFIX], None, True)
         except Exception as error:  # of any kind: what the family says to a flag
-            interface = replace(interface, faults=(f"reading with a cache fails, so it has none: {_say(error)}",))
+            interface = replace(interface, faults=(f"reading with a cache fails, so it has none: {say(error)}",))
         fields = [name for name, value in start.items() if value is not None and not isinstance(value, Tensor)]
         if ids.is_meta:  # there is nothing to compare, so names must do
             cache = next((CacheInterface(f, f, several=True) for f in fields if f in parameters), None)
@@ -158,7 +158,7 @@ def learn(backbone: nn.Module) -> Interface:
             judge = _Judge(backbone, interface, ids, mask, start)
             padding = judge.learn_padding() if judge.can_tell else ()
         except Exception as error:  # of any kind, as above
-            fault = f"a padded mask fails: documents that are written together must be of one length: {_say(error)}"
+            fault = f"a padded mask fails: documents that are written together must be of one length: {say(error)}"
             return _learn_unpadded(backbone, replace(interface, faults=(fault,)), ids)
         if not judge.can_tell:
             fault = "its logits are not finite, or depend on no earlier token: without a cache, as it cannot be tried"
@@ -354,7 +354,7 @@ class _Judge:
                 try:
                     one = self._going_on(replace(interface, cache=cache), 1)
                 except Exception as error:
-                    faults.append(f"going on from {field!r} fails, so it is not used: {_say(error)}")
+                    faults.append(f"going on from {field!r} fails, so it is not used: {say(error)}")
                     continue
                 if self._passes(one):
                     cache = replace(cache, several=self._goes_on_by_several(replace(interface, cache=cache), one))
@@ -382,7 +382,7 @@ class _Judge:
                     return replace(interface, writing=way, faults=(*interface.faults, *filter(None, [said])))
                 faults.append(f"does not give {_WHOLE}")
             except Exception as error:
-                faults.append(f"fails ({_say(error)})")
+                faults.append(f"fails ({say(error)})")
         return replace(interface, writing="wrong", faults=(*interface.faults, f"generate() {faults[-1]}"))
 
     def _read(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -462,5 +462,5 @@ def _arguments(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
     return [name for name, p in parameters.items() if p.default is None and name not in ours]
 
 
-def _say(error: BaseException) -> str:
+def say(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import deepcopy
 from functools import partial
 from types import MethodType
 from typing import Any, Protocol
@@ -90,7 +91,7 @@ class _StandIn:
         depth = state.depth
         state.depth += 1
         hidden = kwargs["hidden_states"] if named else args[0]
-        entering = _shaped(state.listener.before(depth, _per_token(hidden, state)), hidden, state)
+        entering = shaped(state.listener.before(depth, per_token(hidden, state.axes)), hidden, state.axes)
         if named:
             kwargs["hidden_states"] = entering
         else:
@@ -98,11 +99,11 @@ class _StandIn:
         output = self._known(depth, hidden) if depth <= state.known_to else self._layer(*args, **kwargs)
         # Answer in kind: a family that unpacks a tuple would take a bare tensor's first batch row for the output.
         hidden = output if isinstance(output, Tensor) else output[0]
-        told = _per_token(hidden, state)
+        told = per_token(hidden, state.axes)
         leaving = state.listener.after(depth, told)
         if leaving is told:
             return output
-        leaving = _shaped(leaving, hidden, state)
+        leaving = shaped(leaving, hidden, state.axes)
         return leaving if isinstance(output, Tensor) else type(output)((leaving, *output[1:]))
 
     def _known(self, depth: int, hidden: Tensor) -> Any:
@@ -114,19 +115,20 @@ class _StandIn:
         return hidden if members is None else (hidden, *[None] * (members - 1))
 
 
-def _per_token(hidden: Tensor, state: _Listening) -> Tensor:
+def per_token(hidden: Tensor, axes: tuple[int, int]) -> Tensor:
     """``[batch, time, hidden]`` of a hidden state that may be time-major, or in several streams, such as ``[streams,
-    batch, time, d]`` or ``[batch, time, streams, d]``: a token's hidden state is all that is passed on for it."""
-    if hidden.ndim == 3 and state.axes == (0, 1):  # as nearly all have it; every layer asks at every token
+    batch, time, d]`` or ``[batch, time, streams, d]``: a token's hidden state is all that is passed on for it. `axes`:
+    where batch and time are."""
+    if hidden.ndim == 3 and axes == (0, 1):  # as nearly all have it; every layer asks at every token
         return hidden
-    return hidden.movedim(state.axes, (0, 1)).flatten(2)
+    return hidden.movedim(axes, (0, 1)).flatten(2)
 
 
-def _shaped(hidden: Tensor, like: Tensor, state: _Listening) -> Tensor:
-    """Undo `_per_token`: ``[batch, time, hidden]`` in the axes of `like`."""
-    if like.ndim == 3 and state.axes == (0, 1):
+def shaped(hidden: Tensor, like: Tensor, axes: tuple[int, int]) -> Tensor:
+    """Undo `per_token`: ``[batch, time, hidden]`` in the axes of `like`."""
+    if like.ndim == 3 and axes == (0, 1):
         return hidden
-    return hidden.reshape(like.movedim(state.axes, (0, 1)).shape).movedim((0, 1), state.axes)
+    return hidden.reshape(like.movedim(axes, (0, 1)).shape).movedim((0, 1), axes)
 
 
 class LayerList(nn.ModuleList):
@@ -255,6 +257,18 @@ class Tower(nn.Module):
         """Number of ids that the input embedding holds."""
         return int(embedding_of(self.backbone).shape[0])
 
+    def structural_copy(self) -> PreTrainedModel:
+        """The backbone with modules of its own over the same parameters and buffers, in evaluation mode. What is
+        trained in one is trained in the other; its layers are a plain list, to which nobody can listen."""
+        copied = structural_copy(self.backbone)
+        parent, _, attribute = self.layers_path.rpartition(".")
+        owner = copied.get_submodule(parent)
+        setattr(owner, attribute, nn.ModuleList(nn.ModuleList.__iter__(getattr(owner, attribute))))
+        for key, hook in list(copied._forward_pre_hooks.items()):
+            if isinstance(hook, _CountAnew):
+                del copied._forward_pre_hooks[key]
+        return copied.eval()
+
     def forward(
         self,
         input_ids: Tensor,
@@ -312,6 +326,11 @@ class Tower(nn.Module):
                 "random (layerdrop) cannot be zipped: set its config's layerdrop to 0"
             )
         return result
+
+
+def structural_copy(module: nn.Module) -> Any:
+    """New modules over the same parameters and buffers."""
+    return deepcopy(module, {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]})
 
 
 def own_layers(backbone: PreTrainedModel, name: str, layers: str | None = None) -> str:

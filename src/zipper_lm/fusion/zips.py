@@ -76,7 +76,8 @@ def _frequencies(count: int, device: torch.device) -> Tensor:
 
 def _angles(places: Tensor, count: int) -> Tensor:
     """Places ``[..., 1]`` times `count` frequencies, float32."""
-    make = _frequencies if type(places) is Tensor else _frequencies.__wrapped__  # nothing that a tracer makes is kept
+    known = type(places) is Tensor and not torch.compiler.is_compiling()  # nothing that a tracer makes is kept
+    make = _frequencies if known else _frequencies.__wrapped__
     return places.float() * make(count, places.device)
 
 

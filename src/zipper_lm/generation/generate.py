@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import GenerationConfig
@@ -34,6 +34,15 @@ from zipper_lm.generation.candidates import Choose, decode_written
 from zipper_lm.generation.request import Request
 from zipper_lm.generation.segment import Stop, StreamedToken
 from zipper_lm.generation.writer import Writer
+
+
+class Submits(Protocol):
+    """What `generate` asks of an engine (`generation/engine/engine.py`)."""
+
+    model: Any
+
+    def submit(self, document: Any, schedule: Schedule, settings: Settings | None = None, **how: Any) -> Any:
+        """Have one document written; returns its handle."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,7 @@ def generate(
     decode: bool = True,
     choose: Choose | None = None,
     on_token: Callable[[StreamedToken], bool] | None = None,
+    engine: Submits | None = None,
     **flat: Any,
 ) -> Any:
     """Let towers write the next segments of documents.
@@ -82,6 +92,7 @@ def generate(
             before it and, for each, the candidates (decoded), and returns a number for each. `None`: the one that the
             model gives the highest probability.
         on_token: told of every token of a single document as it comes; returns whether to go on.
+        engine: of this model (`zipper_lm.Engine`), to write all documents side by side, each token by a captured step.
         flat: settings of every modality, where `settings` does not say otherwise.
 
     Returns:
@@ -102,6 +113,11 @@ def generate(
         return []
     if on_token is not None:
         check_streamed(given, chosen)
+    if engine is not None:
+        written = _by_engine(model, engine, given, schedule, chosen, max_segments, choose, on_token)
+        if decode:
+            decode_written(model.processor, given, written)
+        return written[0] if alone else written
     encoded, how = encode_given(model, given), _How(chosen, on_token, choose)
     with torch.no_grad():
         if entries is None:
@@ -113,6 +129,34 @@ def generate(
     if decode:
         decode_written(model.processor, given, written)
     return written[0] if alone else written
+
+
+def _by_engine(
+    model: ZippedTowers,
+    engine: Submits,
+    given: Sequence[Document],
+    schedule: Schedule,
+    settings: Mapping[str, GenerationConfig],
+    max_segments: int,
+    choose: Choose | None,
+    on_token: Callable[[StreamedToken], bool] | None,
+) -> list[Document]:
+    """Write all documents with an engine. If one fails, or the caller is interrupted, none goes on."""
+    if engine.model is not model:
+        raise ValueError("engine: it writes with another model")
+    handles: list[Any] = []
+    how: dict[str, Any] = {"max_segments": max_segments, "choose": choose}
+    try:
+        for number, document in enumerate(given):
+            handles.append(engine.submit(document, schedule, settings, number=number, **how))
+        if on_token is not None:
+            for token in handles[0]:
+                if not on_token(token):
+                    handles[0].cancel()
+        return [handle.result(decode=False) for handle in handles]
+    finally:
+        for handle in handles:
+            handle.cancel()
 
 
 def _follow(model: ZippedTowers, documents: list[Document], entries: list[str | Segment], how: _How) -> list[Document]:
@@ -155,7 +199,7 @@ def _follow_by_group(
         for towers in [set(c) for c in dict.fromkeys(frozenset(c) for c in chosen)]:
             rows = [i for i, c in enumerate(chosen) if c == towers]
             parts = [Document(s for s in documents[i] if s.modality in towers) for i in rows]
-            request = Request(model, parts, [whole[i] & towers for i in rows])
+            request = Request(model, parts, [whole[i] & towers for i in rows], rows)
             replace(how, on_token=tell).write(request, entry)
             for i, part in zip(rows, request.documents):
                 documents[i].segments.append(part[-1])
@@ -179,7 +223,8 @@ def _auto(model: ZippedTowers, documents: list[Document], how: _How, max_segment
                 continue
             part = request
             if len(chosen) < len(rows):
-                part = Request(model, [request.documents[i] for i in chosen], [set(model.names)] * len(chosen))
+                taking_part = [set(model.names)] * len(chosen)
+                part = Request(model, [request.documents[i] for i in chosen], taking_part, [rows[i] for i in chosen])
             how.write(part, speaker)
             todo.append(([rows[i] for i in chosen], part, count + 1))
     return [finished[i] for i in range(len(documents))]

@@ -25,11 +25,18 @@ class Request:
 
     Args:
         model: the model. documents: what is there so far; segments are added. involved: the towers that take part, or
-            will, in each.
+            will, in each. numbers: of the documents in their call; `None`: from 0 on.
     """
 
-    def __init__(self, model: ZippedTowers, documents: list[Document], involved: list[set[str]]) -> None:
+    def __init__(
+        self,
+        model: ZippedTowers,
+        documents: list[Document],
+        involved: list[set[str]],
+        numbers: Sequence[int] | None = None,
+    ) -> None:
         self.model, self.documents, self.involved = model, documents, involved
+        self.numbers = list(range(len(documents)) if numbers is None else numbers)
         self.state = State()
         self.pending = [n for n in model.names if any(n in d.modalities for d in documents)]
 
@@ -82,7 +89,8 @@ class Request:
             name, settings, on_token, stop: see `segment.write_segment`. choose: see `candidates.pick`.
         """
         self.read_pending()
-        rows = write_segment(self.model, self.state, self.documents, self.involved, name, settings, on_token, stop)
+        given = self.model, self.state, self.documents, self.involved
+        rows = write_segment(*given, name, settings, on_token, stop, self.numbers)
         candidates = candidates_of(name, rows)
         if wants_scores(settings):
             for number, column in enumerate(zip(*rows)):

@@ -21,7 +21,8 @@ from zipper_lm.fusion.tower import listening
 from zipper_lm.fusion.zips import Memory, View
 from zipper_lm.generation.candidates import Written, samples_of
 from zipper_lm.generation.logits import Guidance, StopStrings, StopThreshold, Suppression
-from zipper_lm.generation.settings import STOP_THRESHOLD, generation_config
+from zipper_lm.generation.sampling import Draw, SeededDraw, stream_key
+from zipper_lm.generation.settings import SEED, STOP_THRESHOLD, generation_config
 
 if TYPE_CHECKING:
     from zipper_lm.fusion.network import ZippedTowers
@@ -165,6 +166,17 @@ class TokenStreamer(BaseStreamer):
         """Nothing is held back."""
 
 
+def unwritten_ids(model: ZippedTowers, name: str, given: GenerationConfig) -> list[int]:
+    """Ids within a tower's head that a segment never has: special ones but EOS, those that its codec does not know (a
+    tower may have more, rows that were added to make its size a round number), and those that settings suppress."""
+    tower, special = model.tower(name), model.specials[name]
+    codec = model.processor.codecs.get(name) if model.processor is not None else None
+    known = tower.head_size if codec is None else codec.vocab_size
+    unwritten = {special.bos, special.pad, *range(known, tower.head_size)} - {special.eos}
+    unwritten.update(given.suppress_tokens or ())
+    return sorted(i for i in unwritten if 0 <= i < tower.head_size)
+
+
 def write_segment(
     model: ZippedTowers,
     state: State,
@@ -174,6 +186,7 @@ def write_segment(
     settings: Mapping[str, Any] | GenerationConfig | None,
     on_token: Callable[[StreamedToken], bool] | None,
     stop: Stop,
+    numbers: Sequence[int] | None = None,
 ) -> list[list[Written]]:
     """Write one segment in every row, or several candidates for it, with the tower's own `generate()`.
 
@@ -181,7 +194,8 @@ def write_segment(
         model: the model. state: what the towers have read, which is all of the documents. documents: what is there so
             far; not changed. involved: the towers that take part in each. name: who writes.
         settings: as in `generation.generate`. on_token: told of every token of a single document.
-        stop: ends the segment as soon as it is set.
+        stop: ends the segment as soon as it is set. numbers: of the documents in their call, for draws from a seed;
+            `None`: from 0 on.
 
     Returns:
         per row, as many candidates as settings ask for.
@@ -235,12 +249,18 @@ def write_segment(
     if tower.position_limit is not None:
         keep_within(f"tower {name!r}", tower.position_limit, mask, given)
     given.bos_token_id, given.eos_token_id, given.pad_token_id = special
-    # A tower may have more ids than its codec: rows that were added to make its size a round number.
-    known = tower.head_size if codec is None else codec.vocab_size
-    unwritten = {special.bos, special.pad, *range(known, tower.head_size)} - {special.eos}
-    unwritten.update(given.suppress_tokens or ())
+    unwritten = unwritten_ids(model, name, given)
     given.suppress_tokens = None  # transformers' own looks through the whole vocabulary at every token
-    processors.insert(0, Suppression([i for i in unwritten if 0 <= i < tower.head_size], tower.device))
+    processors.insert(0, Suppression(unwritten, tower.device))
+    if given.do_sample and (seed := getattr(given, SEED, None)) is not None:
+        where = [
+            [seed, number, len(document), sample]
+            for number, document in zip(range(len(documents)) if numbers is None else numbers, documents)
+            for sample in range(samples)
+        ]
+        keys = stream_key(*torch.tensor(where, device=tower.device).unbind(1))
+        processors.append(SeededDraw(keys, Draw.of(given), ids.shape[1]))
+        given.temperature, given.top_k, given.top_p, given.min_p = 1.0, 0, 1.0, None  # what it leaves is one id
     given.output_scores = None  # log-probabilities are worked out afterwards, by the model's own distribution
     given.disable_compile = True  # a compiled forward cannot ask a context variable who listens
     speaker = _Speaker(model, state, documents, involved, name, past)

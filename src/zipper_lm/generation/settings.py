@@ -1,4 +1,4 @@
-"""Settings of a segment: those of transformers' `GenerationConfig` and one of ours, checked before any is written.
+"""Settings of a segment: those of transformers' `GenerationConfig` and two of ours, checked before any is written.
 
 Each is either followed or refused by name. One that only a newer transformers knows is refused, too: nobody has tried
 what it does between zips.
@@ -16,13 +16,17 @@ from transformers import GenerationConfig
 
 from zipper_lm.data.collation import Specials
 from zipper_lm.fusion.interface import OwnSettings
+from zipper_lm.generation.sampling import SEEDS
 
 MAX_NEW_TOKENS = 256
 STOP_THRESHOLD = "stop_threshold"
-"""The one setting of ours beside those of `GenerationConfig` (see `logits.py`)."""
+"""A setting of ours beside those of `GenerationConfig` (see `logits.py`)."""
+SEED = "seed"
+"""The other one: with it, what is drawn depends on nothing else (see `sampling.py`)."""
+OURS = (STOP_THRESHOLD, SEED)
 
 FOLLOWED = {
-    STOP_THRESHOLD,
+    *OURS,
     # when it ends
     *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time"),
     *("stop_strings", "forced_eos_token_id"),
@@ -78,7 +82,7 @@ REFUSED = {
 
 _SAYS_NOTHING = {"transformers_version"}  # of how to write
 _ONLY_WITH = {
-    "do_sample": ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    "do_sample": (SEED, "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
     "num_beams": ("early_stopping", "length_penalty"),
     "prompt_lookup_num_tokens": ("max_matching_ngram_size",),
     "cache_implementation": ("cache_config", "max_cache_len"),
@@ -88,7 +92,7 @@ _ONLY_WITH = {
 
 def known_settings() -> set[str]:
     """The names of settings, of those that are refused, too."""
-    return {*vars(GenerationConfig()), STOP_THRESHOLD}
+    return {*vars(GenerationConfig()), *OURS}
 
 
 def generation_config(
@@ -117,12 +121,13 @@ def generation_config(
     _check_followed(name, given, special)
     _check_types(name, given)
     fields = {"do_sample": False, **copy.deepcopy({k: v for k, v in given.items() if k in FOLLOWED})}
-    threshold = fields.pop(STOP_THRESHOLD, None)
+    ours = {key: fields.pop(key, None) for key in OURS}
     try:
         config = OwnSettings(**fields)
     except (TypeError, ValueError) as error:
         raise ValueError(f"settings for {name!r}: {error}") from error
-    setattr(config, STOP_THRESHOLD, threshold)
+    for key, value in ours.items():
+        setattr(config, key, value)
     if config.max_new_tokens is None and config.max_length is None:
         config.max_new_tokens = MAX_NEW_TOKENS
     _check_together(name, config)
@@ -148,6 +153,7 @@ def _check_together(name: str, config: GenerationConfig) -> None:
     threshold = getattr(config, STOP_THRESHOLD)
     if threshold is not None and not 0.0 < threshold <= 1.0:
         raise ValueError(f"settings for {name!r}: {STOP_THRESHOLD} must be in (0, 1], got {threshold}")
+    _check_seed(name, config)
     for field in ("num_beams", "num_return_sequences", "prefill_chunk_size"):
         if (value := getattr(config, field, None)) is not None and value < 1:
             raise ValueError(f"settings for {name!r}: {field} must be at least 1, got {value}")
@@ -169,6 +175,24 @@ def _check_together(name: str, config: GenerationConfig) -> None:
                     )
     if config.cache_implementation == "paged":
         raise ValueError(f"settings for {name!r}: cache_implementation='paged' is for a server of its own")
+
+
+def _check_seed(name: str, config: GenerationConfig) -> None:
+    """Raise `ValueError` for a seed out of range, or beside what draws otherwise."""
+    if (seed := getattr(config, SEED)) is None:
+        return
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
+        raise ValueError(f"settings for {name!r}: {SEED} must be a whole number from 0 to 2**62 - 1, got {seed!r}")
+    if (beams := config.num_beams) not in (None, 1):
+        raise ValueError(f"settings for {name!r}: {SEED}={seed} does not go with num_beams={beams}")
+    others = ("prompt_lookup_num_tokens", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "watermarking_config")
+    without = GenerationConfig._get_default_generation_params()
+    for key in others:
+        if (value := getattr(config, key, None)) not in (None, without.get(key)):
+            raise ValueError(
+                f"settings for {name!r}: {SEED}={seed} goes with temperature, top_k, top_p and min_p, not with "
+                f"{key}={value!r}"
+            )
 
 
 def _check_types(name: str, given: Mapping[str, Any]) -> None:

@@ -1,0 +1,90 @@
+"""Whether a tower's step can be captured, learned by trying it on a few tokens.
+
+Three rows that begin at different times, one of them with a longer past than there are columns, must say what the
+backbone says of each stream alone, also after everything has moved. What does not hold is written on the plain path.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zipper_lm.fusion.interface import COARSE, FINE, is_quantized, plain_ids, say, trial
+from zipper_lm.fusion.network import ZippedTowers
+from zipper_lm.fusion.reading import State
+from zipper_lm.fusion.tower import Tower
+from zipper_lm.generation.engine.choice import Wish
+from zipper_lm.generation.engine.rows import Rows
+from zipper_lm.generation.engine.step import Step, empty_cache
+
+TIME, COLUMNS = 8, 10
+PASTS = (0, 4, 2)  # tokens of each row's past
+JOINS = (0, 1, 3)  # the step at which it begins
+
+
+def capture_fault(model: ZippedTowers, name: str) -> str | None:
+    """Why a tower cannot be captured; `None` if it can."""
+    tower = model.tower(name)
+    known = tower.interface.cache
+    if tower.interface.writing == "wrong":
+        return tower.interface.faults[-1]
+    if known is None or not known.whole_mask:
+        return "it keeps no keys and values of every token"
+    if tower.depth != len(tower.layers):
+        return f"its {len(tower.layers)} layers are called {tower.depth} times"
+    if next(tower.backbone.parameters()).is_meta:
+        return "it has no weights"
+    try:
+        with trial(tower.backbone):
+            return _tried(model, name)
+    except Exception as error:  # of any kind: what a family says to a cache of columns
+        return say(error)
+
+
+def _tried(model: ZippedTowers, name: str) -> str | None:
+    tower, special = model.tower(name), model.specials[name]
+    ids = plain_ids(tower.backbone, len(PASTS), TIME)
+    like = tower(ids[:1, :2], torch.ones_like(ids[:1, :2]), use_cache=True)[1]
+    if [type(layer) for layer in empty_cache(tower).layers] != [type(layer) for layer in like.layers]:
+        return "its cache is of another kind than its config says"
+    rows = Rows(model, name, len(PASTS), COLUMNS, {}, special.pad)
+    step = Step(model, name, tower.structural_copy(), rows, like, compile=False)
+    wish, alone = Wish(suppressed=frozenset(), eos=special.eos), torch.zeros(len(model.names), dtype=torch.bool)
+    far: list[float] = []
+    read = [0] * len(PASTS)
+    for turn in range(TIME - max(PASTS)):
+        if turn == TIME - max(PASTS) - 1:
+            step.move(-rows.room())
+        for row, (past, begin) in enumerate(zip(PASTS, JOINS)):
+            if turn == begin:
+                state = _state_of(tower, ids[row : row + 1, :past], name)
+                step.sit(row, wish, 0, alone, state, torch.cat([ids[row, :past], ids[row, :1]]))
+        for row in rows.seats:
+            rows.ids[row] = ids[row, PASTS[row] + read[row]]
+        logits = step.logits_of().float()
+        rows.advance()
+        rows.at += 1
+        for row in rows.seats:
+            read[row] += 1
+            end = PASTS[row] + read[row]
+            if end > 1:
+                far.append(_distance(tower, logits[row], ids[row : row + 1, :end]))
+    exact = all(p.dtype in (torch.float32, torch.float64) for p in tower.backbone.parameters())
+    limit = FINE if exact and not is_quantized(tower.backbone) else COARSE
+    worst = max(far)
+    if not worst <= limit:  # NaN, too
+        return f"its step is off by {worst:.2g} of what it changes to forget the past (limit {limit:g})"
+    return None
+
+
+def _state_of(tower: Tower, past: Tensor, name: str) -> State:
+    state = State()
+    if past.shape[1]:
+        state.caches[name] = tower(past, torch.ones_like(past), use_cache=True)[1]
+    return state
+
+
+def _distance(tower: Tower, logits: Tensor, stream: Tensor) -> float:
+    """How far logits ``[V]`` are from a stream's own, in units of how far those of its last token alone are."""
+    whole, lost = (tower(part, torch.ones_like(part))[0][0, -1].float() for part in (stream, stream[:, -1:]))
+    return float((logits - whole).norm() / (lost - whole).norm().clamp(min=1e-30))

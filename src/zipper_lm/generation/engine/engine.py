@@ -1,0 +1,480 @@
+"""An engine: documents of many requests are written side by side, each token by a captured step.
+
+One thread owns it. Between two steps it takes in who is new, lets readers read one chunk, gives free rows to those who
+wait for them, in turn, and forgets who does not want to hear more. Nothing is kept on the model.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any, Self
+
+import torch
+from transformers import GenerationConfig
+
+from zipper_lm.data.document import Document, Segment
+from zipper_lm.fusion.network import ZippedTowers
+from zipper_lm.generation.arguments import (
+    Given,
+    Schedule,
+    Settings,
+    checked_schedule,
+    checked_settings,
+    documents_in,
+    encode_given,
+)
+from zipper_lm.generation.candidates import Choose, decode_written, samples_of
+from zipper_lm.generation.engine.capture import capture_fault
+from zipper_lm.generation.engine.lane import Lane, Sitting
+from zipper_lm.generation.engine.weights import Form
+from zipper_lm.generation.engine.writing import Apart, Order, Pause, Sample, Writing
+from zipper_lm.generation.sampling import SEEDS
+from zipper_lm.generation.segment import Stop, StreamedToken
+
+logger = logging.getLogger(__name__)
+
+APART = 2  # threads for what an engine does not do itself
+
+
+class EngineFull(RuntimeError):
+    """As many documents wait or are being written as the engine was told to hold."""
+
+
+class EngineClosed(RuntimeError):
+    """The engine takes nothing more."""
+
+
+class Handle:
+    """A document that is being written.
+
+    Iterating yields its tokens as they come (those of a segment with several samples once one was chosen), and ends
+    with the document.
+    """
+
+    def __init__(self, given: Document, processor: Any) -> None:
+        self.given, self.processor = given, processor
+        self.stop = Stop()
+        self._tokens: queue.SimpleQueue[StreamedToken | None] = queue.SimpleQueue()
+        self._future: Future[Document] = Future()
+        self._decoding = threading.Lock()
+        self._decoded = False
+
+    def __iter__(self) -> Iterator[StreamedToken]:
+        while (token := self._tokens.get()) is not None:
+            yield token
+        self._tokens.put(None)  # for who iterates again
+
+    def cancel(self) -> None:
+        """Nobody wants to hear more: its rows are free at the next step. Nothing happens if it is done."""
+        self.stop.now = True
+
+    def done(self) -> bool:
+        """Whether it is finished, cancelled or failed."""
+        return self._future.done()
+
+    def add_done_callback(self, callback: Any) -> None:
+        """Call ``callback(handle)`` when it is done, in the engine's thread, or at once if it is."""
+        self._future.add_done_callback(lambda _: callback(self))
+
+    def result(self, timeout: float | None = None, *, decode: bool = True) -> Document:
+        """The finished document.
+
+        Args:
+            timeout: in seconds. decode: whether written ids are decoded to raw values, where there are codecs.
+
+        Raises:
+            CancelledError: if it was cancelled. TimeoutError: if it takes longer. ValueError: for what cannot be
+                written. RuntimeError: if the engine failed, or weights changed while it was written.
+        """
+        document = self._future.result(timeout)
+        if decode:
+            with self._decoding:
+                if not self._decoded:
+                    decode_written(self.processor, [self.given], [document])
+                    self._decoded = True
+        return document
+
+    # --- the engine's side ---------------------------------------------------------------------------------------
+
+    def tell(self, token: StreamedToken) -> None:
+        """One token has come."""
+        if not self.stop.now:
+            self._tokens.put(token)
+
+    def finish(self, document: Document | None, error: BaseException | None) -> None:
+        """It is done."""
+        if self._future.done():
+            return
+        if error is not None:
+            self._future.set_exception(error)
+        else:
+            assert document is not None
+            self._future.set_result(document)
+        self._tokens.put(None)
+
+
+class _Task:
+    """A document's coroutine and what it is to be sent next."""
+
+    def __init__(self, handle: Handle, writing: Writing, version: int) -> None:
+        self.handle, self.writing, self.version = handle, writing, version
+        self.answer: Any = None
+
+
+class Engine:
+    """Writes documents of one model side by side.
+
+    Args:
+        model: a `ZipperModel` in evaluation mode. It may be used otherwise meanwhile, but not trained: documents that
+            are being written when its weights change fail.
+        slots: rows of each tower's step: documents, or samples of one, that are written side by side; with guidance
+            each takes two. The number is fixed, so that a document's tokens do not depend on who else writes.
+        compile: compile each step (a minute for a large tower, at its first token and when it must become larger);
+            where there is no compiler, and without, the same step runs as it is.
+        weights: `None`, ``"bf16"`` or ``"int8"``: how the steps hold the matrices of frozen towers.
+        tokens, memory: how many tokens a tower's stream may have, and how many of another tower's it may read;
+            `None`: what is needed.
+        chunk: tokens that are read at once between two steps.
+        limit: documents that may wait or be written at once; `None`: any number.
+
+    Raises:
+        ValueError: for sizes below 1, a model in training mode, or another form of weights.
+    """
+
+    def __init__(
+        self,
+        model: ZippedTowers,
+        *,
+        slots: int = 8,
+        compile: bool = True,
+        weights: Form | None = None,
+        tokens: int | None = None,
+        memory: int | None = None,
+        chunk: int = 256,
+        limit: int | None = None,
+    ) -> None:
+        sizes = {"slots": slots, "chunk": chunk, "tokens": tokens, "memory": memory, "limit": limit}
+        for field, value in sizes.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"Engine: {field} must be a whole number from 1 on, got {value!r}")
+        if weights not in (None, "bf16", "int8"):
+            raise ValueError(f"Engine: weights must be None, 'bf16' or 'int8', got {weights!r}")
+        if not isinstance(model, ZippedTowers):
+            raise ValueError(f"Engine: needs a ZipperModel, got a {type(model).__name__}")
+        self.model, self.slots, self.chunk, self.limit = model, slots, chunk, limit
+        self.tokens, self.memory = tokens, memory
+        self._check_mode()
+        frozen = {name for name, spec in model.config.tower_specs.items() if spec.train == "frozen"}
+        self._lanes = {n: Lane(model, n, slots, compile, weights if n in frozen else None) for n in model.names}
+        self._faults: dict[str, str | None] = {}
+        self._said: set[str] = set()
+        self._new: deque[_Task] = deque()
+        self._ready: deque[_Task] = deque()
+        self._tasks: dict[Handle, _Task] = {}
+        self._awake = threading.Condition()
+        self._back: deque[tuple[_Task, Future[Any]]] = deque()
+        self._closed = False
+        self._dead: BaseException | None = None
+        self._version = self._weights_version()
+        self._pool = ThreadPoolExecutor(APART, thread_name_prefix="zipper-apart")
+        kind = next(model.parameters()).device.type
+        self._autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        self._device = torch.cuda.current_device() if kind == "cuda" else None
+        self._thread = threading.Thread(target=self._work, name="zipper-engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.close(cancel=error is not None)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes documents."""
+        return not self._closed and self._dead is None
+
+    @property
+    def pending(self) -> int:
+        """Documents that wait or are being written."""
+        return len(self._tasks)
+
+    def submit(
+        self,
+        document: Given,
+        schedule: Schedule,
+        settings: Settings | None = None,
+        *,
+        max_segments: int = 8,
+        choose: Choose | None = None,
+        number: int = 0,
+        **flat: Any,
+    ) -> Handle:
+        """Have the next segments of one document written; returns at once. May be called by any thread.
+
+        Args:
+            document, schedule, settings, max_segments, choose, flat: as of `generate`. With ``seed``, what is drawn
+                depends on it, on `number`, the segment and the place alone.
+            number: of the document among those of its call.
+
+        Raises:
+            ValueError: for what `generate` refuses, and for more tokens or rows than the engine was made for.
+            EngineFull: if `limit` documents wait or are written. EngineClosed: once it is closed.
+        """
+        given, alone = documents_in(document)
+        if not alone:
+            raise ValueError(f"Engine.submit takes one document, got a list of {len(given)}")
+        chosen = checked_settings(self.model, settings, flat)
+        entries = checked_schedule(self.model, schedule)
+        if not isinstance(max_segments, int) or max_segments < 0:
+            raise ValueError(f"max_segments must be a whole number from 0 on, got {max_segments!r}")
+        encoded = encode_given(self.model, given)[0]
+        self._check_mode()
+        self._check_room(encoded, entries, chosen)
+        handle = Handle(given[0], self.model.processor)
+        order = Order(
+            model=self.model,
+            document=encoded,
+            entries=entries,
+            settings=chosen,
+            max_segments=max_segments,
+            choose=choose,
+            number=number,
+            seed=int(torch.randint(SEEDS, ()).item()),
+            chunk=self.chunk,
+            fault=self._fault,
+            leave=self._leave,
+            on_token=handle.tell,
+            stop=handle.stop,
+        )
+        with self._awake:
+            if not self.alive:
+                raise EngineClosed("the engine is closed" if self._dead is None else f"the engine failed: {self._dead}")
+            if self.limit is not None and len(self._tasks) >= self.limit:
+                raise EngineFull(f"{len(self._tasks)} documents wait or are being written, the limit is {self.limit}")
+            task = _Task(handle, order.write(), self._weights_version())
+            self._tasks[handle] = task
+            self._new.append(task)
+            self._awake.notify()
+        return handle
+
+    def generate(self, documents: Any, schedule: Schedule, **how: Any) -> Any:
+        """As `ZipperModel.generate`, by this engine."""
+        return self.model.generate(documents, schedule, engine=self, **how)  # type: ignore[operator]
+
+    def close(self, *, cancel: bool = False, timeout: float | None = None) -> None:
+        """Take nothing more, finish what there is, and end.
+
+        Args:
+            cancel: whether what is not finished is cancelled. timeout: in seconds, after which it is.
+        """
+        with self._awake:
+            self._closed = True
+            if cancel:
+                for handle in list(self._tasks):
+                    handle.cancel()
+            self._awake.notify()
+        if threading.current_thread() is self._thread:
+            return
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self.close(cancel=True)
+
+    # --- what is checked -----------------------------------------------------------------------------------------
+
+    def _check_mode(self) -> None:
+        if self.model.training:
+            raise ValueError("Engine: the model is in training mode, where it drops out; call model.eval()")
+
+    def _check_room(
+        self, document: Document, entries: list[str | Segment] | None, settings: dict[str, GenerationConfig]
+    ) -> None:
+        """Refuse what can never fit, before any work."""
+        for name in set(self.model.names) if entries is None else {e for e in entries if isinstance(e, str)}:
+            given = settings.get(name)
+            scale = None if given is None else given.guidance_scale
+            rows = samples_of(given) * (1 if scale in (None, 1) else 2)
+            if rows > self.slots:
+                raise ValueError(
+                    f"settings for {name!r}: its samples take {rows} rows, the engine has slots={self.slots}"
+                )
+        read = {n: sum(len(s.ids or []) + 2 for s in document if s.modality == n) for n in self.model.names}
+        for entry in entries or []:
+            if isinstance(entry, Segment):
+                read[entry.modality] += len(entry.ids or []) + 2
+                continue
+            self._check_sizes(entry, read[entry] + 1, settings.get(entry), {n: read[n] for n in read if n != entry})
+            read[entry] += 3  # a segment has one token at least
+
+    def _check_sizes(self, name: str, size: int, given: GenerationConfig | None, read: dict[str, int]) -> None:
+        most = 1 if given is None or given.max_new_tokens is None else given.max_new_tokens
+        if self.tokens is not None and size + most > self.tokens:
+            raise ValueError(
+                f"tower {name!r}: {size} tokens are read and up to {most} written, the engine has tokens={self.tokens}"
+            )
+        for source, count in read.items():
+            if self.memory is not None and (name, source) in self.model.layer_pairs and count > self.memory:
+                raise ValueError(
+                    f"tower {name!r} would read {count} tokens of {source!r}, the engine has memory={self.memory}"
+                )
+
+    def _weights_version(self) -> int:
+        """A number that is another one after any weight was written to or replaced."""
+        return hash(tuple((p._version, p.data_ptr(), p.dtype) for p in self.model.parameters()))
+
+    def _fault(self, name: str, setting: str | None) -> str | None:
+        """Why a segment of a tower is written on the plain path; said once."""
+        if name not in self._faults:
+            self._faults[name] = capture_fault(self.model, name)
+        fault = self._faults[name] or (None if setting is None else f"{setting} is followed there only")
+        if fault is not None and (said := f"tower {name!r} writes without a captured step: {fault}") not in self._said:
+            self._said.add(said)
+            logger.warning("%s", said)
+        return fault
+
+    # --- the thread ----------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        kind, dtype, enabled = self._autocast
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(torch.no_grad())
+                stack.enter_context(torch.autocast(kind, dtype, enabled))
+                if self._device is not None:
+                    stack.enter_context(torch.cuda.device(self._device))
+                while self._wait():
+                    self._turn()
+        except BaseException as error:
+            self._dead = error
+            logger.exception("the engine failed")
+        finally:
+            for task in list(self._tasks.values()):
+                self._end(task, None, self._dead or EngineClosed("the engine was closed"))
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _wait(self) -> bool:
+        """Wait for something to do; whether there is."""
+        with self._awake:
+            while True:
+                if self._new or self._ready or self._back or any(lane.busy for lane in self._lanes.values()):
+                    return True
+                if any(task.handle.stop.now for task in self._tasks.values()):
+                    return True
+                if self._closed and not self._tasks:
+                    return False
+                self._awake.wait(0.05 if self._tasks else None)  # a cancelled one does not call
+
+    def _turn(self) -> None:
+        """What is done between two steps, and one step of every tower that writes."""
+        with self._awake:
+            self._ready.extend(self._new)
+            self._new.clear()
+            while self._back:
+                task, future = self._back.popleft()
+                self._come_back(task, future)
+        for task in [t for t in self._tasks.values() if t.handle.stop.now]:
+            self._end(task, None, CancelledError())
+        budget = self.chunk
+        while self._ready and budget > 0:
+            budget -= self._advance(self._ready.popleft())
+        for lane in self._lanes.values():
+            self._run(lane)
+
+    def _run(self, lane: Lane) -> None:
+        try:
+            lane.seat()
+            done = lane.run() if lane.busy else []
+        except Exception as error:  # such as no memory left: who sits here has lost its place
+            logger.exception("tower %r: a step failed", lane.name)
+            for each in [*lane.sitting, *([lane.waiting[0]] if lane.waiting and not lane.sitting else [])]:
+                self._end(each.owner, None, error)
+            lane.renew()
+            return
+        for each in done:
+            each.owner.answer = each.samples
+            self._ready.append(each.owner)
+
+    def _advance(self, task: _Task) -> int:
+        """Let a document go on to its next wait; returns how many tokens were read."""
+        if task.handle not in self._tasks:
+            return 0
+        if (version := self._weights_version()) != self._version:
+            self._renew(version)
+        if task.version != self._version:
+            self._end(task, None, RuntimeError("the model's weights changed while the document was written"))
+            return 0
+        answer, task.answer = task.answer, None
+        try:
+            command = task.writing.throw(answer) if isinstance(answer, BaseException) else task.writing.send(answer)
+        except StopIteration as stop:
+            self._end(task, stop.value, None)
+            return 1
+        except Exception as error:
+            self._end(task, None, error)
+            return 1
+        if isinstance(command, Pause):
+            self._ready.append(task)
+            return command.tokens
+        if isinstance(command, Apart):
+            future = self._pool.submit(self._apart, command)
+            future.add_done_callback(lambda f: self._call_back(task, f))
+            return 1
+        try:
+            self._check_sizes(
+                command.name,
+                len(command.stream),
+                GenerationConfig(max_new_tokens=command.wanted.most),
+                {s: ids.shape[1] for s, ids in command.state.segments.items() if s != command.name},
+            )
+        except ValueError as error:
+            task.answer = error
+            self._ready.append(task)
+            return 1
+        self._lanes[command.name].waiting.append(Sitting(task, command))
+        return 1
+
+    def _apart(self, command: Apart) -> Any:
+        kind, dtype, enabled = self._autocast
+        with torch.autocast(kind, dtype, enabled):
+            return command.work()
+
+    def _call_back(self, task: _Task, future: Future[Any]) -> None:
+        with self._awake:
+            self._back.append((task, future))
+            self._awake.notify()
+
+    def _come_back(self, task: _Task, future: Future[Any]) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        task.answer = future.result() if error is None else error
+        self._ready.append(task)
+
+    def _renew(self, version: int) -> None:
+        """The weights are others: whoever was being written fails, and steps are made anew."""
+        for task in [t for t in self._tasks.values() if t.version != version]:
+            self._end(task, None, RuntimeError("the model's weights changed while the document was written"))
+        for lane in self._lanes.values():
+            lane.renew()
+        self._faults.clear()
+        self._version = version
+
+    def _leave(self, samples: list[Sample]) -> None:
+        for lane in self._lanes.values():
+            lane.leave(samples)
+
+    def _end(self, task: _Task, document: Document | None, error: BaseException | None) -> None:
+        """Forget a document, and say how it ended."""
+        with self._awake:
+            self._tasks.pop(task.handle, None)
+        for lane in self._lanes.values():
+            lane.drop(task)
+        if not isinstance(error, EngineClosed) and document is None:
+            task.writing.close()
+        task.handle.finish(document, error)

@@ -1,0 +1,280 @@
+"""The captured step: every row's token in, every row's next token out, as one function of tensors at fixed addresses.
+
+While one tower writes, the others are finished memory. So a step is that one decoder with cross-attention in it, which
+a compiler can take whole. It runs on a *structural copy* of the backbone: its modules are new, its tensors are the
+backbone's own. Hooks of the copy's layers add what zips bring; the family's own `forward` does all else, over a cache
+of columns (`column_cache.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+
+from zipper_lm.fusion.interface import plain_ids, say, trial
+from zipper_lm.fusion.network import ZippedTowers
+from zipper_lm.fusion.reading import State
+from zipper_lm.fusion.tower import Tower, per_token, shaped, structural_copy
+from zipper_lm.generation.engine.choice import Choice, Kinds, Wish
+from zipper_lm.generation.engine.column_cache import ColumnLayer, column_cache
+from zipper_lm.generation.engine.rows import Rows
+
+logger = logging.getLogger(__name__)
+
+
+def empty_cache(tower: Tower) -> Cache:
+    """A cache of the tower's own kind with nothing in it."""
+    return DynamicCache(config=tower.backbone.config.get_text_config(decoder=True))
+
+
+def like_cache(tower: Tower) -> Cache:
+    """A cache of the tower's own with something in it."""
+    with trial(tower.backbone):
+        ids = plain_ids(tower.backbone, 1, 2)
+        return tower(ids, torch.ones_like(ids), use_cache=True)[1]
+
+
+class Step:
+    """One tower's step over its rows.
+
+    Args:
+        model: the model. name: the tower that writes. backbone: a `Tower.structural_copy`. rows: its buffers. like: a
+            cache of one document, as the tower's own. compile: whether to compile it, where that can be done.
+    """
+
+    def __init__(
+        self, model: ZippedTowers, name: str, backbone: PreTrainedModel, rows: Rows, like: Cache, compile: bool
+    ) -> None:
+        self.model, self.name, self.backbone, self.rows = model, name, backbone, rows
+        self.tower = model.tower(name)
+        known = self.tower.interface.cache
+        assert known is not None
+        self.argument = known.argument
+        self.cache = column_cache(like, rows.count, rows.columns, rows.column)
+        self.choice = Choice(rows.count, self.tower.head_size, model.specials[name].eos, self.tower.device)
+        self.zips: dict[int, list[tuple[str, int, Any]]] = {}
+        for (reader, source), pairs in model.layer_pairs.items():
+            if reader == name and source in rows.memories:
+                for k, (layer, _) in enumerate(pairs):
+                    zip_layer = structural_copy(model.zip_layer(reader, source, k)).eval()
+                    self.zips.setdefault(layer, []).append((source, k, zip_layer))
+        self._listen()
+        self.chosen_of: dict[Kinds, Any] = {}
+        self.beside: dict[int, int] = {}
+        self.compile = compile
+        self.logits_of = self._compiled(_own_code(self._make_forward()))
+        for tensor in rows.tensors():
+            torch._dynamo.mark_static_address(tensor)
+
+    # --- what a step computes ------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """Hooks on the copy's layers: what `_Speaker` does in the plain path (`generation/segment.py`)."""
+        axes, at = self.tower.layers.axes, self.model.projection_layer(self.name)
+        layers = self.backbone.get_submodule(self.tower.layers_path)
+        assert isinstance(layers, nn.ModuleList)
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            projected = self.model.project_input(self.name, at or 0, per_token(hidden, axes), self.rows.involved)
+            projected = shaped(projected, hidden, axes)
+            return ((projected, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": projected})
+
+        def leave(depth: int) -> Any:
+            def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+                hidden = output if isinstance(output, Tensor) else output[0]
+                zipped = self._zipped(depth, per_token(hidden, axes))
+                if zipped is None:
+                    return None
+                zipped = shaped(zipped, hidden, axes)
+                return zipped if isinstance(output, Tensor) else type(output)((zipped, *output[1:]))
+
+            return hook
+
+        if at is not None:
+            layers[at].register_forward_pre_hook(enter, with_kwargs=True)
+        for depth in {*self.zips, *self.rows.kept}:
+            layers[depth].register_forward_hook(leave(depth), with_kwargs=True)
+
+    def _zipped(self, depth: int, hidden: Tensor) -> Tensor | None:
+        """Keep a layer's output ``[R, 1, D]`` where others read it; with what zips add, where there are any."""
+        rows = self.rows
+        if depth in rows.kept:
+            rows.kept[depth].index_copy_(1, rows.column, hidden)
+        if depth not in self.zips:
+            return None
+        result = hidden
+        for source, k, zip_layer in self.zips[depth]:
+            result = result + zip_layer(hidden, rows.place[:, None], rows.memories[source][k], rows.view(source))
+        return result
+
+    def _make_forward(self) -> Any:
+        rows, backbone, interface, cache = self.rows, self.backbone, self.tower.interface, self.cache
+        options: dict[str, Any] = {"use_cache": True, "return_dict": True}
+        options = {name: value for name, value in options.items() if name in interface.takes}
+        masked, positions, argument = "attention_mask" in interface.takes, interface.positions, self.argument
+
+        def logits_of() -> Tensor:
+            given = {**options, argument: cache}
+            if masked:
+                given["attention_mask"] = rows.mask()
+            if positions is not None:
+                given[positions] = rows.positions()
+            return backbone(input_ids=rows.ids[:, None], **given).logits[:, -1]
+
+        return logits_of
+
+    def _compiled(self, plain: Any) -> Any:
+        """A function, compiled where that is wanted and can be done; else as it is. Which it is shows at its first
+        call: nothing has been computed when compilation fails."""
+        if not self.compile:
+            return plain
+        compiled = torch.compile(plain, fullgraph=True, dynamic=False)
+        settled: list[Any] = []
+
+        def call(*args: Any) -> Any:
+            if settled:
+                return settled[0](*args)
+            try:
+                result = compiled(*args) if self.compile else plain(*args)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # of any kind: what Dynamo, Inductor and a compiler say
+                if self.compile:
+                    logger.warning("tower %r: its step is not compiled: %s", self.name, say(error))
+                self.compile = False
+                result = plain(*args)
+            settled.append(compiled if self.compile else plain)
+            return result
+
+        return call
+
+    def _choosing(self, kinds: Kinds) -> Any:
+        """The choice among logits for these kinds of work; rows are advanced by it."""
+        if kinds not in self.chosen_of:
+            rows, choice = self.rows, self.choice
+
+            def choose(logits: Tensor) -> Tensor:
+                chosen = choice.choose(logits, rows.place, kinds)
+                rows.ids.copy_(torch.where(rows.active, chosen, rows.pad))
+                rows.advance()
+                return chosen
+
+            self.chosen_of[kinds] = self._compiled(_own_code(choose))
+        return self.chosen_of[kinds]
+
+    def __call__(self) -> tuple[list[int], list[float] | None]:
+        """Every row's next id, and its log-probability where some row asked for it. Rows that are free have some, too,
+        of no meaning."""
+        kinds = self.choice.kinds
+        chosen = self._choosing(kinds)(self.logits_of())
+        self.rows.at += 1
+        return chosen.tolist(), self.choice.logprobs.tolist() if kinds.scored else None
+
+    # --- who comes and goes --------------------------------------------------------------------------------------
+
+    def sit(self, row: int, wish: Wish, bos: int, involved: Tensor, state: State, stream: Tensor) -> None:
+        """Take a row for a segment of one document, beside it a second one where the tower alone has a say.
+
+        Args:
+            row: a free one. wish: how it is chosen. bos: its first id. involved: bool ``[T]``. state: what was read of
+                the document. stream: int64, the ids of the tower's stream, `bos` included.
+        """
+        past = len(stream) - 1
+        self._make_room(past)
+        cache = state.caches.get(self.name) if past else None
+        self._lay(row, cache)
+        self.rows.sit(row, past, bos, involved, state)
+        self.choice.sit(row, wish, stream)
+
+    def sit_beside(self, row: int, bare: int, wish: Wish, bos: int, cache: Cache | None, stream: Tensor) -> None:
+        """Take a second row beside one just taken, for the tower alone. `cache`: of what it alone has read."""
+        self._lay(bare, cache)
+        alone = torch.zeros(len(self.model.names), dtype=torch.bool)
+        self.rows.sit(bare, len(stream) - 1, bos, alone, None)
+        self.choice.sit(row, wish, stream, bare)
+        self.beside[row] = bare
+
+    def _lay(self, row: int, cache: Cache | None) -> None:
+        given: list[Any] = [] if cache is None else cache.layers
+        for own, layer in zip(self.cache.layers, given):
+            assert isinstance(own, ColumnLayer)
+            own.join(row, layer.keys, layer.values, self.rows.at)
+
+    def _make_room(self, past: int) -> None:
+        """See that there are `past` columns before the next one."""
+        if self.rows.at < past:
+            self.move(past - self.rows.at)
+
+    def move(self, by: int) -> None:
+        """Move everything by so many columns, to the right where positive."""
+        for layer in self.cache.layers:
+            assert isinstance(layer, ColumnLayer)
+            layer.move(by)
+        self.rows.move(by)
+
+    def _both(self, row: int) -> list[int]:
+        """A row, and the one beside it."""
+        return [row, *([] if self.beside.get(row) is None else [self.beside[row]])]
+
+    def rest(self, row: int) -> None:
+        """A row writes no more, and keeps what it has read."""
+        for each in self._both(row):
+            self.rows.rest(each)
+        self.choice.leave(row)
+
+    def leave(self, row: int) -> None:
+        """Free a row, and the one beside it."""
+        for each in self._both(row):
+            self.rows.leave(each)
+        self.choice.leave(row)
+        self.beside.pop(row, None)
+
+    def extend(self, row: int, state: State, segment: int) -> int:
+        """Add to a state what a row has read of its segment; returns the number of tokens that is.
+
+        Args:
+            state: of the row's document alone; written to. segment: the number of the segment in the document.
+        """
+        seat = self.rows.seats[row]
+        end = self.rows.at if seat.end is None else seat.end
+        count, device = end - seat.first, self.tower.device
+        if not count:
+            return 0
+        cache = state.caches.get(self.name)
+        if cache is None:
+            cache = state.caches[self.name] = empty_cache(self.tower)
+        for k, own in enumerate(self.cache.layers):
+            assert isinstance(own, ColumnLayer)
+            cache.update(*own.part(row, seat.first, end), k)
+        places = torch.arange(count, device=device)[None]
+        for (reader, source), pairs in self.model.layer_pairs.items():
+            if source == self.name:
+                new = []
+                for k, (_, depth) in enumerate(pairs):
+                    states = self.rows.part(row, depth, seat.first, end)
+                    new.append(self.model.zip_layer(reader, source, k).remember(states, places))
+                old = state.memories.get((reader, source))
+                state.memories[reader, source] = new if old is None else [o.append(n) for o, n in zip(old, new)]
+        numbers = torch.full_like(places, segment)
+        for store, more in ((state.segments, numbers), (state.positions, places)):
+            store[self.name] = torch.cat([store[self.name], more], 1) if self.name in store else more
+        return count
+
+
+def _own_code(function: Any) -> Any:
+    """The same function with code of its own: the compiler counts how often a piece of code is compiled anew, and gives
+    up after a few."""
+    return FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )

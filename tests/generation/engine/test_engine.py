@@ -1,0 +1,420 @@
+"""An engine writes what the plain path writes, token for token, whoever else it writes for."""
+
+import random
+import threading
+import time
+from concurrent.futures import CancelledError
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import doc, ids_of, often_ending, open_gates, tiny_backbone, tiny_model
+
+from zipper_lm import Document, Engine, Segment, ZipperModel, combine
+from zipper_lm.generation.engine.engine import EngineClosed, EngineFull
+
+RAGGED = [
+    doc(("speech", [5, 6, 7, 8, 9, 10, 11])),
+    doc(("text", [5, 6, 7, 8, 9])),
+    doc(("text", [4]), ("speech", [12, 13]), ("text", [7, 8])),
+    doc(("speech", [])),
+]
+WITH_IMAGES = [*RAGGED, doc(("image", [9, 8, 7]), ("text", [6])), doc()]
+SAMPLED = {"do_sample": True, "seed": 7, "temperature": 1.3, "top_k": 9, "top_p": 0.95, "min_p": 0.01}
+BEST_OF = {"do_sample": True, "seed": 3, "num_return_sequences": 3}
+MORE: list[dict[str, Any]] = [
+    {},
+    {"guidance_scale": 1.7},
+    {"stop_threshold": 0.05},
+    SAMPLED,
+    {**SAMPLED, "guidance_scale": 0.6},
+    BEST_OF,
+    {"repetition_penalty": 1.5, "min_new_tokens": 3, "suppress_tokens": [5, 6]},
+    {"output_scores": True},
+]
+
+
+def lively(towers: int = 2, **kwargs: Any) -> ZipperModel:
+    return often_ending(tiny_model(towers, gate=1.0, **kwargs)).eval()
+
+
+def limits(model: ZipperModel, **more: Any) -> dict[str, dict[str, Any]]:
+    return {name: {"max_new_tokens": 9, **more} for name in model.names}
+
+
+def segments_of(documents: list[Document]) -> list[Segment]:
+    return [segment for document in documents for segment in document]
+
+
+def check_same(model: ZipperModel, engine: Engine, documents: list[Document], schedule: Any, **more: Any) -> None:
+    """The engine's ids and log-probabilities are the plain path's."""
+    how = limits(model, **more)
+    plain = model.generate(documents, schedule, settings=how)
+    ours = model.generate(documents, schedule, settings=how, engine=engine)
+    assert ids_of(ours) == ids_of(plain)
+    for one, other in zip(segments_of(ours), segments_of(plain)):
+        assert (one.logprobs is None) == (other.logprobs is None)
+        if one.logprobs is not None and other.logprobs is not None:
+            torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("more", MORE, ids=lambda more: ",".join(more) or "greedy")
+@pytest.mark.parametrize(
+    ("towers", "documents", "schedule"),
+    [(2, RAGGED, ["text"]), (2, RAGGED, ["speech", "speech", "text", "speech"]), (3, WITH_IMAGES, ["image", "text"])],
+)
+def test_it_writes_what_the_plain_path_writes(
+    towers: int, documents: list[Document], schedule: list[str], more: dict[str, Any]
+) -> None:
+    """Three rows for up to six documents, read in chunks of five tokens: some wait, and rows are used again."""
+    model = lively(towers)
+    with Engine(model, slots=3, compile=False, chunk=5) as engine:
+        check_same(model, engine, documents, schedule, **more)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "lfm2", "mamba"])
+def test_other_families(kind: str) -> None:
+    """A window smaller than the streams is captured; recurrent towers are written plainly, others beside them."""
+    model = lively(kinds={"text": kind})
+    with Engine(model, slots=3, compile=False) as engine:
+        check_same(model, engine, RAGGED, ["text", "speech", "text"])
+        assert (engine._lanes["text"].step is None) == (kind != "mistral")
+        assert engine._lanes["speech"].step is not None
+
+
+def test_the_model_says_who_speaks() -> None:
+    model = lively(3)
+    with Engine(model, slots=2, compile=False) as engine:
+        check_same(model, engine, WITH_IMAGES, "auto")
+
+
+def test_given_segments_between() -> None:
+    model = lively()
+    with Engine(model, slots=2, compile=False) as engine:
+        check_same(model, engine, RAGGED, ["text", Segment("speech", ids=[9, 9, 8]), "text"])
+
+
+def test_a_projection_before_another_layer_and_other_zips() -> None:
+    from zipper_lm import ZipSpec
+
+    zips = ZipSpec(layers=3, gate_start=1.0, positions="rotary", feed_forward=True, stretch=2.0)
+    model = lively(zips=zips)
+    with Engine(model, slots=3, compile=False) as engine:
+        check_same(model, engine, RAGGED, ["text", "speech", "text"])
+
+
+def test_adapters() -> None:
+    model = tiny_model(2, gate=1.0, train={"text": "lora"})
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model = often_ending(model).eval()
+    with Engine(model, slots=3, compile=False) as engine:
+        check_same(model, engine, RAGGED, ["text", "speech"])
+
+
+def test_lengths_of_the_whole_stream() -> None:
+    """One document at a time: beside a longer one, the plain path counts padding."""
+    model = lively()
+    with Engine(model, slots=3, compile=False) as engine:
+        for document in RAGGED:
+            check_same(model, engine, [document], ["text"], min_length=12, max_length=20, max_new_tokens=None)
+        how = limits(model, max_length=4, max_new_tokens=None)
+        with pytest.raises(ValueError, match="max_length=4, but 8 tokens are read"):
+            model.generate(RAGGED[2], ["text"], settings=how, engine=engine)
+
+
+def test_half_precision() -> None:
+    """In bfloat16 a row is rounded otherwise in a batch of another size, on the plain path, too: what parts there were
+    two tokens alike likely. Among an engine's rows, neighbours change nothing."""
+    model = lively().to(torch.bfloat16)
+    draw = random.Random(0)
+    documents = [doc(("speech", [draw.randint(3, 50) for _ in range(draw.randint(1, 20))])) for _ in range(24)]
+    how = limits(model, output_scores=True)
+    plain = [model.generate(d, ["text"], settings=how)[-1] for d in documents]
+    found = []
+    for slots in (4, 8):
+        with Engine(model, slots=slots, compile=False) as engine:
+            found.append([d[-1] for d in model.generate(documents, ["text"], settings=how, engine=engine)])
+    for one, few, many in zip(plain, *found):
+        assert few.ids == many.ids
+        for place, (ours, theirs) in enumerate(zip(few.ids or [], one.ids or [])):
+            assert few.logprobs is not None
+            assert one.logprobs is not None
+            assert abs(few.logprobs[place] - one.logprobs[place]) < 0.15
+            if ours != theirs:
+                break
+
+
+def test_zips_that_were_trained_apart() -> None:
+    """Each segment is written with the towers of its groups."""
+    shared = tiny_backbone("llama", 31)
+    parts = []
+    for other, kind, seed in (("speech", "gpt2", 1), ("image", "qwen3", 2)):
+        part = ZipperModel.fuse({"text": shared, other: tiny_backbone(kind, 41, seed=seed)})
+        open_gates(part, 1.0)
+        parts.append(part)
+    model = combine(parts).eval()
+    documents = [doc(("speech", [5, 6, 7])), doc(("image", [9, 8])), doc(("speech", [5]), ("image", [7, 8]))]
+    with Engine(model, slots=2, compile=False) as engine:
+        check_same(model, engine, documents, ["text"])
+        check_same(model, engine, documents[:1], ["text", "image"])
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 10**6))
+def test_who_else_is_written_changes_nothing(seed: int) -> None:
+    """Documents join and leave at random, some are cancelled, each has settings of its own."""
+    draw = random.Random(seed)
+    model = _LIVELY
+    documents = [draw.choice(WITH_IMAGES[:5]) for _ in range(6)]
+    schedules = [[draw.choice(model.names) for _ in range(draw.randint(1, 3))] for _ in documents]
+    chosen = [limits(model, **draw.choice(MORE[:7]), max_new_tokens=draw.randint(1, 12)) for _ in documents]
+    wanted = [model.generate([d], s, settings=c)[0] for d, s, c in zip(documents, schedules, chosen)]
+    with Engine(model, slots=draw.choice([3, 4, 6]), compile=False, chunk=draw.choice([1, 6, 256])) as engine:
+        handles = []
+        for document, schedule, how in zip(documents, schedules, chosen):
+            handles.append(engine.submit(document, schedule, how))
+            if draw.random() < 0.3:
+                engine.submit(document, schedule, how).cancel()
+            if draw.random() < 0.5:
+                time.sleep(0.01)
+        found = [handle.result(60) for handle in handles]
+    assert ids_of(found) == ids_of(wanted)
+
+
+_LIVELY = lively(3)
+
+
+def test_columns_are_used_again() -> None:
+    """Long after the columns are full, rows are right: everything has moved left, again and again."""
+    model = lively()
+    with Engine(model, slots=3, compile=False) as engine:
+        handles = [engine.submit(RAGGED[n % 4], ["text", "speech"], limits(model)) for n in range(40)]
+        wanted = ids_of(model.generate(RAGGED, ["text", "speech"], settings=limits(model)))
+        step = engine._lanes["text"].step
+        assert [ids_of([h.result(60)])[0] for h in handles] == [wanted[n % 4] for n in range(40)]
+        step = engine._lanes["text"].step
+        assert step is not None
+        assert step.rows.columns == 64
+
+
+def test_tokens_come_as_they_are_written() -> None:
+    model = lively()
+    with Engine(model, slots=2, compile=False) as engine:
+        handle = engine.submit(RAGGED[0], ["text", "speech"], limits(model))
+        heard = [(t.modality, t.segment, t.id) for t in handle]
+        document = handle.result()
+        assert heard == [(s.modality, n, i) for n, s in enumerate(document) if n for i in s.ids or []]
+        several = engine.submit(RAGGED[0], ["text"], limits(model, do_sample=True, num_return_sequences=2))
+        assert [t.id for t in several] == several.result()[-1].ids
+        told: list[int] = []
+        model.generate(
+            [RAGGED[0]], ["text"], settings=limits(model), engine=engine, on_token=lambda t: told.append(t.id) or True
+        )
+        assert told == document[1].ids
+
+
+def test_a_judge_chooses() -> None:
+    model = lively()
+    with Engine(model, slots=3, compile=False) as engine:
+        how = limits(model, **BEST_OF)
+        shortest = lambda documents, rows: [min(range(len(r)), key=lambda i: len(r[i].ids)) for r in rows]  # noqa: E731
+        plain = model.generate(RAGGED, ["text", "speech"], settings=how, choose=shortest)
+        ours = model.generate(RAGGED, ["text", "speech"], settings=how, choose=shortest, engine=engine)
+        assert ids_of(ours) == ids_of(plain)
+
+        def fails(documents: Any, rows: Any) -> list[int]:
+            raise KeyError("no judge")
+
+        with pytest.raises(KeyError, match="no judge"):
+            model.generate([RAGGED[0]], ["text"], settings=how, choose=fails, engine=engine)
+        check_same(model, engine, RAGGED, ["text"])  # it goes on
+
+
+def test_who_is_cancelled_makes_room() -> None:
+    """Also while it is read; its rows are free, and nobody waits for it."""
+    model = lively()
+    endless = limits(model, max_new_tokens=4000, min_new_tokens=4000)
+    endless["speech"] |= {"max_new_tokens": 200, "min_new_tokens": 200}
+    with Engine(model, slots=1, compile=False, chunk=4) as engine:
+        first = engine.submit(RAGGED[0], ["text"], endless)
+        next(iter(first))
+        reading = engine.submit(doc(("speech", [5] * 200)), ["text"], endless)
+        waiting = engine.submit(RAGGED[1], ["speech", "text"], limits(model))
+        reading.cancel()
+        first.cancel()
+        assert ids_of([waiting.result(60)]) == ids_of(
+            [model.generate(RAGGED[1], ["speech", "text"], settings=limits(model))]
+        )
+        for handle in (first, reading):
+            with pytest.raises(CancelledError):
+                handle.result(60)
+        assert engine.pending == 0
+        assert not engine._lanes["text"].sitting
+
+
+def test_bounds() -> None:
+    model = lively()
+    with Engine(model, slots=2, compile=False, tokens=20, memory=6, limit=1) as engine:
+        with pytest.raises(ValueError, match=r"'text'.* would read 9 tokens of 'speech', the engine has memory=6"):
+            engine.submit(RAGGED[0], ["text"], limits(model))
+        with pytest.raises(ValueError, match=r"'text': 1 tokens are read and up to 30 written.* tokens=20"):
+            engine.submit(RAGGED[3], ["text"], limits(model, max_new_tokens=30))
+        with pytest.raises(ValueError, match=r"its samples take 4 rows, the engine has slots=2"):
+            engine.submit(
+                RAGGED[3], ["text"], limits(model, do_sample=True, num_return_sequences=2, guidance_scale=2.0)
+            )
+        later = engine.submit(RAGGED[3], ["speech", "text"], limits(model, max_new_tokens=9, min_new_tokens=9))
+        with pytest.raises(EngineFull, match="the limit is 1"):
+            engine.submit(RAGGED[3], ["text"], limits(model))
+        with pytest.raises(ValueError, match=r"would read \d+ tokens of 'speech', the engine has memory=6"):
+            later.result(60)  # what is written counts, too
+    with pytest.raises(EngineClosed, match="closed"):
+        engine.submit(RAGGED[3], ["text"])
+
+
+@pytest.mark.parametrize("field", ["slots", "chunk", "tokens", "memory", "limit"])
+@pytest.mark.parametrize("value", [0, -1, True, 2.5])
+def test_sizes_are_checked(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"Engine: {field} must be"):
+        Engine(_LIVELY, **{field: value})
+
+
+def test_what_is_refused() -> None:
+    model = lively()
+    with pytest.raises(ValueError, match="weights must be None, 'bf16' or 'int8', got 'int4'"):
+        Engine(model, weights="int4")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="training mode"):
+        Engine(model.train())
+    model.eval()
+    with Engine(model, compile=False) as engine, pytest.raises(ValueError, match="another model"):
+        lively().generate(RAGGED, ["text"], engine=engine)
+    with pytest.raises(ValueError, match="needs a ZipperModel"):
+        Engine(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+
+
+def test_closed_while_busy() -> None:
+    model = lively()
+    endless = limits(model, max_new_tokens=200, min_new_tokens=200)
+    engine = Engine(model, slots=1, compile=False)
+    running, waiting = (engine.submit(RAGGED[3], ["text"], endless) for _ in range(2))
+    next(iter(running))
+    engine.close(cancel=True)
+    for handle in (running, waiting):
+        with pytest.raises(CancelledError):
+            handle.result(5)
+    finished = Engine(model, slots=1, compile=False)
+    handle = finished.submit(RAGGED[0], ["text"], limits(model))
+    finished.close()  # what there is is finished
+    assert handle.done()
+    assert not finished.alive
+    assert ids_of([handle.result()]) == ids_of([model.generate(RAGGED[0], ["text"], settings=limits(model))])
+
+
+def test_weights_that_change_are_noticed() -> None:
+    """Who is being written fails, rather than being written by two models; who comes after it is written by the new."""
+    model = lively()
+    with Engine(model, slots=2, compile=False) as engine:
+        check_same(model, engine, RAGGED, ["text", "speech"])
+        before = ids_of(model.generate(RAGGED, ["text", "speech"], settings=limits(model)))
+        endless = limits(model, max_new_tokens=150, min_new_tokens=150)
+        handle = engine.submit(RAGGED[3], ["text", "speech"], endless)
+        next(iter(handle))
+        with torch.no_grad():
+            for parameter in model.zips.parameters():
+                parameter.mul_(-1.5)
+        with pytest.raises(RuntimeError, match="weights changed"):
+            handle.result(60)
+        check_same(model, engine, RAGGED, ["text", "speech"])
+        assert ids_of(model.generate(RAGGED, ["text", "speech"], settings=limits(model))) != before
+
+
+def test_many_threads_submit() -> None:
+    model = lively()
+    wanted = ids_of(model.generate(RAGGED, ["text", "speech"], settings=limits(model)))
+    found: dict[int, Any] = {}
+    with Engine(model, slots=4, compile=False) as engine:
+
+        def ask(number: int) -> None:
+            found[number] = ids_of([engine.submit(RAGGED[number % 4], ["text", "speech"], limits(model)).result(60)])
+
+        threads = [threading.Thread(target=ask, args=(n,)) for n in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [found[n] for n in range(12)] == [[wanted[n % 4]] for n in range(12)]
+
+
+def test_a_step_that_fails_takes_nobody_else_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory in a step: who sits there is told, and the engine writes on."""
+    model = lively()
+    with Engine(model, slots=2, compile=False) as engine:
+        check_same(model, engine, RAGGED, ["text"])
+        step = engine._lanes["text"].step
+        assert step is not None
+
+        def fails() -> None:
+            raise torch.OutOfMemoryError("no memory")
+
+        monkeypatch.setattr(step, "logits_of", fails)
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.submit(RAGGED[0], ["text"], limits(model)).result(60)
+        check_same(model, engine, RAGGED, ["text"])
+
+
+def test_what_was_read_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between segments the towers read one or two tokens each, those that no step has read."""
+    import zipper_lm.generation.engine.writing as writing
+
+    model, sizes = lively(), []
+    plain = writing.read
+    monkeypatch.setattr(writing, "read", lambda m, batch, state: sizes.append(batch.numel()) or plain(m, batch, state))
+    with Engine(model, slots=1, compile=False) as engine:
+        check_same(model, engine, RAGGED[:1], ["text", "speech", "text", "speech"], min_new_tokens=5)
+    assert sizes
+    assert max(sizes) <= 2
+
+
+def test_seeds_make_draws_the_same_alone_and_together() -> None:
+    model = lively()
+    how = limits(model, **SAMPLED)
+    together = ids_of(model.generate(RAGGED, ["text", "speech"], settings=how))
+    assert together == ids_of(model.generate(RAGGED, ["text", "speech"], settings=how))
+    assert together[0] == ids_of(model.generate(RAGGED[:1], ["text", "speech"], settings=how))[0]
+    assert together != ids_of(
+        model.generate(RAGGED, ["text", "speech"], settings=limits(model, **{**SAMPLED, "seed": 8}))
+    )
+    assert (
+        ids_of(model.generate([RAGGED[0]] * 2, ["text"], settings=how))[0]
+        != ids_of(model.generate([RAGGED[0]] * 2, ["text"], settings=how))[1]
+    ), "each document of a call draws for itself"
+
+
+@pytest.mark.slow
+def test_compiled() -> None:
+    """Without a compiler the same step runs as it is, so this shows nothing there."""
+    model = lively()
+    with Engine(model, slots=3, compile=True) as engine:
+        for more in (MORE[0], MORE[1], SAMPLED):
+            check_same(model, engine, RAGGED, ["text", "speech"], **more)
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The same step runs as it is, and it is said once."""
+    model = lively()
+
+    def broken(function: Any, **how: Any) -> Any:
+        def call(*args: Any) -> Any:
+            raise RuntimeError("no C++ compiler")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with Engine(model, slots=3, compile=True) as engine:
+        check_same(model, engine, RAGGED, ["text", "text"])
+        check_same(model, engine, RAGGED, ["text"], **SAMPLED)
+    assert sum("no C++ compiler" in record.message for record in caplog.records) == 1
