@@ -110,7 +110,7 @@ class _StandIn:
         """What the layer answers where nothing is computed: the state that is known, else the one that came."""
         state = self._state
         if (found := state.known.get(depth)) is not None:
-            hidden = _shaped(found, hidden, state)
+            hidden = shaped(found, hidden, state.axes)
         members = state.members[depth]
         return hidden if members is None else (hidden, *[None] * (members - 1))
 
