@@ -136,3 +136,13 @@ def test_plain_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert record == json.loads((tmp_path / "plain.json").read_text())
     assert [(row["batch"], row["feed_forward"]) for row in record["rows"]] == [(1, False), (2, False), (1, True)]
     assert all(isinstance(row["zipped_to_bare"], float) for row in record["rows"])
+
+
+def test_prefix_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run_small("prefix_cache.py", monkeypatch, tmp_path / "prefix.json", "--size", "tiny", "--repeats", 1)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads((tmp_path / "prefix.json").read_text())
+    assert [row["tasks"] for row in record["rows"]] == [["speech->text"], ["speech->text", "text->speech"]]
+    for row in record["rows"]:
+        assert row["layers kept"] == [4]
+        assert set(row["without to kept"]) == {"memory", "disk"}

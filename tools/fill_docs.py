@@ -51,7 +51,7 @@ EXPERIMENTS = (
     *("data-curve-long", "more-seeds", "converged", "augmentation", "pseudo-labels", "positions"),
     *("early-stopped-tower", "equal-exposure", "strong-tower", "more-steps", "data-curve-cpu", "main-cpu"),
     *("few-pairs", "digit-images", "window", "window-digits", "ablations-cpu", "digit-images-long"),
-    *("sounds-cpu", "sounds-variants"),
+    *("sounds-cpu", "sounds-variants", "projection-place"),
 )
 """In the order in which docs/results.md tells them."""
 BLOCK = re.compile(r"<!-- results:([\w-]+) -->\n.*?<!-- end of results -->", re.DOTALL)
