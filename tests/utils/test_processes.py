@@ -35,13 +35,17 @@ def launch(*words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_two_processes_train_one_model(tmp_path: Path) -> None:
+def test_two_processes_train_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes used to make towers, train and write each for itself, into the same places.
 
     They must end with one whole model whose frozen tower is untouched, say so once, and have seen twice the documents.
+    Each computes its share of what is kept of the frozen tower, and reads the other's: one took files that the other
+    had just written for older ones, and computed a share of the rest only.
     """
+    monkeypatch.setenv("ZIPPER_CACHE", str(tmp_path / "cache"))
     text = {
         "source": str(tmp_path / "text"),
+        "input_projection_layer": 1,
         "pretrain": {
             "codec": {"kind": "text", "options": {"vocab_size": 32}},
             "backbone": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
@@ -49,7 +53,9 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
         },
     }
     towers = {"text": text, "speech": {"source": str(workshop() / "speech"), "train": "full"}}
-    plain = plain_recipe(tmp_path / "model", towers=towers, training={"steps": 4, "evaluate_every": 2})
+    plain = plain_recipe(
+        tmp_path / "model", towers=towers, training={"steps": 4, "evaluate_every": 2, "prefix_cache": "disk"}
+    )
     plain["training"]["arguments"] |= {"use_cpu": True}
     (tmp_path / "recipe.yaml").write_text(json.dumps(plain))
     done = launch("fuse", tmp_path / "recipe.yaml", "--json")
@@ -58,6 +64,8 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     assert json.loads(line)["steps"] == 4
     record = json.loads((tmp_path / "model" / "run.json").read_text())
     assert record["frozen_unchanged"] == {"text": True}
+    assert {entry["prefix_cache/text"] for entry in record["history"] if "loss" in entry} == {1.0}
+    assert len(list((tmp_path / "cache" / "prefixes").rglob("*.safetensors"))) == 2
     epochs = [entry["epoch"] for entry in record["history"] if "loss" in entry]
     assert epochs[-1] == pytest.approx(4 * 4 * 2 / 12, abs=0.7), "four steps of four documents in two processes"
     model = ZipperModel.from_pretrained(tmp_path / "model")

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import psutil
@@ -28,10 +28,11 @@ from zipper_lm.fusion.interface import FINE
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.prefix import check_prefix, prefix_depths, prefix_states
 from zipper_lm.training.prefix_store import PrefixStore, key_of, write_states
-from zipper_lm.utils.processes import any_of, on_this_machine, rank_of, wait
+from zipper_lm.utils.processes import any_of, on_this_machine, rank_of
 from zipper_lm.utils.progress import bar, barred, plain_console
 from zipper_lm.utils.tensors import weights_hash
 
+T = TypeVar("T")
 PrefixMode = Literal["memory", "disk"]
 Streams = dict[bytes, np.ndarray]
 """Distinct streams of one tower: key to ids, int32 ``[time]``."""
@@ -234,28 +235,47 @@ class _Keeper:
             self.store.add(keys, lengths, states)
 
     def onto_disk(self, streams: Streams, folder: Path) -> None:
-        """Those that no file has yet; several processes compute a share each."""
+        """Those that no file has yet; several processes compute a share each, of what all of them found lacking."""
         fingerprint = self._fingerprint()
         place = folder / f"{self.name}-{fingerprint[:16]}"
-        there_already = sorted(place.glob("*.safetensors"))
-        for file in there_already:
-            self._check(file, self.store.read(file, fingerprint), streams)
-        lacking = {key: ids for key, ids in streams.items() if key not in self.store}
-        there = next(p for p in (place, *place.absolute().parents) if p.exists())
-        where = f"files in {place}"
+        files: set[Path] = set()
+
+        def read(check: bool = False) -> Streams:
+            """Read files that are new here; the streams that none has."""
+            for file in sorted({*place.glob("*.safetensors")} - files):
+                files.add(file)
+                keys = self.store.read(file, fingerprint)
+                if check:
+                    self._check(file, keys, streams)
+            return {key: ids for key, ids in streams.items() if key not in self.store}
+
+        def write(share: Streams) -> None:
+            for part in self._parts(share):
+                write_states(place, fingerprint, *part)
+
+        def begin() -> Streams:
+            lacking = read(check=True)
+            free = shutil.disk_usage(next(p for p in (place, *place.absolute().parents) if p.exists())).free
+            self._announce(lacking, len(streams) - len(lacking), 1, free, f"files in {place}")
+            return lacking
+
+        rank, processes = rank_of()
+        lacking = self._in_all(begin)  # in all of them, before one writes a file that another would find
+        self._in_all(lambda: write(dict(_by_length(lacking)[rank::processes])))
+        if processes > 1 and (elsewhere := read()):  # shares of processes whose disk this one does not see
+            write(elsewhere)
+        read()
+
+    def _in_all(self, work: Callable[[], T]) -> T:
+        """Do it in all processes; when all are done, go on, or raise where one failed: others would wait for it."""
         problem: Exception | None = None
         try:
-            self._announce(lacking, len(streams) - len(lacking), 1, shutil.disk_usage(there).free, where)
-            rank, processes = rank_of()
-            for part in self._parts(dict(_by_length(lacking)[rank::processes])):
-                write_states(place, fingerprint, *part)
+            done = work()
         except Exception as error:
             problem = error
-        if any_of(problem is not None):  # the others would wait for one that failed
+        if any_of(problem is not None):
             raise problem or ValueError(f"training.prefix_cache: {self.name!r} failed in another process")
-        wait()
-        for file in sorted({*place.glob("*.safetensors")} - {*there_already}):
-            self.store.read(file, fingerprint)
+        return done
 
     def _announce(self, streams: Streams, there: int, times: int, free: int, where: str) -> None:
         """Say how large it will be. Raises `ValueError` if it does not fit."""
