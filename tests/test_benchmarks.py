@@ -146,3 +146,14 @@ def test_prefix_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     for row in record["rows"]:
         assert row["layers kept"] == [4]
         assert set(row["without to kept"]) == {"memory", "disk"}
+
+
+def test_chunked_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("zipper_lm.fusion.head.HELD", 1)  # put back what the script sets
+    run_small("chunked_loss.py", monkeypatch, tmp_path / "loss.json", "--size", "tiny", "--repeats", 1)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads((tmp_path / "loss.json").read_text())
+    assert record["held"] == 2400
+    assert record["losses"]["parts"] == pytest.approx(record["losses"]["whole"], rel=1e-5)
+    assert record["held_mib"].keys() == {"whole", "parts"}
+    assert isinstance(record["parts_to_whole"]["seconds"], float)

@@ -32,12 +32,12 @@ def towers_for(model: ZippedTowers, name: str, earlier: Collection[str], involve
     return {name}.union(*(seen or first))
 
 
-def read_by_group(model: ZippedTowers, batch: Batch) -> Reading:
-    """`read` for whole documents, each segment computed with the towers of its groups."""
+def read_by_group(model: ZippedTowers, batch: Batch, logits: bool = True) -> Reading:
+    """`read` for whole documents, each segment computed with the towers of its groups; `logits` as there."""
     names, groups = model.names, [set(group) for group in model.config.groups]
     known = batch_on_host(batch)
     keys = {name: _keys(model, known, name, groups) for name in batch}
-    logits: dict[str, Tensor] = {}
+    made: dict[str, Tensor] = {}
     finals: dict[str, Tensor] = {}
     for key in sorted({int(k) for found in keys.values() for k in found.unique()}):
         towers = set().union(*(group for g, group in enumerate(groups) if key >> g & 1))
@@ -49,12 +49,13 @@ def read_by_group(model: ZippedTowers, batch: Batch) -> Reading:
                 for n, stream in batch.items()
                 if n in part
             }
-            reading = read(model, Batch(chosen))
+            reading = read(model, Batch(chosen), logits=logits)
             for name in chosen:
-                (here,) = send([(keys[name] == key)[..., None]], reading.logits[name].device)
-                for found, given in ((logits, reading.logits[name]), (finals, reading.finals[name])):
-                    found[name] = torch.where(here, given, found[name]) if name in found else given
-    return Reading(logits, finals)
+                for found, given in ((made, reading.logits), (finals, reading.finals)):
+                    if name in given:
+                        (here,) = send([(keys[name] == key)[..., None]], given[name].device)
+                        found[name] = torch.where(here, given[name], found[name]) if name in found else given[name]
+    return Reading(made, finals)
 
 
 def _keys(model: ZippedTowers, batch: Batch, name: str, groups: list[set[str]]) -> Tensor:

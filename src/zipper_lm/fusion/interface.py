@@ -34,6 +34,9 @@ FINE, COARSE = 1e-3, 0.25
 SPREAD = 4
 SEVERAL = 4
 
+FEW = "logits_to_keep"
+"""The argument by which a family makes the logits of so many last tokens only."""
+
 _QUIET = {"use_cache": False, "return_dict": True}
 
 _WHOLE = "what reading everything at once gives"
@@ -103,10 +106,11 @@ class Interface:
         cache: Any = None,
         use_cache: bool = False,
         positions: Tensor | None = None,
+        logits: bool = True,
     ) -> tuple[Tensor, Any]:
         """Logits, and what the backbone remembers if it was asked for; arguments as of `Tower.forward`."""
         known = self.cache if use_cache or cache is not None else None
-        output = self.output(backbone, input_ids, attention_mask, cache, known is not None, positions)
+        output = self.output(backbone, input_ids, attention_mask, cache, known is not None, positions, logits)
         return output.logits, None if known is None else output.get(known.field)
 
     def output(
@@ -117,6 +121,7 @@ class Interface:
         cache: Any,
         use_cache: bool,
         positions: Tensor | None = None,
+        logits: bool = True,
     ) -> Any:
         """What its forward returns; arguments as of `Tower.forward`."""
         options: dict[str, Any] = {**_QUIET, "use_cache": use_cache}
@@ -130,7 +135,10 @@ class Interface:
         if positions is not None:
             assert self.positions is not None, "check_packing was not asked"
             options[self.positions] = answering(positions)
-            input_ids = answering(input_ids)  # without a mask some families look for padding among them
+        if attention_mask is None:
+            input_ids = answering(input_ids)  # some families look for padding among them then
+        if not logits:
+            options[FEW] = 1
         given = {name: value for name, value in options.items() if name in self.takes}
         if self.cache is not None and cache is not None:
             given[self.cache.argument] = cache

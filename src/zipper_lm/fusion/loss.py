@@ -6,11 +6,15 @@ whose gradients are added before the optimizer steps. Then gradients are those o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
 from zipper_lm.data.collation import IGNORED, TowerBatch
@@ -62,6 +66,26 @@ class Targets:
         """
         places, labels = send((self.places, self.labels), logits.device)
         return F.cross_entropy(logits.flatten(0, 1).index_select(0, places).float(), labels, reduction="sum")
+
+    def loss_by_parts(self, head: Callable[[Tensor], Tensor], states: Tensor, number: int) -> Tensor:
+        """The same, of logits that are made of a few targets at a time, and made again for the backward pass.
+
+        Args:
+            head: makes logits ``[targets, vocab]`` of states ``[targets, hidden]``. states: ``[batch, time, hidden]``.
+            number: of targets in each part.
+        """
+        places, labels = send((self.places, self.labels), states.device)
+        chosen = states.flatten(0, 1).index_select(0, places)
+        parts = [
+            checkpoint(partial(_summed, head), *part, use_reentrant=False, preserve_rng_state=False)
+            for part in zip(chosen.split(number), labels.split(number), strict=True)
+        ]
+        return torch.stack(parts).sum()
+
+
+def _summed(head: Callable[[Tensor], Tensor], states: Tensor, labels: Tensor) -> Tensor:
+    logits = head(states)
+    return F.cross_entropy(logits.float(), labels.to(logits.device), reduction="sum")
 
 
 def share(loss: Tensor, number: Tensor) -> Tensor:

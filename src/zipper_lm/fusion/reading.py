@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zipper_lm.data.collation import Batch
 from zipper_lm.data.packing import places
+from zipper_lm.fusion.head import Head, are_many, head_of
 from zipper_lm.fusion.lockstep import Board, lockstep
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.prefix import known_states
@@ -64,7 +65,7 @@ class Reading:
     """What one pass gives.
 
     Attributes:
-        logits: per tower ``[batch, time, vocab]``.
+        logits: per tower ``[batch, time, vocab]``, of those whose logits were made.
         finals: per tower, the state after its last layer and zip ``[batch, time, hidden]``.
     """
 
@@ -199,13 +200,14 @@ class _Pass:
         return result
 
 
-def read(model: ZippedTowers, batch: Batch, state: State | None = None) -> Reading:
+def read(model: ZippedTowers, batch: Batch, state: State | None = None, logits: bool = True) -> Reading:
     """Run a batch of finished (or, in training, whole) segments through their towers.
 
     Args:
         model: the model.
         batch: new tokens; with a `state`, tokens that go on from it.
         state: what was read before; it is extended by this batch in place. `None`: nothing before, nothing kept.
+        logits: false leaves out those that are many, where `tower_head` can make them of `finals`.
 
     Raises:
         ValueError: with a `state`, for documents that share rows.
@@ -214,7 +216,7 @@ def read(model: ZippedTowers, batch: Batch, state: State | None = None) -> Readi
         raise ValueError("documents that share rows cannot be gone on with: collate them without packing")
     batch = Batch({n: dict(zip(side, send([*side.values()], model.tower(n).device))) for n, side in batch.items()})
     this = _Pass(model, batch, state)
-    forwards = {}
+    forwards, made = {}, []
     for name, stream in batch.items():
         mask = stream["attention_mask"]
         cache = None
@@ -227,12 +229,20 @@ def read(model: ZippedTowers, batch: Batch, state: State | None = None) -> Readi
             (positions,) = send([places(on_host(stream["documents"]))], tower.device)
         known = known_states(model, name, stream) if state is None else None
         where: dict[str, Any] = {"attention_mask": mask} if positions is None else {"positions": positions}
-        how: dict[str, Any] = {"cache": cache, "use_cache": state is not None, "known": known}
+        many = are_many(stream["input_ids"].numel(), tower.head_size)
+        few = many and not logits and tower_head(tower) is not None
+        made += [] if few else [name]
+        how: dict[str, Any] = {"cache": cache, "use_cache": state is not None, "known": known, "logits": not few}
         forwards[name] = partial(_forward, tower, stream["input_ids"], where | how)
     outputs = lockstep(forwards, this.board, this.posts, this.needs, this.enter, this.update)
     if state is not None:
         _extend(state, this, {name: cache for name, (_, cache) in outputs.items()})
-    return Reading({n: logits for n, (logits, _) in outputs.items()}, this.finals)
+    return Reading({name: outputs[name][0] for name in outputs if name in made}, this.finals)
+
+
+def tower_head(tower: Tower) -> Head | None:
+    """What makes a tower's logits of single states, if it can be had apart."""
+    return head_of(tower.backbone, tower.interface, tower.layers_path)
 
 
 def _forward(tower: Tower, input_ids: Tensor, how: Mapping[str, Any], listener: Listener) -> tuple[Tensor, Any]:

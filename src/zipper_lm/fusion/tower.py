@@ -279,6 +279,7 @@ class Tower(nn.Module):
         use_cache: bool = False,
         listener: Listener | None = None,
         known: Mapping[int, Tensor] | None = None,
+        logits: bool = True,
     ) -> tuple[Tensor, Any]:
         """One pass of the backbone's own forward.
 
@@ -292,6 +293,7 @@ class Tower(nn.Module):
             listener: hears every layer of this one call; `None` leaves the backbone exactly itself.
             known: with a listener, by depth, states ``[batch, time, hidden]`` that leave layers: up to the last of them
                 nothing is computed. Whether a family allows that is to be tried (`zipper_lm.fusion.prefix`).
+            logits: false: those of the last token are enough. A family may make all of them for all that.
 
         Returns:
             logits ``[batch, time, vocab]`` and the cache (`None` if not asked for).
@@ -315,7 +317,8 @@ class Tower(nn.Module):
                 f"tower {self.name!r}: {new} tokens at once, but {type(self.backbone).__name__} goes on "
                 f"{self.interface.going_on}"
             )
-        call = partial(self.interface.call, self.backbone, input_ids, attention_mask, cache, use_cache, positions)
+        given = (input_ids, attention_mask, cache, use_cache, positions, logits)
+        call = partial(self.interface.call, self.backbone, *given)
         if listener is None:
             return call()
         with listening(self.layers, listener, known) as state:

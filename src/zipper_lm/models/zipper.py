@@ -21,9 +21,10 @@ from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec
 from zipper_lm.fusion.groups import read_by_group
+from zipper_lm.fusion.head import tokens_at_once
 from zipper_lm.fusion.loss import Targets, ZipperOutput, share, targets
 from zipper_lm.fusion.network import ZippedTowers
-from zipper_lm.fusion.reading import read
+from zipper_lm.fusion.reading import Reading, read, tower_head
 from zipper_lm.generation import generate
 from zipper_lm.generation.arguments import Given, Schedule
 from zipper_lm.generation.segment import StreamedToken
@@ -45,7 +46,11 @@ class ZipperModel(ZippedTowers):
     """
 
     def forward(
-        self, batch: Batch, target_counts: Mapping[str, Tensor] | None = None, return_loss: bool = True
+        self,
+        batch: Batch,
+        target_counts: Mapping[str, Tensor] | None = None,
+        return_loss: bool = True,
+        return_logits: bool = True,
     ) -> ZipperOutput:
         """Run whole documents and score their targets.
 
@@ -55,6 +60,7 @@ class ZipperModel(ZippedTowers):
                 where gradients of several batches are added, that of all of them. `None`: the batch's own
                 (`target_counts`).
             return_loss: false leaves the losses out. transformers' Trainer looks for an argument of this name.
+            return_logits: false leaves the logits out: where they are many, they are made of a few targets at a time.
 
         Returns:
             losses and logits. The loss of a modality is the mean over its target tokens, weighted by
@@ -65,21 +71,32 @@ class ZipperModel(ZippedTowers):
                 are not those of `collate`.
         """
         check_batch(batch, self.names, self.check_ids)
-        reading = read_by_group(self, batch) if self.config.groups else read(self, batch)
+        few = return_loss and not return_logits
+        reading = (read_by_group if self.config.groups else read)(self, batch, logits=not few)
         if not return_loss:
             return ZipperOutput(logits=reading.logits)
         known = batch_on_host(batch)
         numbers = self.target_counts(known) if target_counts is None else target_counts
         losses: dict[str, Tensor] = {}
-        for name, logits in reading.logits.items():
-            if len(wanted := Targets.of(targets(known[name], logits.shape[-1]))):
-                losses[name] = share(wanted.loss(logits), numbers[name])
-        device = next(iter(reading.logits.values())).device
+        for name in reading.finals:
+            if len(wanted := Targets.of(targets(known[name], self.tower(name).head_size))):
+                losses[name] = share(self._loss_of(name, wanted, reading), numbers[name])
+        device = self.tower(next(iter(reading.finals))).device
         total = [self.config.loss_weights.get(n, 1.0) * loss.to(device) for n, loss in losses.items()]
         if losses and self.config.handover_weight:
             losses["handover"] = share(self._handover_loss(known, reading.finals), numbers["handover"])
             total.append(self.config.handover_weight * losses["handover"].to(device))
-        return ZipperOutput(loss=torch.stack(total).sum() if total else None, losses=losses, logits=reading.logits)
+        loss = torch.stack(total).sum() if total else None
+        return ZipperOutput(loss=loss, losses=losses, logits=reading.logits if return_logits else None)
+
+    def _loss_of(self, name: str, wanted: Targets, reading: Reading) -> Tensor:
+        """Summed loss of a tower's targets."""
+        if name in reading.logits:
+            return wanted.loss(reading.logits[name])
+        tower = self.tower(name)
+        head = tower_head(tower)
+        assert head is not None
+        return wanted.loss_by_parts(head, reading.finals[name], tokens_at_once(tower.head_size))
 
     def target_counts(self, batch: Batch) -> dict[str, Tensor]:
         """How many targets a batch has for each part of the loss, int64 scalars on the CPU: each tower's, 0 where it

@@ -215,7 +215,7 @@ class ZipperTrainer(BaseTrainer):
         """
         counts = self._counts([inputs["batch"]]) if num_items_in_batch is None else num_items_in_batch
         with watched(self.accelerator.unwrap_model(model), inputs["batch"], self.guided, counts.queries) as costs:
-            output = model(**inputs, target_counts=counts.targets)
+            output = model(**inputs, target_counts=counts.targets, return_logits=return_outputs)
         if output.loss is None:
             raise ValueError("training: a batch without a single target; every document needs one")
         parts, total = dict(output.losses), output.loss

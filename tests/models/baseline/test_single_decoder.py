@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from zipper_lm import Document, Segment
 from zipper_lm.data.collation import IGNORED, collate
+from zipper_lm.fusion import head
 from zipper_lm.fusion.config import TowerSpec
 from zipper_lm.models.baseline.expand import expand
 from zipper_lm.models.baseline.single_decoder import SingleDecoder
@@ -231,3 +232,25 @@ def test_settings_are_counted_within_the_modality():
     assert other != first
     with pytest.raises(ValueError, match=r"guidance_scale=2\.0 goes with greedy search"):
         model.generate(given, ["speech"], settings={"speech": settings | {"guidance_scale": 2.0, "num_beams": 2}})
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2-tied", "gemma2"])
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_large_vocabulary_is_scored_by_parts(kind: str, packing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in Zipper: the baseline would pay for logits that Zipper does not hold."""
+    model = single(kind).eval()
+    batch = collate(DOCUMENTS, model.specials, packing=packing)
+    found = []
+    for numbers in (head.HELD, 100):
+        monkeypatch.setattr(head, "HELD", numbers)
+        model.zero_grad()
+        output = model(batch, return_logits=False)
+        assert output.logits is None
+        output.loss.backward()
+        found.append((output.losses, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    (whole, gradients), (parts, others) = found
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name])
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=1e-6)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
@@ -30,9 +31,11 @@ from zipper_lm.fusion.backbones import (
 )
 from zipper_lm.fusion.config import backbone_config
 from zipper_lm.fusion.document_model import DocumentModel
-from zipper_lm.fusion.interface import learn
+from zipper_lm.fusion.head import Last, are_many, head_of, tokens_at_once
+from zipper_lm.fusion.interface import FEW, learn
 from zipper_lm.fusion.loss import Targets, ZipperOutput, share
 from zipper_lm.fusion.packing import check_packing
+from zipper_lm.fusion.tower import listening
 from zipper_lm.generation import generate
 from zipper_lm.generation.arguments import (
     Given,
@@ -48,7 +51,7 @@ from zipper_lm.generation.candidates import Choose, candidates_of, decode_writte
 from zipper_lm.generation.segment import Stop, StreamedToken
 from zipper_lm.models import export, sharing
 from zipper_lm.models.baseline.config import SingleDecoderConfig, is_single_decoder
-from zipper_lm.models.baseline.vocabulary import Modality, join
+from zipper_lm.models.baseline.vocabulary import Joined, Modality, join
 from zipper_lm.models.baseline.writing import score, write
 from zipper_lm.models.card import refresh_card
 from zipper_lm.models.checkpoint import copy_tensors, given_tensors, is_of, write_checkpoint
@@ -139,13 +142,17 @@ class SingleDecoder(DocumentModel):
             raise ValueError(f"{name}: token id {low if low < 0 else high} out of range, it has ids 0 to {size - 1}")
 
     def forward(
-        self, batch: Batch, target_counts: Mapping[str, Tensor] | None = None, return_loss: bool = True
+        self,
+        batch: Batch,
+        target_counts: Mapping[str, Tensor] | None = None,
+        return_loss: bool = True,
+        return_logits: bool = True,
     ) -> ZipperOutput:
         """Run whole documents and score their targets.
 
         Args:
             batch: from `collate` or the processor, one stream per modality; joined here.
-            target_counts, return_loss: as of `ZipperModel.forward`.
+            target_counts, return_loss, return_logits: as of `ZipperModel.forward`.
 
         Returns:
             As `ZipperModel.forward`, with the losses over the whole vocabulary; logits under ``"decoder"``, ``[batch,
@@ -156,25 +163,37 @@ class SingleDecoder(DocumentModel):
         """
         check_batch(batch, self.names, self.check_ids)
         joined = join(batch_on_host(batch), self.modalities)
-        device = self.backbone.device
-        if joined.documents is None:
-            ids, mask = send((joined.input_ids, joined.attention_mask), device)
-            output = self.backbone(input_ids=ids, attention_mask=answering(mask), use_cache=False)
+        size = self.get_input_embeddings().weight.shape[0]
+        few = return_loss and not return_logits and are_many(joined.input_ids.numel(), size)
+        if (head := head_of(self.backbone, self.interface) if few else None) is None:
+            logits = self._read(joined, logits=True)
+            loss_of: Callable[[Targets], Tensor] = partial(Targets.loss, logits=logits)
         else:
-            ids, positions = send((joined.input_ids, places(joined.documents)), device)
-            output = self.interface.output(self.backbone, ids, None, None, False, positions)
+            with listening(head.layers, last := Last(head.depth)):
+                logits = self._read(joined, logits=False)
+            loss_of = partial(Targets.loss_by_parts, head=head, states=last.state, number=tokens_at_once(size))
         if not return_loss:
-            return ZipperOutput(logits={"decoder": output.logits})
+            return ZipperOutput(logits={"decoder": logits})
         numbers = self.target_counts(batch) if target_counts is None else target_counts
         losses: dict[str, Tensor] = {}
         for index, modality in enumerate(self.modalities):
             labels = joined.labels.where(joined.owners == index, IGNORED)
             if len(wanted := Targets.of(labels[:, 1:])):
-                losses[modality.name] = share(wanted.loss(output.logits), numbers[modality.name])
+                losses[modality.name] = share(loss_of(wanted), numbers[modality.name])
         total = [self.config.loss_weights.get(n, 1.0) * loss for n, loss in losses.items()]
-        return ZipperOutput(
-            loss=torch.stack(total).sum() if total else None, losses=losses, logits={"decoder": output.logits}
-        )
+        loss = torch.stack(total).sum() if total else None
+        return ZipperOutput(loss=loss, losses=losses, logits={"decoder": logits} if return_logits else None)
+
+    def _read(self, joined: Joined, logits: bool) -> Tensor:
+        """Logits of a joined stream; false: those of the last token are enough."""
+        device, keep = self.backbone.device, {} if logits else {FEW: 1}
+        if joined.documents is None:
+            ids, mask = send((joined.input_ids, joined.attention_mask), device)
+            output = self.backbone(input_ids=ids, attention_mask=answering(mask), use_cache=False, **keep)
+        else:
+            ids, positions = send((joined.input_ids, places(joined.documents)), device)
+            output = self.interface.output(self.backbone, ids, None, None, False, positions, logits)
+        return output.logits
 
     def check_packing(self) -> None:
         """Raise `ValueError` if the decoder does not read documents that share a row as each alone. It is tried."""
