@@ -6,6 +6,8 @@ backbone says of each stream alone, also after everything has moved. What does n
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -15,15 +17,34 @@ from zipper_lm.fusion.reading import State
 from zipper_lm.fusion.tower import Tower
 from zipper_lm.generation.engine.choice import Wish
 from zipper_lm.generation.engine.rows import Rows
-from zipper_lm.generation.engine.step import Step, empty_cache
+from zipper_lm.generation.engine.step import Step, copy_of, empty_cache
 
 TIME, COLUMNS = 8, 10
 PASTS = (0, 4, 2)  # tokens of each row's past
 JOINS = (0, 1, 3)  # the step at which it begins
 
 
-def capture_fault(model: ZippedTowers, name: str) -> str | None:
-    """Why a tower cannot be captured; `None` if it can."""
+@dataclass(frozen=True)
+class Capture:
+    """How a tower can be captured.
+
+    Attributes:
+        fault: why it cannot; `None` if it can. attention: whether its copy may attend as `attention.py` does.
+    """
+
+    fault: str | None = None
+    attention: bool = False
+
+
+def learn_capture(model: ZippedTowers, name: str) -> Capture:
+    """Try a tower; its weights, modes and the random states are afterwards what they were."""
+    chosen = getattr(model.tower(name).backbone.config.get_text_config(decoder=True), "_attn_implementation", None)
+    if chosen == "sdpa" and _fault(model, name, attention=True) is None:
+        return Capture(attention=True)
+    return Capture(_fault(model, name, attention=False))
+
+
+def _fault(model: ZippedTowers, name: str, attention: bool) -> str | None:
     tower = model.tower(name)
     known = tower.interface.cache
     if tower.interface.writing == "wrong":
@@ -36,19 +57,19 @@ def capture_fault(model: ZippedTowers, name: str) -> str | None:
         return "it has no weights"
     try:
         with trial(tower.backbone):
-            return _tried(model, name)
+            return _tried(model, name, attention)
     except Exception as error:  # of any kind: what a family says to a cache of columns
         return say(error)
 
 
-def _tried(model: ZippedTowers, name: str) -> str | None:
+def _tried(model: ZippedTowers, name: str, attention: bool) -> str | None:
     tower, special = model.tower(name), model.specials[name]
     ids = plain_ids(tower.backbone, len(PASTS), TIME)
     like = tower(ids[:1, :2], torch.ones_like(ids[:1, :2]), use_cache=True)[1]
     if [type(layer) for layer in empty_cache(tower).layers] != [type(layer) for layer in like.layers]:
         return "its cache is of another kind than its config says"
     rows = Rows(model, name, len(PASTS), COLUMNS, {}, special.pad)
-    step = Step(model, name, tower.structural_copy(), rows, like, compile=False)
+    step = Step(model, name, copy_of(tower, attention), rows, like, compile=False)
     wish, alone = Wish(suppressed=frozenset(), eos=special.eos), torch.zeros(len(model.names), dtype=torch.bool)
     far: list[float] = []
     read = [0] * len(PASTS)

@@ -30,7 +30,7 @@ from zipper_lm.generation.arguments import (
     encode_given,
 )
 from zipper_lm.generation.candidates import Choose, decode_written, samples_of
-from zipper_lm.generation.engine.capture import capture_fault
+from zipper_lm.generation.engine.capture import learn_capture
 from zipper_lm.generation.engine.lane import Lane, Sitting
 from zipper_lm.generation.engine.weights import Form
 from zipper_lm.generation.engine.writing import Apart, Order, Pause, Sample, Writing
@@ -331,7 +331,8 @@ class Engine:
     def _fault(self, name: str, setting: str | None) -> str | None:
         """Why a segment of a tower is written on the plain path; said once."""
         if name not in self._faults:
-            self._faults[name] = capture_fault(self.model, name)
+            capture = learn_capture(self.model, name)
+            self._faults[name], self._lanes[name].attention = capture.fault, capture.attention
         fault = self._faults[name] or (None if setting is None else f"{setting} is followed there only")
         if fault is not None and (said := f"tower {name!r} writes without a captured step: {fault}") not in self._said:
             self._said.add(said)
@@ -380,6 +381,8 @@ class Engine:
                 self._come_back(task, future)
         for task in [t for t in self._tasks.values() if t.handle.stop.now]:
             self._end(task, None, CancelledError())
+        if self._ready and (version := self._weights_version()) != self._version:
+            self._renew(version)
         budget = self.chunk
         while self._ready and budget > 0:
             budget -= self._advance(self._ready.popleft())
@@ -404,8 +407,6 @@ class Engine:
         """Let a document go on to its next wait; returns how many tokens were read."""
         if task.handle not in self._tasks:
             return 0
-        if (version := self._weights_version()) != self._version:
-            self._renew(version)
         if task.version != self._version:
             self._end(task, None, RuntimeError("the model's weights changed while the document was written"))
             return 0

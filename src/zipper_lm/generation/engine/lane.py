@@ -10,8 +10,8 @@ from typing import Any
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.generation.engine.rows import Rows, bucket, needed_memory
-from zipper_lm.generation.engine.step import Step, like_cache
-from zipper_lm.generation.engine.weights import Form, weights_as
+from zipper_lm.generation.engine.step import Step, copy_of, like_cache
+from zipper_lm.generation.engine.weights import FEW, Form, weights_as
 from zipper_lm.generation.engine.writing import Sample, Seats
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class Lane:
         self.waiting: deque[Sitting] = deque()
         self.sitting: list[Sitting] = []
         self.step: Step | None = None
+        self.attention = False  # whether its copy may attend as `attention.py` does
 
     @property
     def busy(self) -> bool:
@@ -78,7 +79,9 @@ class Lane:
         columns = bucket(max(seats.columns, 0 if old is None else old.rows.columns))
         self.step = None  # its memory is free before the new one's is asked for
         rows = Rows(self.model, self.name, self.slots, columns, sizes, self.model.specials[self.name].pad)
-        copied = weights_as(tower.structural_copy(), self.weights, keep=tower.adapter_names)
+        copied = weights_as(
+            copy_of(tower, self.attention), self.weights, tower.adapter_names, few=self.compile and self.slots <= FEW
+        )
         self.step = Step(self.model, self.name, copied, rows, like_cache(tower), self.compile)
         logger.info(
             "tower %r: a step of %d rows, %d tokens each, memory %s%s",

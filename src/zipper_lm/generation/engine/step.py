@@ -21,11 +21,21 @@ from zipper_lm.fusion.interface import plain_ids, say, trial
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import State
 from zipper_lm.fusion.tower import Tower, per_token, shaped, structural_copy
+from zipper_lm.generation.engine.attention import NAME as ATTENTION
 from zipper_lm.generation.engine.choice import Choice, Kinds, Wish
 from zipper_lm.generation.engine.column_cache import ColumnLayer, column_cache
 from zipper_lm.generation.engine.rows import Rows
+from zipper_lm.generation.engine.weights import FEW, weights_as
 
 logger = logging.getLogger(__name__)
+
+
+def copy_of(tower: Tower, attention: bool) -> PreTrainedModel:
+    """A structural copy of a tower's backbone; `attention`: that attends as `attention.py` does."""
+    copied = tower.structural_copy()
+    if attention:
+        copied.set_attn_implementation(ATTENTION)
+    return copied
 
 
 def empty_cache(tower: Tower) -> Cache:
@@ -44,7 +54,7 @@ class Step:
     """One tower's step over its rows.
 
     Args:
-        model: the model. name: the tower that writes. backbone: a `Tower.structural_copy`. rows: its buffers. like: a
+        model: the model. name: the tower that writes. backbone: from `copy_of`. rows: its buffers. like: a
             cache of one document, as the tower's own. compile: whether to compile it, where that can be done.
     """
 
@@ -63,6 +73,9 @@ class Step:
             if reader == name and source in rows.memories:
                 for k, (layer, _) in enumerate(pairs):
                     zip_layer = structural_copy(model.zip_layer(reader, source, k)).eval()
+                    if zip_layer.attention == "sdpa":
+                        zip_layer.attention = ATTENTION
+                    weights_as(zip_layer, None, few=compile and rows.count <= FEW)
                     self.zips.setdefault(layer, []).append((source, k, zip_layer))
         self._listen()
         self.chosen_of: dict[Kinds, Any] = {}
@@ -135,7 +148,9 @@ class Step:
         call: nothing has been computed when compilation fails."""
         if not self.compile:
             return plain
-        compiled = torch.compile(plain, fullgraph=True, dynamic=False)
+        # Sizes, dtypes and addresses stay while this step lives, so nothing need be asked again at every token.
+        options: dict[str, Any] = {"guard_filter_fn": lambda guards: [False] * len(guards)}
+        compiled = torch.compile(plain, fullgraph=True, dynamic=False, options=options)
         settled: list[Any] = []
 
         def call(*args: Any) -> Any:

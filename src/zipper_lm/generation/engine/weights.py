@@ -3,8 +3,9 @@
 Only a matrix that is multiplied is held narrowly. Embeddings, norms and what is computed stay as they are, and so does
 the backbone that the copy was made of.
 
-One token at a time, in a compiled step, is a sum that the compiler makes one loop of: the matrix is read once, and its
-numbers are widened on the way. More rows are multiplied in bfloat16, summed in float32.
+A few rows, in a compiled step on a CPU, are sums that the compiler makes one loop of: the matrix is read once, its
+numbers are widened on the way, and what is read is used for every row. More rows are multiplied in bfloat16, summed in
+float32.
 """
 
 from __future__ import annotations
@@ -19,22 +20,24 @@ from transformers.pytorch_utils import Conv1D
 
 Form = Literal["bf16", "int8"]
 Module = TypeVar("Module", bound=nn.Module)
+FEW = 8
+"""Rows up to which a loop over the matrix is faster than a matrix product (measured on one core)."""
 
 
 class NarrowLinear(nn.Module):
-    """A linear layer whose matrix is held in bfloat16, or in int8 with a scale for every row.
+    """A linear layer whose matrix is held in bfloat16, or in int8 with a scale for every row, or as it is.
 
     Args:
-        matrix: ``[out, in]``, any float dtype. bias: ``[out]`` or `None`; shared, not copied. form: of the matrix.
-        transposed: whether `weight` is ``[in, out]``, as in GPT-2's `Conv1D`.
+        matrix: ``[out, in]``, any float dtype. bias: ``[out]`` or `None`; shared, not copied. form: of the matrix;
+            `None`: as it is, and shared. transposed: whether `weight` is ``[in, out]``, as in GPT-2's `Conv1D`.
     """
 
     narrow: Tensor
     scale: Tensor | None
 
-    def __init__(self, matrix: Tensor, bias: Tensor | None, form: Form, transposed: bool = False) -> None:
+    def __init__(self, matrix: Tensor, bias: Tensor | None, form: Form | None, transposed: bool = False) -> None:
         super().__init__()
-        self.dtype, self.transposed, scale = matrix.dtype, transposed, None
+        self.dtype, self.transposed, self.form, scale = matrix.dtype, transposed, form, None
         matrix = matrix.detach()
         if form == "int8":
             largest = matrix.float().abs().amax(1, keepdim=True)
@@ -44,7 +47,10 @@ class NarrowLinear(nn.Module):
         self.width = matrix.shape[1]
         if form == "int8":  # torch's kernel reads 16 columns at once, and past the end of a row that has fewer
             matrix = F.pad(matrix, (0, -self.width % 16))
-        self.register_buffer("narrow", matrix.to(torch.bfloat16) if form == "bf16" else matrix.contiguous())
+        dtypes = {"bf16": torch.bfloat16, "int8": torch.int8, None: matrix.dtype}
+        self.register_buffer(
+            "narrow", matrix.to(dtypes[form]) if form is None else matrix.to(dtypes[form]).contiguous()
+        )
         self.register_buffer("scale", scale)
         self.bias = bias
 
@@ -57,8 +63,12 @@ class NarrowLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``, in the input's dtype."""
-        if x.numel() == x.shape[-1] and torch.compiler.is_compiling():
-            y = (x[..., None, :].float() * self.narrow[:, : self.width].float()).sum(-1)
+        count = x.numel() // self.width
+        if count <= FEW and x.device.type == "cpu" and torch.compiler.is_compiling():
+            matrix, rows = self.narrow[:, : self.width].float(), x.reshape(count, self.width).float()
+            y = torch.stack([(row * matrix).sum(-1) for row in rows.unbind()]).reshape(*x.shape[:-1], -1)
+        elif self.form is None:
+            y = F.linear(x, self.narrow)
         elif self.scale is None:
             y = F.linear(x.to(torch.bfloat16), self.narrow).float()
         elif x.device.type == "cpu":
@@ -83,14 +93,15 @@ def _(x: Tensor, narrow: Tensor) -> Tensor:
     return x.new_empty(len(x), len(narrow))
 
 
-def weights_as(backbone: Module, form: Form | None, keep: Collection[str] = ()) -> Module:
+def weights_as(backbone: Module, form: Form | None, keep: Collection[str] = (), *, few: bool = False) -> Module:
     """Hold the matrices of a backbone's linear layers in fewer bytes.
 
     Args:
         backbone: changed in place: a structural copy, whose modules are its own and whose tensors may be another's.
             No tensor is written to. Its weights can be trained no more.
         form: ``"bf16"``, ``"int8"``, or `None` for as they are. A matrix of 16 bits stays as it is under ``"bf16"``.
-        keep: names of parameters to leave alone, such as adapters.
+        keep: names of parameters to leave alone, such as adapters. few: whether a compiled step multiplies at most
+            `FEW` rows: then a matrix that stays as it is is multiplied by the same loop.
 
     Returns:
         the backbone.
@@ -99,21 +110,21 @@ def weights_as(backbone: Module, form: Form | None, keep: Collection[str] = ()) 
         ValueError: for another form, or a backbone without a linear layer (a mixture of experts may hold all its
             matrices in one tensor).
     """
-    if form is None:
+    if form is None and not few:
         return backbone
-    if form not in get_args(Form):
+    if form is not None and form not in get_args(Form):
         raise ValueError(f"weights {form!r}: give one of {', '.join(get_args(Form))}, or none")
     layers = {
         name: module
         for name, module in backbone.named_modules(remove_duplicate=False)
         if type(module) in (nn.Linear, Conv1D) and f"{name}.weight" not in keep
     }
-    if not layers:
+    if not layers and form is not None:
         raise ValueError(f"weights {form!r}: {type(backbone).__name__} has no linear layer to hold so")
     made: dict[int, nn.Module] = {}
     for name, layer in layers.items():
         weight = layer.weight
-        if form == "bf16" and weight.element_size() <= 2:
+        if form == "bf16" and weight.element_size() <= 2 and not few:
             continue
         if id(layer) not in made:
             transposed = isinstance(layer, Conv1D)
