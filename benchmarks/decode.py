@@ -24,7 +24,7 @@ import torch
 from common.record import begun, busy, finish, keep
 from common.turns import ratio, turns
 from decoding.deep_fusion import deep_fusion
-from decoding.ours import Write, fused, plain, single_decoder, two_towers
+from decoding.ours import Write, engine, fused, plain, single_decoder, two_towers
 from decoding.peers import bare, mllama
 from decoding.sizes import SIZES, Size
 from transformers.utils import logging
@@ -32,7 +32,7 @@ from transformers.utils import logging
 from zipper_lm import ZipperModel
 from zipper_lm.evaluation.cost import token_cost
 
-PLAIN, BARE, LOOP = "plain", "bare", "two towers, nothing kept"
+PLAIN, BARE, LOOP, ENGINE = "plain", "bare", "two towers, nothing kept", "engine"
 
 
 def writers(size: Size, batch: int) -> dict[str, Callable[[], Write]]:
@@ -42,6 +42,10 @@ def writers(size: Size, batch: int) -> dict[str, Callable[[], Write]]:
     return {
         PLAIN: partial(plain, model, given),
         "plain, with feed-forward": lambda: plain(fused(size, feed_forward=True), given),
+        ENGINE: partial(engine, model, given, compiled=True),
+        "engine, not compiled": partial(engine, model, given, compiled=False),
+        "engine, bf16": partial(engine, model, given, compiled=True, weights="bf16"),
+        "engine, int8": partial(engine, model, given, compiled=True, weights="int8"),
         BARE: partial(bare, size, batch, compiled=False),
         "bare, static and compiled": partial(bare, size, batch, compiled=True),
         "single decoder": partial(single_decoder, size, given),
@@ -110,7 +114,7 @@ def bandwidth(model: ZipperModel, size: Size) -> dict[str, Any]:
     """What a token must read of the weights, and how fast this device copies."""
     cost = token_cost(model, "text")
     entries = cost.backbone + cost.input_projection + sum(z.step for z in cost.zips.values())
-    source = torch.empty(256 << 20, dtype=torch.uint8, device=model.device)
+    source = torch.ones(256 << 20, dtype=torch.uint8, device=model.device)  # an empty one may lie nowhere
     target = torch.empty_like(source)
     taken = turns({"copy": lambda: target.copy_(source)}, 5)["copy"]
     read = round(2 * source.nbytes / statistics.median(taken) / 1e9, 2)

@@ -72,7 +72,8 @@ def test_epoch_order(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 def test_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The loop by hand, which keeps nothing, writes what the plain path does; torchtune is not installed here."""
     loop = "two towers, nothing kept"
-    names = ["plain", "plain, with feed-forward", "bare", "single decoder", "Mllama", "DeepFusion", loop]
+    names = ["plain", "plain, with feed-forward", "engine, not compiled", "bare", "single decoder", "Mllama"]
+    names += ["DeepFusion", loop]
     given = (tmp_path / "decode.json", "--size", "tiny", "--batch", 2, "--quick", "--only", *names)
     monkeypatch.setitem(sys.modules, "torchtune", None)
     run_small("decode.py", monkeypatch, *given)
@@ -84,6 +85,17 @@ def test_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "torchtune" in part["writers"].pop("DeepFusion")["not_run"]
     assert all({"tokens_a_second", "time_to_plain", "time_to_bare"} <= set(row) for row in part["writers"].values())
     assert part["writers"]["plain"]["time_to_plain"] == 1
+
+
+def test_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ("--size", "tiny", "--guided-size", "tiny", "--documents", 3, "--repeats", 1, "--no-compile")
+    run_small("engine.py", monkeypatch, tmp_path / "engine.json", *few)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads((tmp_path / "engine.json").read_text())
+    assert record["ragged"]["documents"] == 3
+    assert record["ragged"]["same_tokens"] is True
+    assert record["ragged"]["times_as_fast"] > 0
+    assert isinstance(record["guided"]["guided_to_unguided"], float)
 
 
 def test_steps_to_click(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ from human_digits import (
     what_is_read,
     with_all_pairs,
 )
+from speed import aims, decoders
 
 from zipper_lm.experiments.comparison import compare
 from zipper_lm.experiments.plan import read_experiment
@@ -379,7 +380,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "few-pairs": few_pairs,
     "in-short": in_short,
     "longer": longer,
+    "aims": aims,
     "cost": cost,
+    "decode-small": partial(decoders, "decode-small.json"),
+    "decode-135m": partial(decoders, "decode-135m.json"),
     "cost-gpu": partial(cost_on_gpu, "cost-gpu.json"),
     "cost-large-gpu": partial(cost_on_gpu, "cost-large-gpu.json"),
     "time-to": time_to,

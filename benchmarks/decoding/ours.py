@@ -9,7 +9,7 @@ import torch
 from decoding.sizes import BOS, EOS, PAD, Size
 from torch import nn
 
-from zipper_lm import Document, Segment, ZipperModel, ZipSpec
+from zipper_lm import Document, Engine, Segment, ZipperModel, ZipSpec
 from zipper_lm.data.collation import collate
 from zipper_lm.models.baseline.expand import expand
 
@@ -55,6 +55,15 @@ def exactly(tokens: int, **more: Any) -> dict[str, Any]:
 def plain(model: ZipperModel, given: list[Document], **more: Any) -> Write:
     """`model.generate`; `more`: settings."""
     return lambda tokens: _written(model.generate(given, ["text"], settings=exactly(tokens, **more), decode=False))
+
+
+def engine(model: ZipperModel, given: list[Document], *, compiled: bool, weights: Any = None, **more: Any) -> Write:
+    """The same by an engine with a row for each document (two with guidance); `more`: settings."""
+    rows = len(given) * (2 if "guidance_scale" in more else 1)
+    made = Engine(model, slots=rows, compile=compiled, weights=weights)
+    return lambda tokens: _written(
+        model.generate(given, ["text"], settings=exactly(tokens, **more), decode=False, engine=made)
+    )
 
 
 def single_decoder(size: Size, given: list[Document]) -> Write:

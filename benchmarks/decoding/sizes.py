@@ -86,6 +86,13 @@ SIZES = {
         memory=12,
         tokens=4,
     ),
+    "digits": Size(  # the towers of examples/spoken-digits.yaml, and the lengths of its sounds
+        text=Tower(ids=64, width=128, inner=384, layers=4, heads=4, key_heads=4),
+        speech=Tower(ids=517, width=192, inner=576, layers=6, heads=4, key_heads=4),
+        zips=4,
+        memory=100,
+        tokens=32,
+    ),
     "small": Size(
         text=Tower(ids=2000, width=256, inner=512, layers=8, heads=4, key_heads=2),
         speech=_SPEECH,
