@@ -169,3 +169,29 @@ def test_chunked_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert record["losses"]["parts"] == pytest.approx(record["losses"]["whole"], rel=1e-5)
     assert record["held_mib"].keys() == {"whole", "parts"}
     assert isinstance(record["parts_to_whole"]["seconds"], float)
+
+
+def test_packing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In random order rows that are shared have less padding, and all the same tokens."""
+    given = (tmp_path / "packing.json", "--repeats", 1, "--batch", 8)
+    run_small("packing.py", monkeypatch, *given, BATCHES=lambda _: 1)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads((tmp_path / "packing.json").read_text())
+    share = record["useful_share"]
+    assert share["random order, padded"] < share["random order, packed"] <= 1
+    assert share["random order, padded"] < share["like lengths, padded"] <= 1
+    assert {"like lengths", "random order"} < set(record["packed_against_padded"])
+
+
+def test_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the lists hold is what `collate` makes: the two that are compared do the same work."""
+    small = {"TIMES": lambda _: {"short": 1}, "STEPS": lambda _: 1, "BATCH": lambda _: 2}
+    run_small("loading.py", monkeypatch, tmp_path / "loading.json", "--repeats", 1, **small)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads((tmp_path / "loading.json").read_text())
+    (row,) = record["rows"].values()
+    assert row["batch_by_lists_against_arrays"] > 0
+    assert {workers: set(found) for workers, found in row["by_workers"].items()} == {
+        "0": {"step", "waited"},
+        "1": {"step", "waited"},
+    }
