@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tiny import tiny_backbone
 from transformers import (
     ImageGPTConfig,
     ImageGPTForCausalImageModeling,
+    LlamaForCausalLM,
     MusicgenConfig,
     MusicgenDecoderConfig,
     MusicgenForConditionalGeneration,
@@ -137,3 +139,57 @@ def test_a_threshold_for_an_end_that_cannot_be_written_is_refused(tmp_path: Path
     settings = {"image": {"max_new_tokens": 9, "stop_threshold": 0.5}}
     with pytest.raises(ValueError, match=r"stop_threshold.*id 16.*0 to 15"):
         with_imagegpt(tmp_path).generate([Document([Segment("text", ids=[5])])], ["image"], settings=settings)
+
+
+# Blank ones, for tensors that are put in next
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["llama", "gpt2-tied", "qwen3", "gemma2", "mamba", "lfm2"])
+def test_a_blank_backbone_is_the_other_without_its_weights(kind: str, dtype: torch.dtype) -> None:
+    """Names, dtypes, ties, modes, tables of rotary positions: all but the numbers that are stored."""
+    config = tiny_backbone(kind, 31).config
+    config.name_or_path = "org/somewhere"
+    spec = TowerSpec(source="", backbone=config.to_dict())
+    blank, drawn = backbones.blank_backbone(config, spec, dtype), backbones.from_config(config, spec, dtype).eval()
+    assert not any(tensor.any() for tensor in blank.state_dict().values())
+    blank.load_state_dict(drawn.state_dict())
+    ours, theirs = (dict(m.named_parameters()) | dict(m.named_buffers()) for m in (blank, drawn))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[n].dtype == theirs[n].dtype and torch.equal(ours[n], theirs[n]) for n in ours)
+    ids = torch.arange(3, 12)[None]
+    assert torch.equal(blank(input_ids=ids).logits, drawn(input_ids=ids).logits)
+    assert not blank.training
+    assert blank.name_or_path == blank.config.name_or_path == "org/somewhere"
+
+
+@pytest.mark.parametrize("fault", ["hidden from its state dict", "left on meta", "cannot be made there"])
+def test_a_family_that_cannot_be_blank_is_drawn(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_backbone("llama", 31).config
+    spec = TowerSpec(source="", backbone=config.to_dict())
+    family = LlamaForCausalLM
+    from_pretrained, init, state_dict = family.from_pretrained, family.__init__, family.state_dict
+
+    def left(*args: Any, **kwargs: Any) -> Any:
+        made, found = from_pretrained(*args, **kwargs)
+        made.model.rotary_emb.to("meta")
+        return made, found
+
+    def hidden(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return {name: each for name, each in state_dict(self, *args, **kwargs).items() if name != "model.norm.weight"}
+
+    def asking(self: Any, *args: Any, **kwargs: Any) -> None:
+        torch.zeros(1).item()
+        init(self, *args, **kwargs)
+
+    ways: dict[str, tuple[str, Any]] = {
+        "hidden from its state dict": ("state_dict", hidden),
+        "left on meta": ("from_pretrained", left),
+        "cannot be made there": ("__init__", asking),
+    }
+    monkeypatch.setattr(family, *ways[fault])
+    made = backbones.blank_backbone(config, spec)
+    assert made.get_parameter("model.norm.weight").all()
+    assert made.get_parameter("lm_head.weight").any()
+    assert not any(each.is_meta for each in made.buffers())
+    assert not made.training

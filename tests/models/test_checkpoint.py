@@ -4,23 +4,33 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub.errors import RevisionNotFoundError
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny import doc, tiny_backbone, tiny_model
 from tiny_recipes import workshop
+from tower_families import tiny_model as family_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCausalLM
 
-from zipper_lm import TowerSpec, ZipperConfig, ZipperModel
+from zipper_lm import TowerSpec, ZipperConfig, ZipperModel, ZipSpec
 from zipper_lm.codecs.codec import load_codec
 from zipper_lm.data.collation import collate
 from zipper_lm.evaluation.preservation import changed_sources
+from zipper_lm.fusion import backbones, tower
+from zipper_lm.fusion.backbones import from_config
 from zipper_lm.models import checkpoint
+from zipper_lm.models.baseline import single_decoder
 from zipper_lm.models.baseline.expand import expand
 from zipper_lm.models.baseline.single_decoder import SingleDecoder
 from zipper_lm.utils.tensors import weights_hash
+
+FULL = {"text": "full"}
 
 
 def test_split_is_by_ownership() -> None:
@@ -305,6 +315,67 @@ def test_a_trained_tower_in_bf16_is_the_same_when_it_is_loaded(tmp_path: Path) -
         logits = [m.tower("text").backbone(ids).logits for m in (model, again)]
     assert logits[0].dtype == torch.bfloat16
     assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("family", ["codegen", "deepseek_v3", "dots1"])
+def test_a_trained_tower_of_a_family_with_a_dtype_of_its_own_is_what_was_saved(family: str, tmp_path: Path) -> None:
+    """It was made from its config, where a family keeps nothing in float32 and computes its tables in half precision:
+    gates that were saved in float32 were rounded on loading, and CodeGen had other positions."""
+    family_model(family).save_pretrained(tmp_path / "text", save_original_format=False)
+    towers = {"text": TowerSpec(source=str(tmp_path / "text"), train="full"), "speech": tiny_backbone("gpt2", 53, 2)}
+    model = ZipperModel.fuse(towers, zips=ZipSpec(layers=1), dtype=torch.bfloat16)
+    with torch.no_grad():
+        for parameter in model.tower("text").backbone.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "model", card=False)
+    ours, theirs = (m.tower("text").backbone for m in (model, ZipperModel.from_pretrained(tmp_path / "model")))
+    for there, here in zip(chain(ours.parameters(), ours.buffers()), chain(theirs.parameters(), theirs.buffers())):
+        assert there.dtype == here.dtype
+        assert torch.equal(there, here)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2-tied"])
+@pytest.mark.parametrize("single", [False, True])
+def test_what_was_trained_in_full_is_not_drawn_first(
+    single: bool, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor tried before its own tensors are there, as every tower is when it is made."""
+    if single:
+        codecs = {name: load_codec(workshop() / name) for name in ("text", "speech")}
+        model: ZipperModel | SingleDecoder = expand("text", tiny_backbone(kind, 32, 2), codecs)
+        backbone = model.backbone
+    else:
+        model = ZipperModel.fuse({"text": tiny_backbone(kind, 31), "speech": tiny_backbone("gpt2", 53, 2)}, train=FULL)
+        backbone = model.tower("text").backbone
+    model.save_pretrained(tmp_path / "model", card=False)
+    own, tried = weights_hash(backbone), []
+
+    def learn_of(real: Any) -> Any:
+        return lambda each, *args: tried.append(weights_hash(each)) or real(each, *args)
+
+    def only_on_meta(*args: Any, **kwargs: Any) -> Any:
+        assert torch.empty(0).is_meta
+        return from_config(*args, **kwargs)
+
+    for module in (backbones, single_decoder):
+        monkeypatch.setattr(module, "from_config", only_on_meta)
+    for module in (tower, single_decoder):
+        monkeypatch.setattr(module, "learn", learn_of(module.learn))
+    again = type(model).from_pretrained(tmp_path / "model")
+    assert own in tried  # of two towers, in the order of the checkpoint
+    assert weights_hash(again.backbone if isinstance(again, SingleDecoder) else again.tower("text").backbone) == own
+
+
+@pytest.mark.parametrize("name", ["towers.text.backbone.lm_head.weight", "handover_start", "towers.text.backbone.odd"])
+def test_a_tensor_too_few_or_too_many_is_named(name: str, tmp_path: Path) -> None:
+    file = saved(tmp_path, "full") / "model.safetensors"
+    with safe_open(file, framework="pt") as stored:
+        tensors, told = {key: stored.get_tensor(key) for key in stored.keys()}, stored.metadata()  # noqa: SIM118
+    if tensors.pop(name, None) is None:
+        tensors[name] = torch.zeros(1)
+    save_file(tensors, file, metadata=told)
+    with pytest.raises(ValueError, match=rf"(missing tensors|unknown) \['{name}'\]"):
+        ZipperModel.from_pretrained(tmp_path / "model")
 
 
 def test_a_dtype_is_for_trained_towers_too(tmp_path: Path) -> None:

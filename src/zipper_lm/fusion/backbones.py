@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from zipper_lm.utils.places import place_of
 from zipper_lm.utils.sizes import check_size, weight_files
 from zipper_lm.utils.tensors import dtype_name, lacking_tensors, weights_hash
 
+logger = logging.getLogger(__name__)
 WRAPPED = ("base_layer", "original_module", "token_adapter")
 """What PEFT's wrappers call that which they wrap, or the wrapper of it."""
 
@@ -171,9 +174,16 @@ def quantization_config(fields: Mapping[str, Any]) -> Any:
 
 
 def build_backbone(
-    config: ZipperConfig, name: str, dtype: torch.dtype | None = None, *, trust_remote_code: bool = False, **hub: Any
+    config: ZipperConfig,
+    name: str,
+    dtype: torch.dtype | None = None,
+    *,
+    blank: bool = False,
+    trust_remote_code: bool = False,
+    **hub: Any,
 ) -> PreTrainedModel:
-    """A backbone with random weights from its recorded config, in a dtype of its own or the recorded one.
+    """A backbone from its recorded config, in a dtype of its own or the recorded one: with random weights, or blank,
+    for tensors that are put in next.
 
     Raises:
         ValueError: if it has code of its own, and `trust_remote_code` does not allow that; or is unknown.
@@ -182,7 +192,7 @@ def build_backbone(
     if spec.trust_remote_code:  # its code is where its weights are
         check_trust(config, "this config", trust_remote_code)
         return load_backbone(spec, dtype=dtype or recorded_dtype(spec), **hub)
-    return from_config(config.backbone_config(name), spec, dtype)
+    return (blank_backbone if blank else from_config)(config.backbone_config(name), spec, dtype)
 
 
 def from_config(config: PreTrainedConfig, spec: TowerSpec, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -197,6 +207,45 @@ def from_config(config: PreTrainedConfig, spec: TowerSpec, dtype: torch.dtype | 
         return owner._from_config(config, dtype=dtype)
     # Said outright: where it is not, transformers asks at the terminal. What has code of its own is not made here.
     return owner.from_config(config, dtype=dtype, trust_remote_code=False)
+
+
+def blank_backbone(config: PreTrainedConfig, spec: TowerSpec, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """As `from_config`, in evaluation mode and without weights: its tensors are zeros, which take no time, and no
+    memory until others are copied there.
+
+    Transformers' `from_pretrained` makes it, of a state dict. So tables that no checkpoint holds, and what a family
+    keeps in float32, are as they were where the backbone was first loaded. Where not all tensors come that way, it is
+    that of `from_config`.
+    """
+    try:
+        with torch.device("meta"):
+            like: Any = from_config(deepcopy(config), spec, dtype)
+        named = like.state_dict(keep_vars=True)  # under all their names, as it is the family that knows its ties
+        made = {id(each): torch.zeros(each.shape, dtype=each.dtype, device="cpu") for each in named.values()}
+        zeros = {name: made[id(each)] for name, each in named.items()}
+        blank, found = type(like).from_pretrained(
+            None, config=config, state_dict=zeros, dtype=dtype or recorded_dtype(spec), output_loading_info=True
+        )
+        _check_blank(blank, found)
+    except Exception as error:  # of classes that are not ours, each with its own kinds
+        logger.debug("%s is drawn at random, then loaded: %s", type(config).__name__, error)
+        return from_config(config, spec, dtype).eval()
+    blank.name_or_path = blank.config.name_or_path = config.name_or_path  # else ``"None"``
+    return blank
+
+
+def _check_blank(blank: nn.Module, found: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if a tensor was made otherwise than of the state dict, or not at all.
+
+    Args:
+        blank: the model. found: transformers' loading info.
+    """
+    stored = {tensor.data_ptr() for tensor in blank.state_dict().values()}
+    odd = {fault: names for fault, names in found.items() if names}
+    odd["elsewhere"] = [name for name, each in blank.named_parameters() if each.data_ptr() not in stored]
+    odd["nowhere"] = [n for n, each in chain(blank.named_parameters(), blank.named_buffers()) if each.is_meta]
+    if any(odd.values()):
+        raise ValueError(str(odd))
 
 
 def set_training(tower: Tower, spec: TowerSpec) -> None:

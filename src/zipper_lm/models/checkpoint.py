@@ -7,7 +7,7 @@ weights hash, and never stored, unless asked for. A model card says in words wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -61,8 +61,13 @@ def split(model: ZippedTowers) -> dict[str, Tensor]:
         # Of adapters first, as aliases of one may go by another name there than among the parameters.
         kept = state if spec.train == "full" else {k: v for k, v in state.items() if k in tower.adapter_names}
         kept = without_aliases(kept)
-        own |= {f"towers.{name}.backbone.{k}": v for k, v in kept.items()}
+        own |= {_start(name) + k: v for k, v in kept.items()}
     return own
+
+
+def _start(name: str) -> str:
+    """What the names of a tower's tensors begin with."""
+    return f"towers.{name}.backbone."
 
 
 def save(
@@ -135,9 +140,9 @@ def _bundled(model: ZippedTowers, chosen: bool | Collection[str] = False) -> lis
 
 def _state_of(tower: Tower, name: str, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """A tower's tensors under their source names, those of the model's `state_dict` where one is given."""
-    start = f"towers.{name}.backbone."
     if state_dict is None:
         return base_tensors(tower)
+    start = _start(name)
     given = {k.removeprefix(start): v for k, v in state_dict.items() if k.startswith(start)}
     return base_tensors(tower, given_tensors(tower.backbone.state_dict(), given))
 
@@ -280,13 +285,18 @@ def load(
     if unknown := sorted(set(towers or {}) - set(config.towers)):
         raise ValueError(f"towers= names {unknown}, but the checkpoint has {list(config.towers)}")
     backbones: dict[str, PreTrainedModel] = {}
+    there: list[str] = []
     for name, spec in config.tower_specs.items():
         given = (towers or {}).get(name)
         if not isinstance(given, (str, Path, NoneType)):
             check_decoder(f"towers= for {name!r}", given)
         if spec.train == "full" and given is None:
-            made = partial(build_backbone, config, name, dtype, trust_remote_code=trust_remote_code, **hub)
+            made = partial(build_backbone, config, name, dtype, blank=True, trust_remote_code=trust_remote_code, **hub)
             backbones[name] = _fetched(name, spec, made)
+            # At once, because a tower is tried when it is made of its backbone.
+            stored = {_start(name) + k: v for k, v in without_aliases(backbones[name].state_dict()).items()}
+            copy_tensors(stored, config.fingerprint, folder / WEIGHTS_FILE, under=_start(name))
+            there.append(_start(name))
             continue
         if spec.train == "full" and isinstance(given, PreTrainedModel):
             raise ValueError(f"towers= gives a model for {name!r}, which was trained: its weights would be overwritten")
@@ -304,7 +314,7 @@ def load(
         if dtype not in (None, backbones[name].dtype) and not isinstance(given, PreTrainedModel):
             backbones[name] = load_backbone(at, dtype=dtype, **hub)  # `.to(dtype)` would round its float32 buffers too
     model = cls(config, {name: how.place(backbone) for name, backbone in backbones.items()})
-    copy_tensors(split(model), config.fingerprint, folder / WEIGHTS_FILE)
+    copy_tensors(split(model), config.fingerprint, folder / WEIGHTS_FILE, apart=there)
     if (folder / "processor_config.json").is_file():
         model.processor = ZipperProcessor.from_pretrained(
             folder, codecs=codecs, trust_remote_code=trust_remote_code, **hub
@@ -352,21 +362,28 @@ def is_of(folder: Path, fingerprint: str) -> bool:
         return False
 
 
-def copy_tensors(own: Mapping[str, Tensor], fingerprint: str, file: Path) -> None:
+def copy_tensors(
+    own: Mapping[str, Tensor], fingerprint: str, file: Path, *, under: str = "", apart: Collection[str] = ()
+) -> None:
     """Copy a checkpoint's tensors into a model's own, after checking that they are exactly the ones it needs.
 
     Args:
         own: by name, the tensors to write to. fingerprint: of the model's config. file: the checkpoint's.
+        under: what the names begin with, to be checked and copied. apart: beginnings of names that are passed over.
 
     Raises:
         ValueError: if a tensor is missing, unknown or of the wrong shape, the config was changed, or the file damaged.
     """
+
+    def asked(names: Iterable[str]) -> set[str]:
+        return {name for name in names if name.startswith(under) and not name.startswith(tuple(apart))}
+
     try:
         with safe_open(file, framework="pt") as stored:
             if (stored.metadata() or {}).get("config") not in (None, fingerprint):
                 raise ValueError(f"{file}: {CONFIG_FILE} was changed since these weights were saved")
-            names = set(stored.keys())
-            missing, extra = sorted(set(own) - names), sorted(names - set(own))
+            names, needed = asked(stored.keys()), asked(own)
+            missing, extra = sorted(needed - names), sorted(names - needed)
             if missing or extra:
                 raise ValueError(
                     f"{file}: missing tensors {missing[:5]} ({len(missing)}), unknown {extra[:5]} ({len(extra)})"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
-from zipper_lm.fusion.backbones import from_config, lora_config
+from zipper_lm.fusion.backbones import blank_backbone, lora_config
 from zipper_lm.fusion.config import TowerSpec
 from zipper_lm.fusion.tower import embedding_of
 from zipper_lm.utils.files import check_apart, new_folder
@@ -76,7 +76,7 @@ def merged(name: str, backbone: PreTrainedModel, spec: TowerSpec) -> PreTrainedM
     config = type(backbone.config).from_dict(backbone.config.to_dict())
     if any(isinstance(end, LoraLayer) for end in (backbone.get_input_embeddings(), backbone.get_output_embeddings())):
         config.tie_word_embeddings = False
-    copy = from_config(config, spec, backbone.dtype)
+    copy = blank_backbone(config, spec, backbone.dtype)
     adapted: Any = LoraModel(copy, lora_config(spec.lora), "default")
     cast_adapter_dtype(copy, "default")
     copy.load_state_dict(backbone.state_dict())

@@ -26,6 +26,7 @@ from zipper_lm.data.packing import places
 from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion.backbones import (
     add_adapters,
+    blank_backbone,
     check_no_kernels,
     from_config,
 )
@@ -426,10 +427,15 @@ class SingleDecoder(DocumentModel):
             )
         own = backbone_config("the single decoder", config.spec.backbone)
         check_whole(f"{folder / WEIGHTS_FILE}: the single decoder", own, config.spec, folder / WEIGHTS_FILE)
-        backbone = from_config(own, config.spec, how.dtype)
+        whole = config.spec.train == "full"  # else its tensors have their names only once it has adapters
+        backbone = (blank_backbone if whole else from_config)(own, config.spec, how.dtype)
         config.decoder["backbone"] = {**(config.spec.backbone or {}), "dtype": dtype_name(backbone.dtype)}
+        if whole:  # at once, because it is tried when the model is made of it
+            stored = {f"backbone.{name}": tensor for name, tensor in backbone.state_dict().items()}
+            copy_tensors(without_aliases(stored), config.fingerprint, folder / WEIGHTS_FILE)
         model = cls(config, how.place(backbone))
-        model.load_own(folder / WEIGHTS_FILE)
+        if not whole:
+            model.load_own(folder / WEIGHTS_FILE)
         if (folder / "processor_config.json").is_file():
             model.processor = ZipperProcessor.from_pretrained(folder, trust_remote_code=how.trust_remote_code, **hub)
         model.generation_settings = generation_settings(folder)
