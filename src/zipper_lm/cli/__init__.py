@@ -25,6 +25,7 @@ from zipper_lm.cli.prepare import prepare
 from zipper_lm.cli.pretrain import pretrain
 from zipper_lm.cli.push import push
 from zipper_lm.cli.report import report
+from zipper_lm.cli.serve import serve
 from zipper_lm.cli.verify import verify
 
 
@@ -55,6 +56,7 @@ app.command()(guarded(pretrain))
 app.command()(guarded(prepare))
 app.command()(guarded(fuse))
 app.command(cls=InOrder)(guarded(generate))
+app.command()(guarded(serve))
 app.command()(guarded(evaluate))
 app.command()(guarded(verify))
 app.command()(guarded(inspect))

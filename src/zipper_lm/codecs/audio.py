@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -25,6 +25,15 @@ HIGHEST_RATE = 1 << 20
 """Samples per second that a header may claim: FLAC's limit, and five times that of any recording."""
 MAX_SAMPLES = 1 << 27
 """Samples of all channels that one sound may have before they are averaged (512 MiB): a file of silence is small."""
+
+
+class _Most(NamedTuple):
+    """Of one sound: seconds, and samples of all channels."""
+
+    seconds: float
+    samples: int
+
+
 _WRITTEN = {".wav": "WAV", ".flac": "FLAC"}
 _UNKNOWN_FRAMES = 1 << 40  # containers without a length claim absurd ones
 _PART = 1 << 14  # frames read at once where it is not known how many there are
@@ -46,20 +55,39 @@ def read_audio(source: Any, sampling_rate: int = SAMPLING_RATE, max_seconds: flo
             infinity, or lasts longer than `max_seconds`; if the source is of none of the types above.
     """
     check_rate(sampling_rate, "sampling_rate")
-    if not max_seconds > 0:
-        raise ValueError(f"max_seconds must be positive, got {max_seconds!r}")
-    wave, rate, name = _load(source, sampling_rate, max_seconds)
-    if wave.shape[0] == 0:
-        raise ValueError(f"{name}: the sound has no samples")
-    _check_length(wave.shape[0], rate, max_seconds, name)
-    if not np.isfinite(wave).all():
-        raise ValueError(f"{name}: the sound holds NaN or infinite samples")
-    mono = wave if wave.ndim == 1 else wave.mean(axis=1, dtype=np.float32)
+    mono, rate, name = _recording(source, sampling_rate, _Most(max_seconds, MAX_SAMPLES))
     if rate != sampling_rate:
+        frames = mono.shape[0]
         mono = soxr.resample(mono, rate, sampling_rate, quality="HQ")
         if mono.shape[0] == 0:
-            raise ValueError(f"{name}: {wave.shape[0]} samples at {rate} Hz are too few to resample")
+            raise ValueError(f"{name}: {frames} samples at {rate} Hz are too few to resample")
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def read_recording(data: bytes, max_seconds: float, max_samples: int) -> tuple[np.ndarray, int]:
+    """Read the `bytes` of a sound file as mono float32 [time] at its own rate; returns that, too.
+
+    Args:
+        data: the file. max_seconds: as of `read_audio`. max_samples: of all channels, before they are averaged.
+
+    Raises:
+        ValueError: as `read_audio`.
+    """
+    mono, rate, _ = _recording(data, SAMPLING_RATE, _Most(max_seconds, max_samples))
+    return mono, rate
+
+
+def _recording(source: Any, sampling_rate: int, most: _Most) -> tuple[np.ndarray, int, str]:
+    """Mono samples [time], their rate, and a name for messages."""
+    if not most.seconds > 0:
+        raise ValueError(f"max_seconds must be positive, got {most.seconds!r}")
+    wave, rate, name = _load(source, sampling_rate, most)
+    if wave.shape[0] == 0:
+        raise ValueError(f"{name}: the sound has no samples")
+    _check_length(wave.shape[0], rate, most.seconds, name)
+    if not np.isfinite(wave).all():
+        raise ValueError(f"{name}: the sound holds NaN or infinite samples")
+    return wave if wave.ndim == 1 else wave.mean(axis=1, dtype=np.float32), rate, name
 
 
 def write_audio(path: str | Path, wave: Any, sampling_rate: int = SAMPLING_RATE) -> None:
@@ -84,14 +112,14 @@ def write_audio(path: str | Path, wave: Any, sampling_rate: int = SAMPLING_RATE)
         soundfile.write(file, np.clip(samples, -1.0, 1.0), sampling_rate, format=form, subtype="PCM_16")
 
 
-def _load(source: Any, sampling_rate: int, max_seconds: float) -> tuple[np.ndarray, int, str]:
+def _load(source: Any, sampling_rate: int, most: _Most) -> tuple[np.ndarray, int, str]:
     """Samples [time] or [time, channels], their rate, and a name for messages."""
     if isinstance(source, str | os.PathLike):
-        return _load_path(Path(source), max_seconds)
+        return _load_path(Path(source), most)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _load_bytes(bytes(source), "audio bytes", max_seconds)
+        return _load_bytes(bytes(source), "audio bytes", most)
     if isinstance(source, Mapping):
-        return _load_mapping(source, max_seconds)
+        return _load_mapping(source, most)
     if isinstance(source, tuple):
         return _load_pair(source)
     if isinstance(source, np.ndarray | torch.Tensor | list):
@@ -108,21 +136,21 @@ def _load(source: Any, sampling_rate: int, max_seconds: float) -> tuple[np.ndarr
     )
 
 
-def _load_path(path: Path, max_seconds: float) -> tuple[np.ndarray, int, str]:
+def _load_path(path: Path, most: _Most) -> tuple[np.ndarray, int, str]:
     if not path.is_file():
         raise ValueError(f"{path}: {'is not a file' if path.exists() else 'no such audio file'}")
     try:
         with path.open("rb") as file:
-            return _decode(file, str(path), max_seconds)
+            return _decode(file, str(path), most)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
 
 
-def _load_bytes(data: bytes, name: str, max_seconds: float) -> tuple[np.ndarray, int, str]:
-    return _decode(io.BytesIO(data), name, max_seconds)
+def _load_bytes(data: bytes, name: str, most: _Most) -> tuple[np.ndarray, int, str]:
+    return _decode(io.BytesIO(data), name, most)
 
 
-def _load_mapping(source: Mapping[str, Any], max_seconds: float) -> tuple[np.ndarray, int, str]:
+def _load_mapping(source: Mapping[str, Any], most: _Most) -> tuple[np.ndarray, int, str]:
     path = source.get("path")
     if source.get("array") is not None:
         if source.get("sampling_rate") is None:
@@ -133,9 +161,9 @@ def _load_mapping(source: Mapping[str, Any], max_seconds: float) -> tuple[np.nda
             raise ValueError(f"{name}, field 'array' must be 1-D [time], got shape {wave.shape}")
         return wave, check_rate(source["sampling_rate"], f"{name}, field 'sampling_rate'"), name
     if source.get("bytes") is not None:
-        return _load_bytes(bytes(source["bytes"]), str(path) if path else "audio bytes", max_seconds)
+        return _load_bytes(bytes(source["bytes"]), str(path) if path else "audio bytes", most)
     if path:
-        return _load_path(Path(path), max_seconds)
+        return _load_path(Path(path), most)
     raise ValueError(f"audio dict must have 'array' and 'sampling_rate', or 'bytes' or 'path', got {sorted(source)}")
 
 
@@ -150,7 +178,7 @@ def _load_pair(source: tuple[Any, ...]) -> tuple[np.ndarray, int, str]:
     return wave, check_rate(source[1], "audio tuple: rate"), "audio tuple"
 
 
-def _decode(file: BinaryIO, name: str, max_seconds: float) -> tuple[np.ndarray, int, str]:
+def _decode(file: BinaryIO, name: str, most: _Most) -> tuple[np.ndarray, int, str]:
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         raise ValueError(f"{name}: the file is empty")
@@ -162,12 +190,12 @@ def _decode(file: BinaryIO, name: str, max_seconds: float) -> tuple[np.ndarray, 
             rate, promised = check_rate(sound.samplerate, f"{name}: its sampling rate"), int(sound.frames)
             known = 0 <= promised < _UNKNOWN_FRAMES
             if known:
-                _check_length(promised, rate, max_seconds, name)
-                _check_samples(promised, sound.channels, name)
+                _check_length(promised, rate, most.seconds, name)
+                _check_samples(promised, sound.channels, most, name)
                 wave = sound.read(promised, dtype="float32")
             else:
-                wave = _to_its_end(sound, min(max_seconds * rate, MAX_SAMPLES / sound.channels))
-                _check_samples(wave.shape[0], sound.channels, name)
+                wave = _to_its_end(sound, min(most.seconds * rate, most.samples / sound.channels))
+                _check_samples(wave.shape[0], sound.channels, most, name)
     except (RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, ValueError):
             raise
@@ -193,10 +221,10 @@ def _to_its_end(sound: soundfile.SoundFile, most: float) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _check_samples(frames: int, channels: int, name: str) -> None:
-    if frames * channels > MAX_SAMPLES:
+def _check_samples(frames: int, channels: int, most: _Most, name: str) -> None:
+    if frames * channels > most.samples:
         raise ValueError(
-            f"{name}: {frames} frames of {channels} channels, more than the limit of {MAX_SAMPLES} samples"
+            f"{name}: {frames} frames of {channels} channels, more than the limit of {most.samples} samples"
         )
 
 

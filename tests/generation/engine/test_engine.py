@@ -418,3 +418,14 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureF
         check_same(model, engine, RAGGED, ["text", "text"])
         check_same(model, engine, RAGGED, ["text"], **SAMPLED)
     assert sum("no C++ compiler" in record.message for record in caplog.records) == 1
+
+
+def test_whoever_is_told_of_tokens_need_not_wait_for_them() -> None:
+    """A server has no thread for each of its clients."""
+    model, told = lively(), []
+    with Engine(model, slots=2, compile=False) as engine:
+        handle = engine.submit(RAGGED[0], ["text", "speech"], limits(model), on_token=told.append)
+        document = handle.result()
+        assert list(handle) == []
+    assert [[t.id for t in told if t.segment == n] for n in (1, 2)] == [document[1].ids, document[2].ids]
+    assert {t.modality for t in told} == {"text", "speech"}

@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, Self
@@ -57,10 +57,13 @@ class Handle:
     with the document.
     """
 
-    def __init__(self, given: Document, processor: Any) -> None:
+    def __init__(
+        self, given: Document, processor: Any, on_token: Callable[[StreamedToken], None] | None = None
+    ) -> None:
         self.given, self.processor = given, processor
         self.stop = Stop()
         self._tokens: queue.SimpleQueue[StreamedToken | None] = queue.SimpleQueue()
+        self._on_token = self._tokens.put if on_token is None else on_token
         self._future: Future[Document] = Future()
         self._decoding = threading.Lock()
         self._decoded = False
@@ -105,7 +108,7 @@ class Handle:
     def tell(self, token: StreamedToken) -> None:
         """One token has come."""
         if not self.stop.now:
-            self._tokens.put(token)
+            self._on_token(token)
 
     def finish(self, document: Document | None, error: BaseException | None) -> None:
         """It is done."""
@@ -214,6 +217,7 @@ class Engine:
         max_segments: int = 8,
         choose: Choose | None = None,
         number: int = 0,
+        on_token: Callable[[StreamedToken], None] | None = None,
         **flat: Any,
     ) -> Handle:
         """Have the next segments of one document written; returns at once. May be called by any thread.
@@ -222,6 +226,8 @@ class Engine:
             document, schedule, settings, max_segments, choose, flat: as of `generate`. With ``seed``, what is drawn
                 depends on it, on `number`, the segment and the place alone.
             number: of the document among those of its call.
+            on_token: told of each token as it comes, in the engine's thread, which it must not hold up; the handle then
+                yields none.
 
         Raises:
             ValueError: for what `generate` refuses, and for more tokens or rows than the engine was made for.
@@ -237,7 +243,7 @@ class Engine:
         encoded = encode_given(self.model, given)[0]
         self._check_mode()
         self._check_room(encoded, entries, chosen)
-        handle = Handle(given[0], self.model.processor)
+        handle = Handle(given[0], self.model.processor, on_token)
         order = Order(
             model=self.model,
             document=encoded,

@@ -1,0 +1,42 @@
+"""How much one client may ask for, and how much all of them may together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from zipper_lm.codecs.audio import MAX_SECONDS
+
+ROOM_FOR_FIELDS = 1 << 16
+"""Bytes of a request beside its file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Limits of a server.
+
+    Attributes:
+        upload: bytes of one file. seconds: of one sound. samples: of all channels of one, before they are averaged.
+        pixels: of one picture. characters: of a text that is to be spoken. tokens: that one segment may be let grow to.
+        segments: of one document, given and written. documents: that wait or are written, of all clients together.
+        connections: open at once. stall: seconds that a client may take to send or read the next piece.
+        messages: bytes of one message of a websocket.
+    """
+
+    upload: int = 25 << 20
+    seconds: float = MAX_SECONDS
+    samples: int = 1 << 25
+    pixels: int = 1 << 24
+    characters: int = 4096
+    tokens: int = 2048
+    segments: int = 64
+    documents: int = 128
+    connections: int = 1024
+    stall: float = 30.0
+    messages: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not (value := getattr(self, field.name)) > 0:
+                raise ValueError(f"limits: {field.name} must be positive, got {value!r}")
+        if self.seconds > MAX_SECONDS:
+            raise ValueError(f"limits: seconds must be at most {MAX_SECONDS:g}, got {self.seconds:g}")
