@@ -9,7 +9,9 @@ import json
 import os
 import socket
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from zipper_lm import Document, Segment
 from zipper_lm.generation.writer import Writer
+from zipper_lm.models.zipper import ZipperModel
 from zipper_lm.training.base import BaseTrainer
 from zipper_lm.training.trainer import ZipperTrainer
 
@@ -66,11 +69,13 @@ class _InOrder(ZipperTrainer):
 
 
 class _Look(TrainerCallback):
-    def __init__(self) -> None:
-        self.gradients: dict[str, torch.Tensor] = {}
+    def __init__(self, trainer: ZipperTrainer) -> None:
+        self.trainer, self.gradients = trainer, dict[str, torch.Tensor]()
 
     def on_pre_optimizer_step(self, *args: Any, model: Any, **kwargs: Any) -> None:
         found = {n.removeprefix("module."): p.grad for n, p in model.named_parameters()}
+        if self.trainer.spelling is not None:
+            found |= {f"spelling.{n}": p.grad for n, p in self.trainer.spelling.named_parameters()}
         self.gradients = {n: grad.clone() for n, grad in found.items() if grad is not None and grad.any()}
 
 
@@ -81,6 +86,7 @@ def one_step(
     documents: list[Document] = DOCUMENTS,
     guided: dict[tuple[str, str], float] | None = None,
     packing: bool = False,
+    beside: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> Step:
     """Gradients of the one step, and what is logged of it.
@@ -88,6 +94,7 @@ def one_step(
     Args:
         batch: documents a batch and process. accumulated: batches. model: a zipper in training if it is not given.
         documents: of the step. guided: as of the trainer; of a model that is not given, `GUIDED`. packing: as there.
+        beside: further arguments of the trainer.
     """
     guided = guided or (GUIDED if model is None else {})
     if model is None:
@@ -95,7 +102,6 @@ def one_step(
         model = tiny_model(
             gate=0.5, kinds=kinds, train={"text": "full", "speech": "full"}, loss_weights={"speech": 0.6}
         )
-    look = _Look()
     given = TrainingArguments(
         tempfile.mkdtemp(),
         max_steps=1,
@@ -109,9 +115,31 @@ def one_step(
         use_cpu=True,
         **arguments,
     )
-    trainer = _InOrder(model, given, Documents(documents), guided=guided, packing=packing, callbacks=[look])
+    trainer = _InOrder(model, given, Documents(documents), guided=guided, packing=packing, **(beside or {}))
+    trainer.add_callback(look := _Look(trainer))  # behind its own
     trainer.train()
     return look.gradients, {n: v for n, v in trainer.state.log_history[0].items() if n.startswith("loss")}
+
+
+def letters(ids: Sequence[Sequence[int]]) -> list[str]:
+    """A capital letter for each id."""
+    return ["".join(chr(ord("A") + i) for i in row) for row in ids]
+
+
+def lettered(model: ZipperModel, decode: Callable[[Any], Any] = letters) -> ZipperModel:
+    """A model of which the text tower's ids are letters."""
+    codec = SimpleNamespace(decode=decode, vocab_size=31)
+    model.processor = SimpleNamespace(codecs={"text": codec}, save_pretrained=lambda folder: None)  # type: ignore
+    return model
+
+
+def spelled_step(batch: int, accumulated: int, documents: list[Document] = DOCUMENTS, packing: bool = False) -> Step:
+    """`one_step` with joint CTC, whose heads are drawn alike."""
+    towers: dict[str, Any] = {"text": "full", "speech": "full"}
+    model = lettered(tiny_model(gate=0.5, kinds={"speech": "qwen3"}, train=towers))
+    torch.manual_seed(1)
+    beside = {"ctc": {("text", "speech"): 2.0}}
+    return one_step(batch, accumulated, model, documents, packing=packing, beside=beside)
 
 
 def check_same(found: Step, whole: Step) -> None:
@@ -125,7 +153,7 @@ def check_same(found: Step, whole: Step) -> None:
 def in_a_process(rank: int, port: int, folder: str) -> None:
     """What each of two processes does: two documents at once, and one after the other."""
     join_two(rank, port)
-    found = [one_step(2, 1), one_step(1, 2)]
+    found = [one_step(2, 1), one_step(1, 2), spelled_step(2, 1)]
     torch.save(found, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 

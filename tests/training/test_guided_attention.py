@@ -18,7 +18,8 @@ from zipper_lm.fusion.zips import View
 from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.recipes.checks import check_recipe
 from zipper_lm.models.zipper import ZipperModel
-from zipper_lm.training.guided_attention import guided_pairs, off_diagonal, query_counts, watched
+from zipper_lm.training.beside import task_pairs
+from zipper_lm.training.guided_attention import off_diagonal, query_counts, watched
 
 SPOKEN = doc(("text", [5, 6, 7]), ("speech", [10, 11, 12, 13, 14, 15]))
 LONGER = doc(("text", [8, 9, 10, 11, 12, 13]), ("speech", [20, 21, 22]))
@@ -126,7 +127,7 @@ def test_weights_are_not_negative(tmp_path: Path) -> None:
 
 def test_the_reader_is_what_is_written() -> None:
     tasks = {t: parse_task(t) for t in ("speech->text", "text->speech")}
-    assert guided_pairs({"text->speech": 2.0}, tasks) == {("speech", "text"): 2.0}
+    assert task_pairs("guided_attention", {"text->speech": 2.0}, tasks) == {("speech", "text"): 2.0}
 
 
 def test_a_device_is_not_asked_which_queries_count() -> None:

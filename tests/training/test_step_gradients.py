@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import tiny_backbone, tiny_model
-from tiny_steps import DOCUMENTS, GUIDED, Step, check_same, free_port, in_a_process, one_step
+from tiny_steps import DOCUMENTS, GUIDED, Step, check_same, free_port, in_a_process, one_step, spelled_step
 
 from zipper_lm.data.collation import collate
 from zipper_lm.models.baseline.expand import expand
@@ -38,7 +38,8 @@ def test_two_processes_are_one_large_batch(whole: Step, tmp_path: Path) -> None:
     """Each process took its own mean too, and what was logged of a modality was the first process's."""
     torch.multiprocessing.spawn(in_a_process, (free_port(), str(tmp_path)), nprocs=2)
     for rank in (0, 1):
-        at_once, one_by_one = torch.load(tmp_path / f"{rank}.pt")
+        at_once, one_by_one, spelled = torch.load(tmp_path / f"{rank}.pt")
+        check_same(spelled, spelled_step(4, 1))
         check_same(at_once, whole)
         check_same(one_by_one, whole)
 

@@ -247,10 +247,15 @@ class ZipLayer(nn.Module):
         query = self._heads(self.q_proj(x))
         return rotate(query, positions) if self.positions == "rotary" else query
 
+    def scores(self, hidden_states: Tensor, positions: Tensor, memory: Memory) -> Tensor:
+        """How well each query fits each token of the source, seen or not, ``[B, H, Q, M]``: attention before softmax.
+        Arguments are as of `forward`."""
+        query = self._query(hidden_states.to(self.dtype), positions)
+        return query @ memory.keys.transpose(-1, -2) * self.head_width**-0.5
+
     def attention_map(self, hidden_states: Tensor, positions: Tensor, memory: Memory, view: View) -> Tensor:
         """Attention probabilities ``[B, H, Q, M]`` (zero for queries that see nothing), for pictures and diagnosis."""
-        query = self._query(hidden_states.to(self.dtype), positions)
-        scores = query @ memory.keys.transpose(-1, -2) * self.head_width**-0.5
+        scores = self.scores(hidden_states, positions, memory)
         return scores.masked_fill(~view.allowed, float("-inf")).softmax(-1) * view.seen[:, None]
 
     def forward(self, hidden_states: Tensor, positions: Tensor, memory: Memory, view: View) -> Tensor:

@@ -19,8 +19,8 @@ from zipper_lm.jobs.record import run_record, write_run
 from zipper_lm.jobs.resume import forget_scores, keep_recipe, latest_checkpoint, scored_otherwise, working_folder
 from zipper_lm.jobs.validation import try_settings
 from zipper_lm.models.load import load
+from zipper_lm.training.beside import task_pairs
 from zipper_lm.training.callbacks import StopOnInterrupt, callbacks_of, train_with_bar
-from zipper_lm.training.guided_attention import guided_pairs
 from zipper_lm.training.trainer import ZipperTrainer
 from zipper_lm.utils.processes import from_main, is_main, main_console, wait
 from zipper_lm.utils.progress import warn
@@ -94,7 +94,10 @@ def make_trainer(plan: Plan, materials: Materials) -> ZipperTrainer:
         corrupt=training.corrupt,
         history_dropout=training.history_dropout,
         tower_learning_rate=training.tower_learning_rate,
-        guided=guided_pairs(training.guided_attention, plan.tasks),
+        guided=task_pairs("guided_attention", training.guided_attention, plan.tasks),
+        ctc=task_pairs("ctc", training.ctc, plan.tasks),
+        forward_sum=task_pairs("forward_sum", training.forward_sum, plan.tasks),
+        fade_out=training.fade_out,
         packing=training.packing,
         prefix_cache=training.prefix_cache,
         prefix_folder=cache_folder() / "prefixes",

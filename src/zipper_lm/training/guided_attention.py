@@ -9,45 +9,41 @@ pass keeps: memory grows with the product of both lengths.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zipper_lm.data.collation import Batch, batch_on_host
-from zipper_lm.data.tasks import Task
 from zipper_lm.fusion.loss import share
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import rows_that_see, visible_between
 from zipper_lm.fusion.zips import View, ZipLayer
+from zipper_lm.training.beside import Pair
 from zipper_lm.utils.host import send
 
 WIDTH = 0.2
 """g, as a share of the segment (section 4.1)."""
 
-Pair = tuple[str, str]
-"""Reader and source."""
 
+class GuidedAttention:
+    """The loss of pairs by their weights; see `zipper_lm.training.beside.BesideLoss`."""
 
-def guided_pairs(weights: Mapping[str, float], tasks: Mapping[str, Task]) -> dict[Pair, float]:
-    """Which pairs of towers the tasks' weights are for: the reader is what a task writes, the source what it is given.
+    name = "guided_attention"
 
-    Args:
-        weights: by template. tasks: the recipe's, by template.
+    def __init__(self, weights: Mapping[Pair, float]) -> None:
+        self.weights = weights
 
-    Raises:
-        ValueError: for a template that is no task of the recipe, or does not go from one modality to another.
-    """
-    pairs = {}
-    for template, weight in weights.items():
-        if template not in tasks:
-            raise ValueError(f"training.guided_attention names {template!r}, but the tasks are {list(tasks)}")
-        if len(set(tasks[template].modalities)) != 2 or len(tasks[template].modalities) != 2:
-            raise ValueError(f"training.guided_attention: {template!r} does not go from one modality to one other")
-        source, reader = tasks[template].modalities
-        pairs[reader, source] = weight
-    return pairs
+    def counts(self, batch: Batch) -> dict[Pair, Tensor]:
+        """The queries that count."""
+        return query_counts(batch, self.weights)
+
+    def watch(
+        self, model: ZippedTowers, batch: Batch, counts: Mapping[Pair, Tensor]
+    ) -> AbstractContextManager[list[Tensor]]:
+        """See `watched`."""
+        return watched(model, batch, self.weights, counts)
 
 
 def off_diagonal(attention: Tensor, view: View, counted: Tensor) -> Tensor:

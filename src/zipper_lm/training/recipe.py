@@ -7,6 +7,9 @@ from typing import Any
 
 from zipper_lm.training.prefix_cache import PrefixMode
 
+BESIDE = ("guided_attention", "ctc", "forward_sum")
+"""Fields that weigh losses beside the model's own, by task."""
+
 
 def at_least(where: str, value: float, least: float) -> None:
     """Raise `ValueError` for a value below the least that the field `where` may have."""
@@ -38,6 +41,12 @@ class TrainingRecipe:
             pairs are few. For text and sound; in all tasks, or by task.
         guided_attention: task to weight of a loss on attention that leaves the diagonal, for a zipper whose modalities
             run in step, such as ``{text->speech: 2}`` (`zipper_lm.training.guided_attention`).
+        ctc: task to weight of joint CTC, a loss by which what a zip remembers of the source spells the text that is
+            written, such as ``{speech->text: 1}`` (`zipper_lm.training.ctc`). For text alone.
+        forward_sum: task to weight of a loss on attention that is not monotonic, along whatever path
+            (`zipper_lm.training.forward_sum`).
+        fade_out: share of the steps in which the weights of guided attention, joint CTC and forward-sum fall to
+            nothing; null: they stay.
         packing: let documents of a batch share rows: less padding, the same losses and gradients.
         prefix_cache: where the states of frozen towers below their first zips are kept, which are the same in every
             step: ``"memory"`` or ``"disk"``, of all frozen towers or by name; null computes them anew.
@@ -61,6 +70,9 @@ class TrainingRecipe:
     interleave: float = 0.0
     join: float | dict[str, float] = 0.0
     guided_attention: dict[str, float] = field(default_factory=dict)
+    ctc: dict[str, float] = field(default_factory=dict)
+    forward_sum: dict[str, float] = field(default_factory=dict)
+    fade_out: float | None = None
     packing: bool = False
     prefix_cache: PrefixMode | dict[str, PrefixMode] | None = None
     log_every: int = 20
@@ -79,5 +91,10 @@ class TrainingRecipe:
             for share in value.values() if isinstance(value, dict) else [value]:
                 if not 0.0 <= share < 1.0:
                     raise ValueError(f"training.{name} must be in [0, 1), got {value}")
-        for template, weight in self.guided_attention.items():
-            at_least(f"training.guided_attention.{template}", weight, 0)
+        for name in BESIDE:
+            for template, weight in getattr(self, name).items():
+                at_least(f"training.{name}.{template}", weight, 0)
+        if self.fade_out is not None and not 0.0 < self.fade_out <= 1.0:
+            raise ValueError(f"training.fade_out must be in (0, 1], got {self.fade_out}")
+        if self.fade_out is not None and not any(getattr(self, name) for name in BESIDE):
+            raise ValueError(f"training.fade_out={self.fade_out} has no effect without one of {list(BESIDE)}")

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import TrainerCallback, TrainingArguments
@@ -22,17 +24,24 @@ from transformers.trainer_utils import TrainOutput
 
 from zipper_lm.data.collation import Batch, Specials, collate
 from zipper_lm.data.document import Document
+from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.generation.writer import Writer
 from zipper_lm.training.base import BaseTrainer, randomness_kept
+from zipper_lm.training.beside import BesideLoss, Pair, check_pairs, faded
 from zipper_lm.training.compilation import compile_layers
 from zipper_lm.training.corruption import CorruptedDocuments
-from zipper_lm.training.guided_attention import Pair, query_counts, watched
+from zipper_lm.training.ctc import TRIED, Ctc
+from zipper_lm.training.forward_sum import ForwardSum
+from zipper_lm.training.guided_attention import GuidedAttention
 from zipper_lm.training.order import LikeLengths
 from zipper_lm.training.parameters import check_precision, parameter_groups
 from zipper_lm.training.prefix_cache import PrefixCache, PrefixMode, keep_prefixes, towers_kept
 from zipper_lm.utils.host import send
 from zipper_lm.utils.hub import WEIGHTS_FILE
 from zipper_lm.utils.processes import from_main, several
+
+HEADS_FILE = "ctc.safetensors"
+"""In a training's checkpoint, what joint CTC spells with."""
 
 
 class DocumentCollator:
@@ -52,11 +61,11 @@ class StepCounts:
     """What an optimizer step's losses are divided by, in all its batches and processes; int64 scalars on the CPU.
 
     Attributes:
-        targets: by part of the loss. queries: that guided attention counts, by pair.
+        targets: by part of the loss. beside: what the losses beside the model's own count, by their name and pair.
     """
 
     targets: dict[str, Tensor]
-    queries: dict[Pair, Tensor]
+    beside: dict[str, dict[Pair, Tensor]]
 
 
 class ZipperTrainer(BaseTrainer):
@@ -71,14 +80,18 @@ class ZipperTrainer(BaseTrainer):
         corrupt, history_dropout: see `CorruptedDocuments`.
         tower_learning_rate: for towers that are trained.
         guided: weights of pairs of towers whose attention is held to the diagonal.
+        ctc: weights of pairs of which the reader's text is spelled by what its zips remember of the source.
+        forward_sum: weights of pairs of which attention is held to be monotonic.
+        fade_out: share of the steps in which the weights of these three fall to nothing; `None`: they stay.
         packing: let documents of a batch share rows; losses and gradients are as without.
         prefix_cache: where the states of frozen towers below their first zips are kept, ``"memory"`` or ``"disk"``, of
             all of them or by name; `None` computes them in every step. prefix_folder: of their files.
         score: called with the model at each evaluation; returns metrics without the ``eval_`` prefix.
 
     Raises:
-        ValueError: for a model with float16 weights that are trained; for guided attention in a model of several
-            trainings; for packing of what runs on from one document into the next; as `towers_kept`.
+        ValueError: for a model with float16 weights that are trained; for pairs that read nothing, are in a model of
+            several trainings, or write what joint CTC cannot spell; for packing of what runs on from one document into
+            the next; as `towers_kept`.
     """
 
     def __init__(
@@ -91,6 +104,9 @@ class ZipperTrainer(BaseTrainer):
         history_dropout: float = 0.0,
         tower_learning_rate: float = 5e-4,
         guided: Mapping[Pair, float] | None = None,
+        ctc: Mapping[Pair, float] | None = None,
+        forward_sum: Mapping[Pair, float] | None = None,
+        fade_out: float | None = None,
         packing: bool = False,
         prefix_cache: PrefixMode | Mapping[str, PrefixMode] | None = None,
         prefix_folder: Path | None = None,
@@ -99,9 +115,17 @@ class ZipperTrainer(BaseTrainer):
     ) -> None:
         module = cast(nn.Module, model)
         check_precision(module)
-        self.tower_learning_rate, self.guided, self.score = tower_learning_rate, guided or {}, score
-        if self.guided and getattr(model.config, "groups", None):
-            raise ValueError("training.guided_attention is for zips that are trained together; these were combined")
+        self.tower_learning_rate, self.score, self.fade_out = tower_learning_rate, score, fade_out
+        weighted = {"guided_attention": guided or {}, "ctc": ctc or {}, "forward_sum": forward_sum or {}}
+        for field, pairs in weighted.items():
+            check_pairs(field, model, pairs)
+        self.spelling = Ctc(cast(ZippedTowers, model), ctc).to(args.device) if ctc else None
+        self.beside: list[BesideLoss] = [GuidedAttention(guided)] if guided else []
+        self.beside += [self.spelling] if self.spelling is not None else []
+        self.beside += [ForwardSum(forward_sum)] if forward_sum else []
+        if self.spelling is not None:
+            size = min(TRIED, len(train_dataset))  # type: ignore[arg-type]
+            self.spelling.check((train_dataset[n] for n in range(size)), model.specials)
         if packing:
             model.check_packing()
         self.kept = towers_kept(model, prefix_cache, corrupt)
@@ -116,7 +140,7 @@ class ZipperTrainer(BaseTrainer):
         )
         if args.torch_compile:
             how = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
-            compile_layers(model, self.guided, **how)
+            compile_layers(model, {*weighted["guided_attention"], *weighted["forward_sum"]}, **how)
             args = copy.copy(args)  # else Trainer would compile the whole
             args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
         super().__init__(
@@ -125,7 +149,7 @@ class ZipperTrainer(BaseTrainer):
             train_dataset=documents,
             eval_dataset=documents,  # evaluation is by `score`; Trainer wants to see one
             data_collator=DocumentCollator(model.specials, packing, self.prefixes),
-            callbacks=callbacks,
+            callbacks=[*(callbacks or []), *([_Heads(self)] if self.spelling is not None else [])],
         )
         self.model_accepts_loss_kwargs = True  # so that Trainer does not divide by the number of batches once more
 
@@ -159,6 +183,8 @@ class ZipperTrainer(BaseTrainer):
                 tower_learning_rate=self.tower_learning_rate,
                 weight_decay=self.args.weight_decay,
             )
+            if self.spelling is not None:
+                groups.append({"params": list(self.spelling.parameters()), "weight_decay": 0.0})
             self.optimizer = owner(groups, **kwargs)
         return self.optimizer
 
@@ -191,37 +217,46 @@ class ZipperTrainer(BaseTrainer):
             self._hits.setdefault(name, []).extend("known" in side for side in sides)
         counts = self._counts([inputs["batch"] for inputs in batches])
         parts = [name for name, number in counts.targets.items() if number]
-        for name in [*parts, *(["guided_attention"] if any(counts.queries.values()) else [])]:
+        parts += [name for name, numbers in counts.beside.items() if any(numbers.values())]
+        for name in parts:
             self.part_losses.setdefault(name, []).append(torch.zeros((), device=device))
         return batches, counts
 
     def _counts(self, batches: Sequence[Batch]) -> StepCounts:
         model = self.accelerator.unwrap_model(self.model)
         targets = [model.target_counts(batch) for batch in batches]
-        queries = [query_counts(batch, self.guided) for batch in batches]
-        each = [torch.stack([*t.values(), *q.values()]) for t, q in zip(targets, queries)]
-        found = torch.stack(each).sum(0)
+        beside = {loss.name: [loss.counts(batch) for batch in batches] for loss in self.beside}
+        kinds = [targets, *beside.values()]
+        found = torch.stack([torch.stack([n for kind in kinds for n in kind[b].values()]) for b in range(len(batches))])
+        total = found.sum(0)
         if several():  # the one time that it has to be waited for
-            found = self.accelerator.reduce(*send([found], self.args.device), "sum").cpu()
-        return StepCounts(dict(zip(targets[0], found)), dict(zip(queries[0], found[len(targets[0]) :])))
+            total = self.accelerator.reduce(*send([total], self.args.device), "sum").cpu()
+        numbers = iter(total)
+        of_kinds = [{key: next(numbers) for key in kind[0]} for kind in kinds]
+        return StepCounts(of_kinds[0], dict(zip(beside, of_kinds[1:])))
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The model's own loss, and guided attention's; the parts are kept for the next log line.
+        """The model's own loss, and those beside it; the parts are kept for the next log line.
 
         Args:
             num_items_in_batch: `StepCounts` of the step that these inputs are part of; `None`: they are all of it.
         """
         counts = self._counts([inputs["batch"]]) if num_items_in_batch is None else num_items_in_batch
-        with watched(self.accelerator.unwrap_model(model), inputs["batch"], self.guided, counts.queries) as costs:
+        share = faded(self.state.global_step, self.state.max_steps, self.fade_out)
+        with ExitStack() as watches:
+            towers, costs = self.accelerator.unwrap_model(model), dict[str, list[Tensor]]()
+            for loss in self.beside if share else ():
+                costs[loss.name] = watches.enter_context(loss.watch(towers, inputs["batch"], counts.beside[loss.name]))
             output = model(**inputs, target_counts=counts.targets, return_logits=return_outputs)
         if output.loss is None:
             raise ValueError("training: a batch without a single target; every document needs one")
         parts, total = dict(output.losses), output.loss
-        if costs:
-            parts["guided_attention"] = torch.stack([cost.to(total.device) for cost in costs]).sum()
-            total = total + parts["guided_attention"]
+        for name, found in costs.items():
+            if found:
+                parts[name] = share * torch.stack([cost.to(total.device) for cost in found]).sum()
+                total = total + parts[name]
         for name, loss in parts.items() if num_items_in_batch is not None else ():
             self.part_losses[name][-1] += loss.detach().to(self.args.device)
         total = total * self.accelerator.num_processes  # over which gradients, and Trainer's logs, are averaged
@@ -266,10 +301,31 @@ class ZipperTrainer(BaseTrainer):
         """The checkpoint is the model's own: new weights only, no pickled arguments."""
         folder = output_dir or self.args.output_dir
         self.accelerator.unwrap_model(self.model).save_pretrained(folder, overwrite=True, card=False)
+        if self.spelling is not None:  # as of the optimizer: a resumed run goes on with it, no model has it
+            save_file(self.spelling.state_dict(), Path(str(folder)) / HEADS_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.accelerator.unwrap_model(self.model).load_own(Path(resume_from_checkpoint) / WEIGHTS_FILE)
+        if self.spelling is not None:
+            self.spelling.load_state_dict(load_file(Path(resume_from_checkpoint) / HEADS_FILE))
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+class _Heads(TrainerCallback):
+    """What joint CTC spells with is no part of the model, whose gradients are averaged over processes and cleared."""
+
+    def __init__(self, trainer: ZipperTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        assert self.trainer.spelling is not None
+        for parameter in self.trainer.spelling.parameters() if several() else ():
+            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = self.trainer.accelerator.reduce(own, "mean")
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        assert self.trainer.spelling is not None
+        self.trainer.spelling.zero_grad()

@@ -16,8 +16,9 @@ from zipper_lm.fusion.limits import check_length
 from zipper_lm.generation.settings import generation_config
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.recipes.schema import FuseRecipe, PseudoLabelsRecipe
-from zipper_lm.training.guided_attention import guided_pairs
+from zipper_lm.training.beside import task_pairs
 from zipper_lm.training.prefix_cache import modes_of
+from zipper_lm.training.recipe import BESIDE
 from zipper_lm.utils.files import check_apart, check_output, holding
 from zipper_lm.utils.hub import CONFIG_FILE
 
@@ -88,8 +89,9 @@ def check_settings(recipe: FuseRecipe) -> dict[str, Task]:
         if tasks[template].repeats:
             raise ValueError(f"training.join cannot be used with {template!r}, which names a modality twice")
     _check_prefix_cache(recipe, tasks)
-    if guided_pairs(recipe.training.guided_attention, tasks) and recipe.architecture != "zipper":
-        raise ValueError(f"training.guided_attention is for zips; architecture {recipe.architecture!r} has none")
+    for field in BESIDE:
+        if task_pairs(field, getattr(recipe.training, field), tasks) and recipe.architecture != "zipper":
+            raise ValueError(f"training.{field} is for zips; architecture {recipe.architecture!r} has none")
     for name, settings in recipe.generation.items():
         try:
             generation_config(name, settings)

@@ -15,7 +15,7 @@ from zipper_lm.fusion.config import (
     check_lora,
     check_projection_layer,
 )
-from zipper_lm.training.recipe import TrainingRecipe, at_least
+from zipper_lm.training.recipe import BESIDE, TrainingRecipe, at_least
 
 
 @dataclass(kw_only=True)
@@ -89,8 +89,8 @@ class DataRecipe:
 
 
 _OF_FUSION = (
-    *("tower_learning_rate", "corrupt", "history_dropout", "interleave", "join", "guided_attention"),
-    *("packing", "prefix_cache"),
+    *("tower_learning_rate", "corrupt", "history_dropout", "interleave", "join", *BESIDE),
+    *("fade_out", "packing", "prefix_cache"),
 )
 
 

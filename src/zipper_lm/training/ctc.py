@@ -1,0 +1,160 @@
+"""Joint CTC: what a zip remembers of a source must spell the text that is written from it.
+
+The loss is connectionist temporal classification (Graves et al. 2006) beside that of attention, as Kim, Hori and
+Watanabe have it (arXiv 1609.06773, section 2.3): there on a recogniser's encoder, here on the memory that each zip
+layer of a pair keeps of the source's segment, through a linear head of its own, before any query looks at it. Heads
+spell the text in the bytes of its small letters (UTF-8), so that there is nothing to fit and no language is left out.
+They exist in training only: no model and no generation has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zipper_lm.data.collation import Batch, Specials, collate
+from zipper_lm.data.document import Document
+from zipper_lm.fusion.loss import share
+from zipper_lm.fusion.network import ZippedTowers
+from zipper_lm.fusion.reading import rows_that_see
+from zipper_lm.training.beside import Pair, padded, segment_pairs
+from zipper_lm.utils.host import send
+
+BLANK = 0
+CLASSES = 257
+"""Blank, and the bytes."""
+TRIED = 64
+"""Documents that are looked at before training: at least half of their texts must be short enough."""
+
+
+class Spelled(NamedTuple):
+    """A text, and where it is to be spelled.
+
+    Attributes:
+        row: of the batch. read: int64 ``[time]``, places of the source's tokens. letters: bytes of the text, from 1.
+    """
+
+    row: int
+    read: Tensor
+    letters: list[int]
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is a token for each letter, and one between two that are the same."""
+        repeats = sum(one == other for one, other in zip(self.letters, self.letters[1:]))
+        return len(self.letters) + repeats <= len(self.read)
+
+
+class Ctc(nn.Module):
+    """The loss, and its heads; see `zipper_lm.training.beside.BesideLoss`.
+
+    Args:
+        model: whose zips it is for. weights: of pairs.
+
+    Raises:
+        ValueError: for a reader without a codec.
+    """
+
+    name = "ctc"
+
+    def __init__(self, model: ZippedTowers, weights: Mapping[Pair, float]) -> None:
+        super().__init__()
+        self.weights: Mapping[Pair, float] = dict(weights)
+        codecs = model.processor.codecs if model.processor is not None else {}
+        if lacking := sorted({reader for reader, _ in weights} - set(codecs)):
+            raise ValueError(f"training.ctc spells what is written, but {lacking} have no codecs")
+        self._decode: dict[str, Callable[[Any], list[Any]]] = {reader: codecs[reader].decode for reader, _ in weights}
+        self.heads = nn.ModuleList(
+            nn.ModuleList(nn.Linear(model.tower(pair[0]).hidden_size, CLASSES) for _ in model.layer_pairs[pair])
+            for pair in weights
+        )
+
+    def spelled(self, batch: Batch, pair: Pair) -> list[Spelled]:
+        """The texts of a batch that a pair's reader writes from its source."""
+        found = segment_pairs(batch, pair)
+        texts = self._decode[pair[0]]([each.labels.tolist() for each in found]) if found else []
+        return [
+            Spelled(each.row, each.read, [1 + letter for letter in text.lower().encode()])
+            for each, text in zip(found, texts, strict=True)
+        ]
+
+    def served(self, batch: Batch, pair: Pair) -> list[Spelled]:
+        """Those that are counted: of some letters, and not of too many."""
+        return [each for each in self.spelled(batch, pair) if each.letters and each.fits]
+
+    def counts(self, batch: Batch) -> dict[Pair, Tensor]:
+        """The letters that are spelled."""
+        return {p: torch.tensor(sum(len(e.letters) for e in self.served(batch, p))) for p in self.weights}
+
+    @contextmanager
+    def watch(self, model: ZippedTowers, batch: Batch, counts: Mapping[Pair, Tensor]) -> Iterator[list[Tensor]]:
+        """A cost of each zip layer: the mean of all its letters', over the layers of its pair."""
+        costs: list[Tensor] = []
+        with ExitStack() as hooks:
+            for (pair, weight), heads in zip(self.weights.items(), self.heads):
+                if not (texts := self.served(batch, pair)):
+                    continue
+                rows = rows_that_see(batch[pair[0]], batch[pair[1]])
+                number = {row: n for n, row in enumerate([] if rows is None else rows.tolist())}
+                here = [each._replace(row=number.get(each.row, each.row)) for each in texts]
+                layers: Sequence[nn.Module] = list(heads)  # type: ignore[call-overload]
+                for k, head in enumerate(layers):
+                    watch = _Watch(costs, head, weight / len(layers), counts[pair], here)
+                    remembers = model.zip_layer(*pair, k).memory_projection
+                    hooks.callback(remembers.register_forward_hook(watch).remove)
+            yield costs
+
+    def check(self, documents: Iterable[Document], specials: Mapping[str, Specials]) -> None:
+        """Look at the texts of some documents.
+
+        Args:
+            documents: of the training. specials: the model's.
+
+        Raises:
+            ValueError: for a pair whose reader's codec makes no text, or of whose texts less than half have no more
+                letters than the source's segment has tokens.
+        """
+        batch = collate(list(documents), specials)
+        for reader, source in self.weights:
+            named = f"training.ctc: '{source}->{reader}'"
+            found = segment_pairs(batch, (reader, source))
+            if any(not isinstance(said, str) for said in self._decode[reader]([f.labels.tolist() for f in found[:1]])):
+                raise ValueError(f"{named} writes what is no text, and cannot be spelled")
+            texts = [each for each in self.spelled(batch, (reader, source)) if each.letters]
+            if 2 * (short := sum(each.fits for each in texts)) < len(texts):
+                raise ValueError(
+                    f"{named}: of {len(texts)} texts {len(texts) - short} have more letters than what they are "
+                    f"written from has tokens, so that it cannot spell them; take a codec with more tokens a second"
+                )
+
+
+def ctc(memory: Tensor, head: nn.Module, texts: Sequence[Spelled]) -> Tensor:
+    """Summed negative log-probability, in nats, that a head's reading of a memory spells texts.
+
+    Args:
+        memory: ``[rows, time, width]``. head: ``[..., width]`` to ``[..., classes]``. texts: that fit.
+    """
+    flat = padded([each.row * memory.shape[1] + each.read for each in texts])
+    letters = padded([torch.tensor(each.letters) for each in texts])
+    places, letters = send([flat, letters], memory.device)
+    logits = head(memory.flatten(0, 1).index_select(0, places.flatten())).unflatten(0, flat.shape)
+    times, spelled = torch.tensor([len(e.read) for e in texts]), torch.tensor([len(e.letters) for e in texts])
+    logits = logits.float().log_softmax(-1).transpose(0, 1)
+    return F.ctc_loss(logits, letters, times, spelled, BLANK, "sum")
+
+
+class _Watch:
+    """A forward hook of a zip layer's memory projection, which writes its weighted cost down."""
+
+    def __init__(
+        self, costs: list[Tensor], head: nn.Module, weight: float, count: Tensor, texts: Sequence[Spelled]
+    ) -> None:
+        self.costs, self.head, self.weight, self.count, self.texts = costs, head, weight, count, texts
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], memory: Tensor) -> None:
+        self.costs.append(self.weight * share(ctc(memory, self.head, self.texts), self.count))
