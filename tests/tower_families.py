@@ -16,6 +16,10 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from zipper_lm.evaluation.parity import Parity, check_parity
+from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec
+from zipper_lm.fusion.network import ZippedTowers
+from zipper_lm.fusion.tower import write_plainly
+from zipper_lm.generation.engine.capture import Capture, learn_capture
 
 HIDDEN, HEADS, LAYERS, VOCABULARY = 32, 4, 4, 96
 
@@ -295,3 +299,15 @@ def examine(family: str) -> Outcome:
     parity = check_parity(model, layers=LAYERS_PATH.get(family))
     faults = [f"{check}: {what}" for check, what in parity.problems.items()] + parity.lacks
     return Outcome(family, "; ".join(faults), parity)
+
+
+def captured(family: str) -> Capture:
+    """Whether a writing step of the family's tiny model can be captured."""
+    backbone = tiny_model(family)
+    write_plainly(backbone)
+    special = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 0}
+    specs = {"family": TowerSpec(source="", layers=LAYERS_PATH.get(family), **special)}
+    specs["other"] = TowerSpec(source="", **special)
+    zips = [ZipSpec(reader="family", source="other", layers=[1], source_layers=[1])]
+    config = ZipperConfig(towers=specs, zips=zips)
+    return learn_capture(ZippedTowers(config, {"family": backbone, "other": tiny_model("llama")}), "family")

@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import transformers
 
+from zipper_lm.generation.engine.capture import Capture
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from tower_families import KNOWN, LAYERS_PATH, Known, Outcome, examine, families, may_fail  # noqa: E402
+from tower_families import KNOWN, LAYERS_PATH, Known, Outcome, captured, examine, families, may_fail  # noqa: E402
+
+NUMBER = re.compile(r"\d[\d.e-]*")
 
 HEAD = """# Which decoders are towers
 
@@ -38,10 +44,18 @@ nor by earlier tokens. The note says what the bare model itself cannot do; a tow
 reading everything at once; by several tokens at once, or one by one only (a stream is then read again before the tower
 writes), or not at all (the tower is then used without a cache, and a warning says why).
 
+"Captured": whether [an engine](engine.md) writes with it, each token of many documents by one captured step:
+**{captured} families**. Their step gives the bare model's logits of each row alone, in rows that begin at different
+times, go on from a past, and are moved. Others are written on the plain path:
+
+{reasons}
+
+Of the families:
+
 {counts}
 
-| family | model class | tower | cache continues by several tokens | note |
-|---|---|---|---|---|
+| family | model class | tower | cache continues by several tokens | captured | note |
+|---|---|---|---|---|---|
 """
 
 
@@ -59,33 +73,55 @@ def main() -> None:
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)
     start = time.monotonic()
     outcomes = []
+    captures: dict[str, Capture] = {}
     for family in arguments.families or families():
         outcomes.append(examine(family))
-        print(f"{family:28} {_tower(outcomes[-1])} {_note(outcomes[-1])}", flush=True)
+        if outcomes[-1].passed:
+            captures[family] = captured(family)
+        how = f"captured: {_captured(captures.get(family))}"
+        print(f"{family:28} {_tower(outcomes[-1])}; {how}; {_note(outcomes[-1])}", flush=True)
     counts = Counter("passes" if o.passed else _kind(o) for o in outcomes)
     print(f"{counts['passes']} of {len(outcomes)} families pass ({time.monotonic() - start:.0f} s)")
-    for kind, count in counts.most_common():
+    for kind, count in [*counts.most_common(), *_reasons(captures).most_common()]:
         print(f"  {kind}: {count}")
     if not arguments.families:
-        _write(arguments.output, _page(outcomes, counts))
+        _write(arguments.output, _page(outcomes, counts, captures))
         print(f"written: {arguments.output}")
 
 
-def _page(outcomes: list[Outcome], counts: Counter[str]) -> str:
+def _page(outcomes: list[Outcome], counts: Counter[str], captures: Mapping[str, Capture]) -> str:
     head = HEAD.format(
         version=transformers.__version__,
         torch=torch.__version__.partition("+")[0],
         passed=counts["passes"],
         total=len(outcomes),
         classes=len({o.parity.name for o in outcomes if o.parity and o.passed}),
-        counts="\n".join(f"- {kind}: {count}" for kind, count in counts.most_common()),
+        counts=_listed(counts),
+        captured=sum(capture.fault is None for capture in captures.values()),
+        reasons=_listed(_reasons(captures)),
     )
     rows = [
         f"| `{o.family}` | {o.parity.name if o.parity else ''} | {_tower(o)} | {_going_on(o)} | "
-        f"{_note(o).replace('|', '/')} |"
+        f"{_captured(captures.get(o.family))} | {_note(o).replace('|', '/')} |"
         for o in sorted(outcomes, key=lambda o: o.family)
     ]
     return head + "\n".join(rows) + "\n"
+
+
+def _listed(counts: Counter[str]) -> str:
+    return "\n".join(f"- {kind}: {count}" for kind, count in counts.most_common())
+
+
+def _reasons(captures: Mapping[str, Capture]) -> Counter[str]:
+    """How many families are not captured for the same reason, whatever the figures in it."""
+    faults = [capture.fault for capture in captures.values() if capture.fault is not None]
+    return Counter(NUMBER.sub("so much", fault) if "off by" in fault else fault for fault in faults)
+
+
+def _captured(capture: Capture | None) -> str:
+    if capture is None:
+        return ""
+    return "yes" if capture.fault is None else f"no: {capture.fault}"
 
 
 def _kind(outcome: Outcome) -> str:

@@ -5,9 +5,15 @@ from pathlib import Path
 import pytest
 import transformers
 from packaging.version import Version
-from tower_families import KNOWN, examine, families, may_fail
+from tower_families import KNOWN, captured, examine, families, may_fail
 
 DOCS = Path(__file__).parents[2] / "docs" / "towers.md"
+
+
+def _documented() -> dict[str, str]:
+    """Each family's line of the table."""
+    lines = DOCS.read_text(encoding="utf-8").splitlines()
+    return {line.split("|")[1].strip(" `"): line for line in lines if line.startswith("| `")}
 
 
 @pytest.mark.parametrize("family", families())
@@ -38,9 +44,24 @@ def test_documentation_is_of_this_run() -> None:
     """The table lists what `examine` says; it is made anew by `python tools/tower_parity.py`."""
     if _documented_version() != transformers.__version__:
         pytest.skip(f"docs/towers.md was made with transformers {_documented_version()}")
-    rows = {line.split("|")[1].strip(" `"): line for line in DOCS.read_text().splitlines() if line.startswith("| `")}
+    rows = _documented()
     assert set(rows) == set(families())
-    assert {f for f, row in rows.items() if "| no:" in row} == set(KNOWN)
+    assert {f for f, row in rows.items() if row.split("|")[3].startswith(" no:")} == set(KNOWN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(_documented()))
+def test_family_is_captured_as_documented(family: str) -> None:
+    if _documented_version() != transformers.__version__:
+        pytest.skip(f"docs/towers.md was made with transformers {_documented_version()}")
+    if column := _documented()[family].split("|")[5].strip():
+        assert (captured(family).fault is None) == (column == "yes"), column
+
+
+def test_at_least_100_families_are_captured() -> None:
+    columns = [line.split("|")[5].strip() for line in _documented().values()]
+    assert f"**{columns.count('yes')} families**" in DOCS.read_text()
+    assert columns.count("yes") >= 100
 
 
 def _documented_version() -> str:

@@ -37,6 +37,9 @@ SEVERAL = 4
 FEW = "logits_to_keep"
 """The argument by which a family makes the logits of so many last tokens only."""
 
+PADDING_FAULT = "padding changes what it computes: documents that are written together should be of one length"
+"""What `Interface.faults` says of a backbone that does not read a row that is padded at the left as it does alone."""
+
 _QUIET = {"use_cache": False, "return_dict": True}
 
 _WHOLE = "what reading everything at once gives"
@@ -350,7 +353,7 @@ class _Judge:
         off = self._distances(torch.cat([each[:, -REST:] for each in alone]), self.whole[rows])
         if self._passes(off):
             return ()
-        return ("padding changes what it computes: documents that are written together should be of one length",)
+        return (PADDING_FAULT,)
 
     def learn_cache(self, interface: Interface, fields: list[str], arguments: list[str]) -> Interface:
         """The interface with the first way to go on that holds."""

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny import tiny_model
+from tower_families import captured
 
 from zipper_lm.generation.engine import capture
 from zipper_lm.generation.engine.capture import learn_capture
@@ -17,6 +18,16 @@ def test_attention_is_captured(kind: str) -> None:
 @pytest.mark.parametrize(("kind", "said"), [("mamba", "keeps no keys"), ("lfm2", "keeps no keys")])
 def test_recurrent_states_are_not(kind: str, said: str) -> None:
     assert said in str(learn_capture(tiny_model(kinds={"text": kind}), "text").fault)
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [("bart", "padding changes what it computes"), ("openai-gpt", "no cache"), ("qwen3_next", "its LinearAttention")],
+)
+def test_why_a_family_is_not_is_said_in_words(family: str, said: str) -> None:
+    fault = str(captured(family).fault)
+    assert said in fault
+    assert "Error:" not in fault
 
 
 def test_a_step_that_is_off_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

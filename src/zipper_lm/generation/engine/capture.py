@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zipper_lm.fusion.interface import COARSE, FINE, is_quantized, plain_ids, say, trial
+from zipper_lm.fusion.interface import COARSE, FINE, PADDING_FAULT, is_quantized, plain_ids, say, trial
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import State
 from zipper_lm.fusion.tower import Tower
 from zipper_lm.generation.engine.choice import Wish
+from zipper_lm.generation.engine.column_cache import NotInColumns
 from zipper_lm.generation.engine.rows import Rows
 from zipper_lm.generation.engine.step import Step, copy_of, empty_cache
 
@@ -49,8 +50,12 @@ def _fault(model: ZippedTowers, name: str, attention: bool) -> str | None:
     known = tower.interface.cache
     if tower.interface.writing == "wrong":
         return tower.interface.faults[-1]
-    if known is None or not known.whole_mask:
+    if known is None:
+        return "it goes on from no cache"
+    if not known.whole_mask:
         return "it keeps no keys and values of every token"
+    if PADDING_FAULT in tower.interface.faults:  # its rows' columns before they begin are padding
+        return PADDING_FAULT.partition(":")[0]
     if tower.depth != len(tower.layers):
         return f"its {len(tower.layers)} layers are called {tower.depth} times"
     if next(tower.backbone.parameters()).is_meta:
@@ -58,6 +63,8 @@ def _fault(model: ZippedTowers, name: str, attention: bool) -> str | None:
     try:
         with trial(tower.backbone):
             return _tried(model, name, attention)
+    except NotInColumns as error:
+        return str(error)
     except Exception as error:  # of any kind: what a family says to a cache of columns
         return say(error)
 

@@ -16,6 +16,10 @@ from torch import Tensor
 from transformers.cache_utils import Cache, StaticLayer
 
 
+class NotInColumns(Exception):
+    """What a family keeps of a token cannot be laid into columns."""
+
+
 class ColumnLayer(StaticLayer):
     """Keys and values of one layer.
 
@@ -74,14 +78,14 @@ def column_cache(like: Cache, rows: int, columns: int, column: Tensor) -> Cache:
     """A cache of columns for rows of which `like`, of any number of tokens, is one.
 
     Raises:
-        TypeError: if a layer keeps anything but keys and values of attention.
+        NotInColumns: if a layer keeps anything but keys and values of attention.
     """
     layers: list[Any] = []
     for layer in like.layers:
         keys, values = (getattr(layer, name, None) for name in ("keys", "values"))
         if not isinstance(keys, Tensor) or not isinstance(values, Tensor) or keys.ndim != 4 or values.ndim != 4:
-            raise TypeError(f"a {type(layer).__name__} keeps no keys and values of every token")
+            raise NotInColumns(f"its {type(layer).__name__} keeps no keys and values of every token")
         if hasattr(layer, "conv_states") or hasattr(layer, "indexer_keys"):
-            raise TypeError(f"a {type(layer).__name__} keeps more than keys and values")
+            raise NotInColumns(f"its {type(layer).__name__} keeps more than keys and values")
         layers.append(ColumnLayer(keys, values, rows, columns, column))
     return Cache(layers=layers)
