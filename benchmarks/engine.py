@@ -2,9 +2,9 @@
 
 python benchmarks/engine.py docs/runs/engine.json [--size small] [--guided-size 135m] [--documents 32]
 
-- `ragged`: documents that read between a fifth and all of the memory, and write between a quarter and all of the
-  tokens, through one engine with a row for each, and one after the other by `model.generate`. All of it is counted:
-  reading, too.
+- `reading`, `speaking`: many documents through one engine with a row for each, and one after the other by
+  `model.generate`. Those that are read have between a fifth and all of the size's speech, and get between a quarter and
+  all of its text; those that are spoken the other way round. All of it is counted, what is read, too.
 - `guided`: a further token of one document in an engine with guidance (two rows), and without (one row).
 
 The record is written anew after every part, and is the last line of the output.
@@ -16,6 +16,7 @@ import argparse
 import os
 import random
 import statistics
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,34 +33,50 @@ SEED = 1
 SCALE = 1.5  # of guidance
 
 
-def ragged(size: Size, count: int) -> list[tuple[Document, int]]:
-    """Documents, and how many tokens of text each gets."""
+@dataclass(frozen=True)
+class Work:
+    """A document, the tower that goes on after it, and how many tokens it gets."""
+
+    document: Document
+    writer: str
+    tokens: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Exactly so many."""
+        return {self.writer: exactly(self.tokens)["text"]}
+
+
+def ragged(size: Size, count: int, writer: str) -> list[Work]:
+    """Documents of the other modality than the writer's."""
     draw = random.Random(SEED)
+    ids = {"speech": size.speech.ids, "text": size.text.ids}
+    least, most = {"speech": size.memory // 5, "text": size.tokens // 4}, {"speech": size.memory, "text": size.tokens}
+    (source,) = ids.keys() - {writer}
     found = []
-    for document in size.documents(count):
-        ids = document[0].ids or []
-        length = draw.randint(size.memory // 5, size.memory)
-        found.append((Document([Segment("speech", ids=ids[:length])]), draw.randint(size.tokens // 4, size.tokens)))
+    for _ in range(count):
+        read = [draw.randrange(3, ids[source]) for _ in range(draw.randint(least[source], most[source]))]
+        found.append(Work(Document([Segment(source, ids=read)]), writer, draw.randint(least[writer], most[writer])))
     return found
 
 
-def one_after_the_other(model: ZipperModel, given: list[tuple[Document, int]]) -> list[list[int]]:
+def one_after_the_other(model: ZipperModel, works: list[Work]) -> list[list[int]]:
     """By the plain path."""
     return [
-        model.generate(document, ["text"], settings=exactly(tokens), decode=False)[-1].ids for document, tokens in given
+        model.generate(work.document, [work.writer], settings=work.settings, decode=False)[-1].ids for work in works
     ]
 
 
-def together(made: Engine, given: list[tuple[Document, int]]) -> list[list[int]]:
+def together(made: Engine, works: list[Work]) -> list[list[int]]:
     """By an engine."""
-    handles = [made.submit(document, ["text"], exactly(tokens)) for document, tokens in given]
+    handles = [made.submit(work.document, [work.writer], work.settings) for work in works]
     return [handle.result(decode=False)[-1].ids or [] for handle in handles]
 
 
-def many(size: Size, count: int, compiled: bool, repeats: int) -> dict[str, Any]:
+def many(size: Size, count: int, writer: str, compiled: bool, repeats: int) -> dict[str, Any]:
     """All documents, both ways."""
-    model, given = fused(size), ragged(size, count)
-    with Engine(model, slots=count, tokens=size.tokens + 1, memory=size.memory + 2, compile=compiled) as made:
+    model, given = fused(size), ragged(size, count, writer)
+    with Engine(model, slots=count, compile=compiled) as made:
         same = together(made, given) == one_after_the_other(model, given)
         taken = turns(
             {
@@ -68,7 +85,7 @@ def many(size: Size, count: int, compiled: bool, repeats: int) -> dict[str, Any]
             },
             repeats,
         )
-    tokens = sum(number for _, number in given)
+    tokens = sum(work.tokens for work in given)
     return {
         "documents": count,
         "tokens": tokens,
@@ -114,8 +131,9 @@ def main() -> None:
         repeats=given.repeats,
         threads_of_openmp=os.environ.get("OMP_NUM_THREADS"),
     )
-    record["ragged"] = many(SIZES[given.size], given.documents, given.compile, given.repeats)
-    keep(record, given.output)
+    for part, writer in (("reading", "text"), ("speaking", "speech")):
+        record[part] = many(SIZES[given.size], given.documents, writer, given.compile, given.repeats)
+        keep(record, given.output)
     record["guided"] = guided(SIZES[given.guided_size], given.compile, given.repeats)
     finish(record, given.output)
 

@@ -92,9 +92,10 @@ def test_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     run_small("engine.py", monkeypatch, tmp_path / "engine.json", *few)
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert record == json.loads((tmp_path / "engine.json").read_text())
-    assert record["ragged"]["documents"] == 3
-    assert record["ragged"]["same_tokens"] is True
-    assert record["ragged"]["times_as_fast"] > 0
+    for part in ("reading", "speaking"):
+        assert record[part]["documents"] == 3
+        assert record[part]["same_tokens"] is True
+        assert record[part]["times_as_fast"] > 0
     assert isinstance(record["guided"]["guided_to_unguided"], float)
 
 

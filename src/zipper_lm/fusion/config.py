@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
+from functools import cache
 from itertools import permutations
 from pathlib import Path
 from types import UnionType
@@ -332,6 +333,12 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, origin or hint)
 
 
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """Types of a dataclass's fields. They are texts, and a config is asked for its specs by every document."""
+    return get_type_hints(kind)
+
+
 def typed(kind: type[S], what: str, fields: dict[str, Any]) -> S:
     """A dataclass of fields out of JSON.
 
@@ -340,7 +347,7 @@ def typed(kind: type[S], what: str, fields: dict[str, Any]) -> S:
     """
     if unknown := sorted(set(fields) - {f.name for f in dataclass_fields(kind)}):  # type: ignore[arg-type]
         raise ValueError(f"config: {what} has unknown fields {unknown}")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     for name, value in fields.items():
         if not _fits(value, hints[name]):
             raise ValueError(f"config: {what}: {name} cannot be {type(value).__name__} {value!r:.60}")
