@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--size", choices=list(SIZES), default="small")
     parser.add_argument("--guided-size", choices=list(SIZES), default="135m")
     parser.add_argument("--documents", type=int, default=32)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     logging.set_verbosity_error()
@@ -127,14 +127,14 @@ def main() -> None:
         benchmark="engine",
         size=given.size,
         guided_size=given.guided_size,
-        compiled=given.compile,
+        compiled=not given.no_compile,
         repeats=given.repeats,
         threads_of_openmp=os.environ.get("OMP_NUM_THREADS"),
     )
     for part, writer in (("reading", "text"), ("speaking", "speech")):
-        record[part] = many(SIZES[given.size], given.documents, writer, given.compile, given.repeats)
+        record[part] = many(SIZES[given.size], given.documents, writer, not given.no_compile, given.repeats)
         keep(record, given.output)
-    record["guided"] = guided(SIZES[given.guided_size], given.compile, given.repeats)
+    record["guided"] = guided(SIZES[given.guided_size], not given.no_compile, given.repeats)
     finish(record, given.output)
 
 

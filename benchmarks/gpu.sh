@@ -47,10 +47,16 @@ if [ "$mode" = run ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cu
     exit 1
 fi
 
-part tests 100 "-m pytest -q -p no:cacheprovider tests/test_on_a_gpu.py" \
+part tests 80 "-m pytest -q -p no:cacheprovider tests/test_on_a_gpu.py" \
     "-m pytest -q -p no:cacheprovider tests/test_on_a_gpu.py"
-part decode-1b 150 "benchmarks/decode.py OUT --size 1b --repeats 3" "benchmarks/decode.py OUT --size tiny --quick"
+part decode-1b 150 "benchmarks/decode.py OUT --size 1b --repeats 3" "benchmarks/decode.py OUT --size tiny --quick --only plain bare engine"
 part training-1b 110 "benchmarks/cost.py OUT --size large --repeats 2" "benchmarks/cost.py OUT --quick --repeats 1"
 part decode-135m 100 "benchmarks/decode.py OUT --size 135m --batch 1 32 --repeats 3" \
-    "benchmarks/decode.py OUT --size tiny --batch 2 --quick"
+    "benchmarks/decode.py OUT --size tiny --batch 2 --quick --only plain bare"
+part engine 60 "benchmarks/engine.py OUT --size 135m --guided-size 1b --repeats 3" \
+    "benchmarks/engine.py OUT --size tiny --guided-size tiny --documents 3 --repeats 1 --no-compile"
+part prefix-cache 50 "benchmarks/prefix_cache.py OUT --repeats 3" \
+    "benchmarks/prefix_cache.py OUT --size tiny --repeats 1"
+part chunked-loss 30 "benchmarks/chunked_loss.py OUT --size 128k --repeats 3" \
+    "benchmarks/chunked_loss.py OUT --size tiny --repeats 1"
 exit $failed

@@ -18,7 +18,7 @@ from tests.codecs.test_neural_audio import CODEBOOKS, build, sound
 from tests.codecs.test_unit_vocoder import network, published
 from tests.codecs.test_vq_image import pictures, save_emu, save_janus
 from tests.tiny import ids_of, limits, often_ending, tiny_model
-from zipper_lm import Document, Segment, ZipperModel
+from zipper_lm import Document, Engine, Segment, ZipperModel
 from zipper_lm.codecs.codec import make_codec
 from zipper_lm.codecs.pretrained import RunsModel
 from zipper_lm.data.collation import collate
@@ -180,3 +180,17 @@ def test_losses_and_gradients_wait_for_nothing(packing: bool) -> None:
         model(batch.to("cuda")).loss.backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_engine_writes_what_the_plain_path_writes(compiled: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """By a CUDA graph of each step: that there is none would be said."""
+    model = often_ending(tiny_model(gate=1.0)).eval().to("cuda")
+    documents = [Document([Segment("speech", ids=list(range(4, 4 + n)))]) for n in (7, 3, 5, 1)]
+    with Engine(model, slots=3, compile=compiled) as engine:
+        for more in ({}, {"guidance_scale": 1.7}, {"do_sample": True, "seed": 7}, {"repetition_penalty": 1.5}):
+            settings = limits(model, 9, **more)
+            plain = model.generate(documents, ["text", "speech"], settings=settings)
+            written = model.generate(documents, ["text", "speech"], settings=settings, engine=engine)
+            assert ids_of(written) == ids_of(plain)
+    assert "no CUDA graph" not in caplog.text

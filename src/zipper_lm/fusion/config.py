@@ -334,7 +334,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 @cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     """Types of a dataclass's fields. They are texts, and a config is asked for its specs by every document."""
     return get_type_hints(kind)
 
@@ -347,7 +347,8 @@ def typed(kind: type[S], what: str, fields: dict[str, Any]) -> S:
     """
     if unknown := sorted(set(fields) - {f.name for f in dataclass_fields(kind)}):  # type: ignore[arg-type]
         raise ValueError(f"config: {what} has unknown fields {unknown}")
-    hints = _hints(kind)
+    types: Any = kind  # a dataclass can be kept by, which mypy does not see
+    hints = _hints(types)
     for name, value in fields.items():
         if not _fits(value, hints[name]):
             raise ValueError(f"config: {what}: {name} cannot be {type(value).__name__} {value!r:.60}")

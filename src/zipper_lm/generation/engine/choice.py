@@ -138,6 +138,10 @@ class Choice:
         self.leader[int(self.bare[row])] = self.bare[row]
         self.bare[row] = row
 
+    def progress(self) -> list[Tensor]:
+        """What a choice writes, and reads in the next one."""
+        return [] if self.written is None else [self.written]
+
     def choose(self, logits: Tensor, place: Tensor, kinds: Kinds) -> Tensor:
         """Ids ``[R]`` of logits ``[R, V]``, and their log-probabilities in `logprobs` where they are asked for.
 

@@ -103,6 +103,10 @@ class Rows:
             flat += [t for memory in memories for t in (memory.keys, memory.values)]
         return [*flat, *self.allowed.values(), *self.seen.values()]
 
+    def progress(self) -> list[Tensor]:
+        """What a step moves on, and reads in the next one."""
+        return [self.column, self.place, self.ids]
+
     # --- who comes and goes --------------------------------------------------------------------------------------
 
     def sit(self, row: int, past: int, bos: int, involved: Tensor, state: State | None) -> None:

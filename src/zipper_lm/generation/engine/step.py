@@ -9,6 +9,7 @@ of columns (`column_cache.py`).
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
@@ -24,6 +25,7 @@ from zipper_lm.fusion.tower import Tower, per_token, shaped, structural_copy
 from zipper_lm.generation.engine.attention import NAME as ATTENTION
 from zipper_lm.generation.engine.choice import Choice, Kinds, Wish
 from zipper_lm.generation.engine.column_cache import ColumnLayer, column_cache
+from zipper_lm.generation.engine.graph import Graph, graph_pool
 from zipper_lm.generation.engine.rows import Rows
 from zipper_lm.generation.engine.weights import FEW, weights_as
 
@@ -78,7 +80,8 @@ class Step:
                     weights_as(zip_layer, None, few=compile and rows.count <= FEW)
                     self.zips.setdefault(layer, []).append((source, k, zip_layer))
         self._listen()
-        self.chosen_of: dict[Kinds, Any] = {}
+        self.run_of: dict[Kinds, Callable[[], Tensor]] = {}
+        self.pool = graph_pool(self.tower.device)
         self.beside: dict[int, int] = {}
         self.compile = compile
         self.logits_of = self._compiled(_own_code(self._make_forward()))
@@ -172,23 +175,42 @@ class Step:
 
     def _choosing(self, kinds: Kinds) -> Any:
         """The choice among logits for these kinds of work; rows are advanced by it."""
-        if kinds not in self.chosen_of:
-            rows, choice = self.rows, self.choice
+        rows, choice = self.rows, self.choice
 
-            def choose(logits: Tensor) -> Tensor:
-                chosen = choice.choose(logits, rows.place, kinds)
-                rows.ids.copy_(torch.where(rows.active, chosen, rows.pad))
-                rows.advance()
-                return chosen
+        def choose(logits: Tensor) -> Tensor:
+            chosen = choice.choose(logits, rows.place, kinds)
+            rows.ids.copy_(torch.where(rows.active, chosen, rows.pad))
+            rows.advance()
+            return chosen
 
-            self.chosen_of[kinds] = self._compiled(_own_code(choose))
-        return self.chosen_of[kinds]
+        return self._compiled(_own_code(choose))
+
+    def _running(self, kinds: Kinds) -> Callable[[], Tensor]:
+        """A whole step for these kinds of work: every row's next id."""
+        choose = self._choosing(kinds)
+
+        def run() -> Tensor:
+            return choose(self.logits_of())
+
+        if self.pool is None:
+            return run
+        state = [*self.rows.progress(), *self.choice.progress()]
+        try:
+            return Graph(run, state, self.pool)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of any kind: what CUDA says of an operation that it cannot capture
+            logger.warning("tower %r: its step is no CUDA graph: %s", self.name, say(error))
+            self.pool = None
+            return run
 
     def __call__(self) -> tuple[list[int], list[float] | None]:
         """Every row's next id, and its log-probability where some row asked for it. Rows that are free have some, too,
         of no meaning."""
         kinds = self.choice.kinds
-        chosen = self._choosing(kinds)(self.logits_of())
+        if kinds not in self.run_of:
+            self.run_of[kinds] = self._running(kinds)
+        chosen = self.run_of[kinds]()
         self.rows.at += 1
         return chosen.tolist(), self.choice.logprobs.tolist() if kinds.scored else None
 
