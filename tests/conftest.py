@@ -19,12 +19,20 @@ from transformers.utils import logging
 
 from zipper_lm import ZipperModel
 from zipper_lm.jobs.prepare import prepare
+from zipper_lm.utils import known_hashes
 
 __all__ = ["tiny_backbone", "tiny_model"]
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_hashes_of_the_users(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tests load is not remembered beside what the user has loaded."""
+    folder = tmp_path_factory.getbasetemp() / "remembered"
+    monkeypatch.setattr(known_hashes, "cache_folder", lambda: folder)
 
 
 @pytest.fixture

@@ -25,7 +25,9 @@ from typer.testing import CliRunner, Result
 from zipper_lm import ZipperModel, __version__
 from zipper_lm.cli import app
 from zipper_lm.cli.common import settings_of
+from zipper_lm.cli.verify import told
 from zipper_lm.codecs.audio import read_audio
+from zipper_lm.evaluation.preservation import TowerReport
 from zipper_lm.evaluation.public_recogniser import PublicRecogniser
 from zipper_lm.jobs.towers import build_model
 from zipper_lm.utils import progress
@@ -175,6 +177,13 @@ def test_verify_says_that_a_source_changed(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert list(json.loads(result.stdout)["changed"]) == ["text"]
     assert "nowhere" in refused("verify", tmp_path / "nowhere")
+
+
+def test_verify_says_that_the_source_is_another() -> None:
+    """As tower and source do, which come from one file, when that is no longer what it was."""
+    report = TowerReport("text", "frozen", "org/text", 9, 9, 0.0, logits_equal=True, source_as_fused=False)
+    assert not report.identical
+    assert told(report) == "text (org/text): frozen, but the source is no longer what the zips were made with"
 
 
 def test_pretrain(tmp_path: Path) -> None:

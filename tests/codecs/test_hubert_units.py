@@ -33,6 +33,7 @@ from zipper_lm.codecs import hubert_units, pretrained, unit_vocoder
 from zipper_lm.codecs.codec import Codec, can_decode, load_codec, make_codec
 from zipper_lm.codecs.hubert_units import HubertUnits
 from zipper_lm.data.collation import Specials
+from zipper_lm.utils import known_hashes
 
 FAMILIES: dict[str, Any] = {
     "hubert": (HubertConfig, HubertModel),
@@ -283,6 +284,18 @@ def test_vocoders_that_do_not_fit(source: Path, tmp_path: Path) -> None:
         made(source, codebook="km.npy", vocoder=str(slow))
     with pytest.raises(ValueError, match="deduplicate=true, but the vocoder has no duration predictor"):
         made(source, codebook="km.npy", vocoder=str(slow), deduplicate=True)
+
+
+def test_an_encoder_is_hashed_once(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each loading of a speech codec read the numbers of its encoder a second time."""
+    made(source, codebook="km.npy").save_pretrained(tmp_path)
+    monkeypatch.setattr(known_hashes, "FRESH", 0.0)
+    load_codec(tmp_path)
+    monkeypatch.setattr(pretrained, "weights_hash", lambda model: "computed")
+    load_codec(tmp_path)
+    (tmp_path / "model" / "model.safetensors").touch()
+    with pytest.raises(ValueError, match=r"other weights than when the codec was saved.*computed"):
+        load_codec(tmp_path)
 
 
 def test_damaged_folders_are_refused(source: Path, tmp_path: Path) -> None:

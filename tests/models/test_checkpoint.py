@@ -21,13 +21,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCa
 from zipper_lm import TowerSpec, ZipperConfig, ZipperModel, ZipSpec
 from zipper_lm.codecs.codec import load_codec
 from zipper_lm.data.collation import collate
-from zipper_lm.evaluation.preservation import changed_sources
+from zipper_lm.evaluation.preservation import changed_sources, verify
 from zipper_lm.fusion import backbones, tower
 from zipper_lm.fusion.backbones import from_config
 from zipper_lm.models import checkpoint
 from zipper_lm.models.baseline import single_decoder
 from zipper_lm.models.baseline.expand import expand
 from zipper_lm.models.baseline.single_decoder import SingleDecoder
+from zipper_lm.utils import known_hashes
 from zipper_lm.utils.tensors import weights_hash
 
 FULL = {"text": "full"}
@@ -63,6 +64,66 @@ def test_one_other_weight_is_refused(tmp_path: Path, train: str, way: str) -> No
     given = {"object": {"text": other}, "folder": {"text": tmp_path / "other"}}.get(way)
     with pytest.raises(ValueError, match="'text': same config but other weights"):
         ZipperModel.from_pretrained(folder, towers=given, dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Classes of the backbones whose hash was computed; no file is too new to be remembered."""
+    monkeypatch.setattr(known_hashes, "FRESH", 0.0)
+    calls: list[str] = []
+
+    def counted(module: Any, *args: Any) -> str:
+        calls.append(type(module).__name__)
+        return weights_hash(module, *args)
+
+    monkeypatch.setattr(backbones, "weights_hash", counted)
+    return calls
+
+
+@pytest.mark.parametrize("way", ["source", "bundle", "folder"])
+def test_what_was_loaded_once_is_not_hashed_again(way: str, tmp_path: Path, hashed: list[str]) -> None:
+    folder = saved(tmp_path)
+    if way == "bundle":
+        ZipperModel.from_pretrained(folder).save_pretrained(folder, bundle_towers=True, overwrite=True)
+    given = {"text": tmp_path / "text"} if way == "folder" else None
+    hashed.clear()
+    ZipperModel.from_pretrained(folder, towers=given)
+    assert sorted(hashed) == ["GPT2LMHeadModel", "LlamaForCausalLM"]
+    hashed.clear()
+    ZipperModel.from_pretrained(folder, towers=given)
+    assert hashed == []
+    ZipperModel.from_pretrained(folder, towers={"text": LlamaForCausalLM.from_pretrained(tmp_path / "text")})
+    assert hashed == ["LlamaForCausalLM"], "files say nothing of a model that is given"
+    hashed.clear()
+    (folder / "towers" / "speech" / "model.safetensors").touch()
+    ZipperModel.from_pretrained(folder, towers=given)
+    assert hashed == ["GPT2LMHeadModel"]
+
+
+@pytest.mark.parametrize("train", ["frozen", "lora"])
+def test_verifying_computes_whatever_is_remembered(train: str, tmp_path: Path, hashed: list[str]) -> None:
+    """Model and source are read from the same file, so that they are alike says little of what that holds."""
+    folder = saved(tmp_path, train)
+    model = ZipperModel.from_pretrained(folder)
+    assert all(report.identical for report in verify(model, folder))
+    other = tiny_backbone("llama", 31, 2)
+    with torch.no_grad():
+        other.get_input_embeddings().weight[3, 2] += 0.5  # type: ignore[operator]
+    other.save_pretrained(tmp_path / "text")
+    with pytest.raises(ValueError, match="'text': same config but other weights"):
+        ZipperModel.from_pretrained(folder)
+    file = known_hashes.cache_folder() / "hashes.json"
+    told, wrong = json.loads(file.read_text()), weights_hash(other)
+    assert wrong in told["hashes"].values()
+    right = weights_hash(tiny_backbone("llama", 31, 2))
+    told["hashes"] = {key: right if value == wrong else value for key, value in told["hashes"].items()}
+    file.write_text(json.dumps(told))
+    believed = ZipperModel.from_pretrained(folder)
+    assert [(report.name, report.identical) for report in verify(believed, folder)] == [
+        ("speech", True),
+        ("text", False),
+    ]
+    assert list(changed_sources(folder)) == ["text"]
 
 
 def test_a_tampered_bundle_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -165,6 +167,34 @@ def test_an_interrupted_computation_goes_on(tmp_path: Path, monkeypatch: pytest.
     trainer_of(made(tmp_path), tmp_path, **how).keep_prefixes(Console(file=text, width=200))
     assert "first zip: 1 streams are there" in text.getvalue()
     assert "first zip: 3 streams, 12 tokens, 2 states of 32 each, 0.00293 MiB, files in" in text.getvalue()
+
+
+def test_states_of_long_ago_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that this run reads stay, however old they are."""
+    monkeypatch.setattr(prefix_cache, "PART_BYTES", 1024)
+    folder, long_ago = tmp_path / "prefixes", time.time() - 2 * 24 * 3600
+
+    def keep(seed: int, documents: list[Document] = DOCUMENTS) -> str:
+        text = io.StringIO()
+        how: dict[str, Any] = {"prefix_cache": "disk", "prefix_folder": folder}
+        trainer_of(made(tmp_path, seed=seed), tmp_path, Documents(documents), **how).keep_prefixes(Console(file=text))
+        return text.getvalue()
+
+    keep(0)
+    first = set(folder.rglob("*.safetensors"))
+    monkeypatch.setenv("ZIPPER_PREFIXES_GIB", "0")
+    assert "deleted" not in keep(1), "all were used today"
+    second = set(folder.rglob("*.safetensors")) - first
+    for file in first | second:
+        os.utime(file, (long_ago, long_ago))
+    assert "deleted" in keep(1, DOCUMENTS[:2])
+    left = set(folder.rglob("*.safetensors"))
+    assert left
+    assert left < second
+    assert all(time.time() - file.stat().st_mtime < 3600 for file in left)
+    monkeypatch.setenv("ZIPPER_PREFIXES_GIB", "a lot")
+    with pytest.raises(ValueError, match="ZIPPER_PREFIXES_GIB must be a number"):
+        keep(1)
 
 
 @pytest.mark.parametrize("spoil", ["cut", "weights", "shape", "other"])

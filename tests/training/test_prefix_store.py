@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from zipper_lm.training.prefix_store import PrefixStore, key_of, write_states
+from zipper_lm.training.prefix_store import (
+    LIMIT_NAME,
+    PrefixStore,
+    files_limit,
+    key_of,
+    make_room,
+    mark_used,
+    write_states,
+)
 
 
 def test_a_stream_is_found_by_its_ids() -> None:
@@ -35,3 +45,43 @@ def test_a_file_is_of_one_tower_and_holds_what_was_written(tmp_path: Path) -> No
             other.read(file, of)
     with pytest.raises(ValueError, match="wanted are 2 states of 3 bfloat16"):
         PrefixStore(2, 3, torch.bfloat16).read(file, "a" * 64)
+
+
+def test_room_is_made_by_what_was_not_used_for_longest(tmp_path: Path) -> None:
+    """Nothing deleted a file of states: each tower that was trained around left its own, for ever."""
+    files = [
+        write_states(tmp_path / f"text-{tower:016x}", "a" * 64, [key_of([number])], [9], torch.zeros(9, 2, 3))
+        for tower in range(2)
+        for number in range(3)
+    ]
+    others = [tmp_path / "text-mine" / files[0].name, tmp_path / files[0].parent.name / "model.safetensors"]
+    others[0].parent.mkdir()
+    size, day = files[0].stat().st_size, 24 * 3600
+    for other in others:
+        other.write_bytes(bytes(size))
+    for age, file in zip([9, 3, 8, 7, 6, 0.5], [*files, *others]):
+        os.utime(file, (time.time() - age * day,) * 2)
+    assert make_room(tmp_path, 0, 6 * size) == 0
+    assert make_room(tmp_path, size, 6 * size) == size
+    assert [file.exists() for file in files] == [False, True, True, True, True, True]
+    mark_used(files[2])
+    assert make_room(tmp_path, 0, 4 * size) == size
+    assert [file.exists() for file in files] == [False, True, True, False, True, True]
+    assert make_room(tmp_path, 0, 0) == 2 * size
+    assert [file.exists() for file in files] == [False, False, True, False, False, True], "used within a day"
+    assert all(other.exists() for other in others), "what others put there"
+    os.utime(files[5], (0, 0))
+    make_room(tmp_path, 0, 0)
+    assert not files[5].parent.exists()
+    assert files[0].parent.exists()
+
+
+def test_a_limit_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(LIMIT_NAME, raising=False)
+    assert files_limit() == 50 * 2**30
+    monkeypatch.setenv(LIMIT_NAME, "0.5")
+    assert files_limit() == 2**29
+    for wrong in ("-1", "many", "nan"):
+        monkeypatch.setenv(LIMIT_NAME, wrong)
+        with pytest.raises(ValueError, match=f"ZIPPER_PREFIXES_GIB must be a number of GiB from 0 on, got '{wrong}'"):
+            files_limit()

@@ -58,6 +58,8 @@ def told(report: TowerReport) -> str:
     kind = "frozen" if report.train == "frozen" else "frozen under LoRA adapters"
     if report.identical:
         return f"{source}: {kind}; all {report.tensors} tensors bit-identical to the source, logits on sample input too"
+    if not report.source_as_fused:
+        return f"{source}: {kind}, but the source is no longer what the zips were made with"
     return (
         f"{source}: {kind}, but {report.tensors - report.equal} of {report.tensors} tensors differ from the "
         f"source, by at most {report.largest:.3g}; logits on sample input "

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from zipper_lm.utils.hub import commit_of, reaching
+from zipper_lm.utils.known_hashes import FilesSeen
 from zipper_lm.utils.places import place_of
 from zipper_lm.utils.sizes import check_size, weight_files
 from zipper_lm.utils.tensors import lacking_tensors, weights_hash
@@ -79,6 +81,7 @@ def open_model(owner: Any, at: ModelSource) -> tuple[Any, ModelSource]:
     with reaching(f"codec model ({owner.__name__})", at.source, at.revision):
         config = AutoConfig.from_pretrained(at.source, revision=at.revision, trust_remote_code=False, **at.hub)
         files = weight_files(at.source, revision=at.revision, **at.hub)
+        seen = FilesSeen(files)
         check_size("its config.json", config, files, partial(owner.from_config, trust_remote_code=False))
         model, info = owner.from_pretrained(
             at.source,
@@ -98,7 +101,8 @@ def open_model(owner: Any, at: ModelSource) -> tuple[Any, ModelSource]:
             f"codec model {at.source!r}: the checkpoint lacks {len(lacking)} tensors of {type(model).__name__}, such "
             f"as {lacking[:3]}"
         )
-    found = weights_hash(model)
+    made = [transformers.__version__, type(model).__qualname__, model.config.to_json_string()]
+    found = seen.hash(made, at.weights_hash, partial(weights_hash, model))
     if at.weights_hash not in (None, found):
         raise ValueError(
             f"codec model {at.source!r}: other weights than when the codec was saved, its units would differ "

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +27,7 @@ from zipper_lm.evaluation.recogniser import CONFIG_FILE, Recogniser
 from zipper_lm.evaluation.word_error_rate import normalise
 from zipper_lm.utils.files import new_folder
 from zipper_lm.utils.json_files import read_mapping
+from zipper_lm.utils.places import cache_folder
 from zipper_lm.utils.progress import bar
 
 STEPS = 2500
@@ -49,12 +49,6 @@ class Judge(Protocol):
 
     def digest(self) -> str:
         """SHA-256, as hex, of all that decides what it says."""
-
-
-def cache_folder() -> Path:
-    """``$ZIPPER_CACHE``, else ``zipper`` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
-    return Path(os.environ.get("ZIPPER_CACHE", str(Path(base) / "zipper")))
 
 
 def can_be_judged(codec: Codec) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from zipper_lm.fusion.backbones import (
     base_tensors,
@@ -21,7 +22,7 @@ from zipper_lm.fusion.backbones import (
     recorded_dtype,
     wrappers,
 )
-from zipper_lm.fusion.config import ZipperConfig
+from zipper_lm.fusion.config import TowerSpec, ZipperConfig
 from zipper_lm.fusion.tower import Tower
 from zipper_lm.utils.hub import CONFIG_FILE, local_folder
 from zipper_lm.utils.tensors import stored
@@ -42,6 +43,8 @@ class TowerReport:
         tensors: tensors compared; none if there is no source, as of a tower that was given as an object and trained.
         equal: how many are bit-identical. largest: largest difference anywhere.
         logits_equal: whether logits on sample input are bit-identical to the source's (with LoRA: without adapters).
+        source_as_fused: whether the source has the config and the hash of weights that the zips were made with; true of
+            a tower that was trained in full. The hash is computed, whatever was remembered when the model was loaded.
     """
 
     name: str
@@ -51,11 +54,12 @@ class TowerReport:
     equal: int
     largest: float
     logits_equal: bool
+    source_as_fused: bool = True
 
     @property
     def identical(self) -> bool:
-        """Every tensor and the logits on sample input."""
-        return self.equal == self.tensors and self.logits_equal
+        """Every tensor and the logits on sample input, and the source is what it was."""
+        return self.equal == self.tensors and self.logits_equal and self.source_as_fused
 
     def summary(self) -> dict[str, Any]:
         """For JSON."""
@@ -95,9 +99,22 @@ def verify(model: ZippedTowers, folder: str | Path | None = None, **hub: Any) ->
                 equal=sum(_equal(ours[k], theirs[k]) for k in theirs),
                 largest=max(differences.values(), default=0.0),
                 logits_equal=_same_logits(tower, source),
+                source_as_fused=spec.train == "full" or _as_fused(name, spec, source, **hub),
             )
         )
     return reports
+
+
+def _as_fused(name: str, spec: TowerSpec, source: PreTrainedModel, **hub: Any) -> bool:
+    """Whether a source, as it was loaded, is the one that the zips were made with."""
+    recorded = recorded_dtype(spec)
+    if torch.promote_types(source.dtype, recorded) != source.dtype:  # rounded, it would tell nothing
+        source = load_backbone(spec, dtype=recorded, **hub)
+    try:
+        check_same_backbone(name, spec, source)
+    except ValueError:
+        return False
+    return True
 
 
 def changed_sources(folder: str | Path, *, trust_remote_code: bool = False, **hub: Any) -> dict[str, str]:

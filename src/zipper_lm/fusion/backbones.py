@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from zipper_lm.fusion.config import TowerSpec, ZipperConfig, backbone_config, co
 from zipper_lm.fusion.decoders import check_source
 from zipper_lm.fusion.tower import Tower
 from zipper_lm.utils.hub import commit_of, license_of, reaching
+from zipper_lm.utils.known_hashes import FilesSeen
 from zipper_lm.utils.places import place_of
 from zipper_lm.utils.sizes import check_size, weight_files
 from zipper_lm.utils.tensors import dtype_name, lacking_tensors, weights_hash
@@ -335,11 +337,28 @@ def recorded_dtype(spec: TowerSpec) -> Any:
     return getattr(torch, (spec.backbone or {}).get("dtype") or "float32", None)
 
 
-def check_same_backbone(name: str, spec: TowerSpec, backbone: PreTrainedModel) -> None:
+def weights_seen(spec: TowerSpec, **hub: Any) -> FilesSeen:
+    """The files of weights of a backbone, as they are before it is loaded; none where something else decides, too, what
+    is loaded: code of its own, or how it is quantized here.
+
+    Raises:
+        ValueError: if it cannot be reached.
+    """
+    if spec.trust_remote_code or spec.quantization is not None or hub.get("force_download"):
+        return FilesSeen([])
+    with reaching("tower", spec.source, spec.revision):
+        return FilesSeen(weight_files(spec.source, revision=spec.revision, **hub))
+
+
+def check_same_backbone(name: str, spec: TowerSpec, backbone: PreTrainedModel, seen: FilesSeen | None = None) -> None:
     """Raise `ValueError` by name if `backbone` is not the one the checkpoint was made with.
 
     One in a wider dtype than the recorded one is compared after rounding, which takes nothing from weights that were
     widened. One in a narrower dtype has lost what would be compared, so it is refused.
+
+    Args:
+        name: of the tower. spec: as recorded. backbone: to be compared. seen: the files that it was read from just now
+            (`weights_seen`), of which the hash may be remembered; `None`: it is computed.
     """
     theirs = plain(backbone.config.to_dict())
     # The recorded config as this version of transformers spells it: a later one may have more fields.
@@ -355,5 +374,13 @@ def check_same_backbone(name: str, spec: TowerSpec, backbone: PreTrainedModel) -
             f"tower {name!r}: given in {dtype_name(given)}, too coarse to be compared with the {dtype_name(recorded)} "
             "weights that the zips were made with; give its folder or Hub id, and dtype= for what it shall become"
         )
-    if weights_hash(backbone, None if given == recorded else recorded) != spec.weights_hash:
+    compared = None if given == recorded else recorded
+    compute = partial(weights_hash, backbone, compared)
+    if seen is None or getattr(backbone.config, "quantization_config", None) is not None:
+        found = compute()
+    else:
+        where = [transformers.__version__, type(backbone).__qualname__, spec.prefix, spec.config_key]
+        how = [*where, config_hash(theirs), str(given), str(compared)]
+        found = seen.hash(how, spec.weights_hash, compute)
+    if found != spec.weights_hash:
         raise ValueError(f"tower {name!r}: same config but other weights than {spec.source!r} when the zips were made")

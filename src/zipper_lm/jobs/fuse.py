@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.console import Console
 
-from zipper_lm.evaluation.judges import cache_folder
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.failures import diagnose, unimodal_perplexity
 from zipper_lm.jobs.materials import Materials, Plan, check, gather
@@ -22,6 +21,7 @@ from zipper_lm.models.load import load
 from zipper_lm.training.beside import task_pairs
 from zipper_lm.training.callbacks import StopOnInterrupt, callbacks_of, train_with_bar
 from zipper_lm.training.trainer import ZipperTrainer
+from zipper_lm.utils.places import cache_folder
 from zipper_lm.utils.processes import from_main, is_main, main_console, wait
 from zipper_lm.utils.progress import warn
 

@@ -30,6 +30,7 @@ from zipper_lm.fusion.backbones import (
     check_trust,
     load_backbone,
     recorded_dtype,
+    weights_seen,
 )
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig
 from zipper_lm.fusion.decoders import check_decoder
@@ -41,10 +42,12 @@ from zipper_lm.utils.arguments import Loading
 from zipper_lm.utils.files import check_apart, files_into
 from zipper_lm.utils.hub import CONFIG_FILE, WEIGHTS_FILE, commit_of, local_folder
 from zipper_lm.utils.json_files import read_mapping
+from zipper_lm.utils.known_hashes import FilesSeen
 from zipper_lm.utils.places import place_of
 from zipper_lm.utils.tensors import dtype_name, tensors_hash, without_aliases
 
 M = TypeVar("M", bound=ZippedTowers)
+T = TypeVar("T")
 CONFIG_FIELDS = ("towers", "zips", "loss_weights", "handover_weight", "groups")
 
 
@@ -302,12 +305,14 @@ def load(
             raise ValueError(f"towers= gives a model for {name!r}, which was trained: its weights would be overwritten")
         if given is None and spec.source == _bundle(name):
             given = folder / spec.source
+        seen: FilesSeen | None = None
         if isinstance(given, PreTrainedModel):
             backbones[name] = given
         else:
             at = spec if given is None else replace(spec, source=str(given), revision=None)
+            seen = _fetched(name, spec, partial(weights_seen, at, **hub))
             backbones[name] = _fetched(name, spec, partial(load_backbone, at, dtype=recorded_dtype(spec), **hub))
-        check_same_backbone(name, spec, backbones[name])
+        check_same_backbone(name, spec, backbones[name], seen)
         if isinstance(given, str | Path) and spec.source != _bundle(name):  # a later save names the new place
             place = place_of(given)
             config.towers[name] |= {"source": place, "revision": commit_of(place, None, hub.get("cache_dir"))}
@@ -336,8 +341,9 @@ def read_config(folder: Path) -> ZipperConfig:
     return ZipperConfig.from_pretrained(folder)
 
 
-def _fetched(name: str, spec: TowerSpec, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    """A tower's backbone, or an error that names the tower and says how to go on."""
+def _fetched(name: str, spec: TowerSpec, load: Callable[[], T]) -> T:
+    """A tower's backbone, or what else is got from where it is, or an error that names the tower and says how to go
+    on."""
     try:
         return load()
     except ValueError as error:

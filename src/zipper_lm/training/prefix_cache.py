@@ -27,7 +27,7 @@ from zipper_lm.fusion.config import config_hash, plain
 from zipper_lm.fusion.interface import FINE
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.prefix import check_prefix, prefix_depths, prefix_states
-from zipper_lm.training.prefix_store import PrefixStore, key_of, write_states
+from zipper_lm.training.prefix_store import PrefixStore, files_limit, key_of, make_room, mark_used, write_states
 from zipper_lm.utils.processes import any_of, on_this_machine, rank_of
 from zipper_lm.utils.progress import bar, barred, plain_console
 from zipper_lm.utils.tensors import weights_hash
@@ -178,10 +178,14 @@ def keep_prefixes(
         precision: autocast, as training computes in.
 
     Raises:
-        ValueError: if states do not fit, with the numbers; naming a file of states that is not right; without a folder.
+        ValueError: if states do not fit, with the numbers; naming a file of states that is not right; without a folder,
+            or a limit that is one (`prefix_store.files_limit`).
     """
-    if "disk" in kept.values() and folder is None:
-        raise ValueError("training.prefix_cache: disk needs a folder for the files of states (prefix_folder)")
+    limit = 0.0
+    if "disk" in kept.values():
+        if folder is None:
+            raise ValueError("training.prefix_cache: disk needs a folder for the files of states (prefix_folder)")
+        limit = files_limit()
     console = console or plain_console(quiet=True)
     stores = {}
     streams = _streams(documents, list(kept), model.specials, console) if kept else {}
@@ -192,7 +196,7 @@ def keep_prefixes(
                 keeper.into_memory(streams[name])
             else:
                 assert folder is not None
-                keeper.onto_disk(streams[name], folder)
+                keeper.onto_disk(streams[name], folder, limit)
             stores[name] = keeper.store
     return PrefixCache(stores)
 
@@ -234,8 +238,12 @@ class _Keeper:
         for keys, lengths, states in self._parts(streams):
             self.store.add(keys, lengths, states)
 
-    def onto_disk(self, streams: Streams, folder: Path) -> None:
-        """Those that no file has yet; several processes compute a share each, of what all of them found lacking."""
+    def onto_disk(self, streams: Streams, folder: Path, limit: float) -> None:
+        """Those that no file has yet; several processes compute a share each, of what all of them found lacking.
+
+        Args:
+            streams: all of them. folder: of the files of all towers. limit: bytes that these may take.
+        """
         fingerprint = self._fingerprint()
         place = folder / f"{self.name}-{fingerprint[:16]}"
         files: set[Path] = set()
@@ -244,9 +252,14 @@ class _Keeper:
             """Read files that are new here; the streams that none has."""
             for file in sorted({*place.glob("*.safetensors")} - files):
                 files.add(file)
-                keys = self.store.read(file, fingerprint)
+                try:
+                    keys = self.store.read(file, fingerprint)
+                except FileNotFoundError:  # another run has made room
+                    continue
                 if check:
                     self._check(file, keys, streams)
+                if not streams.keys().isdisjoint(keys):
+                    mark_used(file)
             return {key: ids for key, ids in streams.items() if key not in self.store}
 
         def write(share: Streams) -> None:
@@ -255,6 +268,9 @@ class _Keeper:
 
         def begin() -> Streams:
             lacking = read(check=True)
+            coming = sum(len(ids) for ids in lacking.values()) * self.token_bytes
+            if deleted := make_room(folder, coming, limit):
+                self.console.print(f"states that were used the longest ago: {_gib(deleted)} deleted in {folder}")
             free = shutil.disk_usage(next(p for p in (place, *place.absolute().parents) if p.exists())).free
             self._announce(lacking, len(streams) - len(lacking), 1, free, f"files in {place}")
             return lacking

@@ -2,13 +2,19 @@
 
 A file is whole or not there, and says of itself which tower and layers it is of, and which streams: so files that
 others made, or an interrupted run, are read again, and what they lack is added as further files. Their tensors:
-``states`` ``[tokens, kept, hidden]``, ``keys`` uint8 ``[streams, 16]``, ``lengths`` int64 ``[streams]``.
+``states`` ``[tokens, kept, hidden]``, ``keys`` uint8 ``[streams, 16]``, ``lengths`` int64 ``[streams]``. A file's time
+is that of its last use: where there are too many, those go first that were not used for the longest time.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+import os
+import re
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +26,15 @@ from torch import Tensor
 
 from zipper_lm.utils.files import new_file
 from zipper_lm.utils.tensors import dtype_name
+
+LIMIT_NAME, LIMIT_GIB = "ZIPPER_PREFIXES_GIB", 50.0
+"""The environment variable that says how much all files together may take, and what holds without it."""
+
+USED_SECONDS = 24 * 3600.0
+"""What was used within that time stays: others may be reading it."""
+
+_OURS, _PLACE = re.compile(r"[0-9a-f]{32}\.safetensors"), re.compile(r".+-[0-9a-f]{16}")
+"""What our files are called, and the folder of a tower: others are left alone."""
 
 KEY_BYTES = 16
 FORMAT = "zipper prefix states 1"
@@ -68,13 +83,15 @@ class PrefixStore:
         """Add the streams of a file, whose states stay there; their keys, from the longest to the shortest as written.
 
         Raises:
-            ValueError: naming the file, if it is damaged, or not of this tower and layers.
+            FileNotFoundError: if it is gone. ValueError: naming it, if it is damaged, or not of this tower and layers.
         """
         again = "delete it, and it is made anew"
         try:
             with safe_open(file, framework="pt") as stored:
                 told = dict(stored.metadata() or {})
                 states, keys, lengths = (stored.get_tensor(name) for name in ("states", "keys", "lengths"))
+        except FileNotFoundError:
+            raise
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file}: cannot be read: damaged ({error}); {again}") from error
         if told != _told(fingerprint):
@@ -105,6 +122,7 @@ def write_states(folder: Path, fingerprint: str, keys: Sequence[bytes], lengths:
         folder: made if missing. fingerprint: of tower and layers. keys, lengths, states: as of `PrefixStore.add`.
     """
     file = folder / f"{hashlib.sha256(b''.join(keys)).hexdigest()[:32]}.safetensors"
+    assert _OURS.fullmatch(file.name)
     tensors: dict[str, Any] = {
         "states": states,
         "keys": torch.from_numpy(np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), KEY_BYTES).copy()),
@@ -113,6 +131,56 @@ def write_states(folder: Path, fingerprint: str, keys: Sequence[bytes], lengths:
     with new_file(file, overwrite=True) as new:
         save_file(tensors, new, metadata=_told(fingerprint))
     return file
+
+
+def files_limit() -> float:
+    """Bytes that all files of states together may take.
+
+    Raises:
+        ValueError: naming the environment variable, if that is no number of GiB.
+    """
+    given = os.environ.get(LIMIT_NAME) or str(LIMIT_GIB)
+    try:
+        limit = float(given)
+    except ValueError:
+        limit = math.nan
+    if not limit >= 0:
+        raise ValueError(f"{LIMIT_NAME} must be a number of GiB from 0 on, got {given!r}")
+    return limit * 2**30
+
+
+def mark_used(file: Path) -> None:
+    """Make this moment the time of a file."""
+    with suppress(OSError):  # another's, which can be read all the same
+        os.utime(file)
+
+
+def make_room(folder: Path, coming: int, limit: float) -> int:
+    """Delete files of states until there is room for others, those first that were not used for the longest time; but
+    none that was used just now.
+
+    Args:
+        folder: of the folders of all towers; files of other names in it are left alone. coming: bytes that will be
+            written. limit: bytes that there may be then.
+
+    Returns:
+        Bytes that were deleted.
+    """
+    found = []
+    for file in folder.glob("*/*.safetensors"):
+        if _OURS.fullmatch(file.name) and _PLACE.fullmatch(file.parent.name):
+            with suppress(OSError):  # gone meanwhile
+                told = file.stat()
+                found.append((told.st_mtime, told.st_size, file))
+    over, deleted = coming + sum(size for _, size, _ in found) - limit, 0
+    for used, size, file in sorted(found):
+        if deleted >= over or time.time() - used < USED_SECONDS:
+            break
+        with suppress(OSError):  # it may be open elsewhere, where that keeps it
+            file.unlink()
+            deleted += size
+            file.parent.rmdir()
+    return deleted
 
 
 def _told(fingerprint: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +14,12 @@ from huggingface_hub.utils import validate_repo_id
 
 _FOLDERS = re.compile(r"""(?:file://|(?<![\w./<])~?)/(?=[^\s/])(?:[^/:;"'`|<>\n]+/+)*""")
 """The folders of an absolute path within a text; no part of an id, a web address or a tag such as ``</s>``."""
+
+
+def cache_folder() -> Path:
+    """``$ZIPPER_CACHE``, else ``zipper`` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    return Path(os.environ.get("ZIPPER_CACHE", str(Path(base) / "zipper")))
 
 
 def place_of(source: str | Path) -> str:
