@@ -219,16 +219,20 @@ def is_quantized(backbone: nn.Module) -> bool:
 
 
 def plain_ids(backbone: nn.Module, rows: int, time: int) -> Tensor:
-    """int64 ``[rows, time]``: different ids, none of them special, for some families look for those in their input."""
+    """int64 ``[rows, time]``: different ids, none of them special, for some families look for those in their input.
+
+    They are spread over the vocabulary: where it begins many have ids that were never trained, after which nothing that
+    came before makes a difference.
+    """
     embedding, configs = embedding_of(backbone), _configs(backbone)
     special: set[Any] = set()
     for key, value in (item for config in configs for item in config.to_dict().items()):
         if key.endswith(("token_id", "token_index")):
             special.update(value if isinstance(value, list) else [value])
     sizes = [size for config in configs if isinstance(size := getattr(config, "vocab_size", None), int)]
-    size = min(int(embedding.shape[0]), *sizes, rows * time + len(special))
-    usable = [i for i in range(size) if i not in special] or [0]
-    ids = [usable[i % len(usable)] for i in range(rows * time)]
+    usable = [i for i in range(min(int(embedding.shape[0]), *sizes)) if i not in special] or [0]
+    step = max(1, len(usable) // (rows * time))
+    ids = [usable[i * step % len(usable)] for i in range(rows * time)]
     return torch.tensor(ids, device=embedding.device).reshape(rows, time)
 
 
