@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_recipes import plain_recipe
+
+from zipper_lm.fusion import backbones
+from zipper_lm.fusion.backbones import from_config
+from zipper_lm.utils.tensors import weights_hash
 
 ROOT = Path(__file__).parent.parent
 
@@ -196,3 +201,29 @@ def test_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         "0": {"step", "waited"},
         "1": {"step", "waited"},
     }
+
+
+def test_model_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only without what is measured are weights drawn and hashes computed: twice each, as there are two turns."""
+    done: list[str] = []
+
+    def hashed(*args: Any) -> str:
+        done.append("hash")
+        return weights_hash(*args)
+
+    def made(*args: Any, **kwargs: Any) -> Any:
+        done.extend([] if torch.empty(0).is_meta else ["drawn"])
+        return from_config(*args, **kwargs)
+
+    monkeypatch.setattr(backbones, "weights_hash", hashed)
+    monkeypatch.setattr(backbones, "from_config", made)
+    run_small("model_loading.py", monkeypatch, tmp_path / "loading.json", "--size", "tiny", "--repeats", 1)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads((tmp_path / "loading.json").read_text())
+    assert [(row["text tower"], row["without"]) for row in record["rows"]] == [
+        ("full", "drawn"),
+        ("frozen", "computed"),
+    ]
+    assert all(isinstance(row["without to with"], float) for row in record["rows"])
+    assert done.count("drawn") == 2
+    assert done.count("hash") == 4 + 2 + 2 * 2  # to fuse, once each tower, and without, both in each turn

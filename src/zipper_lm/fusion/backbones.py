@@ -212,8 +212,7 @@ def from_config(config: PreTrainedConfig, spec: TowerSpec, dtype: torch.dtype | 
 
 
 def blank_backbone(config: PreTrainedConfig, spec: TowerSpec, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """As `from_config`, in evaluation mode and without weights: its tensors are zeros, which take no time, and no
-    memory until others are copied there.
+    """As `from_config`, in evaluation mode, and nothing is drawn: its tensors are zeros, for others to be copied there.
 
     Transformers' `from_pretrained` makes it, of a state dict. So tables that no checkpoint holds, and what a family
     keeps in float32, are as they were where the backbone was first loaded. Where not all tensors come that way, it is
