@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, Self
@@ -30,6 +30,7 @@ from zipper_lm.generation.arguments import (
     encode_given,
 )
 from zipper_lm.generation.candidates import Choose, decode_written, samples_of
+from zipper_lm.generation.engine.alone import Prompt
 from zipper_lm.generation.engine.capture import learn_capture
 from zipper_lm.generation.engine.lane import Lane, Sitting
 from zipper_lm.generation.engine.weights import Form
@@ -259,12 +260,61 @@ class Engine:
             on_token=handle.tell,
             stop=handle.stop,
         )
+        return self._enter(handle, order.write())
+
+    def submit_alone(
+        self,
+        name: str,
+        ids: Sequence[int],
+        settings: Mapping[str, Any] | GenerationConfig | None = None,
+        *,
+        number: int = 0,
+        on_token: Callable[[StreamedToken], None] | None = None,
+    ) -> Handle:
+        """Have one tower go on from ids by itself, as the backbone it was before it was zipped; returns at once.
+
+        Args:
+            name: the tower. ids: what it reads, at least one, as they are: no BOS is put before or behind them.
+            settings: of what is written; one sample, no guidance. number, on_token: as of `submit`.
+
+        Returns:
+            the handle of a document of two segments: the ids that were given, and those that were written.
+
+        Raises:
+            ValueError, EngineFull, EngineClosed: as `submit`.
+        """
+        (chosen,) = checked_settings(self.model, {name: settings or {}}).values()
+        if samples_of(chosen) > 1 or chosen.guidance_scale not in (None, 1):
+            raise ValueError(f"settings for {name!r}: a tower by itself writes one sample, without guidance_scale")
+        if not ids:
+            raise ValueError(f"tower {name!r}: there are no ids to go on from")
+        self.model.check_ids(name, min(ids), max(ids))
+        self._check_mode()
+        self._check_sizes(name, len(ids), chosen, {})
+        handle = Handle(Document([Segment(name, ids=list(ids))]), self.model.processor, on_token)
+        prompt = Prompt(
+            model=self.model,
+            name=name,
+            ids=ids,
+            settings=chosen,
+            number=number,
+            seed=int(torch.randint(SEEDS, ()).item()),
+            chunk=self.chunk,
+            fault=self._fault,
+            leave=self._leave,
+            on_token=handle.tell,
+            stop=handle.stop,
+        )
+        return self._enter(handle, prompt.write())
+
+    def _enter(self, handle: Handle, writing: Writing) -> Handle:
+        """A document is new: it waits for its turn."""
         with self._awake:
             if not self.alive:
                 raise EngineClosed("the engine is closed" if self._dead is None else f"the engine failed: {self._dead}")
             if self.limit is not None and len(self._tasks) >= self.limit:
                 raise EngineFull(f"{len(self._tasks)} documents wait or are being written, the limit is {self.limit}")
-            task = _Task(handle, order.write(), self._weights_version())
+            task = _Task(handle, writing, self._weights_version())
             self._tasks[handle] = task
             self._new.append(task)
             self._awake.notify()
