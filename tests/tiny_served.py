@@ -52,7 +52,7 @@ def sound_file(form: str = "WAV", seconds: float = 1.0, seed: int = 0, rate: int
 @functools.cache
 def codecs(chat: bool = True) -> dict[str, Any]:
     """Of text, speech and pictures."""
-    text = TextCodec.train([WORDS, "user assistant system", WORDS.upper()], vocab_size=96)
+    text = TextCodec.train([WORDS, "user assistant system", WORDS.upper(), "< / >"], vocab_size=96)
     if chat:
         text.tokenizer.chat_template = CHAT_TEMPLATE
     return {

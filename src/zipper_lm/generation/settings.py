@@ -7,8 +7,9 @@ what it does between zips.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -154,6 +155,7 @@ def _check_together(name: str, config: GenerationConfig) -> None:
     if threshold is not None and not 0.0 < threshold <= 1.0:
         raise ValueError(f"settings for {name!r}: {STOP_THRESHOLD} must be in (0, 1], got {threshold}")
     _check_seed(name, config)
+    _check_choice(name, config)
     for field in ("num_beams", "num_return_sequences", "prefill_chunk_size"):
         if (value := getattr(config, field, None)) is not None and value < 1:
             raise ValueError(f"settings for {name!r}: {field} must be at least 1, got {value}")
@@ -175,6 +177,33 @@ def _check_together(name: str, config: GenerationConfig) -> None:
                     )
     if config.cache_implementation == "paged":
         raise ValueError(f"settings for {name!r}: cache_implementation='paged' is for a server of its own")
+
+
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "temperature": (lambda v: 0.0 < v < math.inf, "a number above 0"),
+    "top_p": (lambda v: 0.0 <= v <= 1.0, "in [0, 1]"),
+    "min_p": (lambda v: 0.0 <= v <= 1.0, "in [0, 1]"),
+    "top_k": (lambda v: v >= 0, "a whole number from 0 on"),
+    "repetition_penalty": (lambda v: 0.0 < v < math.inf, "a number above 0"),
+    "guidance_scale": (math.isfinite, "a finite number"),
+}
+
+
+def _check_choice(name: str, config: GenerationConfig) -> None:
+    """Raise `ValueError` for what no token can be chosen by. transformers says so of its own processors, at the first
+    token; a captured step would divide by it."""
+    for key, (fits, wanted) in _RANGES.items():
+        drawing = key not in ("repetition_penalty", "guidance_scale")
+        value = getattr(config, key, None)
+        if value is not None and (config.do_sample or not drawing) and not fits(value):
+            raise ValueError(f"settings for {name!r}: {key} must be {wanted}, got {value!r}")
+    ids = config.suppress_tokens
+    if ids is not None and not (isinstance(ids, list | tuple) and all(type(i) is int for i in ids)):
+        raise ValueError(f"settings for {name!r}: suppress_tokens must be a list of ids, got {ids!r:.80}")
+    strings: Any = [config.stop_strings] if isinstance(config.stop_strings, str) else config.stop_strings
+    listed = strings is None or isinstance(strings, list | tuple)
+    if not listed or not all(isinstance(s, str) and s for s in strings or ()):
+        raise ValueError(f"settings for {name!r}: stop_strings must be strings, not empty, got {strings!r:.80}")
 
 
 def _check_seed(name: str, config: GenerationConfig) -> None:

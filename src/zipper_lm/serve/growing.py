@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,18 +16,20 @@ class Growing:
     """The text of one segment.
 
     Args:
-        codec: of text or of sequences. held: characters that wait; see `held_back`.
+        codec: of text or of sequences. held: characters that wait; see `held_back`. stops: the text ends before the
+            first of these.
     """
 
-    def __init__(self, codec: Any, held: int) -> None:
-        self.codec, self.held, self.told = codec, held, ""
+    def __init__(self, codec: Any, held: int, stops: Sequence[str] = ()) -> None:
+        self.codec, self.held, self.stops, self.told = codec, held, stops, ""
         self.ids: list[int] = []
 
     def add(self, token: int) -> str:
         """What one more token tells."""
         self.ids.append(token)
-        text = self.codec.decode([self.ids])[0]
-        return self._tell(text[: max(0, len(text) - self.held)].rstrip(_HALF))
+        text = self.text
+        text = text[: max(0, len(text) - self.held)].rstrip(_HALF)
+        return self._tell(text[: len(text) - max((_begun(text, stop) for stop in self.stops), default=0)])
 
     def end(self) -> str:
         """What was still held back."""
@@ -35,7 +38,8 @@ class Growing:
     @property
     def text(self) -> str:
         """All of it."""
-        return str(self.codec.decode([self.ids])[0])
+        text = str(self.codec.decode([self.ids])[0])
+        return text[: min((at for stop in self.stops if (at := text.find(stop)) >= 0), default=len(text))]
 
     def _tell(self, text: str) -> str:
         if not text.startswith(self.told):
@@ -43,6 +47,11 @@ class Growing:
         new = text[len(self.told) :]
         self.told += new
         return new
+
+
+def _begun(text: str, stop: str) -> int:
+    """How many characters at the end of a text may be the beginning of a stop."""
+    return next((n for n in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def held_back(codec: Any) -> int:

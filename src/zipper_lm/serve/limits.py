@@ -16,10 +16,12 @@ class Limits:
 
     Attributes:
         upload: bytes of one file. seconds: of one sound. samples: of all channels of one, before they are averaged.
-        pixels: of one picture. characters: of a text that is to be spoken. tokens: that one segment may be let grow to.
+        pixels: of one picture. characters: of a text that is to be spoken. text: characters of all texts of a request.
+        ids: token ids that it gives. tokens: that one segment may be let grow to.
         segments: of one document, given and written. documents: that wait or are written, of all clients together.
         connections: open at once. stall: seconds that a client may take to send or read the next piece.
-        messages: bytes of one message of a websocket.
+        messages: bytes of one message of a websocket. idle: seconds for which one may say nothing. faults: messages
+            of one that cannot be followed.
     """
 
     upload: int = 25 << 20
@@ -27,12 +29,16 @@ class Limits:
     samples: int = 1 << 25
     pixels: int = 1 << 24
     characters: int = 4096
+    text: int = 100_000
+    ids: int = 16_384
     tokens: int = 2048
     segments: int = 64
     documents: int = 128
     connections: int = 1024
     stall: float = 30.0
-    messages: int = 1 << 20
+    messages: int = 1 << 22
+    idle: float = 900.0
+    faults: int = 100
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -115,18 +115,18 @@ class Service:
         codec = self.codec(modality)
         if codec is None:
             return None
-        if codec.kind in ("text", "sequence"):
+        if codec.kind == "text" or (codec.kind == "sequence" and not codec.config.edges):  # else it is of numbers
             return str(codec.kind)
         if codec.kind in PICTURE_KINDS:
             return "picture"
         return None if codec.rate is None else "sound"
 
-    def growing(self, modality: str) -> Growing:
-        """The text of a segment that is to be written."""
+    def growing(self, modality: str, stops: Sequence[str] = ()) -> Growing:
+        """The text of a segment that is to be written, and that ends before `stops`."""
         codec = self.codec(modality)
         if modality not in self._held:
             self._held[modality] = held_back(codec)
-        return Growing(codec, self._held[modality])
+        return Growing(codec, self._held[modality], stops)
 
     def modality(self, kind: str) -> str:
         """The modality of a kind: where there are several, the one of the usual name, else the first.
@@ -209,6 +209,15 @@ class Service:
         return await self._live(
             lambda tell: self.engine.submit(document, schedule, settings, on_token=tell, **how), param
         )
+
+    async def write_alone(self, modality: str, ids: Sequence[int], changes: Mapping[str, Any], param: str) -> Live:
+        """Have one tower go on from ids by itself; see `Engine.submit_alone`. `changes`, `param`: as of `write`."""
+        settings = {
+            **self.settings({modality: changes})[modality],
+            "guidance_scale": None,
+            "num_return_sequences": None,
+        }
+        return await self._live(lambda tell: self.engine.submit_alone(modality, ids, settings, on_token=tell), param)
 
     async def _live(self, submit: Callable[[Any], Any], param: str | None) -> Live:
         self.check_open()

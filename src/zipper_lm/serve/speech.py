@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, ClassVar, Literal
 
@@ -14,11 +14,11 @@ from pydantic import Field, StrictFloat, StrictInt
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.serve.errors import Refusal
 from zipper_lm.serve.fields import Fields, json_fields
-from zipper_lm.serve.forms import MEDIA, Encoder
+from zipper_lm.serve.forms import MEDIA
 from zipper_lm.serve.live import Live, unless_gone
 from zipper_lm.serve.service import Service
-from zipper_lm.serve.spoken import Spoken
 from zipper_lm.serve.stream import Events, Stream
+from zipper_lm.serve.voice import Voice
 
 OWN_VOICE = "default"
 _THEIRS = (
@@ -104,35 +104,14 @@ def voice_of(voice: str | VoiceId) -> str:
     return OWN_VOICE
 
 
-async def sound_of(service: Service, live: AsyncIterator[Any], sound: str, form: str) -> AsyncIterator[bytes]:
-    """The sound of a modality's tokens in some form, piece by piece."""
-    spoken, encoder = Spoken(service.codec(sound)), Encoder(form)
-    async for token in live:
-        if (
-            token.modality == sound
-            and spoken.add(token.id)
-            and (piece := await _encoded(service, spoken.take, encoder))
-        ):
-            yield piece
-    if piece := await _encoded(service, spoken.end, encoder, last=True):
-        yield piece
-
-
-async def _encoded(service: Service, take: Any, encoder: Encoder, last: bool = False) -> bytes:
-    def work() -> tuple[bytes, int]:
-        wave = take()
-        return encoder.add(wave) + (encoder.end() if last else b""), len(wave)
-
-    piece, samples = await service.apart(work)
-    service.metrics.sound.labels("written").inc(samples / 16_000)
-    return piece
-
-
 async def _pieces(service: Service, live: Live, sound: str, form: str) -> AsyncGenerator[bytes, None]:
+    voice = Voice(service, sound, form)
     try:
-        async for piece in sound_of(service, aiter(live), sound, form):
-            yield piece
+        async for token in live:
+            if piece := await voice.add(token.id):
+                yield piece
         await live.document()  # raises what the engine met
+        yield await voice.end()
     finally:
         live.cancel()
 
