@@ -13,8 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import doc, tiny_backbone, tiny_model
 from tiny_recipes import plain_recipe
 
+from zipper_lm import ZipperModel
+from zipper_lm.codecs.text import TextCodec
+from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion import backbones
 from zipper_lm.fusion.backbones import from_config
 from zipper_lm.utils.tensors import weights_hash
@@ -102,6 +106,27 @@ def test_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         assert record[part]["same_tokens"] is True
         assert record[part]["times_as_fast"] > 0
     assert isinstance(record["guided"]["guided_to_unguided"], float)
+
+
+def test_narrow_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """int8 changes what a language model says; a tower that is frozen is written with, and what it hears is counted."""
+    codec = TextCodec.train(["one two three four"] * 8, vocab_size=24)
+    codec.tokenizer.save_pretrained(tmp_path / "llm")
+    tiny_backbone("llama", codec.vocab_size).save_pretrained(tmp_path / "llm")
+    (tmp_path / "texts.txt").write_text("four three two one " * 40)
+    model = tiny_model()
+    model.processor = ZipperProcessor({"text": codec}, model.specials)
+    monkeypatch.setattr(ZipperModel, "from_pretrained", lambda folder: model)
+    said = ["one two", "three"], [doc(("speech", [5, 6, 7])), doc(("speech", [8]))]
+    given = ("--llm", tmp_path / "llm", "--texts", tmp_path / "texts.txt", "--model", "folder")
+    run_small("narrow_weights.py", monkeypatch, tmp_path / "r.json", *given, spoken=lambda _: lambda *a: said)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads((tmp_path / "r.json").read_text())
+    found = record["perplexity"]["perplexity"]
+    assert found["int8"] == pytest.approx(found["as they are"], rel=0.01)
+    assert found["int8"] != found["as they are"]
+    assert record["reading"]["same_text"]["as they are"] == 2
+    assert set(record["reading"]["difference_and_95"]) == {"bf16", "int8"}
 
 
 def test_steps_to_click(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
