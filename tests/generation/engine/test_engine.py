@@ -4,6 +4,7 @@ import random
 import threading
 import time
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from tiny import doc, ids_of, often_ending, open_gates, tiny_backbone, tiny_model
 
 from zipper_lm import Document, Engine, Segment, ZipperModel, combine
+from zipper_lm.fusion.interface import PADDING_FAULT
 from zipper_lm.generation.engine.engine import EngineClosed, EngineFull
 
 RAGGED = [
@@ -74,13 +76,26 @@ def test_it_writes_what_the_plain_path_writes(
         check_same(model, engine, documents, schedule, **more)
 
 
-@pytest.mark.parametrize("kind", ["mistral", "lfm2", "mamba"])
-def test_other_families(kind: str) -> None:
-    """A window smaller than the streams is captured; recurrent towers are written plainly, others beside them."""
+@pytest.mark.parametrize(
+    ("kind", "more"), [("mistral", {}), ("lfm2", {"guidance_scale": 1.7}), ("lfm2", BEST_OF), ("mamba", {})]
+)
+def test_other_families(kind: str, more: dict[str, Any]) -> None:
+    """A window smaller than the streams; a recurrent state in some layers or in all. Rows that rest wait for others
+    (best of n), and what they have read goes on in a further segment: a state that was fed on meanwhile would not."""
     model = lively(kinds={"text": kind})
     with Engine(model, slots=3, compile=False) as engine:
+        check_same(model, engine, RAGGED, ["text", "text", "speech", "text"], **more)
+        assert engine._lanes["text"].step is not None
+
+
+def test_a_tower_that_is_not_captured_is_written_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are written beside it."""
+    model = lively()
+    interface = replace(model.tower("text").interface, faults=(PADDING_FAULT,))
+    monkeypatch.setattr(model.tower("text"), "interface", interface)
+    with Engine(model, slots=3, compile=False) as engine:
         check_same(model, engine, RAGGED, ["text", "speech", "text"])
-        assert (engine._lanes["text"].step is None) == (kind != "mistral")
+        assert engine._lanes["text"].step is None
         assert engine._lanes["speech"].step is not None
 
 

@@ -114,6 +114,15 @@ def test_steps_write_what_they_write_without(
     assert written == plain
 
 
+@pytest.mark.parametrize("kind", ["mamba", "lfm2"])
+def test_recurrent_states_are_put_back(kind: str, without_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column that is written again is the same; a state would have read a token again for each call that warms up."""
+    monkeypatch.setattr(step, "graph_pool", lambda device: (0, 1))
+    monkeypatch.setattr(step, "Graph", Again)
+    plain, written = both_ways(often_ending(tiny_model(gate=1.0, kinds={"text": kind})).eval())
+    assert written == plain
+
+
 def test_what_cannot_be_captured_is_run(
     lively: ZipperModel, without_cuda: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

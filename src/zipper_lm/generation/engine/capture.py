@@ -52,8 +52,6 @@ def _fault(model: ZippedTowers, name: str, attention: bool) -> str | None:
         return tower.interface.faults[-1]
     if known is None:
         return "it goes on from no cache"
-    if not known.whole_mask:
-        return "it keeps no keys and values of every token"
     if PADDING_FAULT in tower.interface.faults:  # its rows' columns before they begin are padding
         return PADDING_FAULT.partition(":")[0]
     if tower.depth != len(tower.layers):
@@ -73,6 +71,8 @@ def _tried(model: ZippedTowers, name: str, attention: bool) -> str | None:
     tower, special = model.tower(name), model.specials[name]
     ids = plain_ids(tower.backbone, len(PASTS), TIME)
     like = tower(ids[:1, :2], torch.ones_like(ids[:1, :2]), use_cache=True)[1]
+    if not isinstance(getattr(like, "layers", None), list):
+        return f"its {type(like).__name__} is not made of layers"
     if [type(layer) for layer in empty_cache(tower).layers] != [type(layer) for layer in like.layers]:
         return "its cache is of another kind than its config says"
     rows = Rows(model, name, len(PASTS), COLUMNS, {}, special.pad)

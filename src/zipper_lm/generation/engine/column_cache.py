@@ -1,19 +1,24 @@
-"""The cache of a captured step: keys and values of many rows, side by side, at fixed addresses.
+"""The cache of a captured step: what is kept of many rows, side by side, at fixed addresses.
 
 What is unusual here: rows that began at different times share their *columns*. All of them write the next token into
 the same column, as rows of one left-padded batch do; a newcomer's past is laid into the columns just before it. So
 nothing but the ordinary mask of a left-padded batch is needed, distances in columns are distances in tokens (a sliding
 window is right as it is), and a family's own forward does all of it. When the columns are full, everything moves left
 by as many as nobody needs any more.
+
+Keys and values of every token lie in columns. A recurrent state lies in none (`state_layer.py`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, StaticLayer
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer, StaticLayer
+
+from zipper_lm.generation.engine.state_layer import StateLayer
 
 
 class NotInColumns(Exception):
@@ -59,33 +64,107 @@ class ColumnLayer(StaticLayer):
         """The column of the token that is being read, counted from 0."""
         return self.column[0]
 
-    def join(self, row: int, keys: Tensor, values: Tensor, column: int) -> None:
-        """Lay a past, ``[1, heads, time, width]``, into a row's columns before `column`."""
-        for own, new in ((self.keys, keys), (self.values, values)):
+    def join(self, row: int, layer: Any, column: int) -> None:
+        """See `KeptLayer`. A past, ``[1, heads, time, width]``, lies in a row's columns before `column`."""
+        for own, new in () if layer is None else ((self.keys, layer.keys), (self.values, layer.values)):
             own[row, :, column - new.shape[2] : column] = new[0]
 
-    def part(self, row: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """Copies of some columns of a row, each ``[1, heads, end - begin, width]``."""
-        return self.keys[row : row + 1, :, begin:end].clone(), self.values[row : row + 1, :, begin:end].clone()
+    def rest(self, row: int) -> None:
+        """See `KeptLayer`. Columns stay."""
+
+    def extend(self, layer: Any, row: int, begin: int, end: int) -> None:
+        """See `KeptLayer`."""
+        layer.update(*(own[row : row + 1, :, begin:end].clone() for own in (self.keys, self.values)))
 
     def move(self, by: int) -> None:
         """Move everything by so many columns, to the right where positive; what leaves is forgotten."""
         for own in (self.keys, self.values):
             own.copy_(own.roll(by, 2))
 
+    def progress(self) -> list[Tensor]:
+        """See `KeptLayer`. A column that is written again is the same."""
+        return []
+
+
+class StateAndColumnLayer(StateLayer, ColumnLayer):  # type: ignore[misc, override]
+    """A layer that keeps both.
+
+    Args:
+        like, rows, columns, column: see `StateLayer` and `ColumnLayer`.
+    """
+
+    def __init__(self, like: Any, rows: int, columns: int, column: Tensor) -> None:
+        ColumnLayer.__init__(self, like.keys, like.values, rows, columns, column)
+        StateLayer.__init__(self, like, rows)
+
+    def join(self, row: int, layer: Any, column: int) -> None:
+        """See `KeptLayer`."""
+        ColumnLayer.join(self, row, layer, column)
+        StateLayer.join(self, row, layer, column)
+
+    def extend(self, layer: Any, row: int, begin: int, end: int) -> None:
+        """See `KeptLayer`."""
+        ColumnLayer.extend(self, layer, row, begin, end)
+        StateLayer.extend(self, layer, row, begin, end)
+
+    def move(self, by: int) -> None:
+        """See `KeptLayer`."""
+        ColumnLayer.move(self, by)
+
+
+class KeptLayer(Protocol):
+    """What a step keeps of one layer for all of its rows."""
+
+    def join(self, row: int, layer: Any, column: int) -> None:
+        """Take the past of a row, which reads on at `column`, from a layer of its own; `None`: it has none."""
+
+    def rest(self, row: int) -> None:
+        """A row writes no more, and keeps what it has read."""
+
+    def extend(self, layer: Any, row: int, begin: int, end: int) -> None:
+        """Add to a layer of one row what that row has read in some columns."""
+
+    def move(self, by: int) -> None:
+        """Move everything by so many columns, to the right where positive; what leaves is forgotten."""
+
+    def progress(self) -> list[Tensor]:
+        """What a step that is done again would not find as it was."""
+
+
+def kept_layers(cache: Cache) -> list[tuple[int, KeptLayer]]:
+    """Of a `column_cache`, the layers that keep anything, with their numbers."""
+    return [(n, layer) for n, layer in enumerate(cache.layers) if isinstance(layer, ColumnLayer | StateLayer)]
+
 
 def column_cache(like: Cache, rows: int, columns: int, column: Tensor) -> Cache:
     """A cache of columns for rows of which `like`, of any number of tokens, is one.
 
     Raises:
-        NotInColumns: if a layer keeps anything but keys and values of attention.
+        NotInColumns: if a layer keeps anything but keys and values of attention and recurrent states.
     """
-    layers: list[Any] = []
-    for layer in like.layers:
-        keys, values = (getattr(layer, name, None) for name in ("keys", "values"))
-        if not isinstance(keys, Tensor) or not isinstance(values, Tensor) or keys.ndim != 4 or values.ndim != 4:
-            raise NotInColumns(f"its {type(layer).__name__} keeps no keys and values of every token")
-        if hasattr(layer, "conv_states") or hasattr(layer, "indexer_keys"):
-            raise NotInColumns(f"its {type(layer).__name__} keeps more than keys and values")
-        layers.append(ColumnLayer(keys, values, rows, columns, column))
-    return Cache(layers=layers)
+    return Cache(layers=[_layer(layer, rows, columns, column) for layer in like.layers])
+
+
+def _layer(like: Any, rows: int, columns: int, column: Tensor) -> Any:
+    states, attends = isinstance(like, LinearAttentionLayer), isinstance(getattr(like, "keys", None), Tensor)
+    known = {*(("keys", "values") if attends else ()), *(("conv_states", "recurrent_states") if states else ())}
+    if more := sorted(name for name, value in vars(like).items() if name not in known and _keeps(value)):
+        raise NotInColumns(f"its {type(like).__name__} keeps {', '.join(more)}")
+    if attends and (like.keys.ndim != 4 or like.values.ndim != 4):
+        raise NotInColumns(f"its {type(like).__name__} keeps keys and values of other axes")
+    if states and attends:
+        return StateAndColumnLayer(like, rows, columns, column)
+    if attends:
+        return ColumnLayer(like.keys, like.values, rows, columns, column)
+    if states:
+        return StateLayer(like, rows)
+    if isinstance(like, DynamicLayer):  # it would grow
+        raise NotInColumns(f"its {type(like).__name__} keeps nothing yet")
+    return copy.copy(like)
+
+
+def _keeps(value: Any) -> bool:
+    """Whether there are numbers of several tokens or rows in an attribute."""
+    if isinstance(value, dict | list | tuple):
+        return any(map(_keeps, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, Tensor) and value.ndim > 0

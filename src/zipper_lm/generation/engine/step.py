@@ -24,7 +24,7 @@ from zipper_lm.fusion.reading import State
 from zipper_lm.fusion.tower import Tower, per_token, shaped, structural_copy
 from zipper_lm.generation.engine.attention import NAME as ATTENTION
 from zipper_lm.generation.engine.choice import Choice, Kinds, Wish
-from zipper_lm.generation.engine.column_cache import ColumnLayer, column_cache
+from zipper_lm.generation.engine.column_cache import column_cache, kept_layers
 from zipper_lm.generation.engine.graph import Graph, graph_pool
 from zipper_lm.generation.engine.rows import Rows
 from zipper_lm.generation.engine.weights import FEW, weights_as
@@ -67,8 +67,9 @@ class Step:
         self.tower = model.tower(name)
         known = self.tower.interface.cache
         assert known is not None
-        self.argument = known.argument
+        self.argument, self.whole_mask = known.argument, known.whole_mask
         self.cache = column_cache(like, rows.count, rows.columns, rows.column)
+        self.kept = kept_layers(self.cache)
         self.choice = Choice(rows.count, self.tower.head_size, model.specials[name].eos, self.tower.device)
         self.zips: dict[int, list[tuple[str, int, Any]]] = {}
         for (reader, source), pairs in model.layer_pairs.items():
@@ -135,11 +136,12 @@ class Step:
         options: dict[str, Any] = {"use_cache": True, "return_dict": True}
         options = {name: value for name, value in options.items() if name in interface.takes}
         masked, positions, argument = "attention_mask" in interface.takes, interface.positions, self.argument
+        whole_mask = self.whole_mask
 
         def logits_of() -> Tensor:
             given = {**options, argument: cache}
             if masked:
-                given["attention_mask"] = rows.mask()
+                given["attention_mask"] = rows.mask() if whole_mask else torch.ones_like(rows.ids[:, None])
             if positions is not None:
                 given[positions] = rows.positions()
             return backbone(input_ids=rows.ids[:, None], **given).logits[:, -1]
@@ -195,6 +197,7 @@ class Step:
         if self.pool is None:
             return run
         state = [*self.rows.progress(), *self.choice.progress()]
+        state += [tensor for _, layer in self.kept for tensor in layer.progress()]
         try:
             return Graph(run, state, self.pool)
         except torch.OutOfMemoryError:
@@ -239,10 +242,8 @@ class Step:
         self.beside[row] = bare
 
     def _lay(self, row: int, cache: Cache | None) -> None:
-        given: list[Any] = [] if cache is None else cache.layers
-        for own, layer in zip(self.cache.layers, given):
-            assert isinstance(own, ColumnLayer)
-            own.join(row, layer.keys, layer.values, self.rows.at)
+        for number, own in self.kept:
+            own.join(row, None if cache is None else cache.layers[number], self.rows.at)
 
     def _make_room(self, past: int) -> None:
         """See that there are `past` columns before the next one."""
@@ -251,8 +252,7 @@ class Step:
 
     def move(self, by: int) -> None:
         """Move everything by so many columns, to the right where positive."""
-        for layer in self.cache.layers:
-            assert isinstance(layer, ColumnLayer)
+        for _, layer in self.kept:
             layer.move(by)
         self.rows.move(by)
 
@@ -264,6 +264,8 @@ class Step:
         """A row writes no more, and keeps what it has read."""
         for each in self._both(row):
             self.rows.rest(each)
+        for _, layer in self.kept:
+            layer.rest(row)
         self.choice.leave(row)
 
     def leave(self, row: int) -> None:
@@ -287,9 +289,8 @@ class Step:
         cache = state.caches.get(self.name)
         if cache is None:
             cache = state.caches[self.name] = empty_cache(self.tower)
-        for k, own in enumerate(self.cache.layers):
-            assert isinstance(own, ColumnLayer)
-            cache.update(*own.part(row, seat.first, end), k)
+        for number, own in self.kept:
+            own.extend(cache.layers[number], row, seat.first, end)
         places = torch.arange(count, device=device)[None]
         for (reader, source), pairs in self.model.layer_pairs.items():
             if source == self.name:
