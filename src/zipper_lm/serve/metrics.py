@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -19,7 +20,7 @@ class Metrics:
 
     def __init__(self, pending: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()
-        own = {"namespace": "zipper", "registry": self.registry}
+        own: dict[str, Any] = {"namespace": "zipper", "registry": self.registry}
         self.requests = Counter("requests", "Requests that ended, by route and status.", ["route", "status"], **own)
         self.seconds = Histogram("request_seconds", "Seconds that requests took.", ["route"], buckets=_SECONDS, **own)
         self.first = Histogram(
