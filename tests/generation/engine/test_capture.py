@@ -22,6 +22,13 @@ def test_so_is_what_keeps_both_or_nothing(family: str) -> None:
     assert captured(family).fault is None
 
 
+def test_states_between_layers_may_have_another_dtype_than_the_weights() -> None:
+    """Mamba adds up in float32 what its layers in bfloat16 give. Where others read that, a step kept it in the dtype of
+    the weights, and failed."""
+    model = tiny_model(kinds={"text": "mamba"}).to(torch.bfloat16)
+    assert learn_capture(model, "text").fault is None
+
+
 def test_a_state_that_was_somebody_elses_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who begins in a row that was used would go on from a stranger's state."""
     monkeypatch.setattr(StateLayer, "join", lambda self, row, layer, column: None)

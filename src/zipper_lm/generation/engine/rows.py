@@ -49,7 +49,7 @@ class Rows:
         active: bool ``[R]``. involved: bool ``[R, T]``.
         memories: by source, one `Memory` ``[R, H, M, C]`` for each zip layer. allowed: by source, bool ``[R, 1, 1,
             M]``. seen: by source, bool ``[R, 1, 1]``.
-        kept: by depth, ``[R, C, D]``: states that others will read.
+        kept: by depth, ``[R, C, D]``: states that others will read, as exactly as their zips do.
         at: `column` on the host. seats: of the rows that are taken.
     """
 
@@ -80,9 +80,11 @@ class Rows:
                 self.memories[source].append(Memory(*zeros))
             self.allowed[source] = torch.ones(count, 1, 1, size, dtype=torch.bool, device=device)
             self.seen[source] = torch.zeros(count, 1, 1, dtype=torch.bool, device=device)
-        depths = {m for (_, source), pairs in model.layer_pairs.items() if source == name for _, m in pairs}
-        dtype = next(p.dtype for p in tower.backbone.parameters() if p.is_floating_point())
-        self.kept = {d: torch.zeros(count, columns, tower.hidden_size, dtype=dtype, device=device) for d in depths}
+        width = tower.hidden_size
+        self.kept = {
+            depth: torch.zeros(count, columns, width, dtype=dtype, device=device)
+            for depth, dtype in _dtypes_kept(model, name).items()
+        }
 
     def memory_sizes(self) -> dict[str, int]:
         """M of each source."""
@@ -180,6 +182,17 @@ class Rows:
         """One token further."""
         self.column.add_(1)
         self.place.add_(1)
+
+
+def _dtypes_kept(model: ZippedTowers, name: str) -> dict[int, torch.dtype]:
+    """By depth, the dtype that holds a tower's states as exactly as the zips that read them do; the states themselves
+    may have another than the tower's weights."""
+    found: dict[int, torch.dtype] = {}
+    for (reader, source), pairs in model.layer_pairs.items():
+        for k, (_, depth) in enumerate(pairs if source == name else ()):
+            own = model.zip_layer(reader, source, k).dtype
+            found[depth] = torch.promote_types(own, found.get(depth, own))
+    return found
 
 
 def needed_memory(model: ZippedTowers, name: str, states: Sequence[State]) -> dict[str, int]:

@@ -69,7 +69,7 @@ class Step:
         assert known is not None
         self.argument, self.whole_mask = known.argument, known.whole_mask
         self.cache = column_cache(like, rows.count, rows.columns, rows.column)
-        self.kept = kept_layers(self.cache)
+        self.kept_layers = kept_layers(self.cache)
         self.choice = Choice(rows.count, self.tower.head_size, model.specials[name].eos, self.tower.device)
         self.zips: dict[int, list[tuple[str, int, Any]]] = {}
         for (reader, source), pairs in model.layer_pairs.items():
@@ -123,7 +123,7 @@ class Step:
         """Keep a layer's output ``[R, 1, D]`` where others read it; with what zips add, where there are any."""
         rows = self.rows
         if depth in rows.kept:
-            rows.kept[depth].index_copy_(1, rows.column, hidden)
+            rows.kept[depth].index_copy_(1, rows.column, hidden.to(rows.kept[depth].dtype))
         if depth not in self.zips:
             return None
         result = hidden
@@ -197,7 +197,7 @@ class Step:
         if self.pool is None:
             return run
         state = [*self.rows.progress(), *self.choice.progress()]
-        state += [tensor for _, layer in self.kept for tensor in layer.progress()]
+        state += [tensor for _, layer in self.kept_layers for tensor in layer.progress()]
         try:
             return Graph(run, state, self.pool)
         except torch.OutOfMemoryError:
@@ -242,7 +242,7 @@ class Step:
         self.beside[row] = bare
 
     def _lay(self, row: int, cache: Cache | None) -> None:
-        for number, own in self.kept:
+        for number, own in self.kept_layers:
             own.join(row, None if cache is None else cache.layers[number], self.rows.at)
 
     def _make_room(self, past: int) -> None:
@@ -252,7 +252,7 @@ class Step:
 
     def move(self, by: int) -> None:
         """Move everything by so many columns, to the right where positive."""
-        for _, layer in self.kept:
+        for _, layer in self.kept_layers:
             layer.move(by)
         self.rows.move(by)
 
@@ -264,7 +264,7 @@ class Step:
         """A row writes no more, and keeps what it has read."""
         for each in self._both(row):
             self.rows.rest(each)
-        for _, layer in self.kept:
+        for _, layer in self.kept_layers:
             layer.rest(row)
         self.choice.leave(row)
 
@@ -289,7 +289,7 @@ class Step:
         cache = state.caches.get(self.name)
         if cache is None:
             cache = state.caches[self.name] = empty_cache(self.tower)
-        for number, own in self.kept:
+        for number, own in self.kept_layers:
             own.extend(cache.layers[number], row, seat.first, end)
         places = torch.arange(count, device=device)[None]
         for (reader, source), pairs in self.model.layer_pairs.items():
