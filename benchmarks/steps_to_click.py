@@ -64,7 +64,7 @@ def demo_material(work: Path, console: Console) -> Path:
 def recipe_of(file: Path, given: argparse.Namespace, task: str, seed: int, output: Path) -> FuseRecipe:
     """The recipe of one run: one task, a short look at what is held out, and towers that stay in WORK."""
     tower = [f"towers.text={{source: {json.dumps(given.text)}}}"] if given.text else []
-    recipe = read_recipe(file, [*given.set, *tower, *given.change, f"seed={seed}"], FuseRecipe)
+    recipe = read_recipe(file, [*tower, *given.set, *given.change, f"seed={seed}"], FuseRecipe)
     towers = {
         name: replace(tower, source=str(given.work / name)) if tower.pretrain is not None else tower
         for name, tower in recipe.towers.items()
