@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-all test-oldest test-newest lint format clean
+.PHONY: setup demo test test-all test-oldest test-newest test-clients lint format clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,14 @@ test-newest:
 		"$$(grep ^torch== constraints.txt)" --editable ".[demo,dev]"
 	$(VENV)-newest/bin/python -m pytest -n auto $(TESTS)
 
+# The services of other projects that speak to our routes, against a server here, in a folder of their own.
+test-clients:
+	$(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-clients/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)-clients/bin/python -m pip install --quiet --editable ".[demo,dev,clients]"
+	$(VENV)-clients/bin/python -m pytest tests/serve/test_openai_client.py tests/serve/test_pipecat.py tests/serve/test_livekit.py
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,4 +60,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist src/*.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-clients build dist src/*.egg-info
