@@ -252,3 +252,17 @@ def test_model_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert all(isinstance(row["without to with"], float) for row in record["rows"])
     assert done.count("drawn") == 2
     assert done.count("hash") == 4 + 2 + 2 * 2  # to fuse, once each tower, and without, both in each turn
+
+
+def test_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four clients, some of whom do not behave: none is lost or mixed up."""
+    pytest.importorskip("fastapi", reason="needs the extra `serve`")
+    small = {"SETTINGS": lambda _: {"text": {"max_new_tokens": 4}, "speech": {"max_new_tokens": 30}}}
+    small |= {"TEXT": lambda texts: texts[:1], "TURNS": lambda _: 1}
+    run_small("serve.py", monkeypatch, tmp_path / "serve.json", "--clients", 4, "--seconds", 3, **small)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads((tmp_path / "serve.json").read_text())
+    together = record["together"]
+    assert (together["lost"], together["mixed_up"], record["alive"]) == (0, 0, True), together
+    assert sum(together["requests"].values()) >= 4
+    assert record["alone"]["first_sound_seconds"]["p50"] > 0

@@ -10,11 +10,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import uvicorn
 
+from zipper_lm.data.document import Document, Segment
 from zipper_lm.generation.engine.engine import Engine
 from zipper_lm.serve.app import create_app
-from zipper_lm.serve.service import Service
+from zipper_lm.serve.service import THREADS, Service
 
 GRACE = 30.0
 """Seconds that requests may take to finish once the server ends."""
@@ -70,6 +72,13 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=1024)
 
 
+def warm(engine: Engine) -> None:
+    """Have each tower write a token from each that it reads: what is made at the first one is made now, in an engine's
+    thread that has the cores which codecs leave."""
+    for reader, source in engine.model.layer_pairs:
+        engine.submit(Document([Segment(source, ids=[])]), [reader], {reader: {"max_new_tokens": 1}}).result()
+
+
 def serve(
     load: Callable[[], Engine], service: Service, listening: socket.socket, grace: float = GRACE, ready: Any = None
 ) -> None:
@@ -87,7 +96,10 @@ def serve(
 
     def begin() -> None:
         try:
-            service.begin(load())
+            torch.set_num_threads(max(1, torch.get_num_threads() - THREADS))
+            engine = load()
+            warm(engine)
+            service.begin(engine)
             if ready is not None:
                 ready()
         except BaseException as error:

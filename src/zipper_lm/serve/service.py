@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import torch
+
 from zipper_lm.codecs.codec import PICTURE_KINDS, can_decode
 from zipper_lm.data.document import Document
 from zipper_lm.generation.arguments import Schedule
@@ -21,7 +23,8 @@ from zipper_lm.serve.metrics import Metrics
 
 T = TypeVar("T")
 
-THREADS = 2  # for codecs: the engine has one of its own
+THREADS = 2
+"""For codecs; the engine has one of its own."""
 KINDS = ("text", "sound", "picture", "sequence")
 
 
@@ -53,7 +56,8 @@ class Service:
         self.ending = False
         self._engine: Engine | None = None
         self._held: dict[str, int] = {}
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="zipper-codec")
+        # Each works on one core: codecs that share the engine's wait for each other at every operation.
+        self._pool = ThreadPoolExecutor(THREADS, "zipper-codec", initializer=torch.set_num_threads, initargs=(1,))
 
     # --- its life ------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ from zipper_lm.codecs.audio import SAMPLING_RATE
 
 FIRST = 25
 """Tokens after which something is heard, at most."""
-_PART, _BEFORE, _AHEAD = 0.6, 1.0, 0.2  # seconds: told at once, decoded again, not told yet
+_BEGIN, _PART = 0.6, 1.0  # seconds that are told at once: at first, and later
+_BEFORE, _AHEAD = 0.5, 0.2  # seconds that are decoded again, and that are not told yet
 _FADE = SAMPLING_RATE // 50
 _SHIFT = SAMPLING_RATE // 100
 
@@ -34,7 +35,7 @@ class Spoken:
         rate = codec.rate
         self.whole = int(getattr(codec, "codebooks", 1))  # tokens of a frame, which is decoded or dropped as one
         self.part = max(1, round(_PART * rate))
-        self.first = min(FIRST, self.part)
+        self.first = max(1, min(FIRST, round(_BEGIN * rate)))
         self.before, self.ahead = round(_BEFORE * rate), max(1, min(round(_AHEAD * rate), self.first // 3))
         self.ids: list[int] = []
         self.told = 0  # tokens whose sound is out
