@@ -183,7 +183,7 @@ def test_zips_that_were_trained_apart() -> None:
 def test_who_else_is_written_changes_nothing(seed: int) -> None:
     """Documents join and leave at random, some are cancelled, each has settings of its own."""
     draw = random.Random(seed)
-    model = _LIVELY
+    model = draw.choice(_LIVELY)
     documents = [draw.choice(WITH_IMAGES[:5]) for _ in range(6)]
     schedules = [[draw.choice(model.names) for _ in range(draw.randint(1, 3))] for _ in documents]
     chosen = [limits(model, **draw.choice(MORE[:7]), max_new_tokens=draw.randint(1, 12)) for _ in documents]
@@ -200,7 +200,7 @@ def test_who_else_is_written_changes_nothing(seed: int) -> None:
     assert ids_of(found) == ids_of(wanted)
 
 
-_LIVELY = lively(3)
+_LIVELY = [lively(3), lively(3, kinds={"text": "lfm2", "image": "mamba"})]
 
 
 def test_columns_are_used_again() -> None:
@@ -295,7 +295,7 @@ def test_bounds() -> None:
 @pytest.mark.parametrize("value", [0, -1, True, 2.5])
 def test_sizes_are_checked(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"Engine: {field} must be"):
-        Engine(_LIVELY, **{field: value})
+        Engine(_LIVELY[0], **{field: value})
 
 
 def test_what_is_refused() -> None:
