@@ -106,11 +106,11 @@ def client_of(service: Any, base: str = "http://127.0.0.1") -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def running(service: Any, grace: float = 5.0) -> Iterator[str]:
+def running(service: Any, grace: float = 5.0, port: int = 0) -> Iterator[str]:
     """A real server in a thread, on loopback; yields its address."""
     from zipper_lm.serve.lifecycle import Server, listen
 
-    server, listening = Server(service, grace), listen("127.0.0.1", 0)
+    server, listening = Server(service, grace), listen("127.0.0.1", port)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:

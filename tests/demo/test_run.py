@@ -1,5 +1,6 @@
 """The whole demo at toy size, from nothing, and what it leaves behind."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -57,6 +58,20 @@ def test_results(finished: Path) -> None:
     assert results["sizes"]["units"] == 32
     assert results["parts_sha256"]["text"] == fingerprint(built(finished) / "text")
     assert {"torch", "transformers", "zipper-lm"} <= set(results["versions"])
+
+
+def test_it_ends_with_how_to_talk_to_what_it_made(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command as it can be typed: `make demo` has it where no shell looks."""
+    results = json.loads((finished / "results.json").read_text())
+    for on_path, called, expected in (
+        ("/usr/bin/zipper", "/usr/bin/zipper", "zipper"),
+        (None, ".venv/bin/zipper", ".venv/bin/zipper"),
+    ):
+        monkeypatch.setattr(shutil, "which", lambda name, found=on_path: found)
+        monkeypatch.setattr(run_module.sys, "argv", [called, "demo"])
+        out = io.StringIO()
+        run_module._print(Console(file=out, width=60), results, Path("folder/zipper-demo"))
+        assert out.getvalue().splitlines()[-1] == f"talk to it: {expected} serve folder/zipper-demo/model"
 
 
 def test_report_is_well_formed_and_has_its_players_and_pictures(finished: Path) -> None:

@@ -35,7 +35,7 @@ def serve(
     compile_: Annotated[bool, typer.Option("--compile", help="Compile each tower's step; takes a minute.")] = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Serve a model to many clients by OpenAI's routes for sound, text and chat.
+    """Serve a model: a page to talk to it, and OpenAI's routes for sound, text and chat, for many clients.
 
     Example: [bold]zipper serve outputs/spoken-digits/model[/bold]
     """
@@ -66,7 +66,12 @@ def serve(
         return Engine(loaded.eval(), slots=slots, compile=compile_, limit=queue)
 
     console().print(f"loading {source}; {at} answers 503 until it is there")
-    run(load, service, listening, ready=lambda: console().print(f"serving {service.name} at {at}"))
+    run(
+        load,
+        service,
+        listening,
+        ready=lambda: console().print(f"serving {service.name} at {at} (there is a page to talk to it)"),
+    )
 
 
 def _source(model: str | None, demo: bool) -> str:
@@ -77,7 +82,7 @@ def _source(model: str | None, demo: bool) -> str:
             raise ValueError(f"{model}: no such folder, and no Hub id")
         return model
     if not DEMO.is_dir():
-        raise ValueError(f"--demo: there is no {DEMO} here; `zipper demo` makes it")
+        raise ValueError(f"--demo: there is no {DEMO} here; `zipper demo` (in a clone: make demo) makes it in minutes")
     return str(DEMO)
 
 

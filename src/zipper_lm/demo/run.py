@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -373,6 +374,13 @@ def _print(console: Console, results: Mapping[str, Any], output: Path) -> None:
     same = "bit-identical to what was shipped" if results["text_tower_identical"] else "CHANGED"
     console.print(f"frozen text tower: {same} ({results['text_tower_tensors']} tensors and its logits)")
     console.print(f"{results['seconds']:.0f} s; open {output / 'report.html'}")
+    console.print(f"talk to it: {_command()} serve {output / 'model'}", soft_wrap=True)
+
+
+def _command() -> str:
+    """How this program is called: `make demo` has it in a folder where no shell looks."""
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "zipper" and shutil.which("zipper") is None else "zipper"
 
 
 def _write_wave(file: Path, wave: np.ndarray) -> None:

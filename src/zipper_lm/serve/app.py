@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from zipper_lm import __version__
-from zipper_lm.serve import chat, documents, facts, realtime, speech, transcription
+from zipper_lm.serve import chat, documents, facts, page_files, realtime, speech, transcription
 from zipper_lm.serve.errors import handle_errors
 from zipper_lm.serve.gate import Gate
 from zipper_lm.serve.service import Service
@@ -17,7 +17,7 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="zipper", version=__version__, docs_url=None, redoc_url=None)
     app.state.service = service
     handle_errors(app)
-    for room in (facts, transcription, speech, chat, documents, realtime):
+    for room in (facts, page_files, transcription, speech, chat, documents, realtime):
         app.include_router(room.routes(service))
     app.add_middleware(Gate, service=service)
     return app

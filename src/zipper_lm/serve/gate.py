@@ -12,7 +12,7 @@ import secrets
 import time
 import uuid
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from zipper_lm.serve.errors import Refusal, answer, failure_of
 from zipper_lm.serve.limits import ROOM_FOR_FIELDS
@@ -23,6 +23,8 @@ _OPEN = ("/", "/health")  # and what the page is made of
 PAGE = "/page/"
 KEY_PROTOCOL = "openai-insecure-api-key."
 """Browsers cannot send a header with a websocket: the key is a protocol's name there."""
+PAGE_PROTOCOL = "zipper-api-key."
+"""So the page does. A protocol's name has no ``/`` or ``=``, which a key may have: they are escaped as in a URL."""
 _DROPPING = 5.0  # seconds
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
@@ -117,6 +119,8 @@ def _offered(headers: dict[bytes, bytes]) -> bytes:
     for protocol in headers.get(b"sec-websocket-protocol", b"").split(b","):
         if protocol.strip().startswith(KEY_PROTOCOL.encode()):
             return protocol.strip()[len(KEY_PROTOCOL) :]
+        if protocol.strip().startswith(PAGE_PROTOCOL.encode()):
+            return unquote_to_bytes(protocol.strip()[len(PAGE_PROTOCOL) :])
     return b""
 
 

@@ -1,0 +1,61 @@
+// The microphone is opened when it is first needed, and let go when nobody has talked for a while.
+
+const KEPT = 30_000; // milliseconds
+
+const WHY = {
+  NotAllowedError: "The microphone was denied. Allow it for this page in your browser, then hold the button again.",
+  NotFoundError: "There is no microphone here.",
+  NotReadableError: "The microphone cannot be opened: perhaps another program has it.",
+};
+
+export class Microphone {
+  #stream = null;
+  #context = null;
+  #node = null;
+  #letting = 0;
+  #heard = () => {};
+  #stopped = () => {};
+
+  /** Raises `Error` that says why, if it cannot be had. */
+  async open() {
+    clearTimeout(this.#letting);
+    if (this.#stream?.active) return;
+    if (!navigator.mediaDevices) {
+      throw new Error("Browsers give the microphone to pages over HTTPS, or from this machine (127.0.0.1), alone.");
+    }
+    try {
+      // who holds a button to talk hears nothing meanwhile; codecs were fitted on sound as it is
+      const audio = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: true };
+      this.#stream = await navigator.mediaDevices.getUserMedia({ audio });
+    } catch (error) {
+      throw new Error(WHY[error.name] ?? `The microphone cannot be opened: ${error.message}`);
+    }
+    await this.#context?.close();
+    this.#context = new AudioContext();
+    await this.#context.audioWorklet.addModule("/page/microphone-worklet.js");
+    this.#node = new AudioWorkletNode(this.#context, "microphone", { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" });
+    this.#node.port.onmessage = ({ data }) => (data === "stopped" ? this.#stopped() : this.#heard(data));
+    this.#context.createMediaStreamSource(this.#stream).connect(this.#node);
+    await this.#context.resume();
+  }
+
+  /** From now on, `heard` is given Float32Arrays at 24 kHz. */
+  start(heard) {
+    this.#heard = heard;
+    this.#node.port.postMessage("start");
+  }
+
+  /** Resolves once everything was given. */
+  async stop() {
+    await new Promise((resolve) => {
+      this.#stopped = resolve;
+      this.#node.port.postMessage("stop");
+    });
+    this.#letting = setTimeout(() => this.#letGo(), KEPT);
+  }
+
+  #letGo() {
+    for (const track of this.#stream.getTracks()) track.stop();
+    this.#stream = null;
+  }
+}
