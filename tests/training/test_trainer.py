@@ -30,6 +30,7 @@ def test_randomness_is_kept() -> None:
 
 def test_a_checkpoint_in_training_has_no_card(tmp_path: Path) -> None:
     trainer = SimpleNamespace(accelerator=SimpleNamespace(unwrap_model=lambda model: model), model=tiny_model())
+    trainer.spelling = None
     ZipperTrainer._save(trainer, str(tmp_path / "checkpoint"))  # type: ignore[arg-type]
     assert (tmp_path / "checkpoint" / "model.safetensors").is_file()
     assert not list((tmp_path / "checkpoint").glob("*.md"))
