@@ -101,7 +101,7 @@ def test_speak_read_and_hear(page: Any, service: Any, asked: list[Any]) -> None:
     talk(page, 1.2)
     finished(page)
     heard, rate = asked[0][0].value
-    assert 1.2 < len(heard) / rate < 3.0
+    assert len(heard) / rate > 1.2
     twice = soxr.resample(np.concatenate([SAID, SAID, SAID]), RATE, rate)
     assert likeness(heard[rate // 2 : rate], twice) > 0.98
     text, speech = service.model.generate([asked[0]], ["text", "speech"])[0][1:]
@@ -271,8 +271,36 @@ def test_at_a_phones_width(chromium: Any, address: str) -> None:
         page.keyboard.press("Enter")
         finished(page)
         assert page.evaluate(wide) == 360
-        for name in ("#talk", "#attach", "#stop"):
-            assert page.locator(name).bounding_box()["width"] >= 44
+        boxes = {name: page.locator(name).bounding_box() for name in ("#talk", "#attach", "#stop")}
+        assert all(min(box["width"], box["height"]) >= 44 for box in boxes.values())
+        away = finger(page, boxes["#talk"])
+        page.wait_for_selector("#talk.on")
+        page.wait_for_timeout(400)
+        away()
+        finished(page)
+        assert page.locator(".turn:last-child .cell.written .marks i").count()
+        assert page.evaluate(wide) == 360
+
+
+def finger(page: Any, box: Any) -> Any:
+    """Put a finger on the middle of a box; what is returned takes it away."""
+    session = page.context.new_cdp_session(page)
+    points = [{"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}]
+    session.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": points})
+    return lambda: session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
+def test_a_finger_is_the_first_to_touch_it(chromium: Any, address: str) -> None:
+    """Browsers let a page be heard once a finger is gone again, not when it comes: the first answer is heard."""
+    with opened(chromium, address, has_touch=True) as page:
+        for _ in range(2):  # the first may be lost to a question whether the microphone may be had
+            away = finger(page, page.locator("#talk").bounding_box())
+            page.wait_for_timeout(700)
+            away()
+            page.wait_for_selector("#talk:not(.on)")
+        finished(page)
+        assert page.locator(".turn:last-child .segment.written .words").count() == 1
+        assert page.evaluate("heard") > 0.01
 
 
 def test_everything_has_a_name_and_can_be_read(page: Any) -> None:

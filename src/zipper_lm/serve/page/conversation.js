@@ -47,6 +47,10 @@ export class Conversation {
 
   /** What was appended is answered. `turn` has written(text), sounded(samples), finished(response), failed(why). */
   respond(turn) {
+    if (this.#socket === null) {
+      turn.failed("The connection broke off.");
+      return;
+    }
     this.#next = turn;
     this.#unwanted = false;
     this.#send({ type: "input_audio_buffer.commit" });

@@ -10,6 +10,7 @@ import { make, Turn } from "./turn.js";
 
 const at = (id) => document.getElementById(id);
 const TAIL = 150; // milliseconds that are still heard when the button is let go: words end late
+const KEPT = 50; // turns
 const LEAST = 0.1; // seconds that can be answered
 const HINT = "Hold to talk: mouse, finger, Space or Enter";
 const STATES = {
@@ -41,7 +42,7 @@ async function look() {
   clearTimeout(looking);
   const now = await server.health();
   if (now !== "ok") model = null; // another may come
-  if (now === "ok" && model === null) await learn();
+  if (now === "ok" && model === null && state !== "locked") await learn();
   else if (now !== "ok") become(now);
   clearTimeout(looking);
   looking = setTimeout(look, state === "ok" ? 5000 : 1500);
@@ -152,12 +153,15 @@ function begin() {
   at("welcome").hidden = true;
   turn = new Turn(model, (samples) => player.play(samples));
   at("turns").append(turn.element);
+  while (at("turns").childElementCount > KEPT) at("turns").firstChild.remove();
   refresh();
   return turn;
 }
 
-function scroll() {
-  turn?.element.scrollIntoView({ block: "end" });
+/** Follow what is new, unless somebody reads further up. */
+function scroll(whatever = false) {
+  const { scrollHeight } = document.documentElement;
+  if (whatever || scrollHeight - innerHeight - scrollY < 400) scrollTo({ top: scrollHeight });
 }
 
 function sounded(to, samples, name) {
@@ -203,7 +207,7 @@ async function startTalking() {
     hint(error.message, true);
     return;
   }
-  if (talking !== held || held.ended) {
+  if (talking !== held || held.ended || model === null) {
     hint("The microphone is there. Hold the button, and talk.");
     return;
   }
@@ -213,7 +217,7 @@ async function startTalking() {
   held.turn = begin();
   const segment = held.turn.add(model.of("sound").name, false);
   held.turn.tell("Listening");
-  scroll();
+  scroll(true);
   microphone.start((samples) => {
     held.pieces.push(samples);
     conversation.append(samples);
@@ -226,6 +230,8 @@ async function stopTalking() {
   const held = talking;
   if (held === null || held.ended) return;
   held.ended = true;
+  player.open().catch(() => {});
+  microphone.resume();
   if (held.turn === null) {
     letGo();
     return;
@@ -257,7 +263,7 @@ function letGo() {
 }
 
 function answer(to) {
-  const [text, sound] = [model.of("text").name, model.of("sound").name];
+  const [text, sound] = [to.model.of("text").name, to.model.of("sound").name];
   to.tell(`The ${text} tower listens`);
   conversation.respond({
     written(more) {
@@ -320,7 +326,7 @@ async function write(segments, schedule, settings = {}) {
   const own = (abort = new AbortController());
   for (const { modality, show } of segments) show(to.add(modality, false));
   to.tell("Waiting for the first token");
-  scroll();
+  scroll(true);
   const told = segments.map(({ modality, value }) => ({ modality, ...value }));
   const body = { model: model.id, document: told, schedule, settings, audio_format: "pcm" };
   try {
@@ -329,8 +335,8 @@ async function write(segments, schedule, settings = {}) {
   } catch (error) {
     if (error.name === "AbortError") return;
     finish(to, error.message, true);
-    if (error instanceof Gone || error.status === 401 || error.status === 503) {
-      if (error.status === 401) model = null;
+    if (error instanceof Gone || [401, 404, 503].includes(error.status)) {
+      model = null; // another server may be there now
       look();
     }
   }

@@ -12,14 +12,20 @@ export class Microphone {
   #stream = null;
   #context = null;
   #node = null;
+  #opening = null;
   #letting = 0;
   #heard = () => {};
   #stopped = () => {};
 
   /** Raises `Error` that says why, if it cannot be had. */
-  async open() {
+  open() {
     clearTimeout(this.#letting);
-    if (this.#stream?.active) return;
+    if (this.#stream?.active) return Promise.resolve();
+    this.#opening ??= this.#open().finally(() => (this.#opening = null));
+    return this.#opening;
+  }
+
+  async #open() {
     if (!navigator.mediaDevices) {
       throw new Error("Browsers give the microphone to pages over HTTPS, or from this machine (127.0.0.1), alone.");
     }
@@ -36,7 +42,12 @@ export class Microphone {
     this.#node = new AudioWorkletNode(this.#context, "microphone", { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" });
     this.#node.port.onmessage = ({ data }) => (data === "stopped" ? this.#stopped() : this.#heard(data));
     this.#context.createMediaStreamSource(this.#stream).connect(this.#node);
-    await this.#context.resume();
+    this.resume();
+  }
+
+  /** To be called from where something was pressed: of a finger that goes down, browsers do not believe that yet. */
+  resume() {
+    this.#context?.resume();
   }
 
   /** From now on, `heard` is given Float32Arrays at 24 kHz. */
@@ -49,13 +60,14 @@ export class Microphone {
   async stop() {
     await new Promise((resolve) => {
       this.#stopped = resolve;
+      setTimeout(resolve, 500); // it may never have begun
       this.#node.port.postMessage("stop");
     });
     this.#letting = setTimeout(() => this.#letGo(), KEPT);
   }
 
   #letGo() {
-    for (const track of this.#stream.getTracks()) track.stop();
+    for (const track of this.#stream?.getTracks() ?? []) track.stop();
     this.#stream = null;
   }
 }

@@ -3,6 +3,8 @@
 import { joined, levelOf, RATE, wavOf } from "./sound.js";
 
 const EACH = 0.08; // seconds of sound to a mark of the strip
+const PEAKS = 25; // a second, of a sound that is drawn
+const BARS = 100; // at most: more peaks share them
 
 /** An element. */
 export function make(kind, className = "", text = "") {
@@ -93,7 +95,7 @@ class Segment {
   sound(samples) {
     this.pieces.push(samples);
     if (!this.wave) this.#wave();
-    this.wave.draw(this.pieces);
+    this.wave.add(samples);
     this.cell.sound(samples);
   }
 
@@ -134,6 +136,10 @@ class Segment {
 
 /** A sound's loudness over time. */
 class Wave {
+  #peaks = [];
+  #total = 0;
+  #drawing = 0;
+
   constructor() {
     this.element = make("canvas", "wave");
     this.element.height = 64;
@@ -141,33 +147,36 @@ class Wave {
     this.length = make("span", "length");
   }
 
-  draw(pieces) {
-    const total = pieces.reduce((sum, piece) => sum + piece.length, 0);
+  add(samples) {
+    const each = RATE / PEAKS;
+    samples.forEach((x, n) => {
+      const peak = Math.floor((this.#total + n) / each);
+      this.#peaks[peak] = Math.max(this.#peaks[peak] ?? 0, Math.abs(x));
+    });
+    this.#total += samples.length;
+    const seconds = (this.#total / RATE).toFixed(1);
+    this.length.textContent = `${seconds} s`;
+    this.element.setAttribute("aria-label", `sound, ${seconds} seconds`);
+    cancelAnimationFrame(this.#drawing);
+    this.#drawing = requestAnimationFrame(() => this.#draw());
+  }
+
+  #draw() {
     const { height } = this.element;
-    const bars = Math.max(8, Math.min(96, Math.round((total / RATE) * 30)));
-    const peaks = new Float32Array(bars);
-    let at = 0;
-    for (const piece of pieces) {
-      for (let n = 0; n < piece.length; n += 4) {
-        const bar = Math.min(bars - 1, Math.floor(((at + n) / total) * bars));
-        peaks[bar] = Math.max(peaks[bar], Math.abs(piece[n]));
-      }
-      at += piece.length;
-    }
+    const bars = Math.max(1, Math.min(BARS, this.#peaks.length));
     const step = 8; // of two to a pixel of the page
     this.element.width = bars * step; // this clears it
     this.element.style.setProperty("--wide", `${(bars * step) / 2}px`);
     const paint = this.element.getContext("2d");
     paint.fillStyle = getComputedStyle(this.element).color;
-    peaks.forEach((peak, n) => {
-      const tall = Math.max(3, Math.sqrt(Math.min(1, peak)) * height);
+    for (let n = 0; n < bars; n++) {
+      const [first, last] = [n, n + 1].map((bar) => Math.floor((bar * this.#peaks.length) / bars));
+      const peak = Math.max(...this.#peaks.slice(first, last));
+      const tall = Math.max(4, Math.sqrt(Math.min(1, peak)) * height);
       paint.beginPath();
       paint.roundRect(n * step, (height - tall) / 2, 5, tall, 2.5);
       paint.fill();
-    });
-    const seconds = (total / RATE).toFixed(1);
-    this.length.textContent = `${seconds} s`;
-    this.element.setAttribute("aria-label", `sound, ${seconds} seconds`);
+    }
   }
 }
 
@@ -232,7 +241,7 @@ class Cell {
   }
 
   token(id, text) {
-    const mark = make("i", text === undefined ? "tick" : "piece", text === undefined ? "" : text.trim() || "·");
+    const mark = make("i", text === undefined ? "tick" : "piece", text === undefined ? "" : text.replace(/\s/g, "▁") || "·");
     if (text === undefined) mark.style.setProperty("--tall", ((id * 0.618034) % 1).toFixed(3)); // one height an id
     if (id !== null) mark.title = `token ${id}`;
     this.marks.append(mark);
