@@ -204,14 +204,14 @@ def test_a_large_body_is_refused_before_it_is_held() -> None:
         for framing in ("content-length: 900000000000", "transfer-encoding: chunked"):
             connection = socket.create_connection((at.hostname, at.port), timeout=30)
             head = f"POST /v1/audio/speech HTTP/1.1\r\nhost: {at.netloc}\r\ncontent-type: application/json\r\n"
-            connection.sendall(f"{head}expect: 100-continue\r\n{framing}\r\n\r\n".encode())
-            if framing.startswith("transfer"):
+            if framing.startswith("content"):  # who asks first is told at once
+                head += "expect: 100-continue\r\n"
+            connection.sendall(f"{head}{framing}\r\n\r\n".encode())
+            if framing.startswith("transfer"):  # who only sends is listened to for a while, and then told
                 for _ in range(40):
-                    try:
-                        connection.sendall(b"10000\r\n" + bytes(65_536) + b"\r\n")
-                    except OSError:
-                        break
-            told = told_by(connection, b"request_too_large").removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    connection.sendall(b"10000\r\n" + bytes(65_536) + b"\r\n")
+                connection.sendall(b"0\r\n\r\n")
+            told = told_by(connection, b"request_too_large")
             assert told.startswith(b"HTTP/1.1 413")
             assert b"request_too_large" in told
 

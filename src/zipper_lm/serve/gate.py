@@ -63,6 +63,8 @@ class Gate:
         except Exception as error:
             refusal = error if isinstance(error, Refusal) else failure_of(error)
             if not begun:  # else what was sent stays a part, and the connection breaks off
+                if refusal.status == 413 and b"expect" not in headers:
+                    await _drop(receive)
                 await _refuse(refusal, scope, receive, named)
         finally:
             route = getattr(scope.get("route"), "path", "none")
@@ -103,6 +105,7 @@ class Gate:
             if message["type"] == "http.request":
                 read += len(message.get("body", b""))
                 if read > most:
+                    await _drop(receive)
                     raise _too_large(most)
                 if not message.get("more_body"):
                     read = -1
@@ -129,13 +132,15 @@ def _too_large(most: int) -> Refusal:
     return Refusal(413, message, code="request_too_large", headers={"connection": "close"})
 
 
+async def _drop(receive: Any) -> None:
+    """Take in some of what a client is still sending: it does not listen before."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DROPPING):
+            while (await receive()).get("more_body"):
+                pass
+
+
 async def _refuse(refusal: Refusal, scope: Any, receive: Any, send: Any) -> None:
-    """Tell a client so. Who is still sending does not listen: some of it is taken in first, and dropped."""
-    if refusal.status == 413 and b"expect" not in dict(scope["headers"]):
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DROPPING):
-                while (await receive()).get("more_body"):
-                    pass
     if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008, "reason": refusal.message[:100]})
         return
