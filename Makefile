@@ -46,7 +46,8 @@ test-clients:
 	$(PYTHON) -m venv $(VENV)-clients
 	$(VENV)-clients/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)-clients/bin/python -m pip install --quiet --constraint constraints.txt torch
-	$(VENV)-clients/bin/python -m pip install --quiet --editable ".[demo,dev,clients]"
+	$(VENV)-clients/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
+	$(VENV)-clients/bin/python -m pip install --quiet --editable ".[clients]"
 	$(VENV)-clients/bin/python -m pytest tests/serve/test_openai_client.py tests/serve/test_pipecat.py tests/serve/test_livekit.py
 
 lint: setup

@@ -190,20 +190,32 @@ async def client(port: int, number: int, until: float, all_asked: list[Asked], e
         judge(seen, asked, told, expected)
 
 
-async def alone(port: int, all_asked: list[Asked]) -> tuple[dict[tuple[str, bytes], bytes], dict[str, Any]]:
+def cpu(server: psutil.Process) -> float:
+    """Seconds of all cores that a process has had: what counts where others take them, too."""
+    taken = server.cpu_times()
+    return float(taken.user + taken.system)
+
+
+async def alone(
+    port: int, all_asked: list[Asked], server: psutil.Process
+) -> tuple[dict[tuple[str, bytes], bytes], dict[str, Any]]:
     """The answers that one client is given, and how fast."""
     expected: dict[tuple[str, bytes], bytes] = {}
     seen, real_time, count = Seen(), [], 0
+    sound = of_cpu = 0.0
     well = list(dict.fromkeys(a for a in all_asked if a.ends == "well"))
     for asked in well:  # the steps are made, and what is read once is read
         expected[asked.name] = plain((await ask(port, asked)).data)
     began = time.perf_counter()
     for _ in range(TURNS):
         for asked in well:
+            before = cpu(server)
             told = await ask(port, asked)
             judge(seen, asked, told, expected)
             count += 1
             if asked.heard:
+                sound += len(told.data) / 2 / RATE
+                of_cpu += cpu(server) - before
                 real_time.append(told.whole / (len(told.data) / 2 / RATE))
     taken = time.perf_counter() - began
     if seen.lost or seen.mixed_up:
@@ -213,13 +225,14 @@ async def alone(port: int, all_asked: list[Asked]) -> tuple[dict[tuple[str, byte
         "requests_per_second": round(count / taken, 2),
         "first_sound_seconds": spread(seen.first["speech"]),
         "real_time_factor": spread(real_time),
+        "cpu_seconds_per_second_of_sound": round(of_cpu / sound, 3),
     }
     return expected, facts
 
 
 async def together(port: int, given: argparse.Namespace, all_asked: list[Asked], expected: Any, server: Any) -> Any:
     """Everybody at once."""
-    seen, began = Seen(), time.perf_counter()
+    seen, began, before = Seen(), time.perf_counter(), cpu(server)
     memory: list[float] = []
 
     async def watch() -> None:
@@ -239,6 +252,7 @@ async def together(port: int, given: argparse.Namespace, all_asked: list[Asked],
         "seconds": round(taken, 1),
         "requests": dict(seen.ended),
         "requests_per_second": round(sum(seen.ended.values()) / taken, 2),
+        "cores": round((cpu(server) - before) / taken, 2),
         "lost": len(seen.lost),
         "lost_examples": seen.lost[:5],
         "mixed_up": seen.mixed_up,
@@ -297,7 +311,7 @@ def main(make: Callable[[Path], Path] = saved) -> None:
         process, port = served(given.model or make(Path(folder) / "model"), given.slots)
         try:
             server, asked = psutil.Process(process.pid), requests()
-            expected, record["alone"] = asyncio.run(alone(port, asked))
+            expected, record["alone"] = asyncio.run(alone(port, asked, server))
             print(record["alone"], file=sys.stderr)
             record["together"] = asyncio.run(together(port, given, asked, expected, server))
             record["alive"] = process.poll() is None
