@@ -18,6 +18,7 @@ from tiny_served import served_model, sound_file
 from typer.testing import CliRunner
 
 from zipper_lm.cli import app
+from zipper_lm.cli.serve import _name, _source
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,14 @@ def test_what_it_does_not_begin_with(
     assert found.exit_code == 2
     assert words in found.stderr
     assert len(found.stderr.splitlines()) == 1
+
+
+def test_what_the_demo_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--demo` is the model that `zipper demo` leaves, under a name of its own; nothing is made or fetched for it."""
+    (tmp_path / "zipper-demo" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    source = _source(None, demo=True)
+    assert (Path(source), _name(source)) == (Path("zipper-demo/model"), "zipper-demo")
 
 
 def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import soxr
 from PIL import Image
 from tiny_browser import browser, opened
@@ -346,6 +347,25 @@ def test_a_microphone_that_is_denied(chromium: Any, address: str) -> None:
         page.keyboard.press("Enter")
         finished(page)
         assert page.locator(".cell.written").count()
+
+
+def test_a_page_that_may_not_be_heard(chromium: Any, address: str) -> None:
+    """Over plain HTTP from another machine browsers give no microphone and no worklet: what is written can be read."""
+    with opened(
+        chromium, address, script="Object.defineProperty(window, 'isSecureContext', { value: false });"
+    ) as page:
+        assert page.inner_text("#hint").startswith("Browsers let pages over HTTPS")
+        assert page.locator("#talk").is_disabled()
+        page.fill("#text", "three one")
+        page.select_option("#schedule", '["speech"]')
+        page.keyboard.press("Enter")
+        finished(page)
+        assert page.locator(".cell.written .tick").count()
+        with page.expect_download() as caught:
+            page.click(".segment.written .keep")
+        sound, rate = soundfile.read(caught.value.path())
+        assert rate == 24_000
+        assert np.sqrt(np.mean(sound**2)) > 0.01
 
 
 def test_a_model_that_cannot_listen(chromium: Any) -> None:

@@ -12,6 +12,7 @@ const at = (id) => document.getElementById(id);
 const TAIL = 150; // milliseconds that are still heard when the button is let go: words end late
 const KEPT = 50; // turns
 const LEAST = 0.1; // seconds that can be answered
+const INSECURE = "Browsers let pages over HTTPS, or from this machine (127.0.0.1), alone record and play sound: this one cannot.";
 const HINT = "Hold to talk: mouse, finger, Space or Enter";
 const STATES = {
   ok: "Ready", loading: "The model is being loaded…", ending: "The server is ending",
@@ -90,9 +91,9 @@ function introduce() {
   const text = model.of("text");
   at("typing").hidden = !text;
   at("begin").hidden = model.schedules([]).length === 0;
-  hint(model.listens ? HINT : listensNot(), !model.listens);
+  usual();
   at("invitation").textContent = [
-    model.listens ? "Hold the round button and speak." : "",
+    mute() ? "" : "Hold the round button and speak.",
     text ? "Type something." : "",
     what ? `Drop a ${what}.` : "",
     "What each tower writes appears as it is written.",
@@ -100,7 +101,9 @@ function introduce() {
   offer();
 }
 
-function listensNot() {
+/** Why nobody can talk to it here; "" if one can. */
+function mute() {
+  if (model.listens) return Player.possible ? "" : INSECURE;
   if (!model.of("sound")) return `${model.id} has no tower for sound: it cannot be talked to.`;
   return `${model.id} does not write text from sound: it cannot be talked to.`;
 }
@@ -110,7 +113,7 @@ function listensNot() {
 function refresh() {
   const ready = state === "ok";
   const busy = Boolean(turn?.open) || player.playing;
-  at("talk").disabled = !(ready && model.listens);
+  at("talk").disabled = !ready || mute() !== "";
   at("attach").disabled = at("begin").disabled = !ready;
   at("text").disabled = !ready;
   at("stop").disabled = !busy;
@@ -123,6 +126,11 @@ player.onchange = refresh;
 function hint(text, wrong = false) {
   at("hint").textContent = text;
   at("hint").dataset.kind = wrong ? "failed" : "";
+}
+
+/** What is said beside the button when there is nothing else to say. */
+function usual() {
+  if (model !== null) hint(mute() || HINT, mute() !== "");
 }
 
 function given() {
@@ -194,7 +202,7 @@ function stop() {
 let talking = null; // of the button, while it is held
 
 async function startTalking() {
-  if (talking !== null || state !== "ok" || !model.listens) return;
+  if (talking !== null || at("talk").disabled) return;
   const held = (talking = { pieces: [], turn: null, ended: false });
   at("talk").setAttribute("aria-pressed", "true");
   hint("…");
@@ -259,7 +267,7 @@ function letGo() {
   at("talk").classList.remove("on");
   at("talk").setAttribute("aria-pressed", "false");
   at("talk").style.removeProperty("--level");
-  hint(HINT);
+  usual();
 }
 
 function answer(to) {
@@ -419,7 +427,7 @@ function attach(file) {
     away.addEventListener("click", () => (attach(null), at("text").focus()));
     at("given").append(make("span", "", file.name), away);
     hint(`${file.name} is ready to be sent`);
-  } else if (model?.listens) hint(HINT);
+  } else usual();
   at("file").value = "";
   if (model) offer();
 }
@@ -448,5 +456,4 @@ at("ask").addEventListener("submit", (event) => {
   look();
 });
 
-if (!Player.possible) hint("Browsers let pages over HTTPS, or from this machine (127.0.0.1), play and record sound; this one cannot.", true);
 look();
