@@ -99,8 +99,8 @@ class StopStrings(StoppingCriteria):
     @classmethod
     def taken_from(
         cls, given: GenerationConfig, name: str, codec: Any, start: int, offset: int = 0
-    ) -> list[StoppingCriteria]:
-        """What the settings of a modality ask for; taken out of them.
+    ) -> list[StopStrings]:
+        """What the settings of a modality ask for, at most one; taken out of them.
 
         Raises:
             ValueError: if its codec is none of text.
@@ -114,7 +114,10 @@ class StopStrings(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         """bool ``[batch]``, of ids ``[batch, time]``."""
+        return torch.tensor(self.end((input_ids[:, self.start :] - self.offset).tolist()), device=input_ids.device)
+
+    def end(self, rows: Sequence[Sequence[int]]) -> list[bool]:
+        """Whether each of some rows, the codec's ids from the segment's beginning, has one of the strings."""
         known = range(self.codec.vocab_size)
-        rows = (input_ids[:, self.start :] - self.offset).tolist()
         texts = self.codec.decode([[i for i in row if i in known] for row in rows])
-        return torch.tensor([any(s in text for s in self.strings) for text in texts], device=input_ids.device)
+        return [any(s in text for s in self.strings) for text in texts]

@@ -1,10 +1,14 @@
 """Whether a step can be captured is learned by trying it."""
 
+from typing import Any
+
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import tiny_backbone, tiny_model
 from tower_families import captured
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from zipper_lm import ZipperModel
 from zipper_lm.generation.engine import capture
 from zipper_lm.generation.engine.capture import learn_capture
 from zipper_lm.generation.engine.column_cache import StateLayer
@@ -69,3 +73,26 @@ def test_nothing_is_left_behind() -> None:
     assert torch.equal(torch.rand(()), drawn)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert keys == [list(module._forward_hooks) + list(module._forward_pre_hooks) for module in model.modules()]
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 4.0},
+        {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 2.0},
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_a_rotation_that_is_stretched_for_a_whole_batch(rope: dict[str, Any]) -> None:
+    """Such a family was captured, as a trial of eight tokens shows nothing. Then a row's tokens came from frequencies
+    that the furthest of its neighbours decided: log-probabilities were off by 3.7."""
+    rope = {**rope, "rope_theta": 1e4, "original_max_position_embeddings": 16}
+    if rope["rope_type"] == "dynamic":
+        del rope["original_max_position_embeddings"]
+    config = {"hidden_size": 32, "num_hidden_layers": 3, "vocab_size": 31, "initializer_range": 0.3}
+    config |= {"intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    torch.manual_seed(0)
+    text = LlamaForCausalLM(LlamaConfig(**config, **special, max_position_embeddings=32, rope_parameters=rope)).eval()
+    model = ZipperModel.fuse({"text": text, "speech": tiny_backbone("gpt2", 53)}).eval()
+    assert "how far another row is" in (learn_capture(model, "text").fault or "")

@@ -1,8 +1,11 @@
 """An engine writes what the plain path writes, token for token, whoever else it writes for."""
 
+import gc
+import os
 import random
 import threading
 import time
+import weakref
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from typing import Any
@@ -444,3 +447,190 @@ def test_whoever_is_told_of_tokens_need_not_wait_for_them() -> None:
         assert list(handle) == []
     assert [[t.id for t in told if t.segment == n] for n in (1, 2)] == [document[1].ids, document[2].ids]
     assert {t.modality for t in told} == {"text", "speech"}
+
+
+def test_whoever_fails_fails_alone() -> None:
+    """An error in one document's `on_token`, or `stop_strings` for a tower without a codec of text, was raised within
+    the step: it ended every document that sat in it."""
+    model = lively()
+    long = limits(model, max_new_tokens=100, min_new_tokens=100)
+
+    def fails(token: Any) -> None:
+        raise KeyError("the client is gone")
+
+    with Engine(model, slots=3, compile=False) as engine:
+        beside = engine.submit(RAGGED[3], ["text"], long)
+        next(iter(beside))
+        with pytest.raises(KeyError, match="the client is gone"):
+            engine.submit(RAGGED[3], ["text"], long, on_token=fails).result(60)
+        with pytest.raises(ValueError, match="'text': stop_strings needs a codec of text"):
+            engine.submit(RAGGED[3], ["text"], limits(model, stop_strings=["x"])).result(60)
+        assert len(beside.result(60)[-1].ids or []) == 100
+
+
+def test_others_are_written_while_somebody_chooses() -> None:
+    """Samples kept their rows while a judge was asked. When others had filled the columns meanwhile, nothing could move
+    left, as the oldest row did not: the step wrote behind its last column, and the engine ended. A judge that asks the
+    engine itself waited for rows that it held."""
+    model, asked = lively(), threading.Event()
+    one = limits(model, min_new_tokens=9)
+    wanted = ids_of([model.generate(RAGGED[3], ["text"], settings=one)])
+    how = limits(model, **BEST_OF)
+    with Engine(model, slots=3, compile=False) as engine:
+
+        def judge(documents: Any, rows: Any) -> list[int]:
+            asked.set()
+            for _ in range(12):  # more tokens than there are columns
+                assert ids_of([engine.submit(RAGGED[3], ["text"], one).result(60)]) == wanted
+            return [1]
+
+        found = engine.submit(RAGGED[0], ["text", "speech"], how, choose=judge).result(120)
+        assert asked.is_set()
+        plain = model.generate([RAGGED[0]], ["text", "speech"], settings=how, choose=lambda *_: [1])
+        assert ids_of([found]) == ids_of(plain)
+
+
+def test_who_is_cancelled_while_somebody_chooses() -> None:
+    """Its rows were freed twice, and the engine ended."""
+    model, go, asked = lively(), threading.Event(), threading.Event()
+
+    def judge(documents: Any, rows: Any) -> list[int]:
+        asked.set()
+        go.wait(60)
+        return [0]
+
+    with Engine(model, slots=3, compile=False) as engine:
+        handle = engine.submit(RAGGED[0], ["text", "speech"], limits(model, **BEST_OF), choose=judge)
+        asked.wait(60)
+        handle.cancel()
+        with pytest.raises(CancelledError):
+            handle.result(60)
+        go.set()
+        check_same(model, engine, RAGGED, ["text", "speech"])
+
+
+def test_who_is_done_does_not_wait_for_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document whose last token was written went to the end of the line of those that read, chunk by chunk, and kept
+    its rows until all had had their turn."""
+    model, turns, done = lively(), [], []
+    long = doc(("speech", [5] * 200))
+    with Engine(model, slots=1, compile=False, chunk=4) as engine:
+        plain = engine._turn
+        monkeypatch.setattr(engine, "_turn", lambda: turns.append(0) or plain())
+        lane = engine._lanes["text"]
+        run = lane.run
+
+        def noted() -> Any:
+            found = run()
+            done.extend([len(turns)] * len(found))
+            return found
+
+        monkeypatch.setattr(lane, "run", noted)
+        short = engine.submit(RAGGED[3], ["text"], limits(model, max_new_tokens=60, min_new_tokens=60))
+        short.add_done_callback(lambda _: done.append(len(turns)))
+        readers = [engine.submit(long, ["text"], limits(model)) for _ in range(20)]
+        short.result(60)
+        assert len(readers) == sum(not reader.done() for reader in readers)
+        engine.close(cancel=True)
+    assert done == [done[0], done[0] + 1]
+
+
+def test_least_lengths_together() -> None:
+    """`min_length` counted beside `min_new_tokens`; transformers says that the latter takes precedence."""
+    model = lively()
+    with Engine(model, slots=2, compile=False) as engine:
+        check_same(model, engine, RAGGED[1:2], ["text"], max_new_tokens=30, min_new_tokens=2, min_length=25)
+
+
+def test_what_needs_no_rows_is_not_refused_for_them() -> None:
+    """Beams are written on the plain path: how many rows a step has does not matter to them."""
+    model = lively()
+    with Engine(model, slots=2, compile=False) as engine:
+        check_same(model, engine, RAGGED[:1], ["text"], num_beams=4, num_return_sequences=4)
+
+
+def test_autocast() -> None:
+    """Keys are float32 there beside values in bfloat16, which a cache of columns did not take: towers were not
+    captured."""
+    model = lively()
+    with torch.autocast("cpu", torch.bfloat16), Engine(model, slots=2, compile=False) as engine:
+        assert engine.submit(RAGGED[0], ["text", "speech"], limits(model)).result(60)
+        assert engine._faults == {"text": None, "speech": None}
+
+
+def test_a_step_that_was_too_small_is_gone_before_the_next() -> None:
+    """Its hooks refer to it, so it stayed until the collector came by, and both were there at once."""
+    model = lively()
+    with Engine(model, slots=2, compile=False) as engine:
+        check_same(model, engine, RAGGED, ["text"])
+        gc.disable()
+        try:
+            step = weakref.ref(engine._lanes["text"].step)
+            engine.submit(RAGGED[0], ["text"], limits(model, max_new_tokens=100)).result(60)
+            assert step() is None
+        finally:
+            gc.enable()
+
+
+def test_the_plain_path_is_said_once_for_a_setting(caplog: pytest.LogCaptureFixture) -> None:
+    """It was said, and remembered, once for each value: a server's clients may give a thousand."""
+    model = lively()
+    with Engine(model, slots=2, compile=False) as engine:
+        for seconds in (10.0, 11.0, 12.0):
+            model.generate(RAGGED[0], ["text"], settings=limits(model, max_time=seconds), engine=engine)
+        assert len(engine._said) == 1
+    assert sum("without a captured step" in record.message for record in caplog.records) == 1
+
+
+def test_training_mode_is_noticed() -> None:
+    """What was read then was read with dropout."""
+    model = lively()
+    try:
+        with Engine(model, slots=1, compile=False) as engine:
+            long = limits(model, max_new_tokens=150, min_new_tokens=150)
+            handle = engine.submit(RAGGED[3], ["text", "speech"], long)
+            next(iter(handle))
+            model.train()
+            with pytest.raises(RuntimeError, match="training mode"):
+                handle.result(60)
+    finally:
+        model.eval()
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_nobody_reads_more_than_a_chunk_between_two_steps(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With guidance a tower's own past was read whole by the bare tower, and a family that cannot go on by several
+    tokens read a document whole: others stood still. What has to be read whole is read in another thread now."""
+    model, sizes = lively(kinds={"text": kind}), []
+    for tower in model.towers.values():
+
+        def noted(ids: torch.Tensor, *args: Any, plain: Any = tower.forward, **how: Any) -> Any:
+            if threading.current_thread().name == "zipper-engine":
+                sizes.append(ids.shape[1])
+            return plain(ids, *args, **how)
+
+        monkeypatch.setattr(tower, "forward", noted)
+    document = doc(("text", [5, 6, 7, 8] * 10), ("speech", [9, 8] * 10))
+    with Engine(model, slots=2, compile=False, chunk=5) as engine:
+        engine._fault("text", None), engine._fault("speech", None)
+        sizes.clear()
+        check_same(model, engine, [document], ["text", "speech"], guidance_scale=1.5)
+    assert max(sizes) <= 8  # a trial's pasts, or a chunk
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_is_told() -> None:
+    """It has the engine, but not its thread: a document waited for ever."""
+    model = lively()
+    with Engine(model, slots=2, compile=False) as engine:
+        engine.submit(RAGGED[3], ["text"], limits(model)).result(60)
+        if (child := os.fork()) == 0:
+            code = 1
+            try:
+                engine.submit(RAGGED[3], ["text"], limits(model))
+            except EngineClosed as error:
+                code = 0 if "forked" in str(error) else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -6,7 +6,7 @@ projections and zips out, as the second row of a guided segment does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import State
 from zipper_lm.generation.candidates import Written
 from zipper_lm.generation.engine.wishes import not_in_the_step, wanted_of
-from zipper_lm.generation.engine.writing import Apart, Command, Pause, Sample, Seats, Writing
+from zipper_lm.generation.engine.writing import Apart, Sample, Seats, Writing, read_alone
 from zipper_lm.generation.logits import StopStrings, StopThreshold, Suppression
 from zipper_lm.generation.sampling import Draw, SeededDraw, stream_key
 from zipper_lm.generation.segment import Stop, StreamedToken, TokenStreamer, unwritten_ids
@@ -48,7 +48,7 @@ class Prompt:
 
     def write(self) -> Writing:
         """Two segments: the ids that were given, and those that were written."""
-        given, known = self.settings, Segment(self.name, ids=list(self.ids))
+        given, known, tower = self.settings, Segment(self.name, ids=list(self.ids)), self.model.tower(self.name)
         if self.fault(self.name, not_in_the_step(given)) is not None:
             ids = yield Apart(lambda: self._write_plainly(given))
             return Document([known, Segment(self.name, ids=ids)])
@@ -56,7 +56,7 @@ class Prompt:
         wanted = wanted_of(self.model, self.name, given, stream, (self.number, 1), self.seed)
         state = State()
         if len(self.ids) > 1:
-            state.caches[self.name] = yield from self._read(stream[None, :-1])
+            state.caches[self.name] = yield from read_alone(tower, stream[None, :-1], self.chunk)
         samples: list[Sample] = yield Seats(
             name=self.name,
             wanted=wanted,
@@ -71,18 +71,6 @@ class Prompt:
 
     def _tell(self, token: int) -> None:
         self.on_token(StreamedToken(self.name, token, 1))
-
-    def _read(self, ids: torch.Tensor) -> Generator[Command, Any, Any]:
-        """The tower's cache of some ids, int64 ``[1, T]``, read in chunks where it can go on by several."""
-        tower, cache = self.model.tower(self.name), None
-        known = tower.interface.cache
-        size = self.chunk if known is not None and known.several else ids.shape[1]
-        for begin in range(0, ids.shape[1], size):
-            part = ids[:, begin : begin + size].to(tower.device)
-            read = torch.ones(1, begin + part.shape[1], dtype=torch.long, device=tower.device)
-            cache = tower(part, read, cache=cache, use_cache=True, logits=False)[1]
-            yield Pause(part.shape[1])
-        return cache
 
     def _write_plainly(self, given: GenerationConfig) -> list[int]:
         """With the backbone's own `generate()`."""

@@ -1,7 +1,8 @@
 """Whether a tower's step can be captured, learned by trying it on a few tokens.
 
 Three rows that begin at different times, one of them with a longer past than there are columns, must say what the
-backbone says of each stream alone, also after everything has moved. What does not hold is written on the plain path.
+backbone says of each stream alone, also after everything has moved, and wherever another row is. What does not hold is
+written on the plain path.
 """
 
 from __future__ import annotations
@@ -102,7 +103,32 @@ def _tried(model: ZippedTowers, name: str, attention: bool) -> str | None:
     worst = max(far)
     if not worst <= limit:  # NaN, too
         return f"its step is off by {worst:.2g} of what it changes to forget the past (limit {limit:g})"
+    if not (stretch := _from_afar(step)) <= limit:
+        return f"a row's logits change by {stretch:.2g} with how far another row is (limit {limit:g})"
     return None
+
+
+def _from_afar(step: Step) -> float:
+    """How far a row's logits change where another row's token stands beyond the positions that the family was made for:
+    some stretch the rotation of a whole batch by its furthest position. In units of what they are."""
+    tower, rows = step.tower, step.rows
+    config = tower.backbone.config.get_text_config(decoder=True)
+    made_for = getattr(config, "max_position_embeddings", None)
+    if (
+        tower.position_limit is not None
+        or not getattr(config, "rope_parameters", None)
+        or not isinstance(made_for, int)
+    ):
+        return 0.0  # no token may stand there, or there is no rotation to stretch
+    states = [tensor for _, layer in step.kept_layers for tensor in layer.progress()]
+    before, begin = [state.clone() for state in states], rows.begin.clone()
+    near, *_ = step.logits_of().float()
+    for state, old in zip(states, before):
+        state.copy_(old)
+    rows.begin[1] = rows.at - 2 * made_for
+    beside, *_ = step.logits_of().float()
+    rows.begin.copy_(begin)
+    return float((beside - near).norm() / near.norm().clamp(min=1e-30))
 
 
 def _state_of(tower: Tower, past: Tensor, name: str) -> State:

@@ -56,8 +56,8 @@ class ColumnLayer(StaticLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write one token of every row, ``[R, heads, 1, width]``; returns all columns."""
-        self.keys.index_copy_(2, self.column, key_states)
-        self.values.index_copy_(2, self.column, value_states)
+        for own, new in ((self.keys, key_states), (self.values, value_states)):
+            own.index_copy_(2, self.column, new.to(own.dtype))  # autocast may make one narrower than the other
         return self.keys, self.values
 
     def get_seq_length(self, *_: Any) -> Any:
@@ -72,9 +72,13 @@ class ColumnLayer(StaticLayer):
     def rest(self, row: int) -> None:
         """See `KeptLayer`. Columns stay."""
 
-    def extend(self, layer: Any, row: int, begin: int, end: int) -> None:
+    def take(self, row: int, begin: int, end: int) -> list[Tensor]:
         """See `KeptLayer`."""
-        layer.update(*(own[row : row + 1, :, begin:end].clone() for own in (self.keys, self.values)))
+        return [own[row : row + 1, :, begin:end].clone() for own in (self.keys, self.values)]
+
+    def add(self, layer: Any, taken: list[Tensor]) -> None:
+        """See `KeptLayer`."""
+        layer.update(*taken)
 
     def move(self, by: int) -> None:
         """Move everything by so many columns, to the right where positive; what leaves is forgotten."""
@@ -102,10 +106,14 @@ class StateAndColumnLayer(StateLayer, ColumnLayer):  # type: ignore[misc, overri
         ColumnLayer.join(self, row, layer, column)
         StateLayer.join(self, row, layer, column)
 
-    def extend(self, layer: Any, row: int, begin: int, end: int) -> None:
+    def take(self, row: int, begin: int, end: int) -> list[Tensor]:
         """See `KeptLayer`."""
-        ColumnLayer.extend(self, layer, row, begin, end)
-        StateLayer.extend(self, layer, row, begin, end)
+        return [*ColumnLayer.take(self, row, begin, end), *StateLayer.take(self, row, begin, end)]
+
+    def add(self, layer: Any, taken: list[Tensor]) -> None:
+        """See `KeptLayer`."""
+        ColumnLayer.add(self, layer, taken[:2])
+        StateLayer.add(self, layer, taken[2:])
 
     def move(self, by: int) -> None:
         """See `KeptLayer`."""
@@ -121,8 +129,11 @@ class KeptLayer(Protocol):
     def rest(self, row: int) -> None:
         """A row writes no more, and keeps what it has read."""
 
-    def extend(self, layer: Any, row: int, begin: int, end: int) -> None:
-        """Add to a layer of one row what that row has read in some columns."""
+    def take(self, row: int, begin: int, end: int) -> list[Tensor]:
+        """What a row has read in some columns: copies, which outlive the row."""
+
+    def add(self, layer: Any, taken: list[Tensor]) -> None:
+        """Add what was taken to a layer of one row."""
 
     def move(self, by: int) -> None:
         """Move everything by so many columns, to the right where positive; what leaves is forgotten."""

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
 import torch
@@ -34,6 +34,7 @@ from zipper_lm.generation.engine.alone import Prompt
 from zipper_lm.generation.engine.capture import learn_capture
 from zipper_lm.generation.engine.lane import Lane, Sitting
 from zipper_lm.generation.engine.weights import Form
+from zipper_lm.generation.engine.wishes import not_in_the_step
 from zipper_lm.generation.engine.writing import Apart, Order, Pause, Sample, Writing
 from zipper_lm.generation.sampling import SEEDS
 from zipper_lm.generation.segment import Stop, StreamedToken
@@ -61,8 +62,9 @@ class Handle:
     def __init__(
         self, given: Document, processor: Any, on_token: Callable[[StreamedToken], None] | None = None
     ) -> None:
-        self.given, self.processor = given, processor
+        self.given, self.processor = Document(list(given)), processor  # the caller's own may grow meanwhile
         self.stop = Stop()
+        self.failure: BaseException | None = None  # what `on_token` raised
         self._tokens: queue.SimpleQueue[StreamedToken | None] = queue.SimpleQueue()
         self._on_token = self._tokens.put if on_token is None else on_token
         self._future: Future[Document] = Future()
@@ -107,9 +109,13 @@ class Handle:
     # --- the engine's side ---------------------------------------------------------------------------------------
 
     def tell(self, token: StreamedToken) -> None:
-        """One token has come."""
-        if not self.stop.now:
+        """One token has come. Whoever fails when told of it fails alone."""
+        if self.stop.now:
+            return
+        try:
             self._on_token(token)
+        except BaseException as error:  # the caller's code, in a thread that is not the caller's
+            self.failure, self.stop.now = error, True
 
     def finish(self, document: Document | None, error: BaseException | None) -> None:
         """It is done."""
@@ -177,7 +183,7 @@ class Engine:
         frozen = {name for name, spec in model.config.tower_specs.items() if spec.train == "frozen"}
         self._lanes = {n: Lane(model, n, slots, compile, weights if n in frozen else None) for n in model.names}
         self._faults: dict[str, str | None] = {}
-        self._said: set[str] = set()
+        self._said: set[tuple[str, str]] = set()
         self._new: deque[_Task] = deque()
         self._ready: deque[_Task] = deque()
         self._tasks: dict[Handle, _Task] = {}
@@ -202,7 +208,7 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether it takes documents."""
-        return not self._closed and self._dead is None
+        return not self._closed and self._dead is None and self._thread.is_alive()
 
     @property
     def pending(self) -> int:
@@ -228,7 +234,7 @@ class Engine:
                 depends on it, on `number`, the segment and the place alone.
             number: of the document among those of its call.
             on_token: told of each token as it comes, in the engine's thread, which it must not hold up; the handle then
-                yields none.
+                yields none, and if it raises, its error.
 
         Raises:
             ValueError: for what `generate` refuses, and for more tokens or rows than the engine was made for.
@@ -311,7 +317,7 @@ class Engine:
         """A document is new: it waits for its turn."""
         with self._awake:
             if not self.alive:
-                raise EngineClosed("the engine is closed" if self._dead is None else f"the engine failed: {self._dead}")
+                raise EngineClosed(self._end_of_it())
             if self.limit is not None and len(self._tasks) >= self.limit:
                 raise EngineFull(f"{len(self._tasks)} documents wait or are being written, the limit is {self.limit}")
             task = _Task(handle, writing, self._weights_version())
@@ -342,6 +348,13 @@ class Engine:
         if self._thread.is_alive():
             self.close(cancel=True)
 
+    def _end_of_it(self) -> str:
+        if self._dead is not None:
+            return f"the engine failed: {self._dead!r}"
+        if self._closed:
+            return "the engine is closed"
+        return "the engine's thread is in another process: a process that was forked needs an engine of its own"
+
     # --- what is checked -----------------------------------------------------------------------------------------
 
     def _check_mode(self) -> None:
@@ -354,6 +367,8 @@ class Engine:
         """Refuse what can never fit, before any work."""
         for name in set(self.model.names) if entries is None else {e for e in entries if isinstance(e, str)}:
             given = settings.get(name)
+            if given is not None and not_in_the_step(given) is not None:
+                continue  # it is written on the plain path
             scale = None if given is None else given.guidance_scale
             rows = samples_of(given) * (1 if scale in (None, 1) else 2)
             if rows > self.slots:
@@ -390,30 +405,38 @@ class Engine:
             capture = learn_capture(self.model, name)
             self._faults[name], self._lanes[name].attention = capture.fault, capture.attention
         fault = self._faults[name] or (None if setting is None else f"{setting} is followed there only")
-        if fault is not None and (said := f"tower {name!r} writes without a captured step: {fault}") not in self._said:
-            self._said.add(said)
-            logger.warning("%s", said)
+        kind = name, self._faults[name] or (setting or "").partition("=")[0]  # not once for every value
+        if fault is not None and kind not in self._said:
+            self._said.add(kind)
+            logger.warning("tower %r writes without a captured step: %s", name, fault)
         return fault
 
     # --- the thread ----------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        kind, dtype, enabled = self._autocast
         try:
-            with ExitStack() as stack:
-                stack.enter_context(torch.no_grad())
-                stack.enter_context(torch.autocast(kind, dtype, enabled))
-                if self._device is not None:
-                    stack.enter_context(torch.cuda.device(self._device))
+            with self._surroundings():
                 while self._wait():
                     self._turn()
         except BaseException as error:
-            self._dead = error
+            with self._awake:  # whoever enters sees it, or is ended below
+                self._dead = error
             logger.exception("the engine failed")
         finally:
             for task in list(self._tasks.values()):
                 self._end(task, None, self._dead or EngineClosed("the engine was closed"))
             self._pool.shutdown(wait=False, cancel_futures=True)
+
+    @contextmanager
+    def _surroundings(self) -> Iterator[None]:
+        """Gradients, autocast and the current device are each thread's own."""
+        kind, dtype, enabled = self._autocast
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.autocast(kind, dtype, enabled))
+            if self._device is not None:
+                stack.enter_context(torch.cuda.device(self._device))
+            yield
 
     def _wait(self) -> bool:
         """Wait for something to do; whether there is."""
@@ -435,8 +458,9 @@ class Engine:
             while self._back:
                 task, future = self._back.popleft()
                 self._come_back(task, future)
-        for task in [t for t in self._tasks.values() if t.handle.stop.now]:
-            self._end(task, None, CancelledError())
+            unwanted = [t for t in self._tasks.values() if t.handle.stop.now]
+        for task in unwanted:
+            self._end(task, None, task.handle.failure or CancelledError())
         if self._ready and (version := self._weights_version()) != self._version:
             self._renew(version)
         budget = self.chunk
@@ -455,9 +479,9 @@ class Engine:
                 self._end(each.owner, None, error)
             lane.renew()
             return
-        for each in done:
-            each.owner.answer = each.samples
-            self._ready.append(each.owner)
+        for each in done:  # before whoever reads, as their rows are free then
+            each.owner.answer = each.samples if each.error is None else each.error
+            self._ready.appendleft(each.owner)
 
     def _advance(self, task: _Task) -> int:
         """Let a document go on to its next wait; returns how many tokens were read."""
@@ -466,11 +490,14 @@ class Engine:
         if task.version != self._version:
             self._end(task, None, RuntimeError("the model's weights changed while the document was written"))
             return 0
+        if self.model.training:  # what is read now would be read with dropout
+            self._end(task, None, RuntimeError("the model went into training mode while the document was written"))
+            return 0
         answer, task.answer = task.answer, None
         try:
             command = task.writing.throw(answer) if isinstance(answer, BaseException) else task.writing.send(answer)
         except StopIteration as stop:
-            self._end(task, stop.value, None)
+            self._end(task, stop.value, task.handle.failure)
             return 1
         except Exception as error:
             self._end(task, None, error)
@@ -497,8 +524,7 @@ class Engine:
         return 1
 
     def _apart(self, command: Apart) -> Any:
-        kind, dtype, enabled = self._autocast
-        with torch.autocast(kind, dtype, enabled):
+        with self._surroundings():
             return command.work()
 
     def _call_back(self, task: _Task, future: Future[Any]) -> None:
@@ -515,7 +541,9 @@ class Engine:
 
     def _renew(self, version: int) -> None:
         """The weights are others: whoever was being written fails, and steps are made anew."""
-        for task in [t for t in self._tasks.values() if t.version != version]:
+        with self._awake:
+            old = [t for t in self._tasks.values() if t.version != version]
+        for task in old:
             self._end(task, None, RuntimeError("the model's weights changed while the document was written"))
         for lane in self._lanes.values():
             lane.renew()

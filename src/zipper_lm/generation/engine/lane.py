@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from zipper_lm.codecs.text import TextCodec
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.generation.engine.rows import Rows, bucket, needed_memory
 from zipper_lm.generation.engine.step import Step, copy_of, like_cache
@@ -17,17 +17,18 @@ from zipper_lm.generation.engine.writing import Sample, Seats
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class Sitting:
     """A segment whose samples are in a step.
 
     Attributes:
-        owner: whose it is. seats: what was asked for. samples: its rows.
+        owner: whose it is. seats: what was asked for. samples: its rows. error: what it alone failed by.
     """
 
     owner: Any
     seats: Seats
     samples: list[Sample] = field(default_factory=list)
+    error: Exception | None = None
 
 
 class Lane:
@@ -77,7 +78,9 @@ class Lane:
         memory = needed_memory(self.model, self.name, [seats.state])
         sizes = {s: bucket(max(n, 0 if old is None else old.rows.memory_sizes().get(s, 0))) for s, n in memory.items()}
         columns = bucket(max(seats.columns, 0 if old is None else old.rows.columns))
-        self.step = None  # its memory is free before the new one's is asked for
+        if old is not None:  # its memory is free before the new one's is asked for
+            self.step = old = None
+            gc.collect()  # its hooks refer to it
         rows = Rows(self.model, self.name, self.slots, columns, sizes, self.model.specials[self.name].pad)
         copied = weights_as(
             copy_of(tower, self.attention), self.weights, tower.adapter_names, few=self.compile and self.slots <= FEW
@@ -99,7 +102,7 @@ class Lane:
             new.samples.append(Sample(step, row, wish, [], []))
 
     def run(self) -> list[Sitting]:
-        """One step; returns those whose samples are all done by it."""
+        """One step; returns those whose samples are all done by it, or that failed."""
         step = self.step
         assert step is not None
         if step.rows.at == step.rows.columns:
@@ -109,15 +112,20 @@ class Lane:
         for each in self.sitting:
             if all(sample.done for sample in each.samples):
                 continue
-            for sample in each.samples:
-                if not sample.done:
-                    self._take(each, sample, ids[sample.row], None if logprobs is None else logprobs[sample.row])
+            try:
+                for sample in each.samples:
+                    if not sample.done:
+                        self._take(each, sample, ids[sample.row], None if logprobs is None else logprobs[sample.row])
+            except Exception as error:  # of any kind: what a tokenizer says of ids
+                each.error = error
+                for sample in each.samples:
+                    self._finish(sample)
             if all(sample.done for sample in each.samples):
                 done.append(each)
         return done
 
     def _take(self, each: Sitting, sample: Sample, token: int, logprob: float | None) -> None:
-        wanted, codec = each.seats.wanted, None
+        wanted = each.seats.wanted
         if logprob is not None:
             sample.logprobs.append(logprob)
         sample.ended = token == sample.wish.eos
@@ -125,22 +133,21 @@ class Lane:
             sample.ids.append(token)
             if len(wanted.wishes) == 1:
                 each.seats.on_token(token)
-        sample.done = sample.ended or len(sample.ids) >= wanted.most
-        if wanted.strings and not sample.done:
-            codec = self.model.processor.codecs.get(self.name) if self.model.processor is not None else None
-            assert isinstance(codec, TextCodec)
-            text = codec.decode([sample.ids])[0]
-            sample.done = any(string in text for string in wanted.strings)
-        if sample.done:
+        if sample.ended or len(sample.ids) >= wanted.most or (wanted.strings and wanted.strings.end([sample.ids])[0]):
+            self._finish(sample)
+
+    def _finish(self, sample: Sample) -> None:
+        if not sample.done:
+            sample.done = True
             sample.step.rest(sample.row)
 
     def leave(self, samples: list[Sample]) -> None:
-        """Free the rows of samples."""
+        """Free the rows of samples, as far as they sit here."""
         mine = {id(sample) for sample in samples}
-        self.sitting = [each for each in self.sitting if not any(id(s) in mine for s in each.samples)]
-        for sample in samples:
-            if sample.step is self.step:
-                sample.step.leave(sample.row)
+        leaving = [each for each in self.sitting if any(id(s) in mine for s in each.samples)]
+        self.sitting = [each for each in self.sitting if each not in leaving]
+        for sample in (s for each in leaving for s in each.samples):
+            sample.step.leave(sample.row)
 
     def drop(self, owner: Any) -> None:
         """Forget somebody who waits or sits here."""

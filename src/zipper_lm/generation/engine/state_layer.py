@@ -42,11 +42,15 @@ class StateLayer(LinearAttentionLayer):
         """See `KeptLayer`."""
         self.aside[row] = [state[row : row + 1].clone() for state in _states(self)]
 
-    def extend(self, layer: Any, row: int, begin: int, end: int) -> None:
+    def take(self, row: int, begin: int, end: int) -> list[Tensor]:
         """See `KeptLayer`."""
         if row not in self.aside:
             self.rest(row)
-        new = iter(self.aside.pop(row))
+        return self.aside.pop(row)
+
+    def add(self, layer: Any, taken: list[Tensor]) -> None:
+        """See `KeptLayer`."""
+        new = iter(taken)
         for own, store in zip(_stores(self), _stores(layer)):
             store.update({number: None if state is None else next(new) for number, state in own.items()})
         layer.device, layer.dtype = self.device, self.dtype

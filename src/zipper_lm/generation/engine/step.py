@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
@@ -50,6 +51,19 @@ def like_cache(tower: Tower) -> Cache:
     with trial(tower.backbone):
         ids = plain_ids(tower.backbone, 1, 2)
         return tower(ids, torch.ones_like(ids), use_cache=True)[1]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a row has read of its segment, copied: the row may be another's while somebody chooses among samples.
+
+    Attributes:
+        count: of tokens. layers: of each layer that keeps anything. states: by depth, ``[1, count, D]``.
+    """
+
+    count: int
+    layers: list[list[Tensor]]
+    states: dict[int, Tensor]
 
 
 class Step:
@@ -275,29 +289,33 @@ class Step:
         self.choice.leave(row)
         self.beside.pop(row, None)
 
-    def extend(self, row: int, state: State, segment: int) -> int:
-        """Add to a state what a row has read of its segment; returns the number of tokens that is.
+    def take(self, row: int) -> Taken:
+        """What a row has read of its segment; the row may be left then."""
+        seat = self.rows.seats[row]
+        begin, end = seat.first, self.rows.at if seat.end is None else seat.end
+        layers = [layer.take(row, begin, end) for _, layer in self.kept_layers]
+        return Taken(end - begin, layers, {d: self.rows.part(row, d, begin, end) for d in self.rows.kept})
+
+    def extend(self, taken: Taken, state: State, segment: int) -> int:
+        """Add to a state what a row had read of its segment; returns the number of tokens that is.
 
         Args:
             state: of the row's document alone; written to. segment: the number of the segment in the document.
         """
-        seat = self.rows.seats[row]
-        end = self.rows.at if seat.end is None else seat.end
-        count, device = end - seat.first, self.tower.device
+        count, device = taken.count, self.tower.device
         if not count:
             return 0
         cache = state.caches.get(self.name)
         if cache is None:
             cache = state.caches[self.name] = empty_cache(self.tower)
-        for number, own in self.kept_layers:
-            own.extend(cache.layers[number], row, seat.first, end)
+        for (number, own), layer in zip(self.kept_layers, taken.layers):
+            own.add(cache.layers[number], layer)
         places = torch.arange(count, device=device)[None]
         for (reader, source), pairs in self.model.layer_pairs.items():
             if source == self.name:
                 new = []
                 for k, (_, depth) in enumerate(pairs):
-                    states = self.rows.part(row, depth, seat.first, end)
-                    new.append(self.model.zip_layer(reader, source, k).remember(states, places))
+                    new.append(self.model.zip_layer(reader, source, k).remember(taken.states[depth], places))
                 old = state.memories.get((reader, source))
                 state.memories[reader, source] = new if old is None else [o.append(n) for o, n in zip(old, new)]
         numbers = torch.full_like(places, segment)

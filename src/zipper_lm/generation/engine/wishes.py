@@ -11,6 +11,7 @@ from zipper_lm.fusion.limits import keep_within
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.generation.candidates import samples_of, wants_scores
 from zipper_lm.generation.engine.choice import Wish
+from zipper_lm.generation.logits import StopStrings
 from zipper_lm.generation.sampling import Draw
 from zipper_lm.generation.segment import unwritten_ids
 from zipper_lm.generation.settings import FOLLOWED, SEED, STOP_THRESHOLD
@@ -37,12 +38,12 @@ class Wanted:
     """What one segment asks of the step.
 
     Attributes:
-        wishes: one for each sample. most: tokens of each at most. strings: that end it.
+        wishes: one for each sample. most: tokens of each at most. strings: that end it; `None`: there are none.
     """
 
     wishes: list[Wish]
     most: int
-    strings: list[str]
+    strings: StopStrings | None
 
     @property
     def rows(self) -> int:
@@ -74,11 +75,12 @@ def wanted_of(
     most = given.max_new_tokens if given.max_new_tokens is not None else (given.max_length or 0) - size
     if most < 1:
         raise ValueError(f"settings for {name!r}: max_length={given.max_length}, but {size} tokens are read already")
-    strings, said = given.stop_strings or [], getattr(given, SEED, None)
+    codec = model.processor.codecs.get(name) if model.processor is not None else None
+    strings, said = StopStrings.taken_from(given, name, codec, size), getattr(given, SEED, None)
     wish = Wish(
         suppressed=frozenset(unwritten_ids(model, name, given)),
         eos=special.eos,
-        least=max(given.min_new_tokens or 0, (given.min_length or 0) - size),
+        least=(given.min_length or 0) - size if given.min_new_tokens is None else given.min_new_tokens,
         draw=Draw.of(given) if given.do_sample else None,
         seed=seed if said is None else int(said),
         penalty=given.repetition_penalty or 1.0,
@@ -87,4 +89,4 @@ def wanted_of(
         scored=wants_scores(given),
     )
     wishes = [replace(wish, numbers=(*numbers, sample)) for sample in range(samples_of(given))]
-    return Wanted(wishes, most, [strings] if isinstance(strings, str) else list(strings))
+    return Wanted(wishes, most, strings[0] if strings else None)

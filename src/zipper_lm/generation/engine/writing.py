@@ -20,6 +20,7 @@ from zipper_lm.data.document import Document, Segment
 from zipper_lm.fusion.groups import towers_for
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import State, read
+from zipper_lm.fusion.tower import Tower
 from zipper_lm.generation.candidates import Choose, pick
 from zipper_lm.generation.engine.choice import Wish
 from zipper_lm.generation.engine.step import Step
@@ -167,6 +168,8 @@ class Order:
         return request.documents[0]
 
     def _read(self, request: Request) -> Generator[Command, Any, None]:
+        if whole_tokens(request) > self.chunk:
+            yield Apart(request.read_pending)
         for tokens in read_in_chunks(request, self.chunk):
             yield Pause(tokens)
 
@@ -190,9 +193,7 @@ class Order:
         wanted = wanted_of(self.model, name, given, stream, (self.number, len(document)), self.seed)
         bare = None
         if ids and wanted.wishes[0].guidance != 1.0:
-            past = stream[None, :-1].to(self.model.tower(name).device)
-            bare = self.model.tower(name)(past, torch.ones_like(past), use_cache=True)[1]
-            yield Pause(len(ids))
+            bare = yield from read_alone(self.model.tower(name), stream[None, :-1], self.chunk)
         samples: list[Sample] = yield Seats(
             name=name,
             wanted=wanted,
@@ -202,24 +203,23 @@ class Order:
             bare=bare,
             on_token=tell,
         )
-        try:
-            candidates = [Segment(name, ids=s.ids, logprobs=s.logprobs if s.wish.scored else None) for s in samples]
-            segment = candidates[0]
-            if len(candidates) > 1:
-                before, choose, processor = [Document(document.segments)], self.choose, self.model.processor
-                if choose is None:
-                    segment = pick(before, [candidates], None, processor)[0]
-                else:
-                    segment = (yield Apart(lambda: pick(before, [candidates], choose, processor)))[0]
-                for token in segment.ids or []:
-                    tell(token)
-            document.segments.append(segment)
-            if goes_on:
-                chosen = next(s for s, c in zip(samples, candidates) if c.ids == segment.ids)
-                count = chosen.step.extend(chosen.row, request.state, number)
-                read_rest(request, name, count)
-        finally:
-            self.leave(samples)
+        # Others sit down while somebody chooses, and the columns go on.
+        step, taken = samples[0].step, [s.step.take(s.row) for s in samples] if goes_on else []
+        self.leave(samples)
+        candidates = [Segment(name, ids=s.ids, logprobs=s.logprobs if s.wish.scored else None) for s in samples]
+        segment = candidates[0]
+        if len(candidates) > 1:
+            before, choose, processor = [Document(document.segments)], self.choose, self.model.processor
+            if choose is None:
+                segment = pick(before, [candidates], None, processor)[0]
+            else:
+                segment = (yield Apart(lambda: pick(before, [candidates], choose, processor)))[0]
+            for token in segment.ids or []:
+                tell(token)
+        document.segments.append(segment)
+        if goes_on:
+            chosen = next(t for t, c in zip(taken, candidates) if c.ids == segment.ids)
+            read_rest(request, name, step.extend(chosen, request.state, number))
 
     def _write_plainly(self, request: Request, name: str, given: GenerationConfig, tell: Callable[[int], None]) -> None:
         """With the tower's own `generate()`."""
@@ -237,14 +237,35 @@ class Order:
                     tell(token)
 
 
+def whole_tokens(request: Request) -> int:
+    """How many tokens are pending that are read at once, as some tower cannot go on by several; 0: chunks will do."""
+    caches = [request.model.tower(name).interface.cache for name in request.pending]
+    if all(cache is not None and cache.several for cache in caches):
+        return 0
+    return sum(len(s.ids or []) + 2 for s in request.documents[0] if s.modality in request.pending)
+
+
+def read_alone(tower: Tower, ids: Tensor, size: int) -> Generator[Command, Any, Any]:
+    """What a tower keeps of some ids, int64 ``[1, T]``, that it reads by itself; in chunks where it can go on by
+    several."""
+    known, cache, ids = tower.interface.cache, None, ids.to(tower.device)
+    if (known is None or not known.several) and ids.shape[1] > size:
+        return (yield Apart(lambda: tower(ids, torch.ones_like(ids), use_cache=True, logits=False)[1]))
+    for begin in range(0, ids.shape[1], size):
+        part = ids[:, begin : begin + size]
+        read = torch.ones(1, begin + part.shape[1], dtype=torch.long, device=ids.device)
+        cache = tower(part, read, cache=cache, use_cache=True, logits=False)[1]
+        yield Pause(part.shape[1])
+    return cache
+
+
 def read_in_chunks(request: Request, size: int) -> Iterator[int]:
     """Read what is pending of one document, at most `size` tokens at once where every tower can go on by several.
     Yields how many were read, after each."""
-    model, document, state = request.model, request.documents[0], request.state
+    document, state = request.documents[0], request.state
     pending = [s for s in document if s.modality in request.pending]
     total = sum(len(s.ids or []) + 2 for s in pending)
-    caches = [model.tower(name).interface.cache for name in request.pending]
-    if total <= size or any(cache is None or not cache.several for cache in caches):
+    if total <= size or whole_tokens(request):
         if request.pending:
             request.read_pending()
             yield total
