@@ -189,8 +189,13 @@ def losses_of_two_epochs(trainer: str, folder: Path, resumed: bool) -> list[floa
 
 def join_two(rank: int, port: int) -> None:
     """Be one of two processes."""
+    join(rank, 2, port)
+
+
+def join(rank: int, world: int, port: int) -> None:
+    """Be one of some processes."""
     torch.set_num_threads(1)
-    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank}
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank}
     os.environ.update({name: str(value) for name, value in told.items()} | {"ACCELERATE_USE_CPU": "true"})
 
 

@@ -148,6 +148,20 @@ def collate(
     return Batch({n: {**stream, "involved": flags} for n, stream in streams.items()})
 
 
+def with_every_tower(batch: Batch, specials: Mapping[str, Specials]) -> Batch:
+    """A batch with a side for every tower, in the order of `specials`: one that no document involves has a token of
+    padding in each row, as in `collate(..., towers=...)`."""
+    known = batch_on_host(batch)
+    first = next(iter(known.values()))
+    numbers = [[number] for number in range(len(first["involved"]))]
+    made = {}
+    for name, special in specials.items():
+        if name not in batch:
+            stream = _stream([[] for _ in numbers], numbers, special, "right") | {"involved": first["involved"]}
+            made[name] = {key: tensor for key, tensor in stream.items() if key != "documents" or key in first}
+    return Batch({name: batch[name] if name in batch else made[name] for name in specials})
+
+
 def involvement(involved: Sequence[Collection[str]], names: Sequence[str]) -> Tensor:
     """Which of the towers `names` take part in each row, bool ``[batch, towers]``."""
     return torch.tensor([[name in row for name in names] for row in involved], dtype=torch.bool)

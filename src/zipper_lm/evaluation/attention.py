@@ -66,6 +66,8 @@ def observe(model: ZippedTowers, batch: Batch) -> dict[str, Glimpse]:
 def _recorder(seen: dict[str, Glimpse], name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
     def record(layer: nn.Module, args: tuple[Any, ...], update: Tensor) -> None:
         assert isinstance(layer, ZipLayer)
+        if len(args) < 4:  # it remembers
+            return
         hidden, view = args[0], args[3]
         reads = view.seen[..., 0].expand(hidden.shape[:2])
         ratio = update.float().norm(dim=-1) / hidden.float().norm(dim=-1).clamp_min(1e-9)

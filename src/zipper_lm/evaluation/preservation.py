@@ -25,6 +25,7 @@ from zipper_lm.fusion.backbones import (
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig
 from zipper_lm.fusion.tower import Tower
 from zipper_lm.utils.hub import CONFIG_FILE, local_folder
+from zipper_lm.utils.shards import gathered
 from zipper_lm.utils.tensors import stored
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class TowerReport:
 
 
 def verify(model: ZippedTowers, folder: str | Path | None = None, **hub: Any) -> list[TowerReport]:
-    """Compare every tower with its source checkpoint, loaded anew.
+    """Compare every tower with its source checkpoint, loaded anew. All processes that a model is spread over call it.
 
     Args:
         model: the model. folder: where it was loaded from, for towers stored beside it. hub: see `fuse`.
@@ -75,34 +76,33 @@ def verify(model: ZippedTowers, folder: str | Path | None = None, **hub: Any) ->
     Raises:
         ValueError: if a source cannot be loaded.
     """
-    reports = []
-    for name, spec in model.config.tower_specs.items():
-        tower = model.tower(name)
-        if spec.train == "full" and not spec.source:
-            reports.append(TowerReport(name, spec.train, "", 0, 0, 0.0, False))
-            continue
-        if folder is not None and spec.source and (Path(folder) / spec.source).is_dir():
-            spec.source = str(Path(folder) / spec.source)
-        source = load_backbone(spec, dtype=tower.backbone.dtype, **hub)
-        theirs = source.state_dict()
-        ours = base_tensors(tower)
-        if theirs.keys() != ours.keys():
-            odd = sorted(theirs.keys() ^ ours.keys())[:5]
-            raise ValueError(f"tower {name!r}: tensors differ from {spec.source}: {odd}")
-        differences = {k: _difference(ours[k], theirs[k]) for k in theirs}
-        reports.append(
-            TowerReport(
-                name=name,
-                train=spec.train,
-                source=spec.source,
-                tensors=len(theirs),
-                equal=sum(_equal(ours[k], theirs[k]) for k in theirs),
-                largest=max(differences.values(), default=0.0),
-                logits_equal=_same_logits(tower, source),
-                source_as_fused=spec.train == "full" or _as_fused(name, spec, source, **hub),
-            )
-        )
-    return reports
+    with gathered(model):
+        return [_compare(model, name, spec, folder, **hub) for name, spec in model.config.tower_specs.items()]
+
+
+def _compare(model: ZippedTowers, name: str, spec: TowerSpec, folder: str | Path | None, **hub: Any) -> TowerReport:
+    tower = model.tower(name)
+    if spec.train == "full" and not spec.source:
+        return TowerReport(name, spec.train, "", 0, 0, 0.0, False)
+    if folder is not None and spec.source and (Path(folder) / spec.source).is_dir():
+        spec.source = str(Path(folder) / spec.source)
+    source = load_backbone(spec, dtype=tower.backbone.dtype, **hub)
+    theirs = source.state_dict()
+    ours = base_tensors(tower)
+    if theirs.keys() != ours.keys():
+        odd = sorted(theirs.keys() ^ ours.keys())[:5]
+        raise ValueError(f"tower {name!r}: tensors differ from {spec.source}: {odd}")
+    differences = {k: _difference(ours[k], theirs[k]) for k in theirs}
+    return TowerReport(
+        name=name,
+        train=spec.train,
+        source=spec.source,
+        tensors=len(theirs),
+        equal=sum(_equal(ours[k], theirs[k]) for k in theirs),
+        largest=max(differences.values(), default=0.0),
+        logits_equal=_same_logits(tower, source),
+        source_as_fused=spec.train == "full" or _as_fused(name, spec, source, **hub),
+    )
 
 
 def _as_fused(name: str, spec: TowerSpec, source: PreTrainedModel, **hub: Any) -> bool:

@@ -257,6 +257,18 @@ def set_training(tower: Tower, spec: TowerSpec) -> None:
         tower.adapter_names = add_adapters(tower.backbone, spec.lora)
 
 
+def check_freeze_state(tower: Tower, spec: TowerSpec) -> None:
+    """Raise `ValueError` if parameters of a tower are trained that no checkpoint of its spec keeps."""
+    if spec.train == "full":
+        return
+    trained = {name for name, parameter in tower.backbone.named_parameters() if parameter.requires_grad}
+    if lost := sorted(trained - tower.adapter_names):
+        raise ValueError(
+            f"tower {tower.name!r} is {spec.train!r} by its config, which checkpoints keep, but {len(lost)} of its own "
+            f"parameters are trained, such as {lost[0]}, and would not be saved: fuse it with train='full'"
+        )
+
+
 def add_adapters(backbone: PreTrainedModel, lora: Mapping[str, Any] | None) -> frozenset[str]:
     """Give a backbone LoRA adapters, and train nothing else. They are float32, whatever the backbone is.
 

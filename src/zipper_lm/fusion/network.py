@@ -22,13 +22,14 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from zipper_lm.data.collation import Batch, Specials
-from zipper_lm.fusion.backbones import build_backbone, set_training
+from zipper_lm.fusion.backbones import build_backbone, check_freeze_state, set_training
 from zipper_lm.fusion.causal import check_causal
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig
 from zipper_lm.fusion.document_model import DocumentModel
 from zipper_lm.fusion.packing import check_packing
 from zipper_lm.fusion.tower import Tower, rest_in_forward
-from zipper_lm.fusion.zips import InputProjection, ZipLayer, can_attend
+from zipper_lm.fusion.zips import Gate, InputProjection, ZipLayer, can_attend
+from zipper_lm.utils.shards import whole
 
 if TYPE_CHECKING:
     from zipper_lm.data.processor import ZipperProcessor
@@ -97,6 +98,8 @@ class ZippedTowers(DocumentModel):
         self.processor: ZipperProcessor | None = None
         self.generation_settings: dict[str, dict[str, Any]] = {}
         self.all_tied_weights_keys: dict[str, str] = {}
+        kinds = {type(layer).__name__ for name in specs for layer in self.tower(name).layers}
+        self._no_split_modules = {*kinds, "ZipLayer", "InputProjection"}
 
     @classmethod
     def with_random_weights(cls, config: Any, dtype: torch.dtype | None, trust: bool = False) -> Self:
@@ -138,14 +141,19 @@ class ZippedTowers(DocumentModel):
             self.zip_layer(reader, source, k).stretch = stretch
 
     def gates(self) -> dict[str, float]:
-        """tanh of every gate, by ``reader<-source.k``, and ``....ff`` for feed-forward gates."""
+        """tanh of every gate, by ``reader<-source.k``, and ``....ff`` for feed-forward gates. Of a model that is spread
+        over processes all of them ask."""
+
+        def value(gate: Gate) -> float:
+            return float(torch.tanh(whole(gate.weight.detach())))
+
         values: dict[str, float] = {}
         for (reader, source), pairs in self.layer_pairs.items():
             for k in range(len(pairs)):
                 layer = self.zip_layer(reader, source, k)
-                values[f"{reader}<-{source}.{k}"] = float(torch.tanh(layer.gate.weight.detach()))
+                values[f"{reader}<-{source}.{k}"] = value(layer.gate)
                 if layer.feed_forward is not None:
-                    values[f"{reader}<-{source}.{k}.ff"] = float(torch.tanh(layer.feed_forward_gate.weight.detach()))
+                    values[f"{reader}<-{source}.{k}.ff"] = value(layer.feed_forward_gate)
         return values
 
     def projection_layer(self, name: str) -> int | None:
@@ -235,6 +243,11 @@ class ZippedTowers(DocumentModel):
         return {name: self.tower(name).depth for name in self.names}
 
     # --- what the trainer asks -----------------------------------------------------------------------------------
+
+    def check_freeze_state(self) -> None:
+        """Raise `ValueError` if what is trained is not what the config says, so that checkpoints would lose some."""
+        for name, spec in self.config.tower_specs.items():
+            check_freeze_state(self.tower(name), spec)
 
     def check_packing(self) -> None:
         """Raise `ValueError` if a tower does not read documents that share a row as each alone. It is tried."""

@@ -231,14 +231,22 @@ class ZipLayer(nn.Module):
             source_states: ``[B, M, S]``, the source tower's state after its paired layer.
             positions: int64 ``[B, M]``, each token's place in its segment.
         """
-        memory = self.memory_projection(source_states.to(device=self.q_proj.weight.device, dtype=self.dtype))
-        placed, positions = memory, positions.to(memory.device) * min(1.0, self.stretch)
-        if self.positions == "sinusoid":
-            placed = memory + self.memory_position_scale * sinusoid(positions, memory.shape[-1], memory.dtype)
-        keys = self._heads(self.k_proj(placed))
+        keys, values = map(self._heads, self(source_states, positions))
         if self.positions == "rotary":
-            keys = rotate(keys, positions)
-        return Memory(keys, self._heads(self.v_proj(memory)))
+            keys = rotate(keys, self._places(positions.to(keys.device)))
+        return Memory(keys, values)
+
+    def _places(self, positions: Tensor) -> Tensor:
+        """Of a source's tokens, as they are counted."""
+        return positions * min(1.0, self.stretch)
+
+    def _remember(self, source_states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        memory = self.memory_projection(source_states.to(device=self.q_proj.weight.device, dtype=self.dtype))
+        placed = memory
+        if self.positions == "sinusoid":
+            places = self._places(positions.to(memory.device))
+            placed = memory + self.memory_position_scale * sinusoid(places, memory.shape[-1], memory.dtype)
+        return self.k_proj(placed), self.v_proj(memory)
 
     def _query(self, x: Tensor, positions: Tensor) -> Tensor:
         x, positions = self.norm(x), positions / max(1.0, self.stretch)
@@ -258,15 +266,25 @@ class ZipLayer(nn.Module):
         scores = self.scores(hidden_states, positions, memory)
         return scores.masked_fill(~view.allowed, float("-inf")).softmax(-1) * view.seen[:, None]
 
-    def forward(self, hidden_states: Tensor, positions: Tensor, memory: Memory, view: View) -> Tensor:
-        """The update to add to the reader's hidden state, ``[B, Q, D]``; exactly zero where nothing is seen.
+    def forward(
+        self, states: Tensor, positions: Tensor, memory: Memory | None = None, view: View | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The update to add to the reader's hidden state, ``[B, Q, D]``; exactly zero where nothing is seen. Without
+        `memory`: keys and values, ``[B, M, H * C]``, of a source's states, for `remember`. Both are calls of this
+        module, as FSDP gathers its parameters for the span of a call, and both return bare tensors, which it watches.
 
         Args:
-            hidden_states: ``[B, Q, D]``, the reader's state after its layer.
-            positions: int64 ``[B, Q]``, each query's place in its segment.
+            states: ``[B, Q, D]``, the reader's state after its layer, or ``[B, M, S]`` of the source.
+            positions: int64 ``[B, Q]`` or ``[B, M]``, each token's place in its segment.
             memory: what `remember` returned for the source.
             view: who may read what.
         """
+        if memory is None:
+            return self._remember(states, positions)
+        assert view is not None
+        return self._update(states, positions, memory, view)
+
+    def _update(self, hidden_states: Tensor, positions: Tensor, memory: Memory, view: View) -> Tensor:
         x = hidden_states.to(self.dtype)
         query = self._query(x, positions)
         allowed = view.allowed.expand(-1, -1, query.shape[2], -1)

@@ -34,6 +34,7 @@ from zipper_lm.generation.candidates import Choose, decode_written
 from zipper_lm.generation.request import Request
 from zipper_lm.generation.segment import Stop, StreamedToken
 from zipper_lm.generation.writer import Writer
+from zipper_lm.utils.shards import is_sharded
 
 
 class Submits(Protocol):
@@ -233,11 +234,14 @@ def _auto(model: ZippedTowers, documents: list[Document], how: _How, max_segment
 def stream(
     model: Writer, document: Given, schedule: Schedule, **kwargs: Any
 ) -> Generator[StreamedToken, None, Document]:
-    """Write as `generate` does, for one document, and yield each token as it comes.
+    """Write as `generate` does, for one document, and yield each token as it comes. Raises `ValueError` for a model
+    that is spread over processes.
 
     The work is done in a thread of its own. The finished document is the value of the iterator's `StopIteration`
     (``document = yield from stream(...)``). Closing the iterator early stops the writing.
     """
+    if is_sharded(model):  # type: ignore[arg-type]
+        raise ValueError("stream: a model that is spread over processes is written with by generate, in all of them")
     documents, _ = documents_in(document)
     tokens: queue.Queue[StreamedToken | None] = queue.Queue()
     closed = threading.Event()

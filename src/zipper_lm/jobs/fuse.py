@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
+from torch import nn
 
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.failures import diagnose, unimodal_perplexity
@@ -24,6 +25,7 @@ from zipper_lm.training.trainer import ZipperTrainer
 from zipper_lm.utils.places import cache_folder
 from zipper_lm.utils.processes import from_main, is_main, main_console, wait
 from zipper_lm.utils.progress import warn
+from zipper_lm.utils.shards import gathered
 
 
 def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = None) -> dict[str, Any]:
@@ -60,14 +62,15 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     loss = train(trainer, plan, console)
     model.eval()
     size = recipe.training.batch_size
-    found = diagnose(model, plan.trained, size, materials.rows, validation, before) if validation else []
-    for failure in found:
-        warn(console, failure.name, failure.message)
-    record = run_record(plan, materials, trainer, loss, before, found)
-    record["seconds"] = round(time.time() - started, 1)
-    if is_main():
-        write_run(plan, model, record)
-    wait()
+    with gathered(cast(nn.Module, model)):
+        found = diagnose(model, plan.trained, size, materials.rows, validation, before) if validation else []
+        for failure in found:
+            warn(console, failure.name, failure.message)
+        record = run_record(plan, materials, trainer, loss, before, found)
+        record["seconds"] = round(time.time() - started, 1)
+        if is_main():
+            write_run(plan, model, record)
+        wait()
     return record
 
 

@@ -44,6 +44,7 @@ from zipper_lm.utils.hub import CONFIG_FILE, WEIGHTS_FILE, commit_of, local_fold
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.known_hashes import FilesSeen
 from zipper_lm.utils.places import place_of
+from zipper_lm.utils.shards import fill, is_sharded, reshard, whole_tensors
 from zipper_lm.utils.tensors import dtype_name, tensors_hash, without_aliases
 
 M = TypeVar("M", bound=ZippedTowers)
@@ -82,8 +83,9 @@ def save(
     beside: Callable[[Path], Any] | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
     max_shard_size: int | str | None = None,
+    writes: bool = True,
 ) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint, whole or not at all; of a model that is spread over processes, too.
 
     Args:
         model: the model; its processor is written beside it if there is one.
@@ -94,18 +96,26 @@ def save(
         beside: writes what belongs beside the checkpoint, such as its card, into the folder where it is made ready.
         state_dict: the model's tensors, to be stored in place of those that it holds here.
         max_shard_size: the largest file that may be; the weights are one file.
+        writes: false: help to gather a model that is spread, and write nothing.
 
     Raises:
         ValueError: if the weights are larger than `max_shard_size`, `state_dict` lacks some, or a checkpoint is there
             already, or a file of a name that it needs, or what a tower is loaded from; if the folder cannot be written,
-            or a tower that has a source is to be stored but differs from it.
+            or a tower that has a source is to be stored but differs from it; as
+            `ZippedTowers.check_freeze_state`.
     """
+    model.check_freeze_state()
     specs = model.config.tower_specs
     _check_apart(model, Path(save_directory))
     bundled = _bundled(model, bundle_towers)
     states = {name: _state_of(model.tower(name), name, state_dict) for name in bundled}
-    config = _as_saved(model, states)
     own = given_tensors(split(model), state_dict, max_shard_size)
+    if is_sharded(model):
+        own, *complete = (whole_tensors(each, keep=writes) for each in (own, *states.values()))
+        states = dict(zip(states, complete))
+    if not writes:
+        return
+    config = _as_saved(model, states)
 
     def fill(folder: Path) -> None:
         for name in bundled:
@@ -353,10 +363,13 @@ def _fetched(name: str, spec: TowerSpec, load: Callable[[], T]) -> T:
 
 
 def load_own(model: ZippedTowers, file: Path) -> None:
-    """Copy the tensors of a checkpoint that this model wrote back into it; see `copy_tensors`."""
-    copy_tensors(
-        split(model), _as_saved(model, {n: base_tensors(model.tower(n)) for n in _bundled(model)}).fingerprint, file
-    )
+    """Copy the tensors of a checkpoint that this model wrote back into it; see `copy_tensors`. Of one that is spread
+    over processes each takes its shard."""
+    reshard(model)
+    bundled = {n: base_tensors(model.tower(n)) for n in _bundled(model)}
+    if is_sharded(model):
+        bundled = {name: whole_tensors(tensors, keep=True) for name, tensors in bundled.items()}
+    copy_tensors(split(model), _as_saved(model, bundled).fingerprint, file)
 
 
 def is_of(folder: Path, fingerprint: str) -> bool:
@@ -400,7 +413,7 @@ def copy_tensors(
                     raise ValueError(f"{file}: {name} is {list(shape)}, the model needs {list(own[name].shape)}")
             with torch.no_grad():
                 for name in sorted(names):
-                    own[name].copy_(stored.get_tensor(name))
+                    fill(own[name], stored.get_tensor(name))
     except ValueError:
         raise
     except Exception as error:  # safetensors' own errors have no common base

@@ -6,6 +6,7 @@ The network itself is `fusion/network.py`; what is behind each door here has a f
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, overload
@@ -16,7 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
 
 from zipper_lm.data.batch_check import check_batch
-from zipper_lm.data.collation import IGNORED, Batch, TowerBatch, batch_on_host, collate
+from zipper_lm.data.collation import IGNORED, Batch, TowerBatch, batch_on_host, collate, with_every_tower
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec
@@ -32,6 +33,7 @@ from zipper_lm.models import assemble, checkpoint, export, sharing
 from zipper_lm.models.card import refresh_card
 from zipper_lm.utils.arguments import Saving
 from zipper_lm.utils.host import send
+from zipper_lm.utils.shards import gathered, is_sharded
 
 
 class ZipperModel(ZippedTowers):
@@ -71,6 +73,8 @@ class ZipperModel(ZippedTowers):
                 are not those of `collate`.
         """
         check_batch(batch, self.names, self.check_ids)
+        if sharded := is_sharded(self):  # other processes wait for each part of it
+            batch = with_every_tower(batch, self.specials)
         few = return_loss and not return_logits
         reading = (read_by_group if self.config.groups else read)(self, batch, logits=not few)
         if not return_loss:
@@ -78,14 +82,18 @@ class ZipperModel(ZippedTowers):
         known = batch_on_host(batch)
         numbers = self.target_counts(known) if target_counts is None else target_counts
         losses: dict[str, Tensor] = {}
+        idle: list[Tensor] = []
         for name in reading.finals:
             if len(wanted := Targets.of(targets(known[name], self.tower(name).head_size))):
                 losses[name] = share(self._loss_of(name, wanted, reading), numbers[name])
+            elif sharded:
+                idle.append(self._loss_of(name, wanted, reading))  # of no target: zero, and so are its gradients
         device = self.tower(next(iter(reading.finals))).device
         total = [self.config.loss_weights.get(n, 1.0) * loss.to(device) for n, loss in losses.items()]
         if losses and self.config.handover_weight:
             losses["handover"] = share(self._handover_loss(known, reading.finals), numbers["handover"])
             total.append(self.config.handover_weight * losses["handover"].to(device))
+        total += [zero.to(device) for zero in idle] if total else []
         loss = torch.stack(total).sum() if total else None
         return ZipperOutput(loss=loss, losses=losses, logits=reading.logits if return_logits else None)
 
@@ -96,6 +104,8 @@ class ZipperModel(ZippedTowers):
         tower = self.tower(name)
         head = tower_head(tower)
         assert head is not None
+        if not len(wanted):
+            return 0.0 * head(reading.finals[name].flatten(0, 1)[:1]).float().sum()
         return wanted.loss_by_parts(head, reading.finals[name], tokens_at_once(tower.head_size))
 
     def target_counts(self, batch: Batch) -> dict[str, Tensor]:
@@ -169,7 +179,8 @@ class ZipperModel(ZippedTowers):
         card: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Write config, new weights, codecs and model card, whole or not at all.
+        """Write config, new weights, codecs and model card, whole or not at all. Of a model that is spread over
+        processes by FSDP2 it is the same: all of them call this, unless there is a `state_dict`, and the first writes.
 
         Args:
             save_directory: a folder; made if missing. Other files in it are left alone.
@@ -183,19 +194,24 @@ class ZipperModel(ZippedTowers):
             ValueError: as `checkpoint.save`; for an argument that is not followed.
         """
         how = Saving.of(f"{type(self).__name__}.save_pretrained", kwargs)
-        if not how.is_main_process:
+        together = how.state_dict is None and is_sharded(self)
+        writes = how.is_main_process and not (together and torch.distributed.get_rank())
+        if not writes and not together:
             return
         folder = Path(save_directory)
-        checkpoint.save(
-            self,
-            folder,
-            overwrite=overwrite or ("state_dict" in kwargs and checkpoint.is_of(folder, self.config.fingerprint)),
-            bundle_towers=bundle_towers,
-            beside=partial(refresh_card, model=self, kept=folder) if card else None,
-            state_dict=how.state_dict,
-            max_shard_size=how.max_shard_size,
-        )
-        sharing.push_saved(self, folder, how, bundle_towers)
+        with gathered(self) if card and together else nullcontext():  # a card tells of gates
+            checkpoint.save(
+                self,
+                folder,
+                overwrite=overwrite or ("state_dict" in kwargs and checkpoint.is_of(folder, self.config.fingerprint)),
+                bundle_towers=bundle_towers,
+                beside=partial(refresh_card, model=self, kept=folder) if card else None,
+                state_dict=how.state_dict,
+                max_shard_size=how.max_shard_size,
+                writes=writes,
+            )
+            if writes:
+                sharing.push_saved(self, folder, how, bundle_towers)
 
     def export_tower(self, name: str, save_directory: str | Path, *, overwrite: bool = False) -> None:
         """Write one tower as a plain Hugging Face checkpoint; see `zipper_lm.models.export.export_tower`."""
@@ -222,8 +238,10 @@ class ZipperModel(ZippedTowers):
     def generate(self, documents: Any, schedule: Schedule, **how: Any) -> Any: ...
 
     def generate(self, documents: Any, schedule: Schedule, **how: Any) -> Any:
-        """Let towers write the next segments; see `zipper_lm.generation.generate.generate`."""
-        return generate.generate(self, documents, schedule, **how)
+        """Let towers write the next segments; see `zipper_lm.generation.generate.generate`. A model that is spread over
+        processes is gathered for the span: all of them call it, each with documents of its own."""
+        with gathered(self):
+            return generate.generate(self, documents, schedule, **how)
 
     def stream(self, document: Given, schedule: Schedule, **how: Any) -> Iterator[StreamedToken]:
         """As `generate` for one document, token by token; see `zipper_lm.generation.generate.stream`."""

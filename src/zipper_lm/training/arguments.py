@@ -13,7 +13,7 @@ from zipper_lm.training.recipe import TrainingRecipe
 _EVALUATION = "training.evaluate_every and data.validation say when and by what a model is scored"
 _PUSH = "checkpoints stay here; zipper push uploads what is made"
 _METRICS = "Trainer has nothing to measure but the loss here"
-_SHARDS = "each process holds the whole model"
+_SHARDS = "models are spread over processes by FSDP2 (training.arguments.fsdp), or are whole in each"
 
 REFUSED = {
     "output_dir": "it is beside the recipe's output",
@@ -46,7 +46,7 @@ REFUSED = {
     **dict.fromkeys(("do_train", "do_eval", "do_predict"), "the command says what is done"),
     **dict.fromkeys(("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy"), _PUSH),
     **dict.fromkeys(("hub_always_push", "hub_revision"), _PUSH),
-    **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), _SHARDS),
+    **dict.fromkeys(("deepspeed", "parallelism_config"), _SHARDS),
 }
 """Fields that cannot be set, and what says it instead."""
 
@@ -68,6 +68,7 @@ OF_ONE_TOWER: dict[str, tuple[tuple[Any, ...], str]] = {
 
 # fmt: off
 FOLLOWED = frozenset({
+    "fsdp", "fsdp_config",
     "lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args", "adam_epsilon", "gradient_accumulation_steps",
     "bf16", "fp16", "tf32", "activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing",
     "gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode",
@@ -81,6 +82,9 @@ FOLLOWED = frozenset({
 })
 # fmt: on
 """Fields that Trainer follows in a fusion as in any training."""
+OF_FUSIONS = ("fsdp", "fsdp_config")
+"""Fields that are followed where a model is fused, and not where one tower is trained alone."""
+
 _WHOLE_MODEL = ("galore", "apollo", "lomo")
 """Optimizers that do without our groups of parameters."""
 
@@ -93,6 +97,8 @@ def _check(arguments: Mapping[str, Any], alone: bool) -> None:
     for name, value in arguments.items():
         if name in REFUSED:
             raise ValueError(f"training.arguments: {name} cannot be set: {REFUSED[name]}")
+        if alone and name in OF_FUSIONS and value:
+            raise ValueError(f"training.arguments: {name} is for fused models; a tower alone is whole in each process")
         if name in OF_ONE_TOWER:
             nothing, reason = OF_ONE_TOWER[name]
             if not alone and value not in nothing:

@@ -25,6 +25,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from zipper_lm.utils.files import new_file, whole_checkpoint, write_json
 from zipper_lm.utils.processes import any_of_each, several
+from zipper_lm.utils.shards import whole
 
 LEAST_SCALE = 1.0
 """Gradients that overflow float16 are the loss scaler's business while it can still scale down to here."""
@@ -116,6 +117,7 @@ class BaseTrainer(Trainer):
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         norm = super()._get_grad_norm(*args, **kwargs)
+        norm = whole(norm) if isinstance(norm, Tensor) else norm
         loss = torch.stack(self._step_losses).sum()
         self._step_losses = []
         scaler = self.accelerator.scaler

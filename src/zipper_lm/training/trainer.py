@@ -11,15 +11,18 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import save_fsdp_optimizer
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import TrainOutput
 
 from zipper_lm.data.collation import Batch, Specials, collate
@@ -36,9 +39,11 @@ from zipper_lm.training.guided_attention import GuidedAttention
 from zipper_lm.training.order import LikeLengths
 from zipper_lm.training.parameters import check_precision, parameter_groups
 from zipper_lm.training.prefix_cache import PrefixCache, PrefixMode, keep_prefixes, towers_kept
+from zipper_lm.training.sharding import check_launch, prepared, spread
 from zipper_lm.utils.host import send
 from zipper_lm.utils.hub import WEIGHTS_FILE
 from zipper_lm.utils.processes import from_main, several
+from zipper_lm.utils.shards import gathered
 
 HEADS_FILE = "ctc.safetensors"
 """In a training's checkpoint, what joint CTC spells with."""
@@ -89,9 +94,10 @@ class ZipperTrainer(BaseTrainer):
         score: called with the model at each evaluation; returns metrics without the ``eval_`` prefix.
 
     Raises:
-        ValueError: for a model with float16 weights that are trained; for pairs that read nothing, are in a model of
-            several trainings, or write what joint CTC cannot spell; for packing of what runs on from one document into
-            the next; as `towers_kept`.
+        ValueError: for a model with float16 weights that are trained, or other than its config says; for DeepSpeed; for
+            what cannot be had with FSDP2 (`zipper_lm.training.sharding`); for pairs that read nothing, are in a model
+            of several trainings, or write what joint CTC cannot spell; for packing of what runs on from one document
+            into the next; as `towers_kept`.
     """
 
     def __init__(
@@ -114,6 +120,7 @@ class ZipperTrainer(BaseTrainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         module = cast(nn.Module, model)
+        check_launch(args)
         check_precision(module)
         self.tower_learning_rate, self.score, self.fade_out = tower_learning_rate, score, fade_out
         weighted = {"guided_attention": guided or {}, "ctc": ctc or {}, "forward_sum": forward_sum or {}}
@@ -138,7 +145,7 @@ class ZipperTrainer(BaseTrainer):
             sizes=model.trained_vocabularies(),
             seed=args.seed,
         )
-        if args.torch_compile:
+        if compiled := args.torch_compile:
             how = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
             compile_layers(model, {*weighted["guided_attention"], *weighted["forward_sum"]}, **how)
             args = copy.copy(args)  # else Trainer would compile the whole
@@ -151,6 +158,12 @@ class ZipperTrainer(BaseTrainer):
             data_collator=DocumentCollator(model.specials, packing, self.prefixes),
             callbacks=[*(callbacks or []), *([_Heads(self)] if self.spelling is not None else [])],
         )
+        if isinstance(model, ZippedTowers):
+            model.check_freeze_state()
+        without = {**weighted, "torch_compile": compiled}
+        if spread(model, args, self.accelerator.state, without):
+            module.to(args.device)  # what comes before the training is computed there
+            self.accelerator.prepare = partial(prepared, module, self.accelerator.prepare)
         self.model_accepts_loss_kwargs = True  # so that Trainer does not divide by the number of batches once more
 
     def keep_prefixes(self, console: Console | None = None) -> None:
@@ -279,12 +292,12 @@ class ZipperTrainer(BaseTrainer):
             return {}
         model = self.accelerator.unwrap_model(self.model)
         model.eval()
-        with torch.no_grad(), randomness_kept():
+        with torch.no_grad(), gathered(model), randomness_kept():
             torch.manual_seed(self.args.seed)
             try:
                 scores = self.score(model)
             except Exception:
-                if self.args.world_size == 1:  # others would wait for one that failed
+                if self.args.world_size == 1 and not self.is_fsdp_enabled:  # others would wait for one that failed
                     self._save_checkpoint(model, trial=None)
                 raise
             metrics = from_main({f"{metric_key_prefix}_{k}": v for k, v in scores.items()})
@@ -296,6 +309,24 @@ class ZipperTrainer(BaseTrainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """The model's own estimate."""
         return self.accelerator.unwrap_model(self.model).step_flops(inputs["batch"])
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's own; of a model that is spread over processes its own way to save gathers what is new, and that
+        alone."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir)
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        plugin = self.accelerator.state.fsdp_plugin
+        plugin.state_dict_config.offload_to_cpu = plugin.state_dict_config.rank0_only = several()
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)  # type: ignore[union-attr]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The checkpoint is the model's own: new weights only, no pickled arguments."""

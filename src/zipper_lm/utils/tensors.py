@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
@@ -43,8 +44,11 @@ def tensors_hash(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
 
 
 def stored(tensor: Tensor) -> Iterator[Tensor]:
-    """The plain tensors that a tensor is made of: itself, or the codes and scales of a quantized one."""
-    if is_traceable_wrapper_subclass(tensor):
+    """The plain tensors that a tensor is made of: itself, the codes and scales of a quantized one, or the shard that is
+    here of one that is spread over processes."""
+    if isinstance(tensor, DTensor):
+        yield tensor.to_local()
+    elif is_traceable_wrapper_subclass(tensor):
         for attribute in tensor.__tensor_flatten__()[0]:
             yield from stored(getattr(tensor, attribute))
     else:

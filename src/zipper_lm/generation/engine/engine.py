@@ -38,6 +38,7 @@ from zipper_lm.generation.engine.wishes import not_in_the_step
 from zipper_lm.generation.engine.writing import Apart, Order, Pause, Sample, Writing
 from zipper_lm.generation.sampling import SEEDS
 from zipper_lm.generation.segment import Stop, StreamedToken
+from zipper_lm.utils.shards import is_sharded
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ class Engine:
         limit: documents that may wait or be written at once; `None`: any number.
 
     Raises:
-        ValueError: for sizes below 1, a model in training mode, or another form of weights.
+        ValueError: for sizes below 1, a model in training mode or spread over processes, or another form of weights.
     """
 
     def __init__(
@@ -177,6 +178,10 @@ class Engine:
             raise ValueError(f"Engine: weights must be None, 'bf16' or 'int8', got {weights!r}")
         if not isinstance(model, ZippedTowers):
             raise ValueError(f"Engine: needs a ZipperModel, got a {type(model).__name__}")
+        if is_sharded(model):
+            raise ValueError(
+                "Engine: a model that is spread over processes (FSDP) has no step of its own; load it whole"
+            )
         self.model, self.slots, self.chunk, self.limit = model, slots, chunk, limit
         self.tokens, self.memory = tokens, memory
         self._check_mode()

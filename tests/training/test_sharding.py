@@ -1,0 +1,148 @@
+"""Training in several processes is training in one, whether they hold whole models or shards (FSDP2)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny import doc, tiny_model
+from tiny_shards import MODELS, by_trainer, in_a_process, trained
+from tiny_steps import free_port
+from torch.distributed.fsdp import CPUOffloadPolicy
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+
+from zipper_lm.data.collation import collate, with_every_tower
+from zipper_lm.models.zipper import ZipperModel
+from zipper_lm.training.arguments import training_arguments
+from zipper_lm.training.recipe import TrainingRecipe
+from zipper_lm.training.sharding import frozen_modules, spread
+from zipper_lm.training.trainer import ZipperTrainer
+
+LIMIT = 240.0
+"""Seconds after which processes that wait for each other are ended."""
+
+
+def spawn(world: int, folder: Path) -> None:
+    """Run `in_a_process` in some processes, and fail if they do not end."""
+    running = torch.multiprocessing.spawn(in_a_process, (world, free_port(), str(folder)), nprocs=world, join=False)
+    end = time.monotonic() + LIMIT
+    while not running.join(timeout=1.0):
+        if time.monotonic() > end:
+            for process in running.processes:
+                process.kill()
+            pytest.fail(f"{world} processes still wait for each other after {LIMIT} s")
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_train_as_one(world: int, tmp_path: Path) -> None:
+    """FSDP2 gathers a module's parameters when the module is called. Zips remembered outside a call, what was to be
+    saved were shards, and where one process had no document of a modality, the others waited for it for ever."""
+    spawn(world, tmp_path)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
+    for kind in MODELS:
+        (losses, gradients, weights), _ = trained(kind, "none", world=world)
+        for wrap in ("ddp", "fsdp"):
+            for training, *_ in found:
+                said, grads, ended = training[kind, wrap]
+                assert said == pytest.approx(losses, rel=1e-5), (kind, wrap)
+                assert grads.keys() == gradients.keys(), (kind, wrap)
+                assert apart(grads, gradients) < 5e-3, (kind, wrap)
+                assert apart(ended, weights) < 1e-4, (kind, wrap)
+    expected = found[0][0]["full", "fsdp"][2]
+    assert all(torch.equal(again[name], tensor) for _, _, again, _ in found for name, tensor in expected.items())
+    check_saved(tmp_path, expected, [written for _, written, _, _ in found])
+    if world == 2:
+        check_runs(tmp_path, [runs for *_, runs in found])
+
+
+def apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """The largest difference of a tensor, as a share of its norm."""
+    norms = {name: max(float(tensor.norm()), 1e-6) for name, tensor in expected.items()}
+    return max(float((found[name] - tensor).norm()) / norms[name] for name, tensor in expected.items())
+
+
+def check_runs(folder: Path, runs: list[list[tuple[list[float], dict[str, torch.Tensor]]]]) -> None:
+    """By Trainer and accelerate's plugin, in one go and resumed, as in one process."""
+    files = {file.name for file in (folder / "run" / "checkpoint-2").iterdir()}
+    assert {"model.safetensors", "config.json", "optimizer.bin", "scheduler.pt"} <= files
+    assert not any("fsdp" in name for name in files), "the whole model was pickled beside its new weights"
+    losses, weights = by_trainer(folder / "alone", 1)
+    for whole, resumed in runs:
+        assert resumed[0] == whole[0]
+        assert all(torch.equal(resumed[1][name], tensor) for name, tensor in whole[1].items())
+        assert whole[0] == pytest.approx(losses, rel=1e-4)
+        for name, weight in weights.items():
+            torch.testing.assert_close(whole[1][name], weight, rtol=1e-4, atol=2e-5, msg=name)
+
+
+def check_saved(folder: Path, expected: dict[str, torch.Tensor], written: list[list[list[int]]]) -> None:
+    """A checkpoint of shards is like any other, and its model writes what was written in the processes."""
+    for name in ("saved", "with_card"):
+        model = ZipperModel.from_pretrained(folder / name).eval()
+        assert all(torch.equal(parameter, expected[n]) for n, parameter in model.named_parameters())
+    assert not (folder / "saved" / "README.md").exists()
+    assert (folder / "with_card" / "README.md").exists()
+    for rank, ids in enumerate(written):
+        given = [doc(("speech", [5 + rank, 6, 7]))] * (rank + 1)
+        assert [d[-1].ids for d in model.generate(given, ["text"], settings={"text": {"max_new_tokens": 5}})] == ids
+
+
+def test_what_cannot_be_spread_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(train={"speech": "full"})
+    args = training_arguments(TrainingRecipe(steps=1, arguments={"use_cpu": True}), tmp_path, seed=0)
+
+    def state(**fields: Any) -> Any:
+        plugin = {"fsdp_version": 2, "state_dict_type": "FULL_STATE_DICT", "ignored_modules": None} | fields
+        wrapping = {"auto_wrap_policy": transformer_auto_wrap_policy, "transformer_cls_names_to_wrap": None}
+        return SimpleNamespace(fsdp_plugin=SimpleNamespace(**plugin | wrapping))
+
+    assert not spread(model, args, SimpleNamespace(), {})
+    told = state()
+    assert spread(model, args, told, {"ctc": {}})
+    names = told.fsdp_plugin.transformer_cls_names_to_wrap
+    assert names == ["GPT2Block", "InputProjection", "ZipLayer"]
+    assert told.fsdp_plugin.ignored_modules == [model.tower("text")]
+    assert list(frozen_modules(model)) == [model.tower("text")]
+    assert set(names) < set(model._no_split_modules)
+    for fields, message in (
+        ({"fsdp_version": 1}, "version 1"),
+        ({"state_dict_type": "SHARDED_STATE_DICT"}, "FULL_STATE_DICT"),
+        ({"cpu_offload": CPUOffloadPolicy()}, "cpu_offload"),
+        ({"activation_checkpointing": True}, "gradient_checkpointing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            spread(model, args, state(**fields), {})
+    with pytest.raises(ValueError, match="ctc cannot be had with it"):
+        spread(model, args, state(), {"ctc": {("text", "speech"): 1.0}, "guided_attention": {}})
+    with pytest.raises(ValueError, match="only a fused model"):
+        spread(torch.nn.Linear(2, 2), args, state(), {})
+    with pytest.raises(ValueError, match="a tower alone is whole"):
+        training_arguments(TrainingRecipe(arguments={"fsdp": True}), tmp_path, seed=0, alone=True)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="over GPUs only"):
+        spread(model, args, SimpleNamespace(), {})
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="DeepSpeed cannot train a fused model"):
+        ZipperTrainer(model, args, [])  # type: ignore[arg-type]
+
+
+def test_a_tower_that_was_thawed_by_hand_is_not_lost(tmp_path: Path) -> None:
+    """Its config said that it was frozen, so no checkpoint had what it learned, and nothing said so."""
+    model = tiny_model()
+    model.tower("text").backbone.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"tower 'text' is 'frozen' by its config.*would not be saved"):
+        model.save_pretrained(tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_batch_is_completed_with_padding() -> None:
+    model = tiny_model(3, gate=0.5).eval()
+    batch = collate([doc(("speech", [5, 6, 7]), ("image", [4]), target=True)], model.specials)
+    complete = with_every_tower(batch, model.specials)
+    assert list(complete) == model.names
+    assert (complete["text"]["segments"] == -1).all()
+    assert torch.equal(model(complete).loss, model(batch).loss)
