@@ -93,15 +93,15 @@ AIMS = (
     *(
         Aim(
             what=f"32 ragged documents through the engine against one after the other, {size}, {part}",
-            command=f"benchmarks/engine.py docs/runs/{record} --size {name}",
+            command=f"benchmarks/engine.py docs/runs/{record} {sizes}",
             must=8,
             aim=16,
             record=record,
             figure=lambda record, part=part: record[part]["times_as_fast"],
         )
-        for size, name, record in (
-            ("towers of spoken-digits", "digits", "engine-digits.json"),
-            ("small towers", "small", "engine-small.json"),
+        for size, sizes, record in (
+            ("towers of spoken-digits", "--size digits", "engine-digits.json"),
+            ("small towers", "--size small --guided-size digits", "engine-small.json"),
         )
         for part in ("reading", "speaking")
     ),
@@ -130,11 +130,11 @@ AIMS = (
     ),
     Aim(
         what="engine, a guided token against an unguided one: 135M, batch 1",
-        command="benchmarks/engine.py docs/runs/engine-small.json --size small",
+        command="benchmarks/engine.py docs/runs/engine-digits.json --size digits",
         must=1.15,
         aim=1.05,
         less=True,
-        record="engine-small.json",
+        record="engine-digits.json",
         figure=lambda record: record["guided"]["guided_to_unguided"],
     ),
     *(
