@@ -120,12 +120,12 @@ class ZipperTrainer(BaseTrainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         module = cast(nn.Module, model)
-        check_launch(args)
         check_precision(module)
         self.tower_learning_rate, self.score, self.fade_out = tower_learning_rate, score, fade_out
         weighted = {"guided_attention": guided or {}, "ctc": ctc or {}, "forward_sum": forward_sum or {}}
         for field, pairs in weighted.items():
             check_pairs(field, model, pairs)
+        check_launch(args)
         self.spelling = Ctc(cast(ZippedTowers, model), ctc).to(args.device) if ctc else None
         self.beside: list[BesideLoss] = [GuidedAttention(guided)] if guided else []
         self.beside += [self.spelling] if self.spelling is not None else []
