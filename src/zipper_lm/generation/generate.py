@@ -151,13 +151,31 @@ def _by_engine(
         for number, document in enumerate(given):
             handles.append(engine.submit(document, schedule, settings, number=number, **how))
         if on_token is not None:
+            heard: list[StreamedToken] = []
             for token in handles[0]:
+                heard.append(token)
                 if not on_token(token):
-                    handles[0].cancel()
+                    return [_so_far(model, given[0], schedule, heard)]
         return [handle.result(decode=False) for handle in handles]
     finally:
         for handle in handles:
             handle.cancel()
+
+
+def _so_far(model: ZippedTowers, given: Document, schedule: Schedule, heard: list[StreamedToken]) -> Document:
+    """What was written of a document when its last heard token came, and the segments given in between. A segment that
+    nothing was written in is there with a fixed schedule; with "auto" nobody heard whose it was."""
+    document = encode_given(model, [given])[0]
+    entries = list(checked_schedule(model, schedule) or ())
+    ids: dict[int, list[int]] = {}
+    for token in heard:
+        ids.setdefault(token.segment, []).append(token.id)
+    names = {token.segment: token.modality for token in heard}
+    for number in range(len(document), heard[-1].segment + 1):
+        entry = entries.pop(0) if entries else names.get(number)
+        if entry is not None:
+            document.segments.append(entry if isinstance(entry, Segment) else Segment(entry, ids=ids.get(number, [])))
+    return document
 
 
 def _follow(model: ZippedTowers, documents: list[Document], entries: list[str | Segment], how: _How) -> list[Document]:

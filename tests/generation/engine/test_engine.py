@@ -634,3 +634,35 @@ def test_a_forked_process_is_told() -> None:
             finally:
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("schedule", [["text"], ["speech", ("text", [5, 6]), "speech"], "auto"])
+@pytest.mark.parametrize("enough", [1, 4, 11])
+def test_who_has_heard_enough_gets_what_they_heard(schedule: Any, enough: int) -> None:
+    """The plain path returned the document so far when `on_token` said no (and a token that nobody had heard yet); the
+    engine raised CancelledError."""
+    model = lively()
+    entries = (
+        schedule if schedule == "auto" else [s if isinstance(s, str) else Segment(s[0], ids=s[1]) for s in schedule]
+    )
+    document = doc(("speech", [5, 6, 7]), ("text", [4]))
+
+    def written(**how: Any) -> tuple[list[tuple[str, list[int]]], int]:
+        told: list[int] = []
+
+        def on_token(token: Any) -> bool:
+            told.append(token.id)
+            return len(told) < enough
+
+        whole = model.generate(document, entries, settings=limits(model), on_token=on_token, **how)
+        return ids_of([whole])[0], len(told)
+
+    with Engine(model, slots=2, compile=False) as engine:
+        ours, told = written(engine=engine)
+    plain, as_many = written()
+    assert told == as_many
+    assert [name for name, _ in ours] == [name for name, _ in plain]
+    assert ours[:-1] == plain[:-1]
+    last = ours[-1][1]
+    assert last == plain[-1][1][: len(last)]
+    assert len(plain[-1][1]) - len(last) in (0, 1)
