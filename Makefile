@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-all test-oldest test-newest test-clients lint format clean
+.PHONY: setup demo test test-all test-oldest test-newest test-clients test-ray lint format clean
 
 setup: $(STAMP)
 
@@ -50,6 +50,14 @@ test-clients:
 	$(VENV)-clients/bin/python -m pip install --quiet --editable ".[clients]"
 	$(VENV)-clients/bin/python -m pytest tests/serve/test_openai_client.py tests/serve/test_pipecat.py tests/serve/test_livekit.py
 
+# Two replicas by Ray Serve on this machine, in a folder of its own.
+test-ray:
+	$(PYTHON) -m venv $(VENV)-ray
+	$(VENV)-ray/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-ray/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)-ray/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev,ray]"
+	$(VENV)-ray/bin/python -m pytest -m "" tests/serve/test_ray.py
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,4 +69,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-clients build dist src/*.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-clients $(VENV)-ray build dist src/*.egg-info

@@ -183,6 +183,26 @@ def test_command_exists_with_these_options(command: str) -> None:
         assert option in result.output
 
 
+def test_the_containerfile_copies_and_runs_what_is_there() -> None:
+    """Nothing here can build it."""
+    from typer.testing import CliRunner
+
+    from zipper_lm.cli import app
+
+    text = (ROOT / "examples" / "serving" / "Containerfile").read_text(encoding="utf-8")
+    copied = [name for line in re.findall(r"^COPY (.+) \S+$", text, re.M) for name in line.split()]
+    assert "src" in copied
+    for name in copied:
+        assert (ROOT / name).exists(), name
+    entry = re.search(r"^ENTRYPOINT (.+)$", text, re.M)
+    assert entry is not None
+    command = yaml.safe_load(entry[1])
+    assert command[:2] == ["zipper", "serve"]
+    told = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).output
+    for option in [word for word in command if word.startswith("--")]:
+        assert option in told
+
+
 def test_every_command_is_in_the_readme() -> None:
     from typer.main import get_command
 
