@@ -25,7 +25,7 @@ from zipper_lm.utils.interruption import terminable
 
 
 class Named:
-    """Middleware: an answer says which replica it is from."""
+    """Middleware: an answer says which replica it is from. The request's id is told by Ray's proxy, which gave it."""
 
     def __init__(self, app, replica):
         self.app, self.header = app, (b"x-zipper-replica", replica.encode())
@@ -33,7 +33,8 @@ class Named:
     async def __call__(self, scope, receive, send):
         async def named(message):
             if message["type"] in ("http.response.start", "websocket.accept"):
-                message = {**message, "headers": [*message.get("headers", ()), self.header]}
+                told = [pair for pair in message.get("headers", ()) if pair[0] != b"x-request-id"]
+                message = {**message, "headers": [*told, self.header]}
             await send(message)
 
         await self.app(scope, receive, named)
@@ -47,7 +48,7 @@ class Replica:
     def __init__(self, model, slots, key_file, **how):
         key = None if key_file is None else key_of(key_file)
         self.service = Service(key=key, **how)
-        engine = Engine(load(model).eval(), slots=slots, limit=self.service.limits.documents)
+        engine = Engine(load(model).eval(), slots=slots, compile=False, limit=self.service.limits.documents)
         warm(engine)
         self.service.begin(engine)
 

@@ -141,6 +141,7 @@ def test_a_client_that_goes_away_is_not_written_for(client: Any, process: Any) -
     request = urllib.request.Request(f"{process[1]}/v1/documents", json.dumps(body).encode(), kind)
     with urllib.request.urlopen(request, timeout=60) as answer:
         replica = answer.headers["x-zipper-replica"]
+        assert len(answer.headers.get_all("x-request-id")) == 1  # Ray's proxy has ids, too
         assert answer.read(10)
     until, page = time.monotonic() + PATIENCE, ""
     while "zipper_cancelled_total 1.0" not in page or "zipper_documents 0.0" not in page:
