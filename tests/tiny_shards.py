@@ -32,8 +32,9 @@ STEPS, ACCUMULATED = 3, 2
 PATIENCE = timedelta(seconds=60)
 """After which a process that waits for another one fails."""
 
-# In two processes, some batches have a modality that the other process's lack, and one that is a target there only.
-DOCS = [*DOCUMENTS, doc(("text", [5, 6]), target=True), *reversed(DOCUMENTS[1:])]
+_ALONE = [doc(("text", [5, 6]), target=True), doc(("text", [9, 4, 11]), target=True)]
+# Of two processes, one has a batch without any speech while the other's has some.
+DOCS = [*DOCUMENTS, *_ALONE, *DOCUMENTS[2:]]
 
 Found = tuple[list[float], dict[str, Tensor], dict[str, Tensor]]
 """Losses of the steps; by name, gradients of the last one, and weights."""
