@@ -28,7 +28,10 @@ from zipper_lm.models.zipper import ZipperModel
 from zipper_lm.training.trainer import ZipperTrainer
 from zipper_lm.utils.shards import fill, is_sharded, whole
 
-STEPS, ACCUMULATED = 3, 2
+ACCUMULATED = 2
+STEPS = {"full": 3, "lora": 3, "frozen": 1}
+"""Beside a bfloat16 tower the first one is compared: what differs by the order of sums then is rounded to another of
+its states, so that later steps part, as they do in one process whose weights are moved by 2e-7."""
 PATIENCE = timedelta(seconds=60)
 """After which a process that waits for another one fails."""
 
@@ -86,7 +89,7 @@ def trained(kind: str, wrap: str, rank: int = 0, world: int = 1) -> tuple[Found,
     own = [(at, each) for at in range(ACCUMULATED) for each in (range(world) if wrap == "none" else [rank])]
     # Of the same documents in each: what bfloat16 rounds depends on the padding beside it.
     batches = [(collate(_share(at, each, world), model.specials), (at, each) != own[-1]) for at, each in own]
-    for _ in range(STEPS):
+    for _ in range(STEPS[kind]):
         optimizer.zero_grad()
         loss = torch.zeros(())
         for batch, more in batches:
