@@ -128,9 +128,9 @@ def _memories(model: ZipperModel, given: list[Document], monkeypatch: pytest.Mon
     used: list[Any] = []
     real = ZipLayer.forward
 
-    def noting(self: ZipLayer, hidden: Any, positions: Any, memory: Any, view: Any) -> Any:
-        used.append(memory)
-        return real(self, hidden, positions, memory, view)
+    def noting(self: ZipLayer, hidden: Any, positions: Any, *read: Any) -> Any:
+        used.extend(read[:1])  # the memory, where one is read and not made
+        return real(self, hidden, positions, *read)
 
     monkeypatch.setattr(ZipLayer, "forward", noting)
     seeded(model, given, ["text"], settings={"text": BEST})

@@ -28,6 +28,10 @@ def changed(folder: Path, change: Change) -> Path:
     return folder
 
 
+CHANGED = r"config\.json was changed since these weights were saved"
+"""A tower that was trained in full is read with its weights, so this is seen before a field that only towers show."""
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -72,7 +76,7 @@ def test_adapters_that_are_not_there_are_refused(rank: int, tmp_path: Path) -> N
         (lambda c: c["towers"]["text"]["backbone"].update(hidden_size="a"), "its backbone's config cannot be used"),
         (lambda c: c["zips"].append(3), "a zip must be a mapping"),
         (lambda c: c["zips"][0].update(layers="abc"), "zip: layers cannot be str"),
-        (lambda c: c["zips"][0].update(layers=[0, 1, 99]), r"layers \[99\] out of range"),
+        (lambda c: c["zips"][0].update(layers=[0, 1, 99]), CHANGED),
         (lambda c: c["zips"][0].update(stretch=float("nan")), "zip.stretch must be above 0"),
         (lambda c: c["zips"][0].update(heads=True), "zip: heads cannot be bool"),
     ],
@@ -97,8 +101,8 @@ def test_a_deep_config_is_refused(tmp_path: Path) -> None:
         (lambda c: c["decoder"]["backbone"].update(vocab_size=HUGE), "the single decoder: the config asks for"),
         (lambda c: c["decoder"]["backbone"].update(num_hidden_layers=10**6), "asks for more than"),
         (lambda c: c["decoder"].update(source=3), "the decoder: source cannot be int"),
-        (lambda c: c["modalities"][0].update(size="a"), "a modality: size cannot be str"),
-        (lambda c: c["modalities"][0].pop("size"), "a modality: .*size"),
+        (lambda c: c["modalities"][0].update(size="a"), CHANGED),
+        (lambda c: c["modalities"][0].pop("size"), CHANGED),
     ],
 )
 def test_a_single_decoder_is_held_against_its_weights(change: Change, message: str, tmp_path: Path) -> None:
