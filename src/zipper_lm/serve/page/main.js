@@ -50,11 +50,13 @@ async function look() {
 }
 
 async function learn() {
+  const asked = server.key;
   try {
     model = new Model(await server.model());
     become("ok");
   } catch (error) {
     if (error instanceof Refused && error.status === 401) {
+      if (server.key !== asked) return; // another key was given meanwhile: this answer is not about it
       server.remember(null);
       become("locked");
     } else become("gone");
