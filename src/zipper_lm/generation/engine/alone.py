@@ -6,7 +6,7 @@ projections and zips out, as the second row of a guided segment does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,37 +14,27 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from zipper_lm.data.document import Document, Segment
-from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import State
 from zipper_lm.generation.candidates import Written
 from zipper_lm.generation.engine.wishes import not_in_the_step, wanted_of
-from zipper_lm.generation.engine.writing import Apart, Sample, Seats, Writing, read_alone
+from zipper_lm.generation.engine.writing import Apart, Sample, Seats, Terms, Writing, read_alone
 from zipper_lm.generation.logits import StopStrings, StopThreshold, Suppression
 from zipper_lm.generation.sampling import Draw, SeededDraw, stream_key
-from zipper_lm.generation.segment import Stop, StreamedToken, TokenStreamer, unwritten_ids
+from zipper_lm.generation.segment import StreamedToken, TokenStreamer, unwritten_ids
 from zipper_lm.generation.settings import SEED, STOP_THRESHOLD
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompt:
+class Prompt(Terms):
     """What one tower is to go on from.
 
     Attributes:
-        model: the model. name: the tower. ids: at least one; read as they are. settings: of what is written. number,
-            seed, chunk, fault, leave, on_token, stop: as of `Order`.
+        name: the tower. ids: at least one; read as they are. settings: of what is written.
     """
 
-    model: ZippedTowers
     name: str
     ids: Sequence[int]
     settings: GenerationConfig
-    number: int
-    seed: int
-    chunk: int
-    fault: Callable[[str, str | None], str | None]
-    leave: Callable[[list[Sample]], None]
-    on_token: Callable[[StreamedToken], None]
-    stop: Stop
 
     def write(self) -> Writing:
         """Two segments: the ids that were given, and those that were written."""

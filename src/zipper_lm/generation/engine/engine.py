@@ -257,19 +257,12 @@ class Engine:
         self._check_room(encoded, entries, chosen)
         handle = Handle(given[0], self.model.processor, on_token)
         order = Order(
-            model=self.model,
             document=encoded,
             entries=entries,
             settings=chosen,
             max_segments=max_segments,
             choose=choose,
-            number=number,
-            seed=int(torch.randint(SEEDS, ()).item()),
-            chunk=self.chunk,
-            fault=self._fault,
-            leave=self._leave,
-            on_token=handle.tell,
-            stop=handle.stop,
+            **self._terms(handle, number),
         )
         return self._enter(handle, order.write())
 
@@ -304,19 +297,25 @@ class Engine:
         self._check_sizes(name, len(ids), chosen, {})
         handle = Handle(Document([Segment(name, ids=list(ids))]), self.model.processor, on_token)
         prompt = Prompt(
-            model=self.model,
             name=name,
             ids=ids,
             settings=chosen,
-            number=number,
-            seed=int(torch.randint(SEEDS, ()).item()),
-            chunk=self.chunk,
-            fault=self._fault,
-            leave=self._leave,
-            on_token=handle.tell,
-            stop=handle.stop,
+            **self._terms(handle, number),
         )
         return self._enter(handle, prompt.write())
+
+    def _terms(self, handle: Handle, number: int) -> dict[str, Any]:
+        """See `Terms`."""
+        return {
+            "model": self.model,
+            "number": number,
+            "seed": int(torch.randint(SEEDS, ()).item()),
+            "chunk": self.chunk,
+            "fault": self._fault,
+            "leave": self._leave,
+            "on_token": handle.tell,
+            "stop": handle.stop,
+        }
 
     def _enter(self, handle: Handle, writing: Writing) -> Handle:
         """A document is new: it waits for its turn."""

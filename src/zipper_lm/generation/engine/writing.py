@@ -91,22 +91,16 @@ Writing: TypeAlias = Generator[Command, Any, Document]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """What is to be written behind a document.
+class Terms:
+    """On what terms an engine writes one document.
 
     Attributes:
-        model: the model. document: with ids. entries: of the schedule; `None` for "auto". settings: by modality.
-        max_segments, choose: as in `generate`. number: of the document in its call. seed: of draws, where settings
-            give none. chunk: tokens that are read at once. fault: of a tower: why its step is not captured. leave:
-            gives rows back. on_token: told of each token. stop: set when nobody wants to hear more.
+        model: the model. number: of the document in its call. seed: of draws, where settings give none. chunk: tokens
+            that are read at once. fault: of a tower: why its step is not captured. leave: gives rows back. on_token:
+            told of each token. stop: set when nobody wants to hear more.
     """
 
     model: ZippedTowers
-    document: Document
-    entries: list[str | Segment] | None
-    settings: Mapping[str, GenerationConfig]
-    max_segments: int
-    choose: Choose | None
     number: int
     seed: int
     chunk: int
@@ -114,6 +108,22 @@ class Order:
     leave: Callable[[list[Sample]], None]
     on_token: Callable[[StreamedToken], None]
     stop: Stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order(Terms):
+    """What is to be written behind a document.
+
+    Attributes:
+        document: with ids. entries: of the schedule; `None` for "auto". settings: by modality. max_segments, choose: as
+            in `generate`.
+    """
+
+    document: Document
+    entries: list[str | Segment] | None
+    settings: Mapping[str, GenerationConfig]
+    max_segments: int
+    choose: Choose | None
 
     def write(self) -> Writing:
         """Everything; the finished document is returned."""
