@@ -1,6 +1,6 @@
 """Take the pictures of the page in docs/: a real model is talked to, and typed at, in the system's Chromium.
 
-python tools/page_pictures.py zipper-demo/model zipper-demo/audio/01-input.wav
+python tools/page_pictures.py zipper-demo/model zipper-demo/audio/NN-input.wav
 """
 
 from __future__ import annotations

@@ -74,6 +74,28 @@ def test_it_ends_with_how_to_talk_to_what_it_made(finished: Path, monkeypatch: p
         assert out.getvalue().splitlines()[-1] == f"talk to it: {expected} serve folder/zipper-demo/model"
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_it_prints_fits_80_columns(finished: Path, terminal: bool) -> None:
+    """Cells of its table were cut into several lines where a terminal has 80 columns."""
+    results = json.loads((finished / "results.json").read_text())
+    results |= {key: 100.0 for key in results if key.endswith(("_wer", "_cer", "_originals"))}
+    results |= {key: [100.0, 100.0] for key in results if key.endswith("_95")}
+    out = io.StringIO()
+    console = Console(file=out, width=200, force_terminal=terminal, color_system=None)
+    run_module._print(run_module.narrow(console), results, Path("zipper-demo"))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len([line for line in lines if "100.0 (100.0 to 100.0)" in line]) == 6
+
+
+def test_the_best_and_the_worst_are_played() -> None:
+    """The page played the first sentences, which happened to be good ones."""
+    texts = ["one two", "one two", "one two", "one two"]
+    read = ["one two", "six", "one", "one two"]
+    spoken = ["one tow", "six", "one two", "one two"]
+    assert run_module._from_best(texts, read, spoken) == [3, 0, 2, 1]
+
+
 def test_report_is_well_formed_and_has_its_players_and_pictures(finished: Path) -> None:
     text = (finished / "report.html").read_text(encoding="utf-8")
     doctype, _, rest = text.partition("\n")
@@ -81,6 +103,10 @@ def test_report_is_well_formed_and_has_its_players_and_pictures(finished: Path) 
     root = ElementTree.fromstring(rest)
     players = [e.attrib["src"] for e in root.iter("audio")]
     assert len(players) == 2 * (3 + 2)
+    assert [e.text for e in root.iter("h3") if e.text and e.text.startswith("The ")] == [
+        "The best 1",
+        "The worst 1",
+    ] * 2
     assert all(p.startswith("data:audio/flac;base64,") and len(p) > 200 for p in players)
     assert len([e for e in root.iter() if e.tag.endswith("}svg")]) >= 4  # two maps, losses, gates
     assert "http://" not in text.replace("http://www.w3.org/", "")  # names of XML namespaces, never fetched
@@ -90,7 +116,7 @@ def test_report_is_well_formed_and_has_its_players_and_pictures(finished: Path) 
 
 def test_model_loads_and_its_text_tower_is_the_built_one(finished: Path) -> None:
     model = ZipperModel.from_pretrained(finished / "model")
-    sound, _ = soundfile.read(finished / "audio" / "01-input.wav", dtype="float32")
+    sound, _ = soundfile.read(min(finished.glob("audio/*-input.wav")), dtype="float32")
     settings = {"text": {"max_new_tokens": 3}, "speech": {"max_new_tokens": 8}}
     said = model.generate([Document([("speech", sound)])], ["text", "speech"], settings=settings)[0]
     assert said.modalities == ["speech", "text", "speech"]

@@ -54,7 +54,20 @@ def test_what_was_done_before_is_no_throughput(clock: Clock) -> None:
         for done in range(5001, 6001):
             clock.now += 0.1
             advance(done, 10000)
-    assert file.getvalue().splitlines() == ["fusing 6000/10000, 10/s, 100 s, 400 s left"]
+    assert file.getvalue().splitlines()[-1] == "fusing 6000/10000, 10/s, 100 s, 400 s left"
+
+
+def test_a_log_file_is_silent_for_ten_seconds_at_most_at_first_and_not_for_days(clock: Clock) -> None:
+    """A tenth of a demo's training took half a minute, in which nothing said that it was alive."""
+    file = io.StringIO()
+    with bar(Console(file=file), "fusing") as advance:
+        for done in range(100_000):
+            advance(done, 1_000_000)
+            clock.now += 1
+    seconds = [int(line.split("/s, ")[1].split(" s")[0]) for line in file.getvalue().splitlines()]
+    gaps = [later - earlier for earlier, later in zip([0, *seconds], seconds)]
+    assert {gap for second, gap in zip(seconds, gaps) if second <= 600} == {10}
+    assert {gap for second, gap in zip(seconds, gaps) if second > 601} == {600}
 
 
 def test_a_terminal_has_throughput_and_the_loss() -> None:
@@ -67,6 +80,18 @@ def test_a_terminal_has_throughput_and_the_loss() -> None:
     assert seen == list(range(50))
     for part in ("50/50", "/s", "loss 0.500"):
         assert part in file.getvalue()
+
+
+def test_a_bar_fits_80_columns_whole() -> None:
+    """Its counts were cut off: 1400/1..."""
+    file = io.StringIO()
+    with bar(Console(file=file, force_terminal=True, color_system=None, width=80), "codec copies: decoding") as advance:
+        for done in range(1001, 1401):
+            advance(done, 1700, 3.12345)
+    last = file.getvalue().rsplit("\r", 1)[-1].replace("\x1b[2K", "").split("\n")[0]
+    assert len(last) <= 80
+    for part in ("codec copies: decoding", "1400/1700", "loss 3.123", "0:00:0"):
+        assert part in last
 
 
 def test_steps_of_unknown_length_are_gone_through() -> None:

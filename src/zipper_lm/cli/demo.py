@@ -15,6 +15,7 @@ def demo(
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Make the shipped towers, codec and judge anew first.")
     ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the fusion; sentences, voices and shipped parts stay.")] = 0,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -27,7 +28,9 @@ def demo(
     check_output(output, overwrite)
     quiet()
     from zipper_lm.demo.run import demo as run
+    from zipper_lm.demo.sizes import DemoSizes
 
-    results = run(output, from_scratch=from_scratch, overwrite=overwrite, console=console())
+    sizes = DemoSizes(fusion_seed=seed)
+    results = run(output, from_scratch=from_scratch, overwrite=overwrite, console=console(), sizes=sizes)
     if json:
         emit(results)

@@ -45,13 +45,14 @@ class ReportData:
 
     Attributes:
         results: as in ``results.json``. table: rows of what, word errors, character errors, remark.
-        examples: to play. history: the Trainer's log.
+        best, worst: examples to play, from the best and from the worst one. history: the Trainer's log.
         maps: by task, attention ``[queries, memory]``, the text's tokens, the zip layer's name.
     """
 
     results: Mapping[str, Any]
     table: Sequence[tuple[str, str, str, str]]
-    examples: Sequence[Example]
+    best: Sequence[Example]
+    worst: Sequence[Example]
     history: Sequence[Mapping[str, Any]]
     maps: Mapping[str, tuple[np.ndarray, list[str], str]]
 
@@ -65,6 +66,7 @@ def page(data: ReportData) -> str:
     """The page as HTML that is also well-formed XML after its first line."""
     r = data.results
     same = "bit-identical to the shipped one" if r["text_tower_identical"] else "CHANGED"
+    shown = [(f"The best {len(data.best)}", data.best), (f"The worst {len(data.worst)}", data.worst)]
     body = "".join(
         [
             "<header><h1>Zipper demo</h1>",
@@ -78,12 +80,13 @@ def page(data: ReportData) -> str:
             "brackets. The judge is a separate recogniser fitted on other sentences and other speakers; its own errors "
             f"count in every figure that it hears. Frozen text tower: {same} ({r['text_tower_tensors']} tensors, and "
             "its logits on sample input).</p></section>",
-            "<section><h2>Listen</h2><p class='note'>The first sentences of the test split, not the best ones.</p>",
-            *(_example(e) for e in data.examples),
+            "<section><h2>Listen</h2><p class='note'>Of the test sentences those with the fewest errors, and those "
+            "with the most, in reading and speaking together.</p>",
+            *(part for name, examples in shown for part in (f"<h3>{name}</h3>", *map(_example, examples))),
             "</section>",
             "<section><h2>Spoken in, spoken out</h2><p>One document: the model hears the first sound, writes down what "
             "it heard, and says it again in a voice of its own.</p>",
-            *(_chain(e) for e in data.examples),
+            *(part for name, examples in shown for part in (f"<h3>{name}</h3>", *map(_chain, examples))),
             "</section>",
             "<section><h2>Where the zips look</h2>",
             "<div class='figures'>",
@@ -218,7 +221,8 @@ _STYLE = """
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 70rem; margin: 0 auto; padding: 2rem 1rem 4rem; }
 h1 { font-size: 2rem; margin: 0; } h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; }
-h3 { font-size: 1.05rem; margin: 0; } header p { max-width: 44rem; color: var(--soft); margin: .25rem 0 1.5rem; }
+h3 { font-size: 1.05rem; margin: 1rem 0 0; } article h3 { margin: 0; }
+header p { max-width: 44rem; color: var(--soft); margin: .25rem 0 1.5rem; }
 .note { color: var(--soft); font-size: .875rem; margin: .25rem 0; max-width: 56rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(12rem, 1fr)); gap: .75rem; }
 .card, article, .figure, .scroll { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }

@@ -16,7 +16,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -54,8 +54,12 @@ from zipper_lm.utils.progress import bar, plain_console
 
 SAMPLE_RATE = 16_000
 CHAIN = "speech->text->speech"
-TARGETS = {"asr_wer": 10.0, "tts_wer": 20.0}
+TARGETS = {"asr_wer": 5.0, "tts_wer": 10.0, "oracle_wer": 5.0}
 """Per cent that the demo is meant to reach."""
+WIDTH = 80
+"""Columns that what it prints fits in."""
+BATCH = 16
+"""Documents that are written together: few, so that progress is told often."""
 
 
 @dataclass
@@ -102,7 +106,7 @@ def demo(
         ValueError: if `output` exists, or cannot be written, or the shipped parts are missing.
         ImportError: without `espeakng-loader` (the extra ``zipper-lm[demo]``).
     """
-    console = console or plain_console(stderr=True)
+    console = narrow(console or plain_console(stderr=True))
     sizes = sizes or DemoSizes()
     _check(Path(output), overwrite)
     started = time.time()
@@ -132,24 +136,30 @@ def demo(
         },
     }
     results = _results(sizes, scores, reports, describe_parameters(model), parts) | seconds
-    examples = _examples(model, sizes, test, scores)
+    best, worst = _examples(model, sizes, test, scores)
     with new_folder(output, overwrite) as folder:
         model.save_pretrained(folder / "model", bundle_towers=True, card=False)
         for name in (RUN_FILE, GENERATION_FILE):
             shutil.copyfile(Path(recipe.output) / name, folder / "model" / name)
         refresh_card(folder / "model", model)
-        for example in examples:
+        for example in (*best, *worst):
             for name, wave in example.sounds.items():
                 _write_wave(folder / "audio" / f"{example.number:02d}-{name}.wav", wave)
         results["seconds"] = round(time.time() - started, 1)
         write_json(folder / "results.json", results)
         write_report(
             folder / "report.html",
-            ReportData(results, _table(results), examples, record["history"], _maps(model, test.rows[examples[0].row])),
+            ReportData(results, _table(results), best, worst, record["history"], _maps(model, test.rows[best[0].row])),
         )
     shutil.rmtree(work.parent, ignore_errors=True)
     _print(console, results, Path(output))
     return results
+
+
+def narrow(console: Console) -> Console:
+    """Let a console be at most `WIDTH` wide."""
+    console.width = min(console.width, WIDTH)
+    return console
 
 
 def _check(output: Path, overwrite: bool) -> None:
@@ -194,7 +204,7 @@ def demo_recipe(work: Path, parts: Path, sizes: DemoSizes) -> FuseRecipe:
         generation={name: dict(settings) for name, settings in sizes.generation.items()},
         judge=str(parts / "judge"),
         output=str(work / "model"),
-        seed=sizes.seed,
+        seed=sizes.fusion_seed,
     )
 
 
@@ -226,33 +236,50 @@ def _speak(model: ZipperModel, name: str, utterances: list[Utterance], console: 
 
 def _score(model: ZipperModel, sizes: DemoSizes, test: Spoken, judge: Recogniser, console: Console) -> dict[str, Score]:
     """Every figure of the table, on the test split."""
-    assert model.processor is not None
-    scores: dict[str, Score] = {}
-    with bar(console, "scoring") as advance:
-        scores["judge"] = _heard("originals", test.texts, transcribe(judge, test.waves), test.waves)
-        advance(1, 5)
-        codec_only = model.processor.decode("speech", [r["speech"].ids or [] for r in test.rows])
-        scores["oracle"] = _heard("codec only", test.texts, transcribe(judge, codec_only), codec_only)
-        advance(2, 5)
-        scores["asr"] = score_task(model, test.rows, "asr", settings=sizes.generation)
-        advance(3, 5)
-        scores["tts"] = score_task(model, test.rows, "tts", judge=judge, settings=sizes.generation)
-        advance(4, 5)
-        said = _chain(model, sizes, test.rows)
-        scores["chain_text"] = _heard(CHAIN, test.texts, [d[1].value for d in said], [None] * len(said))
-        waves = [d[2].value for d in said]
-        scores["chain"] = _heard(CHAIN, test.texts, transcribe(judge, waves), waves)
-        advance(5, 5)
+    texts, settings = test.texts, sizes.generation
+    scores = {"judge": _heard("originals", texts, _transcribe(judge, test.waves, console, "originals"), test.waves)}
+    with bar(console, "codec copies: decoding") as advance:
+        copies = _in_batches(test.rows, lambda rows: _copies(model, rows), advance)
+    scores["oracle"] = _heard("codec only", texts, _transcribe(judge, copies, console, "codec copies"), copies)
+    for name, task, other in (("asr", "speech->text", None), ("tts", "text->speech", judge)):
+        with bar(console, f"{task}: scoring") as advance:
+            scores[name] = score_task(
+                model, test.rows, task, judge=other, settings=settings, batch_size=BATCH, progress=advance
+            )
+    with bar(console, "in and out: scoring") as advance:
+        said = _in_batches(test.rows, lambda rows: _chain(model, sizes, rows), advance)
+    scores["chain_text"] = _heard(CHAIN, texts, [d[1].value for d in said], [None] * len(said))
+    waves = [d[2].value for d in said]
+    scores["chain"] = _heard(CHAIN, texts, _transcribe(judge, waves, console, "in and out"), waves)
     return scores
+
+
+def _in_batches(
+    rows: Sequence[Any], make: Callable[[Sequence[Any]], list[Any]], advance: Callable[..., None]
+) -> list[Any]:
+    """What is made of rows, some at a time, as progress is told."""
+    made: list[Any] = []
+    for start in range(0, len(rows), BATCH):
+        made += make(rows[start : start + BATCH])
+        advance(len(made), len(rows))
+    return made
+
+
+def _transcribe(judge: Recogniser, waves: Sequence[np.ndarray], console: Console, what: str) -> list[str]:
+    with bar(console, f"{what}: listening") as advance:
+        return _in_batches(waves, lambda some: transcribe(judge, some), advance)
+
+
+def _copies(model: ZipperModel, rows: Sequence[Mapping[str, Segment]]) -> list[np.ndarray]:
+    """What the codec alone makes of sounds."""
+    assert model.processor is not None
+    return list(model.processor.decode("speech", [row["speech"].ids or [] for row in rows]))
 
 
 def _chain(model: ZipperModel, sizes: DemoSizes, rows: Sequence[Mapping[str, Segment]]) -> list[Document]:
     """Speech in; text, then speech, written into the same document."""
     documents = [Document([row["speech"]]) for row in rows]
-    written: list[Document] = []
-    for start in range(0, len(documents), 32):
-        written += model.generate(documents[start : start + 32], ["text", "speech"], settings=sizes.generation)
-    return written
+    return list(model.generate(documents, ["text", "speech"], settings=sizes.generation))
 
 
 def _heard(task: str, references: list[str], hypotheses: list[str], values: list[Any]) -> Score:
@@ -289,7 +316,7 @@ def _results(
         "targets": {name: {"at_most": most, "reached": figures[name] <= most} for name, most in TARGETS.items()},
         "parameters": parameters,
         "parts_sha256": {part: fingerprint(parts / part) for part in ("judge", "text", "speech")},
-        "seed": sizes.seed,
+        "seed": sizes.fusion_seed,
         "sizes": json.loads(json.dumps(asdict(sizes))),
         "versions": {
             **{p: version(p) for p in ("zipper-lm", "torch", "transformers", "espeakng-loader")},
@@ -299,10 +326,15 @@ def _results(
     }
 
 
-def _examples(model: ZipperModel, sizes: DemoSizes, test: Spoken, scores: Mapping[str, Score]) -> list[Example]:
-    """The first test utterances, not the best ones."""
-    return [
-        Example(
+def _examples(
+    model: ZipperModel, sizes: DemoSizes, test: Spoken, scores: Mapping[str, Score]
+) -> tuple[list[Example], list[Example]]:
+    """The best test utterances and the worst ones, half as many as are shown each."""
+    order = _from_best(test.texts, scores["asr"].hypotheses, scores["tts"].hypotheses)
+    half = max(1, min(sizes.examples, len(order)) // 2)
+
+    def example(row: int) -> Example:
+        return Example(
             number=row + 1,
             row=row,
             text=test.texts[row],
@@ -317,8 +349,18 @@ def _examples(model: ZipperModel, sizes: DemoSizes, test: Spoken, scores: Mappin
                 "chain": scores["chain"].values[row],
             },
         )
-        for row in range(min(sizes.examples, len(test.rows)))
-    ]
+
+    return [example(row) for row in order[:half]], [example(row) for row in order[: -half - 1 : -1]]
+
+
+def _from_best(texts: Sequence[str], read: Sequence[str], spoken: Sequence[str]) -> list[int]:
+    """Rows by the errors of both directions together: those of words in per cent of the row's, then of characters."""
+
+    def errors(row: int) -> tuple[float, float]:
+        rates = [word_error_rate([texts[row]], [found[row]]) for found in (read, spoken)]
+        return sum(rate.wer for rate in rates), sum(rate.cer for rate in rates)
+
+    return sorted(range(len(texts)), key=errors)
 
 
 def _maps(model: ZipperModel, row: Mapping[str, Segment]) -> dict[str, tuple[np.ndarray, list[str], str]]:
@@ -351,29 +393,29 @@ def _table(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
     def goal(name: str) -> str:
         target = results["targets"][name]
-        return f"target {target['at_most']:.0f}: {'reached' if target['reached'] else 'not reached'}"
+        return f"aim {target['at_most']:.0f}: {'reached' if target['reached'] else 'not reached'}"
 
     return [
         row("speech to text", "asr", goal("asr_wer")),
-        row("text to speech, as the judge hears it", "tts", goal("tts_wer")),
-        row("codec alone, as the judge hears it", "oracle", "what the speech units can carry at best"),
-        row("original recordings, as the judge hears them", "judge", "the judge's own errors"),
-        row("speech to text to speech: the text", "chain_text", "one document"),
-        row("speech to text to speech: the sound", "chain", "one document, as the judge hears it"),
+        row("text to speech", "tts", goal("tts_wer")),
+        row("codec copies", "oracle", goal("oracle_wer")),
+        row("original sounds", "judge", "the judge's own"),
+        row("in and out: text", "chain_text", "one document"),
+        row("in and out: sound", "chain", "one document"),
     ]
 
 
 def _print(console: Console, results: Mapping[str, Any], output: Path) -> None:
     caption = f"{results['test_utterances']} held-out sentences, held-out voices; 95 % intervals in brackets"
-    table = Table(title="Zipper demo: errors in per cent", caption=caption)
-    for heading in ("task", "word errors", "character errors", ""):
+    table = Table(title="Zipper demo: errors in per cent, of sound as the judge hears it", caption=caption)
+    for heading in ("task", "words", "letters", ""):
         table.add_column(heading)
     for line in _table(results):
         table.add_row(*line)
     console.print(table)
     same = "bit-identical to what was shipped" if results["text_tower_identical"] else "CHANGED"
     console.print(f"frozen text tower: {same} ({results['text_tower_tensors']} tensors and its logits)")
-    console.print(f"{results['seconds']:.0f} s; open {output / 'report.html'}")
+    console.print(f"{results['seconds']:.0f} s; open {output / 'report.html'}", soft_wrap=True)
     console.print(f"talk to it: {_command()} serve {output / 'model'}", soft_wrap=True)
 
 

@@ -28,7 +28,7 @@ class DemoSizes:
     """Sizes of corpus, towers, judge and training.
 
     Args:
-        seed: of everything.
+        seed: of sentences, speakers and what is shipped. fusion_seed: of the fusion.
         unaligned_text, unaligned_speech, judge, train, train_readings, validation, test: see `demo_corpus`.
         text_vocabulary: ids of the text tokenizer. units, frames_per_token, whitening: of the speech codec.
         text_tower, speech_tower: fields of their configs.
@@ -39,10 +39,11 @@ class DemoSizes:
         tasks: template to weight, in fusion.
         fusion: the training of the zips and the speech tower.
         generation: settings per modality.
-        examples: test utterances that the report shows and plays.
+        examples: test utterances that the report shows and plays, half of them the best, half the worst.
     """
 
     seed: int = 0
+    fusion_seed: int = 0
     unaligned_text: int = 20_000
     unaligned_speech: int = 16_000
     judge: int = 12_000

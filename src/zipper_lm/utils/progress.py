@@ -23,8 +23,12 @@ from rich.text import Text
 T = TypeVar("T")
 SECONDS = 5.0
 """At least so long between two lines."""
+WATCHED = 10.0
+"""At most so long at first, while someone may be watching."""
 LONGEST = 600.0
-"""At most so long."""
+"""At most so long after this time."""
+BESIDE = 70
+"""Columns of what stands beside a bar; where they are all there are, the bar is short, and nothing is cut off."""
 
 
 def plain_console(**settings: Any) -> Console:
@@ -42,8 +46,8 @@ def bar(console: Console, what: str, *, transient: bool = False) -> Iterator[Cal
     """Yields ``advance(done, total, note)``; total and note may be left out. Throughput is of what follows the first
     call: so tell first what is done already.
 
-    Where there is no terminal, such as in a log file, a line is printed at every tenth of the way and every ten
-    minutes; none of what takes a few seconds.
+    Where there is no terminal, such as in a log file, a line is printed at every tenth of the way, and every ten
+    seconds in the first ten minutes, then every ten minutes; none of what takes a few seconds.
 
     Args:
         console: where it is drawn. what: its name. transient: whether it goes away when it is done.
@@ -54,10 +58,11 @@ def bar(console: Console, what: str, *, transient: bool = False) -> Iterator[Cal
     if not console.is_terminal:
         yield _Lines(console, what)
         return
-    columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    wide = max(8, min(40, console.width - BESIDE))
+    columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), BarColumn(wide), MofNCompleteColumn())
     columns += (_Throughput(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=console, transient=transient, speed_estimate_period=600) as progress:
-        task = progress.add_task(what.ljust(28), total=None, note="")
+        task = progress.add_task(what.ljust(22), total=None, note="")
 
         def advance(done: int, total: int | None = None, note: Any = "") -> None:
             progress.update(task, completed=done, total=total, note=_shown(note))
@@ -102,8 +107,8 @@ class _Lines:
         tenths, now = 10 * done // self.total if self.total else 0, time.monotonic()
         if self.first is None:  # what is gone on with was not done here
             self.first, self.tenths = done, tenths
-        gap = now - self.told
-        if (tenths > self.tenths and gap >= SECONDS) or gap >= LONGEST:
+        gap, longest = now - self.told, WATCHED if now - self.started <= LONGEST else LONGEST
+        if (tenths > self.tenths and gap >= SECONDS) or gap >= longest:
             self.tenths, self.told = tenths, now
             seconds, line = now - self.started, f"{self.what} {done}" + (f"/{self.total}" if self.total else "")
             if rate := (done - self.first) / seconds:
