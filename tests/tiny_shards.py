@@ -5,6 +5,7 @@ A module of its own: processes that are spawned import it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from tiny import doc, open_gates, tiny_model
+from tiny_shared import fail_together, work_together
 from tiny_steps import DOCUMENTS, Documents, join
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
@@ -180,10 +182,12 @@ def _score(model: Any) -> dict[str, float]:
     return {"length": float(len(written[0][-1].ids))}
 
 
-def in_a_process(rank: int, world: int, port: int, folder: str) -> None:
-    """What each process does: trains all of `MODELS` in both ways, and writes, saves and loads."""
+def in_a_process(rank: int, world: int, port: int, folder: str, workshop: str) -> None:
+    """What each process does: shares work, trains all of `MODELS` in both ways, and writes, saves and loads."""
     join(rank, world, port)
     dist.init_process_group("gloo", rank=rank, world_size=world, timeout=PATIENCE)
+    shared = json.dumps([*work_together(Path(workshop)), fail_together()])
+    (Path(folder) / f"{rank}.json").write_text(shared)
     done = {(kind, wrap): trained(kind, wrap, rank, world) for kind in MODELS for wrap in ("ddp", "fsdp")}
     found = {key: made for key, (made, _) in done.items()}
     place, model = Path(folder), done["full", "fsdp"][1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from tiny import doc, tiny_model
+from tiny_recipes import workshop
 from tiny_shards import MODELS, by_trainer, in_a_process, trained
+from tiny_shared import work_together
 from tiny_steps import free_port
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
@@ -28,7 +31,8 @@ LIMIT = 240.0
 
 def spawn(world: int, folder: Path) -> None:
     """Run `in_a_process` in some processes, and fail if they do not end."""
-    running = torch.multiprocessing.spawn(in_a_process, (world, free_port(), str(folder)), nprocs=world, join=False)
+    given = (world, free_port(), str(folder), str(workshop()))
+    running = torch.multiprocessing.spawn(in_a_process, given, nprocs=world, join=False)
     end = time.monotonic() + LIMIT
     while not running.join(timeout=1.0):
         if time.monotonic() > end:
@@ -55,8 +59,25 @@ def test_processes_train_as_one(world: int, tmp_path: Path) -> None:
     expected = found[0][0]["full", "fsdp"][2]
     assert all(torch.equal(again[name], tensor) for _, _, again, _ in found for name, tensor in expected.items())
     check_saved(tmp_path, expected, [written for _, written, _, _ in found])
+    check_shared(world, [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world)])
     if world == 2:
         check_runs(tmp_path, [runs for *_, runs in found])
+
+
+def check_shared(world: int, found: list[Any]) -> None:
+    """Evaluation by generation, judging, encoding, pseudo-labels and losses on held-out data: every process did all of
+    it for itself, so that it took as long with many as with one."""
+    expected, alone = json.loads(json.dumps(work_together(workshop())))
+    for results, _, heard in found:
+        for kind, value in expected.items():
+            assert results[kind] == value, kind
+        assert heard[0] == "ValueError: piece 1"
+    assert found[1][2][1] == "OSError: piece 1"
+    assert found[0][2][1] == "RuntimeError: process 1: OSError: piece 1"
+    for kind, number in alone.items():
+        shares = [done.get(kind, 0) for _, done, _ in found]
+        assert sum(shares) == number, kind
+        assert max(shares) - min(shares) <= max(4, number / world / 2), f"{kind}: {shares} of {number}"
 
 
 def apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:

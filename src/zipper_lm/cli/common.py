@@ -89,17 +89,17 @@ def console() -> Console:
     """For people, on standard error: standard output is for results."""
     from zipper_lm.utils.progress import plain_console
 
-    return plain_console(stderr=True, quiet=not _first())
+    return plain_console(stderr=True, quiet=not is_first())
 
 
-def _first() -> bool:
+def is_first() -> bool:
     """Whether this is the only process, or the first of those that a launcher started."""
     return "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def emit(result: Any) -> None:
     """One line of JSON on standard output, from the first process if there are several."""
-    if not _first():
+    if not is_first():
         return
     from zipper_lm.utils.files import as_json
 

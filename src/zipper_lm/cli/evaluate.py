@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zipper_lm.cli.common import Json, Model, Overwrite, Trust, console, emit, load_model, say, settings_of
+from zipper_lm.cli.common import Json, Model, Overwrite, Trust, console, emit, is_first, load_model, say, settings_of
 
 if TYPE_CHECKING:
     from zipper_lm.evaluation.judges import Judge
@@ -53,6 +53,7 @@ def evaluate(
     """Score a model by word error rate, of what it wrote, or of what an independent judge heard or saw.
 
     A sequence of symbols, such as a protein, is compared token by token: its words are its tokens.
+    Started by torchrun, several processes share the rows.
 
     Example: [bold]zipper evaluate outputs/spoken-digits/model my/recordings --task tts --output heard/[/bold]
     """
@@ -64,6 +65,7 @@ def evaluate(
     from zipper_lm.models.records import read_results
     from zipper_lm.utils.files import check_apart, check_output
     from zipper_lm.utils.places import place_of
+    from zipper_lm.utils.processes import several
     from zipper_lm.utils.progress import bar
 
     ends_in = parse_task(SHORT_NAMES.get(task, task)).targets[-1]
@@ -79,6 +81,7 @@ def evaluate(
     columns = _columns(column or [])
     found = read_rows(data, columns, split=split, limit=None if where else limit)
     rows = _chosen([row for row in found if not isinstance(row, Document)], where or [])[:limit]
+    several()  # each of several processes has a device of its own
     loaded = load_model(model, trust_remote_code)
     parse_task(SHORT_NAMES.get(task, task), loaded.names)  # before a judge is fitted
     codec = loaded.processor.codecs.get(ends_in) if loaded.processor is not None else None
@@ -109,15 +112,16 @@ def evaluate(
         asked |= best
     if judged:
         asked["judge"] = place_of(judge or data)
-    if Path(model).is_dir():
+    if Path(model).is_dir() and is_first():
         _keep(Path(model), loaded, result | {k: v for k, v in asked.items() if v})
     if output is not None:
-        write_values(output, score, overwrite)
+        if is_first():
+            write_values(output, score, overwrite)
         result["output"] = str(output)
     result["seconds"] = round(time.time() - started, 1)
     if json:
         emit(result)
-    else:
+    elif is_first():
         low, high = result["wer_95"]
         say(f"{task}: WER {result['wer']} % ({low} to {high}), CER {result['cer']} %, {len(rows)} utterances")
         for name in ("judge_wer_on_originals", "oracle_wer"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,8 +19,8 @@ from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.data.sources.readers import Rows
 from zipper_lm.data.sources.table import missing_file, readable
 from zipper_lm.data.token_ids import TokenIds
-from zipper_lm.utils.processes import main_console
-from zipper_lm.utils.progress import barred
+from zipper_lm.utils.processes import main_console, shared
+from zipper_lm.utils.progress import bar
 
 T = TypeVar("T")
 CHUNK = 64
@@ -132,7 +133,7 @@ def encode_rows(
     processor: ZipperProcessor, rows: Iterable[Any], modalities: Sequence[str], broken: Broken | None = None
 ) -> Sequence[Any]:
     """Rows whose values are `Segment`s with ids (text keeps its value too), documents with ids. What is prepared is
-    encoded already; of everything else only the ids are kept.
+    encoded already; of everything else only the ids are kept. Several processes share the work.
 
     Args:
         processor: the codecs. rows: from `training_rows`. modalities: to encode, of rows that are no documents. broken:
@@ -144,14 +145,48 @@ def encode_rows(
     """
     if isinstance(rows, PreparedRows) or (isinstance(rows, Joined) and isinstance(rows.parts[0], PreparedRows)):
         return rows
-    broken = broken or Broken()
-    told = _told(items(rows, broken), "encoding", len(rows) if isinstance(rows, Sized) else None)
-    rows = []
-    for _, row in encoded(processor, told, modalities, broken):
-        for segment in row if isinstance(row, Document) else row.values():
-            segment.ids = TokenIds(segment.ids or [])
-        rows.append(row)
-    return rows
+
+    def encode(piece: Any, left_out: Broken) -> list[Any]:
+        found = items(rows, left_out, piece) if isinstance(piece, range) else piece
+        done = [row for _, row in encoded(processor, found, modalities, left_out)]
+        for row in done:
+            for segment in row if isinstance(row, Document) else row.values():
+                segment.ids = TokenIds(segment.ids or [])
+        return done
+
+    pieces = _ranges(len(rows)) if isinstance(rows, Sequence) else _chunks(items(rows, Broken()))
+    return _shared(pieces, encode, broken or Broken(), len(rows) if isinstance(rows, Sized) else None)
+
+
+def _ranges(count: int) -> Iterator[range]:
+    return (range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+
+
+def _shared(
+    pieces: Iterable[T], encode: Callable[[T, Broken], list[Any]], broken: Broken, total: int | None
+) -> list[Any]:
+    """What all pieces hold, encoded by all processes together, with a bar on standard error: standard output is for
+    results.
+
+    Args:
+        pieces: the same in all processes. encode: one of them, and what of it cannot be read into the second argument.
+        broken: takes that, in order. total: how many rows there are.
+    """
+
+    def work(piece: T) -> tuple[list[Any], list[dict[str, str]]]:
+        left_out = Broken(sys.maxsize)  # whether they are too many is known where all are
+        return encode(piece, left_out), left_out.items
+
+    done: list[Any] = []
+    count = 0
+    with bar(main_console(), "encoding", transient=True) as advance:
+        advance(0, total)
+        for found, left_out in shared(pieces, work):
+            done += found
+            broken.extend(left_out)
+            count += len(found) + len(left_out)
+            advance(count, total)
+    return done
 
 
 def encoded_modalities(rows: Iterable[Any], named: set[str], towers: Sequence[str]) -> list[str]:
@@ -203,23 +238,25 @@ def column(rows: Iterable[Any], modality: str, broken: Broken | None = None) -> 
 
 
 def encode_column(codec: Codec, values: Sequence[Any], broken: Broken | None = None) -> list[list[int]]:
-    """One modality's values to ids, in chunks, with a progress bar.
+    """One modality's values to ids, in chunks, with a progress bar. Several processes share the work.
 
     Raises:
         ValueError: on a value that the codec cannot read, if `broken` has no room for it; the message says which row.
     """
-    broken = broken or Broken()
-    ids: list[list[int]] = []
-    for chunk in _chunks(_told(enumerate(values), "encoding", len(values))):
+
+    def encode(piece: range, left_out: Broken) -> list[list[int]]:
         try:
-            ids += codec.encode([value for _, value in chunk])
-        except ValueError:
-            for number, value in chunk:
+            return codec.encode([values[number] for number in piece])
+        except ValueError:  # which of them it is, is found one by one
+            ids: list[list[int]] = []
+            for number in piece:
                 try:
-                    ids += codec.encode([value])
+                    ids += codec.encode([values[number]])
                 except ValueError as error:
-                    broken.add(f"row {number}", error)
-    return ids
+                    left_out.add(f"row {number}", error)
+            return ids
+
+    return _shared(_ranges(len(values)), encode, broken or Broken(), len(values))
 
 
 def token_counts(rows: Sequence[Any]) -> Iterator[dict[str, tuple[int, int]]]:
@@ -268,8 +305,3 @@ def is_document(rows: Sequence[Any], number: int) -> bool:
     if isinstance(rows, Joined):
         return is_document(*rows.find(number))
     return rows.whole if isinstance(rows, PreparedRows) else isinstance(rows[number], Document)
-
-
-def _told(steps: Iterable[T], what: str, total: int | None) -> Iterable[T]:
-    """With a progress bar on standard error: standard output is for results."""
-    return barred(steps, main_console(), what, total)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from zipper_lm.fusion.backbones import (
 from zipper_lm.fusion.config import TowerSpec, ZipperConfig
 from zipper_lm.fusion.tower import Tower
 from zipper_lm.utils.hub import CONFIG_FILE, local_folder
+from zipper_lm.utils.processes import shared
 from zipper_lm.utils.shards import gathered
 from zipper_lm.utils.tensors import stored
 
@@ -185,14 +187,14 @@ def _without_adapters(tower: Tower) -> Iterator[None]:
 
 @torch.no_grad()
 def perplexity(model: Writer, name: str, rows: Sequence[Sequence[int]], batch_size: int = 32) -> float:
-    """Perplexity per token on one modality alone; a tower is run as a plain backbone.
+    """Perplexity per token on one modality alone; a tower is run as a plain backbone. Several processes share the rows.
 
     Args:
         model: the model. name: the modality. rows: content ids. batch_size: rows at a time.
     """
     loss, count = 0.0, 0
-    for start in range(0, len(rows), batch_size):
-        nats, tokens = model.unimodal_loss(name, rows[start : start + batch_size])
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    for nats, tokens in shared(batches, partial(model.unimodal_loss, name)):
         loss, count = loss + nats, count + tokens
     return from_loss(name, loss / max(count, 1))
 

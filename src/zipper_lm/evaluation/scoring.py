@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +22,14 @@ from zipper_lm.evaluation.best_of import Heard, sampled
 from zipper_lm.evaluation.classifier import PictureClassifier
 from zipper_lm.evaluation.judges import Judge, suits, transcribe
 from zipper_lm.evaluation.word_error_rate import bootstrap_interval, normalise, word_error_rate
+from zipper_lm.utils.processes import from_main, shared
+from zipper_lm.utils.randomness import draws_of, new_seed
 
 if TYPE_CHECKING:
     from zipper_lm.generation.writer import Writer
+
+BATCH = 32
+"""Rows that are written, or heard, together."""
 
 SHORT_NAMES = {"asr": "speech->text", "tts": "text->speech"}
 """Names that the field knows, for task templates."""
@@ -80,10 +86,11 @@ def score_task(
     settings: Mapping[str, Any] | None = None,
     best_of: int = 1,
     best_by: str = "score",
-    batch_size: int = 32,
+    batch_size: int = BATCH,
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
-    """Generate a task's last segment for every row and compare with the row's text, or with its own sequence.
+    """Generate a task's last segment for every row and compare with the row's text, or with its own sequence. Several
+    processes share the batches: all of them call this, and each gets the score of all rows.
 
     Args:
         model: a model with a processor.
@@ -131,23 +138,37 @@ def score_task(
     settings = sampled(model.generation_settings if settings is None else settings, [ends_in], best_of)
     choose = Heard(model, judge) if judge is not None and best_by == "judge" else None
     order = sorted(range(len(rows)), key=lambda i: len(references[i]))  # like lengths are written together
-    written: list[Segment] = [Segment(ends_in, ids=[])] * len(rows)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        documents = [Document([_given(rows[i], m) for m in parsed.given]) for i in chosen]
-        answers = model.generate(documents, list(parsed.targets), settings=settings, choose=choose)
-        for i, document in zip(chosen, answers):
-            written[i] = document[-1]
+    batches, seed = in_parts(order, batch_size), from_main(new_seed())
+
+    def write(number: int) -> list[tuple[Segment, str]]:
+        """What is written in a batch, and what it says."""
+        documents = [Document([_given(rows[i], m) for m in parsed.given]) for i in batches[number]]
+        with draws_of(seed, number):
+            answers = model.generate(documents, list(parsed.targets), settings=settings, choose=choose)
+        segments = [document[-1] for document in answers]
+        if by_token:
+            return [(segment, _spelled(segment.ids or [])) for segment in segments]
+        said = [segment.value for segment in segments]
+        return list(zip(segments, said if judge is None else transcribe(judge, said)))
+
+    values, heard = [None] * len(rows), [""] * len(rows)
+    done = 0
+    for batch, written in zip(batches, shared(range(len(batches)), write), strict=True):
+        for i, (segment, said) in zip(batch, written, strict=True):
+            values[i], heard[i] = segment.value, said
+        done += len(batch)
         if progress is not None:
-            progress(min(start + batch_size, len(order)), len(order))
-    values = [segment.value for segment in written]
-    if by_token:
-        heard = [_spelled(segment.ids or []) for segment in written]
-    else:
-        heard = values if judge is None else transcribe(judge, values)
+            progress(done, len(rows))
     rates = word_error_rate(references, heard)
     cer = rates.wer if by_token else rates.cer
     return Score(template, rates.wer, cer, bootstrap_interval(references, heard), references, heard, values)
+
+
+def in_parts(order: Sequence[int], most: int) -> list[Sequence[int]]:
+    """Cut into as few parts of at most so many as can be, of like sizes: processes that take turns do as much."""
+    count = -(-len(order) // most)
+    ends = [len(order) * part // count for part in range(count + 1)]
+    return [order[start:end] for start, end in pairwise(ends)]
 
 
 def counts_tokens(modality: str, codec: Codec | None) -> bool:
@@ -160,19 +181,23 @@ def yardsticks(
     model: Writer, rows: Sequence[Mapping[str, Any]], judge: Judge, modality: str = "speech"
 ) -> dict[str, float]:
     """WER in per cent of the same judge on the originals (``judge_wer_on_originals``), and on what the codec alone
-    makes of them (``oracle_wer``); empty if there are none."""
+    makes of them (``oracle_wer``); empty if there are none. Several processes share the work."""
     if any(row.get(modality) is None for row in rows):
         return {}
     assert model.processor is not None
-    codec, texts = model.processor.codecs[modality], [_text(row) for row in rows]
-    originals = [row[modality] for row in rows]
-    if not isinstance(judge, PictureClassifier):
-        originals = [read_audio(value) for value in originals]
-    again = codec.decode(codec.encode(originals))
-    return {
-        "judge_wer_on_originals": round(word_error_rate(texts, transcribe(judge, originals)).wer, 2),
-        "oracle_wer": round(word_error_rate(texts, transcribe(judge, again)).wer, 2),
-    }
+    codec = model.processor.codecs[modality]
+
+    def hear(part: Sequence[int]) -> list[tuple[str, str]]:
+        originals = [rows[i][modality] for i in part]
+        if not isinstance(judge, PictureClassifier):
+            originals = [read_audio(value) for value in originals]
+        again = codec.decode(codec.encode(originals))
+        return list(zip(transcribe(judge, originals), transcribe(judge, again)))
+
+    heard = [both for part in shared(in_parts(range(len(rows)), BATCH), hear) for both in part]
+    texts = [_text(row) for row in rows]
+    rates = [round(word_error_rate(texts, list(each)).wer, 2) for each in zip(*heard, strict=True)]
+    return dict(zip(("judge_wer_on_originals", "oracle_wer"), rates))
 
 
 def _given(row: Mapping[str, Any], modality: str) -> Any:

@@ -20,6 +20,7 @@ from zipper_lm.evaluation.attention import observe
 from zipper_lm.evaluation.preservation import perplexity
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.generation.writer import Writer
+from zipper_lm.utils.processes import shared
 
 BATCHES = 8
 """Batches that are looked at, of each split."""
@@ -112,16 +113,19 @@ def overfitted(name: str, train: float, held_out: float) -> list[Failure]:
 
 @torch.no_grad()
 def losses_on(model: Writer, batches: Sequence[Batch]) -> dict[str, float]:
-    """Mean loss per modality over batches, without training."""
+    """Mean loss per modality over batches, without training. Several processes share them."""
     was_training = model.training
     model.eval()
     sums: dict[str, list[float]] = {}
-    for batch in batches:
-        for name, loss in (model(batch).losses or {}).items():
-            if name in model.names:
-                sums.setdefault(name, []).append(float(loss))
+    for losses in shared(batches, lambda batch: _losses_of(model, batch)):
+        for name, loss in losses.items():
+            sums.setdefault(name, []).append(loss)
     model.train(was_training)
     return {name: math.fsum(values) / len(values) for name, values in sums.items()}
+
+
+def _losses_of(model: Writer, batch: Batch) -> dict[str, float]:
+    return {name: float(loss) for name, loss in (model(batch).losses or {}).items() if name in model.names}
 
 
 def unimodal_perplexity(model: Writer, rows: Sequence[Any]) -> dict[str, float]:
@@ -173,10 +177,15 @@ def _activity(model: ZippedTowers, batches: Sequence[Batch]) -> tuple[dict[str, 
     """Mean effect and mean attention entropy of every zip layer over batches."""
     effect: dict[str, list[float]] = {}
     entropy: dict[str, list[float]] = {}
-    for batch in batches:
-        for name, glimpse in observe(model, batch).items():
-            effect.setdefault(name, []).append(glimpse.effect)
-            if glimpse.entropy is not None:
-                entropy.setdefault(name, []).append(glimpse.entropy)
+    for zips in shared(batches, lambda batch: _seen(model, batch)):
+        for name, (added, spread) in zips.items():
+            effect.setdefault(name, []).append(added)
+            if spread is not None:
+                entropy.setdefault(name, []).append(spread)
     means = [{name: float(np.mean(values)) for name, values in seen.items()} for seen in (effect, entropy)]
     return means[0], means[1]
+
+
+def _seen(model: ZippedTowers, batch: Batch) -> dict[str, tuple[float, float | None]]:
+    """Effect and attention entropy of every zip layer in a batch."""
+    return {name: (glimpse.effect, glimpse.entropy) for name, glimpse in observe(model, batch).items()}

@@ -39,7 +39,7 @@ from zipper_lm.jobs.towers import build_model, make_towers, missing_towers
 from zipper_lm.jobs.validation import Scorer, judge_of
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
 from zipper_lm.training.parameters import describe_parameters
-from zipper_lm.utils.processes import from_main, is_main, wait
+from zipper_lm.utils.processes import is_main, wait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,8 +202,7 @@ def _labelled(
     assert recipe.pseudo_labels is not None
     task, rows, source = unlabelled
     check_labeller(labeller, model, task, source)
-    # Every process writes them, and all take the main one's: a token may differ from device to device.
-    return from_main(label(labeller, model, task, rows, recipe.pseudo_labels, recipe.generation, broken))
+    return label(labeller, model, task, rows, recipe.pseudo_labels, recipe.generation, broken)
 
 
 def _scorer(

@@ -29,12 +29,13 @@ from zipper_lm.jobs.recipes.schema import DataRecipe, PretrainRecipe
 from zipper_lm.jobs.resume import begin, check_working, keep_logs, working_folder
 from zipper_lm.jobs.rows import DataSource, Opened
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
-from zipper_lm.training.base import BaseTrainer, randomness_kept
+from zipper_lm.training.base import BaseTrainer
 from zipper_lm.training.callbacks import StopOnInterrupt, callbacks_of, train_with_bar
 from zipper_lm.training.parameters import check_precision
 from zipper_lm.utils.files import check_apart, check_output, holding, new_folder
 from zipper_lm.utils.processes import is_main, made_by_main, main_console, wait
 from zipper_lm.utils.progress import warn
+from zipper_lm.utils.randomness import randomness_kept
 
 
 class Streams(Dataset[dict[str, list[int]]]):

@@ -28,8 +28,9 @@ from zipper_lm.jobs.recipes.schema import DataRecipe, FuseRecipe, PseudoLabelsRe
 from zipper_lm.jobs.rows import DataSource, Opened
 from zipper_lm.utils.files import as_json
 from zipper_lm.utils.json_files import parse_json
-from zipper_lm.utils.processes import main_console
+from zipper_lm.utils.processes import from_main, main_console, shared
 from zipper_lm.utils.progress import barred
+from zipper_lm.utils.randomness import draws_of, new_seed, randomness_kept
 
 BATCH = 32
 LABELS_FILE = "pseudo_labels.jsonl"
@@ -126,7 +127,7 @@ def label(
     settings: Mapping[str, Any],
     broken: Broken,
 ) -> list[dict[str, Segment]]:
-    """Rows with what is known, encoded, and what the labeller wrote.
+    """Rows with what is known, encoded, and what the labeller wrote. Several processes share the work.
 
     Args:
         labeller: writes. model: what will be trained; its codecs encode. task: what is given, what is written.
@@ -141,23 +142,27 @@ def label(
     """
     assert model.processor is not None
     known = encode_rows(model.processor, rows, list(task.given), broken)
-    labelled: list[dict[str, Segment]] = []
-    losses: list[float] = []
-    for start in barred(range(0, len(known), BATCH), main_console(), "pseudo-labels"):
-        given = [[replace(row[m]) for m in task.given] for row in known[start : start + BATCH]]
+    batches = [known[start : start + BATCH] for start in range(0, len(known), BATCH)]
+    with randomness_kept():
+        seed = from_main(new_seed())
+
+    def write(number: int) -> list[tuple[dict[str, Segment], float]]:
+        """The rows of a batch for which something was written, and how sure of it the labeller is."""
+        given = [[replace(row[m]) for m in task.given] for row in batches[number]]
         documents = [Document(segments) for segments in given if all(s.ids for s in segments)]
-        written = labeller.generate(documents, list(task.targets), settings=settings, decode="text" in task.targets)
-        for document in written:
-            if all(segment.ids for segment in document):
-                row = {segment.modality: segment for segment in document}
-                labelled.append(row)
-                if wanted.keep < 1.0:
-                    losses.append(_loss(labeller, build_document(task, row)))
+        with draws_of(seed, number):
+            written = labeller.generate(documents, list(task.targets), settings=settings, decode="text" in task.targets)
+        rows = [{s.modality: s for s in document} for document in written if all(s.ids for s in document)]
+        return [(row, _loss(labeller, build_document(task, row)) if wanted.keep < 1.0 else 0.0) for row in rows]
+
+    done = shared(range(len(batches)), write)
+    found = [each for part in barred(done, main_console(), "pseudo-labels", len(batches)) for each in part]
+    labelled = [row for row, _ in found]
     if not labelled:
         raise ValueError(f"pseudo_labels: {wanted.model} wrote nothing for any of {len(known)} rows")
     if wanted.keep == 1.0:
         return labelled
-    surest = np.argsort(losses, kind="stable")[: max(1, round(wanted.keep * len(labelled)))]
+    surest = np.argsort([loss for _, loss in found], kind="stable")[: max(1, round(wanted.keep * len(labelled)))]
     return [labelled[i] for i in sorted(surest.tolist())]
 
 

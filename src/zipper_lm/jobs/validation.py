@@ -17,9 +17,9 @@ from zipper_lm.evaluation.scoring import counts_tokens, scorable, score_task, to
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.failures import losses_on, some_batches
 from zipper_lm.jobs.recipes.schema import DataRecipe
-from zipper_lm.training.base import randomness_kept
 from zipper_lm.utils.processes import made_by_main
 from zipper_lm.utils.progress import warn
+from zipper_lm.utils.randomness import randomness_kept
 
 
 class Scorer:

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from zipper_lm.training.recipe import TrainingRecipe
+from zipper_lm.utils.processes import on_cpus
 
 _EVALUATION = "training.evaluate_every and data.validation say when and by what a model is scored"
 _PUSH = "checkpoints stay here; zipper push uploads what is made"
@@ -152,6 +153,7 @@ def training_arguments(
         "report_to": ["tensorboard"],
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": False,
+        "use_cpu": on_cpus(),
         # A batch need not have all modalities. Trainer's own default is False under gradient checkpointing, for the
         # reentrant kind.
         "ddp_find_unused_parameters": True,

@@ -9,13 +9,10 @@
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
@@ -25,6 +22,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from zipper_lm.utils.files import new_file, whole_checkpoint, write_json
 from zipper_lm.utils.processes import any_of_each, several
+from zipper_lm.utils.randomness import randomness_kept
 from zipper_lm.utils.shards import whole
 
 LEAST_SCALE = 1.0
@@ -33,18 +31,6 @@ LEAST_SCALE = 1.0
 
 class Diverged(ValueError):
     """Training stopped before a step whose loss or gradient was not finite."""
-
-
-@contextmanager
-def randomness_kept() -> Iterator[None]:
-    """Whatever is drawn inside, Python's, numpy's and torch's global generators go on as if nothing had been."""
-    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (the global one is what is kept)
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 class LossesSoFar(TrainerCallback, ExportableState):

@@ -29,7 +29,7 @@ from zipper_lm.data.collation import Batch, Specials, collate
 from zipper_lm.data.document import Document
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.generation.writer import Writer
-from zipper_lm.training.base import BaseTrainer, randomness_kept
+from zipper_lm.training.base import BaseTrainer
 from zipper_lm.training.beside import BesideLoss, Pair, check_pairs, faded
 from zipper_lm.training.compilation import compile_layers
 from zipper_lm.training.corruption import CorruptedDocuments
@@ -43,6 +43,7 @@ from zipper_lm.training.sharding import check_launch, prepared, spread
 from zipper_lm.utils.host import send
 from zipper_lm.utils.hub import WEIGHTS_FILE
 from zipper_lm.utils.processes import from_main, several
+from zipper_lm.utils.randomness import randomness_kept
 from zipper_lm.utils.shards import gathered
 
 HEADS_FILE = "ctc.safetensors"

@@ -1,29 +1,44 @@
 """Several processes, one a device, as `accelerate launch` and `torchrun` start them: who writes, and who waits.
 
-Every process reads the data, trains, and scores (all go by the main one's scores); codecs and judges are fitted, and
-files written, by the main process alone. In a single process nothing here does anything.
+Every process reads the data and trains. What falls into pieces (encoding, writing, judging, losses on held-out data) is
+shared, piece by piece, and every process gets the results of all. Codecs and judges are fitted, and files written, by
+the main process alone. In a single process nothing here does anything.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from rich.console import Console
 from torch import Tensor
 
 from zipper_lm.utils.progress import plain_console
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+
+def on_cpus() -> bool:
+    """Whether a launcher started this process to compute on a CPU. Accelerate has to be told: else, on a machine
+    without any accelerator, each process would take itself for the only one."""
+    return "LOCAL_RANK" in os.environ and (
+        parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    )
+
+
+def _state() -> PartialState:
+    return PartialState(cpu=on_cpus())
 
 
 def is_main() -> bool:
     """Whether this process is the one that writes."""
-    return PartialState().is_main_process
+    return _state().is_main_process
 
 
 def main_console() -> Console:
@@ -33,22 +48,22 @@ def main_console() -> Console:
 
 def several() -> bool:
     """Whether there is more than one process."""
-    return PartialState().num_processes > 1
+    return _state().num_processes > 1
 
 
 def rank_of() -> tuple[int, int]:
     """The number of this process, from 0, and of how many."""
-    return PartialState().process_index, PartialState().num_processes
+    return _state().process_index, _state().num_processes
 
 
 def on_this_machine() -> int:
     """How many processes share this machine's memory."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", PartialState().num_processes))  # of torchrun and accelerate
+    return int(os.environ.get("LOCAL_WORLD_SIZE", _state().num_processes))  # of torchrun and accelerate
 
 
 def wait() -> None:
     """Go on when all processes are here."""
-    PartialState().wait_for_everyone()
+    _state().wait_for_everyone()
 
 
 def from_main(value: T) -> T:
@@ -77,6 +92,41 @@ def made_by_main(make: Callable[[], T]) -> T:
     return made  # type: ignore[return-value]
 
 
+def shared(pieces: Iterable[T], work: Callable[[T], R]) -> Iterator[R]:
+    """What each piece of work comes to, in order. Several processes take turns at the pieces, and each is given the
+    results of all; so all of them go through it together, to its end.
+
+    They meet once a round, not once at the end: an error is known soon, and nobody waits longer than a piece takes.
+
+    Args:
+        pieces: the same in all processes. work: does one. What comes of it is pickled, and must not depend on who does
+            it, nor on the pieces before it.
+
+    Raises:
+        ValueError, RuntimeError: in all processes, for what `work` raised in one of them; there it is what it was.
+    """
+    if not several():
+        yield from map(work, pieces)
+        return
+    rank, processes = rank_of()
+    left = iter(pieces)
+    while turn := list(islice(left, processes)):
+        outcome, raised = _tried(work, turn[rank : rank + 1])
+        for results, problem in gather_object([outcome]):
+            if problem is not None:
+                raise raised or problem
+            yield from results
+
+
+def _tried(work: Callable[[T], R], mine: list[T]) -> tuple[tuple[list[R], Exception | None], Exception | None]:
+    """What a process tells the others, and what it raises itself."""
+    try:
+        return ([work(piece) for piece in mine], None), None
+    except Exception as error:  # whatever it is, the others must not wait
+        told: Any = ValueError(str(error)) if isinstance(error, ValueError) else None
+        return ([], told or RuntimeError(f"process {rank_of()[0]}: {type(error).__name__}: {error}")), error
+
+
 def any_of(flag: bool) -> bool:
     """Whether it is true in any process."""
     return bool(largest_of(int(flag)))
@@ -95,6 +145,6 @@ def largest_of(number: int) -> int:
     """The largest that any process has."""
     if not several():
         return number
-    told = torch.tensor(number, device=PartialState().device)
+    told = torch.tensor(number, device=_state().device)
     torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
     return int(told)
