@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from zipper_lm.fusion.interface import COARSE, FEW, FINE, Interface, embedding_of, is_quantized, plain_ids, trial
 from zipper_lm.fusion.tower import LayerList, depth_of, listening, own_layers
 from zipper_lm.utils.host import send
+from zipper_lm.utils.shapes import has_values
 
 HELD = 2**25
 """Numbers of logits that may be made at once, if it can be helped; 128 MiB of them in float32."""
@@ -125,8 +126,11 @@ def _learn(backbone: PreTrainedModel, interface: Interface, path: str | None) ->
             apart = head(last.state.flatten(0, 1))
         except Exception:  # of any kind: what the family says where no layer has computed anything
             return None
+    if few.shape[:2] != (TRIED[0], 1):
+        return None
+    if not has_values(whole):  # there is nothing to compare
+        return _Found(path, depth, head.token)
     wanted = whole.flatten(0, 1).float()
     off, far = (apart.float() - wanted).norm(), (wanted - wanted.mean(0)).norm()
     exact = all(p.dtype in (torch.float32, torch.float64) for p in backbone.parameters()) and not is_quantized(backbone)
-    holds = few.shape[:2] == (TRIED[0], 1) and bool(off <= (FINE if exact else COARSE) * far)
-    return _Found(path, depth, head.token) if holds else None
+    return _Found(path, depth, head.token) if off <= (FINE if exact else COARSE) * far else None

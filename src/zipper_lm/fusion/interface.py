@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from zipper_lm.utils.known import answering
+from zipper_lm.utils.shapes import has_values
 
 PREFIX, REST = 4, 3  # tokens read first, and after them
 PADDING = (0, 2, PREFIX)  # at the left of each row; the last row has read nothing when the rest comes
@@ -162,7 +163,7 @@ def learn(backbone: nn.Module) -> Interface:
         except Exception as error:  # of any kind: what the family says to a flag
             interface = replace(interface, faults=(f"reading with a cache fails, so it has none: {say(error)}",))
         fields = [name for name, value in start.items() if value is not None and not isinstance(value, Tensor)]
-        if ids.is_meta:  # there is nothing to compare, so names must do
+        if not has_values(embedding_of(backbone)):  # there is nothing to compare, so names must do
             cache = next((CacheInterface(f, f, several=True) for f in fields if f in parameters), None)
             return replace(interface, cache=cache, writing="cached" if cache else "uncached", faults=())
         try:
@@ -277,7 +278,7 @@ def _position_argument(backbone: nn.Module, interface: Interface) -> str | None:
     ids = plain_ids(backbone, 2, PREFIX + REST)
     counted = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     for name in sorted(n for n in interface.takes if "position" in n):
-        if ids.is_meta:  # there is nothing to compare
+        if not has_values(embedding_of(backbone)):  # there is nothing to compare
             return name
         try:
             plain, same = (logits_of(backbone, ids, **{name: p}) for p in (None, counted))

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from zipper_lm.data.packing import places
-from zipper_lm.fusion.interface import COARSE, FINE, Interface, is_quantized, plain_ids, trial
+from zipper_lm.fusion.interface import COARSE, FINE, Interface, embedding_of, is_quantized, plain_ids, trial
+from zipper_lm.utils.shapes import has_values
 
 LAYOUT = ((0, 0, 0, 0, 1, 1, 1), (2, 2, 3, 3, 3, 3, -1))
 """The document of each token of the trial; two rows, as some ways to attend look for documents in a single one only."""
@@ -24,8 +25,8 @@ def check_packing(what: str, backbone: nn.Module, interface: Interface) -> None:
     """Raise `ValueError` if a backbone does not read documents that share a row as each alone.
 
     Args:
-        what: whose it is, for the message. backbone: with a language-model head; on meta it is not tried. interface:
-            how it is called.
+        what: whose it is, for the message. backbone: with a language-model head; without values it is not tried.
+        interface: how it is called.
     """
     if fault := _fault(backbone, interface):
         raise ValueError(f"training.packing: {what}: {type(backbone).__name__} {fault}; leave training.packing out")
@@ -40,9 +41,9 @@ def _fault(backbone: nn.Module, interface: Interface) -> str | None:
     if getattr(config.get_text_config(decoder=True), "attention_chunk_size", None):
         return "attends by chunks of a row, wherever documents begin"
     documents = torch.tensor(LAYOUT)
-    ids = plain_ids(backbone, *documents.shape)
-    if ids.is_meta:
+    if not has_values(embedding_of(backbone)):
         return None
+    ids = plain_ids(backbone, *documents.shape)
     documents, here = documents.to(ids.device), torch.ones_like(ids)
     exact = all(p.dtype in (torch.float32, torch.float64) for p in backbone.parameters()) and not is_quantized(backbone)
     with trial(backbone):

@@ -102,6 +102,27 @@ def assemble(
         backbones[name] = backbone
     if len({id(b) for b in backbones.values()}) < len(backbones):
         raise ValueError(f"fuse: two of the towers {list(backbones)} are one and the same model; load it twice")
+    model = connect(cls, specs, backbones, zips, loss_weights, handover_weight)
+    model.processor = ZipperProcessor(found, model.specials, lacking)
+    return model.eval()
+
+
+def connect(
+    cls: type[M],
+    specs: Mapping[str, TowerSpec],
+    backbones: Mapping[str, PreTrainedModel],
+    zips: ZipSpec | Sequence[ZipSpec] | None,
+    loss_weights: Mapping[str, float] | None,
+    handover_weight: float = 0.1,
+) -> M:
+    """A model of backbones that are there and described, with fresh zips between them and no processor.
+
+    Args:
+        specs, backbones: by tower, of each as it is. zips, loss_weights, handover_weight: as of `assemble`.
+
+    Raises:
+        ValueError: for zips that do not fit.
+    """
     depths = {n: depth_of(b, n, specs[n].layers) for n, b in backbones.items()}
     chosen = [zips] if isinstance(zips, ZipSpec) else list(zips) if zips is not None else [ZipSpec()]
     if strangers := [each for each in chosen if not isinstance(each, ZipSpec)]:
@@ -113,9 +134,7 @@ def assemble(
         loss_weights=dict(loss_weights or {}),
         handover_weight=handover_weight,
     )
-    model = cls(config, backbones)
-    model.processor = ZipperProcessor(found, model.specials, lacking)
-    return model.eval()
+    return cls(config, dict(backbones))
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from zipper_lm.generation.engine.choice import Wish
 from zipper_lm.generation.engine.column_cache import NotInColumns
 from zipper_lm.generation.engine.rows import Rows
 from zipper_lm.generation.engine.step import Step, copy_of, empty_cache
+from zipper_lm.utils.shapes import has_values
 
 TIME, COLUMNS = 8, 10
 PASTS = (0, 4, 2)  # tokens of each row's past
@@ -57,7 +58,7 @@ def _fault(model: ZippedTowers, name: str, attention: bool) -> str | None:
         return PADDING_FAULT.partition(":")[0]
     if tower.depth != len(tower.layers):
         return f"its {len(tower.layers)} layers are called {tower.depth} times"
-    if next(tower.backbone.parameters()).is_meta:
+    if not has_values(next(tower.backbone.parameters())):
         return "it has no weights"
     try:
         with trial(tower.backbone):

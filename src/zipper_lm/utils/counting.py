@@ -1,0 +1,65 @@
+"""What a piece of work computes and holds, counted while it runs, with values or without (`shapes.py`)."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+
+class Counting(TorchDispatchMode):
+    """Counts within its span.
+
+    Args:
+        known: tensors that were there before: they, and views of them, are not counted as memory.
+
+    Attributes:
+        flops: by the dtype that is computed in, as `torch.utils.flop_counter` counts them, with its formulas: products
+            of matrices, convolutions and attention, where it knows the kernel.
+        held: bytes of what was made within and is still there. peak: the most that these were.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.flops: Counter[torch.dtype] = Counter()
+        self.held = self.peak = 0
+        self._known = [tensor.untyped_storage() for tensor in known]  # held, so that no other takes their place
+        self._seen: dict[int, Any] = {storage._cdata: None for storage in self._known}
+
+    @property
+    def total_flops(self) -> int:
+        """Of all dtypes."""
+        return sum(self.flops.values())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        outputs = [value for value in tree_iter(made) if isinstance(value, Tensor)]
+        if (formula := flop_registry.get(func._overloadpacket)) is not None and outputs:
+            self.flops[outputs[0].dtype] += formula(*args, **kwargs, out_val=made)
+        for each in outputs:
+            self._hold(each)
+        return made
+
+    def _hold(self, tensor: Tensor) -> None:
+        if tensor.is_sparse:
+            return
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self.held += size
+        self.peak = max(self.peak, self.held)
+
+        def forget(_: Any) -> None:
+            del self._seen[key]
+            self.held -= size
+
+        self._seen[key] = weakref.ref(storage, forget)
