@@ -254,6 +254,17 @@ def test_model_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert done.count("hash") == 4 + 2 + 2 * 2  # to fuse, once each tower, and without, both in each turn
 
 
+def test_codec_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The demo's own codec and judge, on two sentences; two sounds to train on."""
+    pytest.importorskip("espeakng_loader", reason="needs the extra `demo`")
+    given = (tmp_path / "copies.json", "--demo", "--rows", 2, "--steps", 2, "--width", 8)
+    run_small("codec_copies.py", monkeypatch, *given, DEMO_SOUNDS=lambda _: 2)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads((tmp_path / "copies.json").read_text())
+    assert record["rows"] == 2
+    assert all(record[name]["wer_95"][0] <= record[name]["wer"] for name in ("originals", "looked_up", "decoded"))
+
+
 def test_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Four clients, some of whom do not behave: none is lost or mixed up."""
     pytest.importorskip("fastapi", reason="needs the extra `serve`")

@@ -1,15 +1,16 @@
 """The speech codec, fitted on tones made here."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from zipper_lm.codecs.codec import Codec, load_codec
+from zipper_lm.codecs.codec import Codec, codec_hash, load_codec
 from zipper_lm.codecs.mel import log_mel, normalise_loudness
-from zipper_lm.codecs.speech import SpeechCodec, SpeechCodecConfig
+from zipper_lm.codecs.speech import SpeechCodec, SpeechCodecConfig, Unquantiser
 
 
 def voice(seed, seconds=2.0):
@@ -30,7 +31,7 @@ WAVES = [voice(seed) for seed in range(8)]
 
 @pytest.fixture(scope="module")
 def codec():
-    return SpeechCodec.fit(WAVES, units=64, refine_steps=30, width=32)
+    return SpeechCodec.fit(WAVES, units=64, refine_steps=120, width=32)
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +79,60 @@ def test_sound_comes_back(codec):
     assert (heard - wanted).abs().mean() < 0.5 * (random - wanted).abs().mean()
 
 
-def test_unquantiser_comes_nearer_than_centroids(codec, plain):
-    unseen = voice(99)
-    assert error(codec, unseen) < error(plain, unseen)
+def test_decoder_comes_nearer_than_centroids(codec, plain):
+    unseen = [voice(seed) for seed in range(90, 96)]
+    assert sum(error(codec, wave) for wave in unseen) < 0.98 * sum(error(plain, wave) for wave in unseen)
+
+
+def test_a_decoder_changes_no_id(codec, plain):
+    assert codec.encode(WAVES) == plain.encode(WAVES)
+    assert codec_hash(codec) == codec_hash(plain)
+
+
+def test_a_decoder_for_units_that_there_are(codec, plain, tmp_path):
+    """It is as good as one that came with them, and any codec of these units can have it."""
+    plain.save_pretrained(tmp_path)
+    again = SpeechCodec.from_pretrained(tmp_path)
+    again.fit_decoder(WAVES, 120, width=32)
+    assert error(again, voice(99)) == pytest.approx(error(codec, voice(99)), rel=1e-3)
+    for waves, steps, words in (([], 5, "no sounds"), (WAVES[:1], 0, "steps must be at least 1, got 0")):
+        with pytest.raises(ValueError, match=words):
+            again.fit_decoder(waves, steps)
+
+
+def test_a_decoder_is_that_of_its_codec_alone(codec, plain, tmp_path):
+    """A codec without one that is written over one with it has none, and another's is refused."""
+    codec.save_pretrained(tmp_path)
+    plain.save_pretrained(tmp_path)
+    assert SpeechCodec.from_pretrained(tmp_path).decoder is None
+    other = SpeechCodec.fit(WAVES[:2], units=8, refine_steps=1, width=4)
+    codec.save_pretrained(tmp_path / "one")
+    other.save_pretrained(tmp_path / "other")
+    shutil.rmtree(tmp_path / "one" / "decoder")
+    shutil.copytree(tmp_path / "other" / "decoder", tmp_path / "one" / "decoder")
+    with pytest.raises(ValueError, match=r"decoder/config\.json: units=8, but the codec has 64"):
+        load_codec(tmp_path / "one")
+
+
+def older(width=8):
+    """A codec as they were before decoders."""
+    config = SpeechCodecConfig(units=16, width=width)
+    drawn = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(shape, generator=drawn) for shape in ((16, 80), (20,), (16, 320))]
+    return SpeechCodec(config, *tensors, Unquantiser(config))
+
+
+def test_an_older_codec_is_read_and_can_have_a_decoder(tmp_path):
+    codec = older()
+    codec.save_pretrained(tmp_path)
+    again = load_codec(tmp_path)
+    assert torch.equal(again.decode_mel([1, 2, 3]), codec.decode_mel([1, 2, 3]))
+    assert not torch.equal(again.decode_mel([1, 2, 3]), codec.mels[[1, 2, 3]].reshape(-1, 80))
+    again.fit_decoder(WAVES[:1], 1, width=4)
+    again.save_pretrained(tmp_path)
+    assert load_codec(tmp_path).unquantiser is None
+    with pytest.raises(ValueError, match="can use only one"):
+        SpeechCodec(codec.config, codec.centroids, codec.scale, codec.mels, codec.unquantiser, again.decoder)
 
 
 def test_loudness_and_rate_do_not_change_the_units(codec):
@@ -187,7 +239,8 @@ def test_saved_codec_is_the_same(which, request, tmp_path):
     codec = request.getfixturevalue(which)
     codec.save_pretrained(tmp_path / "new")
     assert all(f.stat().st_mode & 0o044 for f in (tmp_path / "new").iterdir())
-    assert {f.name for f in (tmp_path / "new").iterdir()} == {"codec.json", "codec.safetensors"}
+    own = {"decoder"} if which == "codec" else set()
+    assert {f.name for f in (tmp_path / "new").iterdir()} == {"codec.json", "codec.safetensors", *own}
     ids = codec.encode(WAVES)
     for again in (SpeechCodec.from_pretrained(tmp_path / "new"), load_codec(tmp_path / "new")):
         assert again.config == codec.config
@@ -195,7 +248,8 @@ def test_saved_codec_is_the_same(which, request, tmp_path):
         np.testing.assert_array_equal(again.decode(ids[:1])[0], codec.decode(ids[:1])[0])
 
 
-def test_damaged_folders_are_refused(codec, tmp_path):
+def test_damaged_folders_are_refused(tmp_path):
+    codec = older()
     with pytest.raises(ValueError, match=r"no codec\.json"):
         SpeechCodec.from_pretrained(tmp_path)
     codec.save_pretrained(tmp_path)
@@ -226,10 +280,35 @@ def test_configuration_defaults():
     assert SpeechCodecConfig().cepstra == 20
 
 
-@pytest.mark.parametrize("field", ["units", "width", "frames_per_token"])
-def test_sizes_are_held_against_the_weights_before_memory_is_taken(field, codec, tmp_path):
-    """A downloaded codec.json may claim any size: the un-quantiser was made in that size, and then compared."""
+def test_damaged_decoders_are_refused(codec, tmp_path):
     codec.save_pretrained(tmp_path)
+    config, weights = tmp_path / "decoder" / "config.json", tmp_path / "decoder" / "model.safetensors"
+    said, good = json.loads(config.read_text()), load_file(weights)
+    for tensors, words in (
+        ({k: v for k, v in good.items() if k != "head.bias"}, "missing or extra.*head.bias"),
+        (good | {"head.bias": torch.zeros(3)}, "head.bias has shape"),
+    ):
+        save_file(tensors, weights)
+        with pytest.raises(ValueError, match=words):
+            load_codec(tmp_path)
+    save_file(good, weights)
+    sizes = [{"width": 10**9}, {"width": 10**20}, {"dilations": [1] * 1000}, {"width": 0}, {"dilations": [1, 0]}]
+    sizes += [{"frames": 10**9}, {"colour": 1}, {"width": "x"}]
+    for wrong in sizes:
+        config.write_text(json.dumps(said | wrong))
+        with pytest.raises(
+            ValueError, match=r"the config asks for|no weights can have|asks for more|decoder|config\.json"
+        ):
+            load_codec(tmp_path)
+    config.unlink()
+    with pytest.raises(ValueError, match=r"config\.json"):
+        load_codec(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["units", "width", "frames_per_token"])
+def test_sizes_are_held_against_the_weights_before_memory_is_taken(field, tmp_path):
+    """A downloaded codec.json may claim any size: the un-quantiser was made in that size, and then compared."""
+    older().save_pretrained(tmp_path)
     file = tmp_path / "codec.json"
     for size in (10**9, 10**12, 10**20):
         file.write_text(json.dumps(json.loads(file.read_text()) | {field: size}))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_served import codecs, voice
 
+from zipper_lm.codecs.speech import SpeechCodec
 from zipper_lm.serve.spoken import FIRST, Spoken
 
 
@@ -21,9 +22,13 @@ def roughness(wave: np.ndarray, places: list[int], width: int = 64) -> float:
     return float(there / bend.mean())
 
 
-@pytest.fixture(scope="module")
-def said() -> tuple[Any, list[int]]:
+@pytest.fixture(scope="module", params=["looked up", "decoded"])
+def said(request: pytest.FixtureRequest) -> tuple[Any, list[int]]:
+    """A codec, which has a decoder or not, and ids of a sound."""
     codec = codecs()["speech"]
+    if request.param == "decoded":
+        codec = SpeechCodec(codec.config, codec.centroids, codec.scale, codec.mels)
+        codec.fit_decoder([voice(3.0, seed) for seed in range(4)], 80, width=32)
     return codec, codec.encode([voice(8.0, seed=5)])[0]
 
 

@@ -20,7 +20,7 @@ ENTRY_POINTS = "zipper_lm.codecs"
 """Entry point group in which other packages name their codecs: kind = "module:Class"."""
 _CIRCUMSTANCES = ("is_local", "local_files_only", "name_or_path", "_name_or_path", "transformers_version")
 """Keys of transformers' files that say how something was loaded, not what it is."""
-_DECODING = ("vocoder", "speaker")
+_DECODING = ("vocoder", "speaker", "decoder")
 """Folders of a codec, and keys of its `codec.json`, that no id depends on."""
 
 

@@ -1,0 +1,117 @@
+"""How well a judge understands a codec's copies: by look-up, and by a decoder trained on the sound that units are of.
+
+python benchmarks/codec_copies.py docs/runs/codec-copies-demo.json --demo
+python benchmarks/codec_copies.py RECORD --data FOLDER --judge FOLDER [--kind speech] [--source ENCODER] \
+    [--options '{"units": 512}'] [--codec FOLDER] [--steps 4000]
+
+The codec is that of `--codec`, or fitted on the split `train`; the decoder is trained on that split too, by one thread.
+Copies are of the split `--split`. `--demo` takes the demo's own codec, sentences, voices and judge; 4000 sounds are
+what its decoder is trained on. Errors are words in per cent, with 95 % bootstrap intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common.record import begun, finish, keep
+
+from zipper_lm.codecs.audio import read_audio
+from zipper_lm.codecs.codec import load_codec, make_codec
+from zipper_lm.data.sources.readers import read_rows
+from zipper_lm.demo.build import ASSETS
+from zipper_lm.demo.corpus import demo_corpus, render
+from zipper_lm.evaluation.judges import Judge, load_judge
+from zipper_lm.evaluation.scoring import transcribe
+from zipper_lm.evaluation.word_error_rate import bootstrap_interval, word_error_rate
+
+DEMO_SOUNDS = 4000
+Spoken = tuple[list[np.ndarray], list[str]]
+
+
+def of_the_demo(split: str, most: int | None) -> tuple[list[np.ndarray], Spoken]:
+    """Sounds to train on, and sounds with their texts."""
+    corpus = demo_corpus(unaligned_speech=DEMO_SOUNDS, judge=2, train=2, validation=300)
+    heard = getattr(corpus, split)[:most]
+    return list(render(corpus.unaligned_speech)), (list(render(heard)), [u.text for u in heard])
+
+
+def of_a_folder(data: str, split: str, most: int | None) -> tuple[list[np.ndarray], Spoken]:
+    """The same of a data set."""
+    columns = {"speech": "audio", "text": "transcription"}
+    train = [read_audio(row["speech"]) for row in read_rows(data, columns, "train")]  # type: ignore[index,call-overload]
+    rows = list(read_rows(data, columns, split, most))
+    return train, ([read_audio(r["speech"]) for r in rows], [r["text"] for r in rows])  # type: ignore[index,call-overload]
+
+
+def rates(judge: Judge, waves: Sequence[np.ndarray], texts: list[str]) -> dict[str, Any]:
+    """Word errors, and their interval."""
+    heard = transcribe(judge, waves)
+    found = word_error_rate(texts, heard)
+    return {"wer": round(found.wer, 2), "wer_95": [round(x, 2) for x in bootstrap_interval(texts, heard)]}
+
+
+def main() -> None:
+    """Score originals, copies by look-up, and copies by a decoder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, nargs="?")
+    parser.add_argument("--demo", action="store_true")
+    for name in ("data", "judge", "codec", "source"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--kind", default="speech")
+    parser.add_argument("--options", type=json.loads, default={}, help="of the codec, as JSON")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--rows", type=int, help="of that split")
+    parser.add_argument("--steps", type=int, default=4000, help="of the decoder")
+    parser.add_argument("--width", type=int, default=160, help="of the decoder")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    if not given.demo and not (given.data and given.judge):
+        parser.error("--demo, or both --data and --judge are needed")
+    torch.set_num_threads(1)
+    judge = load_judge(given.judge or ASSETS / "judge")
+    train, (waves, texts) = (
+        of_the_demo(given.split, given.rows) if given.demo else of_a_folder(given.data, given.split, given.rows)
+    )
+    folder = given.codec or (ASSETS / "speech" if given.demo else None)
+    if folder is not None:
+        codec: Any = load_codec(folder)
+    else:
+        codec = make_codec(given.kind, train, source=given.source, seed=given.seed, **given.options)
+    codec.decoder = None
+    settings = {name: getattr(given, name) for name in ("kind", "options", "split", "steps", "width", "seed")}
+    record = begun(
+        **settings,
+        rows=len(texts),
+        tokens_a_second=round(codec.rate, 2),
+        seconds_trained_on=round(sum(map(len, train)) / 16_000),
+        seconds_a_row=round(sum(map(len, waves)) / 16_000 / len(waves), 2),
+        originals=rates(judge, waves, texts),
+    )
+    begin = time.perf_counter()
+    ids = codec.encode(waves)
+    record["times_as_fast_as_sound_encoding"] = round(sum(map(len, waves)) / 16_000 / (time.perf_counter() - begin), 1)
+    record["looked_up"] = rates(judge, codec.decode(ids), texts)
+    keep(record, given.output)
+    losses: list[float] = []
+    begin, worked = time.perf_counter(), time.process_time()
+    codec.fit_decoder(
+        train, given.steps, given.width, given.seed, progress=lambda step, steps, loss: losses.append(loss)
+    )
+    record |= {
+        "training_seconds": round(time.perf_counter() - begin),
+        "training_cpu_seconds": round(time.process_time() - worked),
+        "last_loss": round(float(np.mean(losses[-100:])), 4),
+        "decoded": rates(judge, codec.decode(ids), texts),
+    }
+    finish(record, given.output)
+
+
+if __name__ == "__main__":
+    main()

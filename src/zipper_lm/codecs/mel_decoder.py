@@ -1,0 +1,239 @@
+"""Learned way back from units to log-mel frames: a small convolutional network that sees each unit with its neighbours.
+
+It is trained in minutes on the sound that a codec is fitted on, and corrects what look-up gives: each unit's mean
+frames. Untrained it gives these unchanged. What a unit sounds like depends on who speaks, which units shall not tell; a
+network that is not told either draws the mean of all who say it. So in training it is told whose voice it is, by the
+mean and spread of the bands over the sound. Speaking, it has the mean voice, for which it needs to be told nothing.
+
+Letters: B rows of T units, N frames (T times those of a unit), M bands, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from zipper_lm.codecs.mel import BANDS, FLOOR
+from zipper_lm.utils.files import write_json
+from zipper_lm.utils.json_files import read_mapping
+from zipper_lm.utils.weights import check_shapes, on_meta, shapes_of, stored_shapes
+
+DECODER_FOLDER = "decoder"
+"""Where a codec's folder keeps it: no id depends on it."""
+_CONFIG_FILE, _WEIGHTS_FILE = "config.json", "model.safetensors"
+_CENTER, _SCALE = FLOOR / 2, -FLOOR / 2  # the network sees and writes log-mel values near [-1, 1]
+_AUDIBLE = -7.0  # mean of a frame's bands that a voice is measured above
+_ROWS, _CROP = 16, 40  # of a training step: units of each row
+_RATE = 3e-3
+_MAY_LACK = 16  # tensors of a damaged file, which is told what it lacks; a config may ask for a million
+
+
+@dataclass(kw_only=True, frozen=True)
+class MelDecoderConfig:
+    """Sizes.
+
+    Args:
+        units: how many there are. frames: of 10 ms, to a unit. width: channels.
+        dilations: of the convolutions over three units each; they add up to the neighbours seen on either side.
+
+    Raises:
+        ValueError: on a value out of range.
+    """
+
+    units: int
+    frames: int
+    width: int = 160
+    dilations: tuple[int, ...] = (1, 2, 4, 1)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dilations", tuple(self.dilations))  # JSON has lists only
+        sizes = {name: getattr(self, name) for name in ("units", "frames", "width")}
+        for name, value in (sizes | {f"dilations[{i}]": d for i, d in enumerate(self.dilations)}).items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"decoder: {name} must be a whole number of at least 1, got {value!r}")
+
+
+class MelDecoder(nn.Module):
+    """Units to log-mel frames.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: MelDecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.units, config.width)
+        self.blocks = nn.ModuleList(_Block(config.width, dilation) for dilation in config.dilations)
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, config.frames * BANDS)
+        nn.init.normal_(self.embedding.weight, std=0.5)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, units: Tensor, plain: Tensor, voice: Tensor | None = None) -> Tensor:
+        """Frames [B, N, M] of units [B, T], scaled as `plain` [B, N, M], which look-up gives.
+
+        Args:
+            units: long. plain: float32. voice: float32 [B, T, W], what is known of it; `None` for the mean of all.
+        """
+        h = self.embedding(units)
+        if voice is not None:
+            h = h + voice
+        for block in self.blocks:
+            h = block(h)
+        return plain + self.head(self.norm(h)).reshape(plain.shape)
+
+    @torch.inference_mode()
+    def frames(self, units: Tensor, plain: Tensor) -> Tensor:
+        """Log-mel frames, float32 [N, M], of a row of units, long [T], given those that look-up gives."""
+        if not len(units):
+            return plain
+        return _to_log(self(units[None], _to_unit(plain)[None])[0])
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` and `model.safetensors` (half precision)."""
+        folder.mkdir()
+        write_json(folder / _CONFIG_FILE, asdict(self.config))
+        # not save_file: it makes files that only their owner can read
+        (folder / _WEIGHTS_FILE).write_bytes(save({k: v.half().contiguous() for k, v in self.state_dict().items()}))
+
+    @classmethod
+    def load(cls, folder: Path, *, units: int, frames: int) -> MelDecoder:
+        """Read what `save` wrote.
+
+        Args:
+            folder: see there. units, frames: of the codec that it belongs to.
+
+        Raises:
+            ValueError: if a file is missing or damaged, the weights are not as its config says, or it is another
+                codec's.
+        """
+        config_file, weights = folder / _CONFIG_FILE, folder / _WEIGHTS_FILE
+        try:
+            config = MelDecoderConfig(**read_mapping(config_file))
+        except TypeError as error:
+            raise ValueError(f"{config_file}: {error}") from error
+        for name, own, theirs in (("units", config.units, units), ("frames", config.frames, frames)):
+            if own != theirs:
+                raise ValueError(f"{config_file}: {name}={own}, but the codec has {theirs}: it is another codec's")
+        there = stored_shapes(weights)
+        check_shapes(
+            str(weights), there, shapes_of(on_meta(str(config_file), lambda: cls(config), len(there) + _MAY_LACK))
+        )
+        network = cls(config)
+        network.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
+        return network.eval().requires_grad_(False)
+
+
+def laid_out(mels: Tensor, frames: int) -> Tensor:
+    """Units' own frames, float32 [..., T, D], as frames [..., T * frames, M]: D is that of all frames, or of one."""
+    if mels.shape[-1] == BANDS:
+        return mels.repeat_interleave(frames, -2)
+    return mels.reshape(*mels.shape[:-2], -1, BANDS)
+
+
+def check_training(steps: int, width: int) -> None:
+    """Raise `ValueError` unless a decoder of this width can be trained for so many steps, of which 0 are none."""
+    for name, value, least in (("refine_steps", steps, 0), ("width", width, 1 if steps else 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"codec.options: {name} must be a whole number of at least {least}, got {value!r}")
+
+
+def fit_mel_decoder(
+    rows: Sequence[Tensor],
+    frames: Sequence[Tensor],
+    mels: Tensor,
+    config: MelDecoderConfig,
+    *,
+    steps: int,
+    seed: int = 0,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> MelDecoder:
+    """Train a decoder; L1 loss on log-mel frames. Of many hours a part is used, as much as so many steps see.
+
+    Args:
+        rows: units of each sound, long [T]. frames: its log-mel frames, float32 [N, M].
+        mels: float32 [units, frames * M], or [units, M] where all of a unit's frames are alike.
+        config: sizes. steps: of the optimizer, each of 16 stretches of 40 units.
+        seed: of weights and order. progress: called as ``progress(step, steps, loss)``.
+    """
+    drawn = torch.Generator().manual_seed(seed)
+    sounds = _enough(rows, steps, drawn)
+    units = torch.cat([rows[i] for i in sounds])
+    wanted = torch.cat([frames[i] for i in sounds])
+    voices, owner = _voices([frames[i] for i in sounds]), torch.arange(len(sounds))
+    owner = owner.repeat_interleave(torch.tensor([len(rows[i]) for i in sounds]))
+    crop = min(_CROP, len(units))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network, told = MelDecoder(config), nn.Linear(voices.shape[1], config.width, bias=False)
+    parameters = [*network.parameters(), *told.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps + 1, pct_start=0.1)
+    within, each = torch.arange(crop), torch.arange(crop * config.frames)
+    with torch.enable_grad():
+        for step in range(1, steps + 1):
+            start = torch.randint(len(units) - crop + 1, (_ROWS, 1), generator=drawn)
+            places = start + within
+            given = units[places]
+            plain = _to_unit(laid_out(mels[given], config.frames))
+            goal = _to_unit(wanted[start * config.frames + each])
+            loss = nn.functional.l1_loss(network(given, plain, told(voices[owner[places]])), goal)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            if progress is not None:
+                progress(step, steps, float(loss.detach()))
+    return network.half().float().eval().requires_grad_(False)  # as it is stored
+
+
+class _Block(nn.Module):
+    """A gated convolution (Dauphin et al. 2017, arXiv 1612.08083) beside the identity."""
+
+    def __init__(self, width: int, dilation: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.conv = nn.Conv1d(width, 2 * width, 3, padding=dilation, dilation=dilation)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.out(nn.functional.glu(self.conv(self.norm(h).transpose(1, 2)), 1).transpose(1, 2))
+
+
+def _enough(rows: Sequence[Tensor], steps: int, drawn: torch.Generator) -> list[int]:
+    """Numbers of the sounds, in random order, that have as many units as are looked at."""
+    order = torch.randperm(len(rows), generator=drawn).tolist()
+    total, most = 0, steps * _ROWS * _CROP
+    for count, number in enumerate(order, 1):
+        total += len(rows[number])
+        if total >= most:
+            return order[:count]
+    return order
+
+
+def _voices(frames: Sequence[Tensor]) -> Tensor:
+    """Mean and spread of the bands of each sound's audible frames, brought to mean zero and variance one over the
+    sounds: float32 [sounds, 2 * M]."""
+    found = []
+    for each in frames:
+        heard = each[each.mean(1) > _AUDIBLE]
+        heard = heard if len(heard) > 1 else each
+        found.append(torch.cat([heard.mean(0), heard.std(0, correction=0)]))
+    voices = torch.stack(found)
+    return (voices - voices.mean(0)) / voices.std(0, correction=0).clamp_min(1e-3)
+
+
+def _to_unit(mel: Tensor) -> Tensor:
+    return (mel - _CENTER) / _SCALE
+
+
+def _to_log(scaled: Tensor) -> Tensor:
+    return (scaled * _SCALE + _CENTER).clamp_min(FLOOR)
