@@ -23,7 +23,7 @@ from transformers import TrainerCallback, TrainingArguments
 from zipper_lm import Document, Segment
 from zipper_lm.generation.writer import Writer
 from zipper_lm.models.zipper import ZipperModel
-from zipper_lm.training.base import BaseTrainer
+from zipper_lm.training.base import IDLE, BaseTrainer
 from zipper_lm.training.trainer import ZipperTrainer
 
 Step = tuple[dict[str, torch.Tensor], dict[str, float]]
@@ -207,6 +207,62 @@ def resume_in_a_process(rank: int, port: int, folder: str) -> None:
         for name in ("fusion", "tower")
     }
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+NUMBERED = [spoken([4 + n, 9], [5 + n, 6, 7, 8, 9, 10, 11, 12, 13], reads=True) for n in range(7)]
+"""Documents that are told apart by their ids."""
+
+
+def order_of(folder: Path, world: int, workers: int, until: int, resumed: int = 0) -> dict[str, Any]:
+    """What one process reads in each step of two epochs of `NUMBERED`, four documents a step, and the losses.
+
+    Args:
+        folder: for checkpoints. world: processes. workers: that read. until: the last step.
+        resumed: the step of a checkpoint to go on from.
+    """
+    read: list[list[str]] = []
+
+    class Told(ZipperTrainer):
+        def get_batch_samples(self, *args: Any) -> tuple[list[Any], Any]:
+            batches, counts = super().get_batch_samples(*args)
+            taken = [each["batch"] for each in batches if IDLE not in each]
+            rows = [(b[name]["input_ids"], b[name]["attention_mask"]) for b in taken for name in ("speech", "text")]
+            read.append([str(ids[mask == 1].tolist()) for pair in rows for ids, mask in zip(*pair)])
+            return batches, counts
+
+    given = TrainingArguments(
+        str(folder),
+        max_steps=4,
+        per_device_train_batch_size=4 // world,
+        learning_rate=1e-2,
+        save_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        logging_steps=1,
+        use_cpu=True,
+        dataloader_num_workers=workers,
+    )
+    model = tiny_model(gate=0.5, kinds={"speech": "qwen3"}, train={"text": "full", "speech": "full"})
+    trainer = Told(model, given, Documents(NUMBERED), corrupt=0.3, history_dropout=0.3)
+    trainer.add_callback(_StopAfter(until))
+    trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{resumed}") if resumed else None)
+    return {"read": read, "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
+
+
+class _StopAfter(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop |= state.global_step >= self.step
+
+
+def order_in_a_process(rank: int, world: int, port: int, folder: str, how: list[dict[str, int]]) -> None:
+    """What each of some processes does: `order_of`, in some ways."""
+    join(rank, world, port)
+    found = [order_of(Path(folder), world, **each) for each in how]
+    (Path(folder) / f"{rank}-of-{world}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_recipes import workshop
-from transformers import AutoModelForCausalLM, Trainer
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from zipper_lm.codecs.codec import load_codec
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.encoding import column, encode_column
-from zipper_lm.jobs.pretrain import Streams, TowerTrainer, make_backbone, pretrain
+from zipper_lm.jobs.pretrain import PadStreams, Streams, TowerTrainer, make_backbone, pretrain
 from zipper_lm.jobs.recipes.reader import build
 from zipper_lm.jobs.recipes.schema import PretrainHere, PretrainRecipe
 from zipper_lm.training.callbacks import Interrupted
@@ -205,6 +205,23 @@ def test_streams_hold_whole_rows() -> None:
     assert flat.count(codec.bos_id) >= len(rows)
     assert all(s[0] == codec.bos_id and s[-1] == codec.eos_id for s in streams.streams)
     assert sorted(len(s) > 12 for s in streams.streams)[-2:] == [False, True]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_tower_learns_nothing_from_what_is_read_again(smoothing: float, tmp_path: Path) -> None:
+    codec = load_codec(workshop() / "text")
+    streams, pads = Streams([[5, 6], [5, 6, 7]], codec, 1, seed=0), PadStreams(codec.pad_id)
+    given = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, label_smoothing_factor=smoothing)
+    backbone = make_backbone(SMALL, codec)
+    trainer = TowerTrainer(model=backbone, args=given, train_dataset=streams, data_collator=pads)
+    taken, idle = (pads([streams[n] for n in numbers]) for numbers in ([0, ~1], [~1, ~1]))
+    assert taken["input_ids"].shape[0] == 1
+    assert "labels" in idle, "Trainer counts them in all processes"
+    assert trainer._get_num_items_in_batch([taken, idle], torch.device("cpu")) == (taken["labels"][:, 1:] >= 0).sum()
+    loss = trainer.compute_loss(backbone, dict(idle), num_items_in_batch=torch.tensor(4))
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert not any(p.grad.any() for p in backbone.parameters())
 
 
 def test_a_value_that_cannot_be_read_is_named() -> None:

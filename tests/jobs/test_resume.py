@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import TrainingArguments
 
 from zipper_lm.jobs.recipes.reader import build, to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.jobs.resume import begin, check_working, forget_scores, latest_checkpoint, scored_otherwise
+from zipper_lm.training.base import check_step_size, step_size
 
 
 def recipe(**changes: Any) -> FuseRecipe:
@@ -164,3 +166,19 @@ def test_all_checkpoints_forget_their_scores_and_nothing_else(tmp_path: Path) ->
         assert state == {"global_step": step, **dict.fromkeys(state.keys() - {"global_step"})}
         counted = {"args": patience["args"], "attributes": {"early_stopping_patience_counter": 0}}
         assert callbacks == {"EarlyStoppingCallback": counted, "LossesSoFar": sums}
+
+
+def test_a_step_may_be_cut_otherwise_if_its_documents_are_counted(tmp_path: Path) -> None:
+    """Twice the processes with half the batch each are the same run, which the recipe's keys alone forbade; a
+    checkpoint that does not say how many documents its steps have is held to the keys."""
+    begin(tmp_path / "t", to_mapping(recipe(training={"batch_size": 8})))
+    newest = checkpoint(tmp_path / "t", 5)
+    now = recipe(training={"batch_size": 2, "arguments": {"gradient_accumulation_steps": 2}})
+    with pytest.raises(ValueError, match=r"\['training'\] changed"):
+        check_working(tmp_path / "t", now, resume=True, overwrite=False)
+    kept = {"LossesSoFar": {"args": {}, "attributes": {"documents": 8}}}
+    (newest / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": kept}))
+    assert check_working(tmp_path / "t", now, resume=True, overwrite=False) == newest
+    arguments = TrainingArguments(str(tmp_path / "a"), per_device_train_batch_size=4, use_cpu=True)
+    with pytest.raises(ValueError, match=r"a step had 8 documents, now it has 4 \(training.batch_size 4 x"):
+        check_step_size(step_size(newest), arguments)

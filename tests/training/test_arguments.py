@@ -90,3 +90,20 @@ def test_one_process_uses_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_batch_need_not_have_all_modalities(tmp_path: Path) -> None:
     more = {"gradient_checkpointing": True}
     assert training_arguments(TrainingRecipe(arguments=more), tmp_path, seed=0).ddp_find_unused_parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ignore_data_skip", True),
+        ("dataloader_in_order", False),
+        ("accelerator_config", {"split_batches": True}),
+        ("accelerator_config", {"dispatch_batches": True}),
+        ("accelerator_config", {"use_seedable_sampler": False}),
+    ],
+)
+def test_the_order_of_documents_cannot_be_given_up(name: str, value: Any, tmp_path: Path) -> None:
+    """These were taken, and documents came in another order with another number of workers, or after a resume."""
+    with pytest.raises(ValueError, match=rf"training\.arguments: {name}.*is not possible here: \w"):
+        training_arguments(TrainingRecipe(arguments={name: value}), tmp_path, seed=0)
+    training_arguments(TrainingRecipe(arguments={"accelerator_config": {"even_batches": True}}), tmp_path, seed=0)

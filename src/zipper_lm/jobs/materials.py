@@ -38,6 +38,7 @@ from zipper_lm.jobs.rows import DataSource, measure_stretch
 from zipper_lm.jobs.towers import build_model, make_towers, missing_towers
 from zipper_lm.jobs.validation import Scorer, judge_of
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
+from zipper_lm.training.base import check_step_size, step_size
 from zipper_lm.training.parameters import describe_parameters
 from zipper_lm.utils.processes import is_main, wait
 
@@ -102,13 +103,16 @@ def check(recipe: FuseRecipe, resume: bool = False) -> Plan:
     here = resume and not halted and (recipe.pseudo_labels is None or latest_checkpoint(working) is not None)
     checkpoint = check_working(working, recipe, resume=here, overwrite=recipe.overwrite)
     evaluation = evaluation_arguments(recipe.training, recipe.data.validation, "eval_wer")
+    arguments = training_arguments(recipe.training, working, recipe.seed, **evaluation)
+    if checkpoint is not None:
+        check_step_size(step_size(checkpoint), arguments)
     return Plan(
         recipe=recipe,
         plain=plain,
         tasks=tasks,
         trained=[template for template in tasks if recipe.tasks[template] > 0],
         working=working,
-        arguments=training_arguments(recipe.training, working, recipe.seed, **evaluation),
+        arguments=arguments,
         checkpoint=checkpoint,
         halted=halted,
     )

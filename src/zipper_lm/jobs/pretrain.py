@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from rich.console import Console
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, RandomSampler, Sampler, SequentialSampler
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from zipper_lm.codecs.codec import CODEC_FILE, Codec
@@ -29,7 +30,7 @@ from zipper_lm.jobs.recipes.schema import DataRecipe, PretrainRecipe
 from zipper_lm.jobs.resume import begin, check_working, keep_logs, working_folder
 from zipper_lm.jobs.rows import DataSource, Opened
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
-from zipper_lm.training.base import BaseTrainer
+from zipper_lm.training.base import IDLE, BaseTrainer, check_step_size, evened, step_size
 from zipper_lm.training.callbacks import StopOnInterrupt, callbacks_of, train_with_bar
 from zipper_lm.training.parameters import check_precision
 from zipper_lm.utils.files import check_apart, check_output, holding, new_folder
@@ -38,7 +39,7 @@ from zipper_lm.utils.progress import warn
 from zipper_lm.utils.randomness import randomness_kept
 
 
-class Streams(Dataset[dict[str, list[int]]]):
+class Streams(Dataset[dict[str, Any]]):
     """Rows as the tower will read them, ``BOS ids EOS``, several in a stream of at most `context` tokens.
 
     Rows are drawn together in an order from `seed`; none is cut, so a longer row makes a longer stream of its own.
@@ -56,8 +57,9 @@ class Streams(Dataset[dict[str, list[int]]]):
     def __len__(self) -> int:
         return len(self.streams)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        return {"input_ids": self.streams[index]}
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """A stream by its number; ``~number`` is the same one, read again for nothing (`training.order.Evened`)."""
+        return {"input_ids": self.streams[~index if index < 0 else index], IDLE: index < 0}
 
 
 class PadStreams:
@@ -66,19 +68,41 @@ class PadStreams:
     def __init__(self, pad: int) -> None:
         self.pad = pad
 
-    def __call__(self, items: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        idle = all(i[IDLE] for i in items)
+        items = items[:1] if idle else [i for i in items if not i[IDLE]]
         width = max(len(i["input_ids"]) for i in items)
         rows = [i["input_ids"] for i in items]
         ids = torch.tensor([r + [self.pad] * (width - len(r)) for r in rows])
         mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows])
-        return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, IGNORED)}
+        labels = ids.masked_fill((mask == 0) | idle, IGNORED)  # which Trainer counts
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels} | ({IDLE: True} if idle else {})
 
 
 class TowerTrainer(BaseTrainer):
     """Trainer reads a checkpoint's file as it lies there, leniently. But `save_pretrained` writes tensors of some
     families under other names than their modules have (the head of GPT-NeoX, the experts of mixtures), and those would
     silently stay as they were: here `from_pretrained` reads it. Looking at the held-out rows draws no random numbers.
+    Several processes see the streams that one would see.
     """
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        """Raises `ValueError` for an order that each process would draw for itself."""
+        strategy, order = self.args.train_sampling_strategy, super()._get_train_sampler(train_dataset)
+        if isinstance(order, RandomSampler):  # as accelerate draws it: from the seed and the epoch
+            order = SeedableRandomSampler(self.train_dataset, data_seed=self.args.data_seed)
+        elif not isinstance(order, SequentialSampler):
+            if self.args.world_size > 1:
+                raise ValueError(f"training.arguments: train_sampling_strategy={strategy!r} is for one process")
+            return order  # type: ignore[return-value]
+        return evened(order, self.args)
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's own; nothing of a batch that is there because the process has no stream left in this step."""
+        if not inputs.pop(IDLE, False):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        loss: Any = super().compute_loss(model, inputs | {"labels": inputs["input_ids"]})
+        return 0.0 * loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Trainer's own; training goes on as if it had not happened."""
@@ -153,6 +177,8 @@ def pretrain(
     checkpoint = check_working(working, recipe, resume=resume, overwrite=overwrite)
     evaluation = evaluation_arguments(recipe.training, recipe.data.validation, "eval_loss")
     arguments = training_arguments(recipe.training, working, recipe.seed, alone=True, **evaluation)
+    if checkpoint is not None:
+        check_step_size(step_size(checkpoint), arguments)
     console = console or main_console()  # after the arguments, which say how to connect
     set_seed(recipe.seed)
     broken = Broken(recipe.data.broken_limit)

@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from zipper_lm.jobs.recipes.reader import build, to_mapping
+from zipper_lm.training.base import step_size
 from zipper_lm.utils.files import new_file, write_json
 from zipper_lm.utils.json_files import read_json, read_mapping
 
@@ -26,6 +27,9 @@ _KEPT = ("training.save_every", "towers.*.pretrain.training.save_every", "traini
 FREE = ("overwrite", "output", *SCORING, *_KEPT)
 """Keys of a recipe that may change between an interruption and its resumption: how it is scored, and what is kept; a
 star is any name."""
+STEP = ("training.batch_size", "training.arguments.gradient_accumulation_steps")
+"""Keys of a recipe that may change with the number of processes: a checkpoint says how many documents a step has, and
+`zipper_lm.training.base.check_step_size` holds the run to it."""
 LAST_WRITTEN = TRAINER_STATE_NAME
 """What Trainer writes last; a checkpoint without it was cut off."""
 
@@ -67,7 +71,7 @@ def check_working(folder: Path, recipe: Any, *, resume: bool, overwrite: bool) -
         logger.warning("going on from %s: %s", newest.name, reason)
     before, now = _begun(folder, recipe), to_mapping(recipe)
     for plain in (before, now):
-        for key in FREE:
+        for key in (*FREE, *(STEP if step_size(newest) else ())):
             _leave_out(plain, key.split("."))
     if changed := [key for key in sorted(now) if before[key] != now[key]]:
         raise ValueError(f"cannot resume: the recipe's {changed} changed since {folder} was begun; put them back")

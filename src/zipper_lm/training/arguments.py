@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,16 @@ FOLLOWED = frozenset({
 OF_FUSIONS = ("fsdp", "fsdp_config")
 """Fields that are followed where a model is fused, and not where one tower is trained alone."""
 
+_ORDER = "the order of documents is the same with any number of workers and processes, and after a resume"
+IN_ORDER: dict[str, tuple[tuple[Any, ...], str]] = {
+    "ignore_data_skip": ((False,), _ORDER),
+    "dataloader_in_order": ((True,), _ORDER),
+    "accelerator_config.split_batches": ((False,), "training.batch_size counts for each process"),
+    "accelerator_config.dispatch_batches": ((None, False), "each process reads its own documents"),
+    "accelerator_config.use_seedable_sampler": ((True,), _ORDER),
+}
+"""Fields that would change which document comes when: the values that do not, and why no other is possible."""
+
 _WHOLE_MODEL = ("galore", "apollo", "lomo")
 """Optimizers that do without our groups of parameters."""
 
@@ -163,6 +174,9 @@ def training_arguments(
         arguments = TrainingArguments(**{**free, **recipe.arguments, **fixed})
     except (TypeError, ImportError) as error:
         raise ValueError(f"training.arguments: {error}") from error
+    for name, (values, reason) in IN_ORDER.items():
+        if (value := attrgetter(name)(arguments)) not in values:
+            raise ValueError(f"training.arguments: {name}={value!r} is not possible here: {reason}")
     if arguments.n_gpu > 1:  # one process: Trainer would split each batch by DataParallel, which towers cannot take
         arguments._n_gpu = 1
     return arguments

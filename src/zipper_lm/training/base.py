@@ -15,16 +15,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
+from zipper_lm.training.order import Evened
 from zipper_lm.utils.files import new_file, whole_checkpoint, write_json
+from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.processes import any_of_each, several
 from zipper_lm.utils.randomness import randomness_kept
 from zipper_lm.utils.shards import whole
 
+IDLE = "idle"
+"""Key of a batch that nothing is learned from: its process has nothing left in this step."""
 LEAST_SCALE = 1.0
 """Gradients that overflow float16 are the loss scaler's business while it can still scale down to here."""
 
@@ -40,15 +44,59 @@ class LossesSoFar(TrainerCallback, ExportableState):
         total: sum of the steps' losses up to the last line of the log. since: sum of those after it.
         steps: how many steps both are of. logged: the step of the last line.
         parts: by part of the loss, those of the steps after it.
+        documents: of one step, in all processes and accumulated batches; `None` in what an older version wrote.
     """
 
     def __init__(self) -> None:
         self.total, self.since, self.steps, self.logged = 0.0, 0.0, 0, 0
         self.parts: dict[str, list[float]] = {}
+        self.documents: int | None = None
 
     def state(self) -> dict[str, Any]:
         """As Trainer writes it into ``trainer_state.json``."""
         return {"args": {}, "attributes": dict(vars(self))}
+
+
+def documents_of_a_step(args: TrainingArguments) -> int:
+    """Of an optimizer step, in all processes and accumulated batches."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def step_size(checkpoint: Path) -> int | None:
+    """`documents_of_a_step` of the run that wrote a checkpoint; `None` if an older version did."""
+    return _kept(read_mapping(checkpoint / TRAINER_STATE_NAME).get("stateful_callbacks", {})).get("documents")
+
+
+def check_step_size(before: int | None, args: TrainingArguments) -> None:
+    """Raise `ValueError` if steps are not cut as they were: what is left of an epoch would be another part of it.
+
+    Args:
+        before: from `step_size`. args: of the run that goes on.
+    """
+    if before is not None and before != (now := documents_of_a_step(args)):
+        raise ValueError(
+            f"cannot resume: a step had {before} documents, now it has {now} (training.batch_size "
+            f"{args.train_batch_size} x gradient_accumulation_steps {args.gradient_accumulation_steps} x "
+            f"{args.world_size} processes); change one of these so that there are {before}"
+        )
+
+
+def _kept(callbacks: Any) -> dict[str, Any]:
+    """The attributes of `LossesSoFar` in a checkpoint's `stateful_callbacks`."""
+    return callbacks.get(LossesSoFar.__name__, {}).get("attributes", {})
+
+
+def evened(order: Any, args: TrainingArguments) -> Evened:
+    """The order of an epoch's documents for the processes that share its steps.
+
+    Args:
+        order: of one process, which can be told the epoch.
+
+    Raises:
+        ValueError: as `Evened`.
+    """
+    together = args.train_batch_size * args.world_size if args.world_size > 1 else 1
+    return Evened(order, together=together, step=documents_of_a_step(args), drop_last=args.dataloader_drop_last)
 
 
 class _Begin(TrainerCallback):
@@ -88,6 +136,7 @@ class BaseTrainer(Trainer):
         """Trainer's own; ``training_loss`` is the mean over all steps of the run, those before it was resumed too.
 
         Raises:
+            ValueError: as `check_step_size`.
             Diverged: before a step whose loss or gradient norm is not finite, in all processes.
         """
         output = super().train(*args, **kwargs)
@@ -140,7 +189,8 @@ class BaseTrainer(Trainer):
         self._step_losses, self.part_losses = [], {}
         kept: dict[str, Any] = {}
         if self.state.global_step:
-            kept = self.state.stateful_callbacks.get(LossesSoFar.__name__, {}).get("attributes", {})  # type: ignore
+            kept = _kept(self.state.stateful_callbacks)
+            check_step_size(kept.get("documents"), self.args)
         # Steps before a checkpoint that was written without sums cannot be counted.
         self._uncounted = self.state.global_step - kept.get("steps", 0)
         if not kept:
@@ -155,6 +205,7 @@ class BaseTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         kept = next(c for c in self.callback_handler.callbacks if isinstance(c, LossesSoFar))
+        kept.documents = documents_of_a_step(self.args)
         kept.since = self._mean_of(float(self._tr_loss))
         kept.total, kept.logged = self._total_loss_scalar, self._globalstep_last_logged
         kept.parts = {name: losses.tolist() for name, losses in self._parts().items()}

@@ -16,6 +16,10 @@ SHORT = 8
 """A given segment of fewer tokens is not corrupted: a short text has no redundancy to lose."""
 
 
+class Again(Document):
+    """A document that is read again by a process that has none left, and that nothing is learned from."""
+
+
 class CorruptedDocuments(Dataset[Document]):
     """Documents with noise in what is read, never in what the loss expects.
 
@@ -70,6 +74,9 @@ class CorruptedDocuments(Dataset[Document]):
         return self.documents.forms(index) if hasattr(self.documents, "forms") else [self.documents[index]]
 
     def __getitem__(self, index: int) -> Document:
+        """A document by its number; ``~number`` is the same one, read again for nothing (`order.Evened`)."""
+        if index < 0:
+            return Again(self[~index])
         document = self.documents[index]
         if not (self.corrupt or self.history_dropout):
             return document

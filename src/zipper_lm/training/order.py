@@ -1,9 +1,15 @@
-"""In which order documents are trained on: those of like length together, drawn anew in each epoch."""
+"""In which order documents are trained on: those of like length together, drawn anew in each epoch.
+
+The order is a function of (seed, epoch, documents of an optimizer step), whatever the number of processes that share
+the step, and of workers. What a document is subjected to depends on (seed, epoch, its number): `TaskMixture` and
+`CorruptedDocuments`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from itertools import islice
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -49,6 +55,42 @@ class LikeLengths(Sampler[int]):
         state = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
         return iter(grouped(self.documents.lengths(), self.batch, generator).tolist())
+
+
+class Evened(Sampler[int]):
+    """An order that every process goes through in as many batches: where an epoch ends, some have no document left, and
+    read the last one again. It comes as ``~number``, and nothing is learned from it. Accelerate would begin the epoch's
+    first documents again, so that which documents are seen depended on the number of processes.
+
+    Args:
+        order: of the documents of an epoch; told the epoch.
+        together: documents of one batch in all processes. step: those of an optimizer step.
+        drop_last: leave out the last step of an epoch if there are too few documents for it.
+
+    Raises:
+        ValueError: if that leaves nothing.
+    """
+
+    def __init__(self, order: Any, *, together: int, step: int, drop_last: bool = False) -> None:
+        self.order, self.together = order, together
+        self._kept = len(order) // step * step if drop_last else len(order)
+        if not self._kept:
+            raise ValueError(
+                f"training.arguments: dataloader_drop_last leaves none of {len(order)} documents: a step has {step}"
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw as in this epoch from now on. Accelerate's loaders call it."""
+        if hasattr(self.order, "set_epoch"):
+            self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return self._kept + -self._kept % self.together
+
+    def __iter__(self) -> Iterator[int]:
+        kept = list(islice(self.order, self._kept))
+        yield from kept
+        yield from [~kept[-1]] * (len(self) - len(kept))
 
 
 def grouped(lengths: np.ndarray, batch: int, generator: torch.Generator) -> np.ndarray:

@@ -25,14 +25,14 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import TrainOutput
 
-from zipper_lm.data.collation import Batch, Specials, collate
+from zipper_lm.data.collation import Specials, collate
 from zipper_lm.data.document import Document
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.generation.writer import Writer
-from zipper_lm.training.base import BaseTrainer
+from zipper_lm.training.base import IDLE, BaseTrainer, documents_of_a_step, evened
 from zipper_lm.training.beside import BesideLoss, Pair, check_pairs, faded
 from zipper_lm.training.compilation import compile_layers
-from zipper_lm.training.corruption import CorruptedDocuments
+from zipper_lm.training.corruption import Again, CorruptedDocuments
 from zipper_lm.training.ctc import TRIED, Ctc
 from zipper_lm.training.forward_sum import ForwardSum
 from zipper_lm.training.guided_attention import GuidedAttention
@@ -58,8 +58,10 @@ class DocumentCollator:
     ) -> None:
         self.specials, self.packing, self.prefixes = specials, packing, prefixes or PrefixCache()
 
-    def __call__(self, documents: Sequence[Document]) -> dict[str, Batch]:
-        return {"batch": self.prefixes.fill(collate(documents, self.specials, packing=self.packing))}
+    def __call__(self, documents: Sequence[Document]) -> dict[str, Any]:
+        found = [document for document in documents if not isinstance(document, Again)]
+        batch = collate(found or documents[:1], self.specials, packing=self.packing)
+        return {"batch": self.prefixes.fill(batch)} | ({} if found else {IDLE: True})
 
 
 @dataclass(frozen=True)
@@ -206,9 +208,8 @@ class ZipperTrainer(BaseTrainer):
         """Documents of like length share a batch: less padding, the order still drawn anew."""
         dataset = self.train_dataset
         assert isinstance(dataset, CorruptedDocuments)
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self._order = LikeLengths(dataset, batch, seed)
+        self._order = evened(LikeLengths(dataset, documents_of_a_step(self.args), seed), self.args)
         return self._order
 
     def describe_step(self) -> str:
@@ -219,7 +220,8 @@ class ZipperTrainer(BaseTrainer):
         epoch, step = divmod(self.state.global_step, -(-len(batches) // accumulated))
         self._order.set_epoch(epoch)
         begin = step * alone * accumulated
-        return f"documents {sorted(list(self._order)[begin : begin + alone * accumulated])} of {len(self._order)}"
+        numbers = sorted(n for n in list(self._order)[begin : begin + alone * accumulated] if n >= 0)
+        return f"documents {numbers} of {len(self.train_dataset)}"  # type: ignore[arg-type]
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The batches of an optimizer step, and its `StepCounts`: what they hold in all processes."""
@@ -229,20 +231,21 @@ class ZipperTrainer(BaseTrainer):
         for name in self.kept:
             sides = [inputs["batch"][name] for inputs in batches if name in inputs["batch"]]
             self._hits.setdefault(name, []).extend("known" in side for side in sides)
-        counts = self._counts([inputs["batch"] for inputs in batches])
+        counts = self._counts(batches)
         parts = [name for name, number in counts.targets.items() if number]
         parts += [name for name, numbers in counts.beside.items() if any(numbers.values())]
         for name in parts:
             self.part_losses.setdefault(name, []).append(torch.zeros((), device=device))
         return batches, counts
 
-    def _counts(self, batches: Sequence[Batch]) -> StepCounts:
+    def _counts(self, inputs: Sequence[Mapping[str, Any]]) -> StepCounts:
         model = self.accelerator.unwrap_model(self.model)
+        batches = [each["batch"] for each in inputs]
         targets = [model.target_counts(batch) for batch in batches]
         beside = {loss.name: [loss.counts(batch) for batch in batches] for loss in self.beside}
         kinds = [targets, *beside.values()]
         found = torch.stack([torch.stack([n for kind in kinds for n in kind[b].values()]) for b in range(len(batches))])
-        total = found.sum(0)
+        total = found[[IDLE not in each for each in inputs]].sum(0)
         if several():  # the one time that it has to be waited for
             total = self.accelerator.reduce(*send([total], self.args.device), "sum").cpu()
         numbers = iter(total)
@@ -257,16 +260,18 @@ class ZipperTrainer(BaseTrainer):
         Args:
             num_items_in_batch: `StepCounts` of the step that these inputs are part of; `None`: they are all of it.
         """
-        counts = self._counts([inputs["batch"]]) if num_items_in_batch is None else num_items_in_batch
+        if IDLE in inputs:  # by the way of any other batch, which processes may wait for each other on
+            output = model(inputs["batch"], return_logits=return_outputs)
+            total = 0.0 * _loss(output)
+            return (total, output) if return_outputs else total
+        counts = self._counts([inputs]) if num_items_in_batch is None else num_items_in_batch
         share = faded(self.state.global_step, self.state.max_steps, self.fade_out)
         with ExitStack() as watches:
             towers, costs = self.accelerator.unwrap_model(model), dict[str, list[Tensor]]()
             for loss in self.beside if share else ():
                 costs[loss.name] = watches.enter_context(loss.watch(towers, inputs["batch"], counts.beside[loss.name]))
             output = model(**inputs, target_counts=counts.targets, return_logits=return_outputs)
-        if output.loss is None:
-            raise ValueError("training: a batch without a single target; every document needs one")
-        parts, total = dict(output.losses), output.loss
+        total, parts = _loss(output), dict(output.losses)
         for name, found in costs.items():
             if found:
                 parts[name] = share * torch.stack([cost.to(total.device) for cost in found]).sum()
@@ -344,6 +349,13 @@ class ZipperTrainer(BaseTrainer):
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def _loss(output: Any) -> Tensor:
+    """Raises `ValueError` if there is none."""
+    if output.loss is None:
+        raise ValueError("training: a batch without a single target; every document needs one")
+    return output.loss
 
 
 class _Heads(TrainerCallback):
