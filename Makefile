@@ -50,13 +50,13 @@ test-clients:
 	$(VENV)-clients/bin/python -m pip install --quiet --editable ".[clients]"
 	$(VENV)-clients/bin/python -m pytest tests/serve/test_openai_client.py tests/serve/test_pipecat.py tests/serve/test_livekit.py
 
-# Two replicas by Ray Serve on this machine, in a folder of its own.
+# Two replicas by Ray Serve, and a cluster of two workers that prepares data, on this machine, in a folder of its own.
 test-ray:
 	$(PYTHON) -m venv $(VENV)-ray
 	$(VENV)-ray/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)-ray/bin/python -m pip install --quiet --constraint constraints.txt torch
 	$(VENV)-ray/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev,ray]"
-	$(VENV)-ray/bin/python -m pytest -m "" tests/serve/test_ray.py
+	$(VENV)-ray/bin/python -m pytest -m "" tests/serve/test_ray.py tests/jobs/test_ray_engine.py
 
 lint: setup
 	$(BIN)/ruff check .

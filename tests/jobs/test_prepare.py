@@ -24,10 +24,12 @@ from zipper_lm.data.encoding import encode_rows, token_counts
 from zipper_lm.data.prepared import open_prepared
 from zipper_lm.data.sources.readers import read_rows
 from zipper_lm.jobs import prepare as prepare_module
+from zipper_lm.jobs import ray_engine
 from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.prepare import prepare
 from zipper_lm.jobs.resume import working_folder
 from zipper_lm.jobs.rows import DataSource
+from zipper_lm.jobs.shards import Encoder
 from zipper_lm.jobs.towers import build_model
 from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.utils import files
@@ -80,7 +82,7 @@ def test_the_number_of_processes_changes_nothing(prepared: Path, tmp_path: Path)
 
 
 def test_a_run_that_was_cut_off_goes_on(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, written = prepare_module._Encoder.write, []
+    write, written = Encoder.write, []
 
     def cut(self: Any, shard: Any) -> Any:
         if len(written) == 2:
@@ -91,7 +93,7 @@ def test_a_run_that_was_cut_off_goes_on(prepared: Path, tmp_path: Path, monkeypa
     recipe = tiny_recipe(tmp_path / "m")
     with pytest.raises(ValueError, match=r"nothing to resume: there is no .*ids\.preparing"):
         prepare(recipe, tmp_path / "ids", resume=True)
-    monkeypatch.setattr(prepare_module._Encoder, "write", cut)
+    monkeypatch.setattr(Encoder, "write", cut)
     with pytest.raises(Interrupted, match=r"go on with resume"):
         prepare(recipe, tmp_path / "ids", shard_rows=5)
     assert not (tmp_path / "ids").exists()
@@ -110,7 +112,7 @@ def test_a_run_that_was_cut_off_goes_on(prepared: Path, tmp_path: Path, monkeypa
         written.append(shard.file)
         return write(self, shard)
 
-    monkeypatch.setattr(prepare_module._Encoder, "write", told)
+    monkeypatch.setattr(Encoder, "write", told)
     prepare(recipe, tmp_path / "ids", shard_rows=5, resume=True)
     assert written == ["train/00001.arrow", "train/00002.arrow", "validation/00000.arrow"]
     assert contents(tmp_path / "ids") == contents(prepared)
@@ -231,6 +233,18 @@ def test_from_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(ids[0]) == len(rows)
 
 
+def test_what_ray_cannot_do_is_refused_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"engine must be one of .*, got 'spark'"):
+        prepare(tiny_recipe(tmp_path / "m"), tmp_path / "ids", engine="spark")  # type: ignore[arg-type]
+    monkeypatch.setattr(ray_engine, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r'needs Ray Data: pip install "zipper-lm\[ray\]"'):
+        prepare(tiny_recipe(tmp_path / "m"), tmp_path / "ids", engine="ray")
+    monkeypatch.setattr(ray_engine, "find_spec", lambda name: name)
+    recipe = tiny_recipe(tmp_path / "m", data={"source": "someone/data", "validation": None, "streaming": True})
+    with pytest.raises(ValueError, match=r"cannot be fed by data\.streaming"):
+        prepare(recipe, tmp_path / "ids", engine="ray")
+
+
 def test_bad_settings(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path / "m")
     with pytest.raises(ValueError, match="processes must be at least 1, got 0"):
@@ -257,7 +271,7 @@ def test_the_last_step_can_be_repeated(prepared: Path, tmp_path: Path, monkeypat
         with pytest.raises(Interrupted, match="go on with resume"):
             prepare(recipe, tmp_path / "ids", shard_rows=5)
     assert not (tmp_path / "ids").exists()
-    monkeypatch.setattr(prepare_module._Encoder, "write", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr(Encoder, "write", lambda *_: pytest.fail("encoded again"))
     prepare(recipe, tmp_path / "ids", shard_rows=5, resume=True)
     assert contents(tmp_path / "ids") == contents(prepared)
     assert not (tmp_path / "ids.preparing").exists()
@@ -368,7 +382,7 @@ def test_a_source_that_changed_is_not_gone_on_with(tmp_path: Path, monkeypatch: 
                 archive.add(sound, "1.wav")
 
     sound = str(workshop() / "data" / "train" / "0.wav")
-    monkeypatch.setattr(prepare_module._Encoder, "write", cut)
+    monkeypatch.setattr(Encoder, "write", cut)
     for kind, name in {"jsonl": "data.jsonl", "disk": "data", "tar": "data.tar"}.items():
         say_in("one")
         recipe = tiny_recipe(tmp_path / "m", data={"source": str(tmp_path / name), "validation": None})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ def prepare(
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the shards.")],
     changes: Changes = None,
     processes: Annotated[int, typer.Option(metavar="N", help="Processes that encode.")] = 1,
+    engine: Annotated[str, typer.Option(metavar="local|ray", help="This machine, or Ray's cluster.")] = "local",
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the whole shards of a run cut off.")] = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -30,7 +31,8 @@ def prepare(
     from zipper_lm.jobs.prepare import prepare as run
 
     quiet()
-    told = run(read, output, processes=processes, resume=resume, overwrite=overwrite, console=console())
+    how: dict[str, Any] = {"processes": processes, "engine": engine, "resume": resume, "overwrite": overwrite}
+    told = run(read, output, **how, console=console())
     rows = {name: split["rows"] for name, split in told["splits"].items()}
     counts = ", ".join(f"{count} rows of {name}" for name, count in rows.items())
     left_out = f"; {told['broken']} broken items left out: see {output / 'broken.jsonl'}" if told["broken"] else ""

@@ -77,7 +77,7 @@ class PreparedRows(Sequence[Any]):
         self,
         table: pa.Table,
         modalities: Sequence[str],
-        numbers: Sequence[int] | None = None,
+        numbers: range | np.ndarray | None = None,
         columns: Mapping[str, str] | None = None,
     ) -> None:
         self._table = table
@@ -97,7 +97,7 @@ class PreparedRows(Sequence[Any]):
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return PreparedRows(self._table, self._modalities, self._numbers[index], self._columns)
-        number = self._numbers[index]
+        number = int(self._numbers[index])
         if self.whole:
             raw = self._table["segments"][number].as_py()
             return Document([Segment(s["modality"], s["text"], s["ids"], target=s["target"]) for s in raw])
@@ -122,9 +122,10 @@ class PreparedRows(Sequence[Any]):
         tokens = {m: self._table[f"{m}_length"].to_numpy()[numbers].astype(np.int64) for m in self._modalities}
         return {m: (each, np.ones_like(each)) for m, each in tokens.items()}
 
-    def select(self, numbers: Sequence[int]) -> PreparedRows:
+    def select(self, numbers: Sequence[int] | np.ndarray) -> PreparedRows:
         """The rows of these numbers, in this order."""
-        return PreparedRows(self._table, self._modalities, [self._numbers[n] for n in numbers], self._columns)
+        chosen = np.asarray(self._numbers, np.int64)[np.asarray(numbers, np.int64)]
+        return PreparedRows(self._table, self._modalities, chosen, self._columns)
 
     def without(self, exclude: Mapping[str, Sequence[str]]) -> PreparedRows:
         """All rows but those with one of the values in a label or in their text; whole documents stay.
@@ -134,14 +135,21 @@ class PreparedRows(Sequence[Any]):
         """
         if self.whole:
             return self
-        labels = [dict(self._table["labels"][n].as_py()) for n in self._numbers]
+        known: set[str] = set()
+        kept = np.zeros(len(self), bool)
+        for number in range(len(self)):
+            label = self._labels(int(self._numbers[number]))
+            known.update(label)
+            kept[number] = all(label.get(c) not in values for c, values in exclude.items())
+        check_excluded(exclude, known)
+        return self.select(np.flatnonzero(kept))
+
+    def _labels(self, number: int) -> dict[str, str]:
+        """The plain columns of a row, and its text under both names."""
+        label = dict(self._table["labels"][number].as_py())
         if "text" in self._modalities:
-            for label, n in zip(labels, self._numbers):
-                label["text"] = label[self._columns.get("text", "text")] = self._table["text"][n].as_py()
-        check_excluded(exclude, {key for label in labels for key in label})
-        return self.select(
-            [n for n, label in enumerate(labels) if all(label.get(c) not in values for c, values in exclude.items())]
-        )
+            label["text"] = label[self._columns.get("text", "text")] = self._table["text"][number].as_py()
+        return label
 
 
 def _counted(documents: pa.ListArray) -> dict[str, np.ndarray]:

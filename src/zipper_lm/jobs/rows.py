@@ -166,11 +166,12 @@ def _prepared_otherwise(data: DataRecipe, name: str, value: Any, before: Any) ->
 def measure_stretch(model: ZippedTowers, rows: Sequence[Any]) -> None:
     """Set `ZipSpec.stretch` of every zip that has none: tokens of its reader per token of its source, over all coded
     rows and documents that hold both. Without such rows it stays as it is."""
-    lengths = [
-        {m: tokens + parts for m, (tokens, parts) in counts.items()} for counts in token_counts(rows)
-    ]  # with BOS
-    for spec in model.config.zip_specs:
-        both = [n for n in lengths if spec.reader in n and spec.source in n]
-        if spec.stretch is None and both:
-            ratio = sum(n[spec.reader] for n in both) / sum(n[spec.source] for n in both)
-            model.set_stretch(spec.reader, spec.source, round(ratio, 4))
+    open_specs = [spec for spec in model.config.zip_specs if spec.stretch is None]
+    sums = np.zeros((len(open_specs), 2), np.int64)
+    for counts in token_counts(rows) if open_specs else ():
+        for number, spec in enumerate(open_specs):
+            if spec.reader in counts and spec.source in counts:
+                sums[number] += [sum(counts[spec.reader]), sum(counts[spec.source])]  # tokens, and a BOS for each part
+    for spec, (read, source) in zip(open_specs, sums.tolist()):
+        if source:
+            model.set_stretch(spec.reader, spec.source, round(read / source, 4))

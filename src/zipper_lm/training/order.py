@@ -54,7 +54,7 @@ class LikeLengths(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         state = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-        return iter(grouped(self.documents.lengths(), self.batch, generator).tolist())
+        return map(int, grouped(self.documents.lengths(), self.batch, generator))
 
 
 class Evened(Sampler[int]):
@@ -88,9 +88,10 @@ class Evened(Sampler[int]):
         return self._kept + -self._kept % self.together
 
     def __iter__(self) -> Iterator[int]:
-        kept = list(islice(self.order, self._kept))
-        yield from kept
-        yield from [~kept[-1]] * (len(self) - len(kept))
+        number = 0
+        for number in islice(self.order, self._kept):
+            yield number
+        yield from [~number] * (len(self) - self._kept)
 
 
 def grouped(lengths: np.ndarray, batch: int, generator: torch.Generator) -> np.ndarray:

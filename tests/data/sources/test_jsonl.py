@@ -1,6 +1,7 @@
 """JSONL: rows and whole documents, per split or not, and which line is wrong."""
 
 import json
+import pickle
 
 import pytest
 from tiny_folders import sound
@@ -98,3 +99,21 @@ def test_jsonl_sound_must_exist(tmp_path):
 def test_empty_jsonl(tmp_path):
     with pytest.raises(ValueError, match="has no rows"):
         read_rows(jsonl(tmp_path / "data.jsonl", ""))
+
+
+def test_lines_are_read_where_they_lie(tmp_path):
+    """All of a file lay in memory as Python objects, some hundred bytes a row and more."""
+    lines = [json.dumps({"text": f"ω{n}", "more": "x" * 500}, ensure_ascii=False) for n in range(50)]
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(("\ufeff" + "\r\n\n".join(lines)).encode())
+    rows = read_rows(file)
+    assert [row["text"] for row in rows] == [f"ω{n}" for n in range(50)]
+    assert rows.where(2) == f"{file}:5"
+    assert pickle.loads(pickle.dumps(rows))[49]["text"] == "ω49"
+    assert len(pickle.dumps(rows)) < 50 * 24 + 2000, "more than the places of the lines is held"
+    file.write_bytes(file.read_bytes() + b"\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl has changed since it was opened"):
+        rows[3]
+    file.unlink()
+    with pytest.raises(ValueError, match=r"a\.jsonl:5 cannot be read"):
+        rows[2]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from array import array
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, overload
+
+import numpy as np
 
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.sources.table import Loader, Row, Table, missing_file, resolve
@@ -19,34 +23,115 @@ def jsonl_loader(file: Path) -> Loader:
 
 def json_lines(file: Path) -> Iterator[tuple[str, Row]]:
     """Each line's place, as ``file:line``, and its object. Raises `ValueError` on one that is none."""
+    return ((_where(file, line.number), _parsed(file, line)) for line in _lines(file))
+
+
+class _Line(NamedTuple):
+    number: int
+    start: int
+    content: bytes
+
+
+def _lines(file: Path) -> Iterator[_Line]:
+    """Those that are not blank."""
+    start = 0
+    with file.open("rb") as stream:
+        for number, content in enumerate(stream, 1):
+            if content.strip(b" \t\r\n\f\v"):
+                yield _Line(number, start, content)
+            start += len(content)
+
+
+def _where(file: Path, number: int) -> str:
+    return f"{file}:{number}"
+
+
+def _parsed(file: Path, line: _Line) -> Row:
+    where = f"data: {_where(file, line.number)}"
     try:
-        with file.open(encoding="utf-8-sig") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.strip():
-                    continue
-                row = parse_json(line, f"data: {file}:{number}")
-                if not isinstance(row, dict):
-                    raise ValueError(f"data: {file}:{number}: expected a JSON object, got {type(row).__name__}")
-                yield f"{file}:{number}", row
+        text = line.content.decode("utf-8-sig" if line.start == 0 else "utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"data: {file} is not UTF-8 text: {error}") from error
+    row = parse_json(text, where)
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
+    return row
 
 
 def read_jsonl(file: Path, limit: int | None) -> Table:
-    """The first `limit` lines of a file, as rows and documents."""
-    wheres: list[str] = []
-    rows: list[Row | Document] = []
-    problems: list[str] = []
-    for where, row in islice(json_lines(file), limit):
-        wheres.append(where)
-        if "segments" not in row:
-            rows.append(row)
-            continue
-        rows.append(document := _read_document(row, file.parent, where))
-        for number, segment in enumerate(document):
+    """The first `limit` lines of a file, as rows and documents. All are looked at once; of each, its place is kept."""
+    places, problems = array("q"), list[str]()
+    stamp = _stamp(file.stat())
+    for line in islice(_lines(file), limit):
+        places.extend((line.number, line.start, len(line.content)))
+        row = _row(file, line)
+        for number, segment in enumerate(row) if isinstance(row, Document) else ():
             if segment.modality != "text":
-                problems += missing_file(segment.value, f"{where}: segment {number}")
-    return Table(rows, wheres, folder=file.parent, problems=problems)
+                problems += missing_file(segment.value, f"{_where(file, line.number)}: segment {number}")
+    rows = JsonlRows(file, np.array(places, np.int64).reshape(-1, 3), stamp)
+    return Table(rows, rows.where, folder=file.parent, problems=problems)
+
+
+class JsonlRows(Sequence[Any]):  # of `Row | Document`
+    """The lines of a file as rows and documents, read when asked for: a million of them take 24 MB.
+
+    Args:
+        file: where they are. places: number, first byte and bytes of each line, int64 ``[rows, 3]``.
+        stamp: of the file as it was then.
+    """
+
+    def __init__(self, file: Path, places: np.ndarray, stamp: tuple[int, int]) -> None:
+        self._file, self._places, self._stamp = file, places, stamp
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def where(self) -> Sequence[str]:
+        """The place of each, as ``file:line``."""
+        return _Places(self._file, self._places[:, 0])
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> JsonlRows: ...
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """Raises `ValueError` if the file is gone or has changed."""
+        if isinstance(index, slice):
+            return JsonlRows(self._file, self._places[index], self._stamp)
+        number, start, size = self._places[index].tolist()
+        try:
+            with self._file.open("rb", buffering=0) as stream:
+                if _stamp(os.fstat(stream.fileno())) != self._stamp:
+                    raise ValueError(f"data: {self._file} has changed since it was opened")
+                stream.seek(start)
+                content = stream.read(size)
+        except OSError as error:
+            raise ValueError(f"data: {_where(self._file, number)} cannot be read: {error}") from error
+        return _row(self._file, _Line(number, start, content))
+
+
+class _Places(Sequence[str]):
+    def __init__(self, file: Path, numbers: np.ndarray) -> None:
+        self._file, self._numbers = file, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        return _where(self._file, int(self._numbers[index]))
+
+
+def _stamp(file: os.stat_result) -> tuple[int, int]:
+    """What differs if a file was written since."""
+    return file.st_size, file.st_mtime_ns
+
+
+def _row(file: Path, line: _Line) -> Row | Document:
+    row = _parsed(file, line)
+    return _read_document(row, file.parent, _where(file, line.number)) if "segments" in row else row
 
 
 def _read_document(raw: Row, folder: Path, where: str) -> Document:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedModel
 
 from zipper_lm.data.mixture import read_weights
 from zipper_lm.data.sources.readers import PREPARED_FILE
@@ -166,15 +165,15 @@ def check_lengths(
     """
     # A row of one segment each comes as a task says; a whole document, which may have more, as it is.
     times = {name: max([1, *(task.modalities.count(name) for task in tasks)]) for name in model.names}
-    lengths: dict[str, list[int]] = {name: [] for name in model.names}
+    decoders = model.backbones()
+    longest = [[0] * together for _ in decoders]  # heaps of the longest streams of each
     for counts in rows:
-        for name, each in lengths.items():
+        lengths = []
+        for name in model.names:
             tokens, segments = counts.get(name, (0, 0))
-            each.append((tokens + 2 * segments) * (times[name] if segments == 1 else 1))
-    streams: dict[str, tuple[PreTrainedModel, list[int]]]
-    if len(decoders := model.backbones()) == 1:
-        streams = {"the single decoder": (next(iter(decoders.values())), [sum(row) for row in zip(*lengths.values())])}
-    else:
-        streams = {f"tower {name!r}": (backbone, lengths[name]) for name, backbone in decoders.items()}
-    for reader, (backbone, each) in streams.items():
-        check_length(backbone, [*each, sum(sorted(each)[-together:])], reader)
+            lengths.append((tokens + 2 * segments) * (times[name] if segments == 1 else 1))
+        for heap, length in zip(longest, [sum(lengths)] if len(decoders) == 1 else lengths):
+            heapq.heappushpop(heap, length)
+    for (name, backbone), heap in zip(decoders.items(), longest):
+        reader = "the single decoder" if len(decoders) == 1 else f"tower {name!r}"
+        check_length(backbone, [sum(heap)], reader)
