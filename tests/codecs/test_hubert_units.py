@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from transformers import (
     Wav2Vec2Model,
     WavLMConfig,
     WavLMModel,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
 )
 
 from tests.codecs.test_speech import voice
@@ -30,8 +34,11 @@ from tests.codecs.test_unit_vocoder import network, published
 from tests.tiny import tiny_backbone
 from zipper_lm import ZipperModel, ZipperProcessor
 from zipper_lm.codecs import hubert_units, pretrained, unit_vocoder
-from zipper_lm.codecs.codec import Codec, can_decode, load_codec, make_codec
+from zipper_lm.codecs.codec import Codec, can_decode, codec_hash, load_codec, make_codec
 from zipper_lm.codecs.hubert_units import HubertUnits
+from zipper_lm.codecs.kmeans import nearest
+from zipper_lm.codecs.mel import log_mel, normalise_loudness
+from zipper_lm.codecs.speech_encoder import features
 from zipper_lm.data.collation import Specials
 from zipper_lm.utils import known_hashes
 
@@ -381,7 +388,7 @@ def test_what_the_hub_needs_is_passed_on_and_the_token_not_kept(
     info: dict[str, list[str]] = {"missing_keys": [], "mismatched_keys": []}
     monkeypatch.setattr(hubert_units, "cached_file", heard("preprocessor", lambda: None))
     monkeypatch.setattr(hubert_units, "hf_hub_download", heard("codebook", lambda: str(hubert / "km.npy")))
-    monkeypatch.setattr(hubert_units.AutoModel, "from_pretrained", heard("model", lambda: (encoder(), info)))
+    monkeypatch.setattr(hubert_units.EncoderModel, "from_pretrained", heard("model", lambda: (encoder(), info)))
     monkeypatch.setattr(pretrained.AutoConfig, "from_pretrained", heard("config", lambda: encoder().config))
     monkeypatch.setattr(pretrained, "weight_files", heard("weights", list))
     monkeypatch.setattr(unit_vocoder, "local_folder", heard("vocoder", lambda: folder))
@@ -425,3 +432,181 @@ def test_a_tower_with_too_few_ids_is_refused(source: Path) -> None:
     towers = {"text": tiny_backbone("llama", 31), "speech": tiny_backbone("gpt2", codec.vocab_size - 1)}
     with pytest.raises(ValueError, match="tower 'speech': the codec has 15 ids, the backbone's vocabulary only 14"):
         ZipperModel.fuse(towers, codecs={"speech": codec})
+
+
+# -- Whisper ------------------------------------------------------------------------------------------------------
+
+
+def whisper(**changes: Any) -> WhisperModel:
+    """A random one: 3 layers, 50 vectors a second, windows of 30 s."""
+    torch.manual_seed(0)
+    sizes = {"d_model": WIDTH, "encoder_layers": 3, "encoder_attention_heads": 2, "encoder_ffn_dim": 24}
+    rest = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 24, "vocab_size": 20}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    return WhisperModel(WhisperConfig(**{**sizes, **rest, **special, "num_mel_bins": 80, **changes})).eval()
+
+
+@pytest.fixture(scope="module")
+def heard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Whisper's folder, with what says how its log-mel frames are made."""
+    at = tmp_path_factory.mktemp("whispers")
+    whisper().save_pretrained(at / "whisper")
+    WhisperFeatureExtractor().save_pretrained(at / "whisper")
+    return at
+
+
+def listening(heard: Path, **options: Any) -> HubertUnits:
+    return made(heard, "whisper", **{"values": [voice(s, 3.0) for s in range(3)], "units": 12, "window": 3, **options})
+
+
+def test_features_of_a_whole_window_are_the_encoders(heard: Path) -> None:
+    """With 30 s nothing is cut: they are what the model itself gives for the sound filled up with silence."""
+    codec, wave = listening(heard, window=30, units=None, codebook=str(saved(heard / "book.npy"))), voice(5)
+    mels = WhisperFeatureExtractor()(wave, sampling_rate=16_000, return_tensors="pt").input_features
+    with torch.no_grad():
+        wanted = whisper().encoder(mels, output_hidden_states=True).hidden_states[LAYER][0, :100]
+    (found,) = features([wave], codec.encoder, LAYER)
+    torch.testing.assert_close(found, wanted)
+    assert codec.encode([wave]) == [nearest(wanted, codec.codebook).tolist()]
+    assert codec.rate == 50
+
+
+def saved(file: Path) -> Path:
+    np.save(file, torch.randn(12, WIDTH, generator=torch.Generator().manual_seed(0)).numpy())
+    return file
+
+
+def test_a_cut_window_has_the_first_positions_and_leaves_the_model_whole(heard: Path, tmp_path: Path) -> None:
+    codec, wave = listening(heard), voice(5, 3.0)
+    own: Any = whisper().encoder
+    own.config.max_source_positions = 150
+    own.embed_positions = torch.nn.Embedding.from_pretrained(own.embed_positions.weight[:150])
+    mels = WhisperFeatureExtractor()(wave, sampling_rate=16_000, max_length=48_000, return_tensors="pt").input_features
+    with torch.no_grad():
+        wanted = own(mels, output_hidden_states=True).hidden_states[LAYER][0]
+    torch.testing.assert_close(features([wave], codec.encoder, LAYER)[0], wanted)
+    assert codec.model.config.max_source_positions == 1500
+    ids = codec.encode([wave])
+    codec.save_pretrained(tmp_path)
+    names = load_file(tmp_path / "model" / "model.safetensors")
+    assert names["embed_positions.weight"].shape == (1500, WIDTH)
+    assert not [name for name in names if "decoder" in name]
+    for again in (load_codec(tmp_path), pickle.loads(pickle.dumps(codec))):
+        assert again.encode([wave]) == ids
+        assert np.array_equal(again.decode(ids)[0], codec.decode(ids)[0])
+
+
+@pytest.mark.parametrize(("rate", "pool"), [(None, 1), (25, 2), (12.5, 4), (8.3, 6)])
+def test_units_at_the_rate_that_is_named(heard: Path, rate: float | None, pool: int) -> None:
+    codec, wave = listening(heard, rate=rate), voice(5, 2.0)
+    assert codec.rate == pytest.approx(50 / pool)
+    (ids,) = codec.encode([wave])
+    assert len(ids) == math.ceil(2 * 50 / pool)
+    silent = np.pad(wave, (0, -len(wave) % (320 * pool)))
+    means = features([silent], codec.encoder, LAYER)[0].unflatten(0, (-1, pool)).mean(1)
+    assert ids == nearest(means, codec.codebook).tolist()
+    assert len(codec.decode([ids])[0]) == len(ids) * pool * 320
+
+
+@pytest.mark.parametrize("rate", [25, 8.3])
+def test_encoders_of_waves_are_pooled_too(source: Path, rate: float) -> None:
+    codec = made(source, values=[voice(s) for s in range(4)], units=12, rate=rate)
+    (ids,) = codec.encode([voice(9)])
+    assert len(ids) == math.ceil(99 / round(50 / rate))
+    assert codec.decode([ids])[0].std() > 1e-3
+
+
+def test_long_sounds_are_cut_into_pieces_that_join(heard: Path, source: Path) -> None:
+    """Sounds beyond 120 s were refused. Of each piece the middle is kept, so that no joint hears an edge: a sound of
+    noise that begins anew gives the units of its own pieces."""
+    for codec in (listening(heard, rate=25), made(source, values=[voice(1)], units=12, window=3)):
+        wave = voice(3, 8.0)
+        encoder, rows = codec.encoder, features([wave], codec.encoder, LAYER)
+        count, step, side = len(rows[0]), encoder.window - 100, 50
+        for number, begin in enumerate(range(0, count - encoder.window, step)):
+            piece = wave[begin * 320 : (begin + encoder.window - 1) * 320 + encoder.field]
+            alone = features([piece], encoder, LAYER)[0]
+            first = side if number else 0
+            kept = rows[0][begin + first : begin + encoder.window - side]
+            torch.testing.assert_close(kept, alone[first : encoder.window - side], rtol=1e-4, atol=1e-5)
+        assert len(codec.encode([np.tile(wave, 16)])[0]) >= 128 * codec.rate - 2
+
+
+def test_sounds_are_encoded_together_as_alone(heard: Path) -> None:
+    codec = listening(heard, rate=12.5)
+    values = [voice(s, seconds) for s, seconds in enumerate((0.5, 4.0, 2.0, 9.0, 1.0))]
+    assert codec.encode(values) == [codec.encode([v])[0] for v in values]
+    assert codec.encode([]) == []
+
+
+@pytest.mark.parametrize("deduplicate", [False, True])
+def test_a_decoder_comes_with_units_that_are_fitted(heard: Path, tmp_path: Path, deduplicate: bool) -> None:
+    waves = [voice(s, 3.0) for s in range(3)]
+    codec = listening(heard, rate=12.5, refine_steps=60, width=16, deduplicate=deduplicate)
+    plain = listening(heard, rate=12.5, deduplicate=deduplicate)
+    ids = codec.encode(waves)
+    assert ids == plain.encode(waves)
+    assert codec_hash(codec) == codec_hash(plain)
+    said, looked_up = codec.decode(ids), plain.decode(ids)
+    assert not np.array_equal(said[0], looked_up[0])
+    if not deduplicate:
+        wanted = [log_mel(normalise_loudness(torch.from_numpy(w))) for w in waves]
+
+        def error(sounds: list[np.ndarray]) -> float:
+            return sum(float((log_mel(torch.from_numpy(s))[:300] - w).abs().mean()) for s, w in zip(sounds, wanted))
+
+        assert error(said) < error(looked_up)
+    codec.save_pretrained(tmp_path)
+    for again in (load_codec(tmp_path), pickle.loads(pickle.dumps(codec))):
+        assert np.array_equal(again.decode(ids)[0], said[0])
+    plain.fit_decoder(waves, 1, width=4)
+    assert plain.decoder is not None
+
+
+def test_no_decoder_without_sounds(source: Path) -> None:
+    codec = made(source, codebook="km.npy")
+    with pytest.raises(ValueError, match="needs units that were fitted on sound"):
+        codec.fit_decoder([voice(1)], 1)
+    with pytest.raises(ValueError, match="refine_steps=5 has no effect with a codebook"):
+        made(source, codebook="km.npy", refine_steps=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rate": 20}, "rate=20 must divide the encoder's 50 features a second: 50, 25, 16.67, 12.5"),
+        ({"rate": 60}, "rate=60 must divide"),
+        ({"rate": 0.01}, "rate=0.01 must divide"),
+        ({"rate": -1}, "rate must be a positive number of units a second, got -1"),
+        ({"rate": "fast"}, "rate must be a positive number of units a second, got 'fast'"),
+        ({"window": 2}, "window must be from 3 to 30 seconds, got 2"),
+        ({"window": 31}, "window must be from 3 to 30 seconds, got 31"),
+        ({"window": True}, "window must be from 3 to 30 seconds, got True"),
+        ({"normalize": True}, "normalize=true is for encoders that take waves"),
+        ({"layer": 4}, "layer=4, but WhisperEncoder has layers 1 to 3"),
+        ({"refine_steps": -1}, "refine_steps must be a whole number of at least 0, got -1"),
+        ({"refine_steps": 1, "width": 0}, "width must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_bad_options_of_whisper(heard: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        listening(heard, **options)
+
+
+def test_a_whisper_without_or_with_another_preprocessor(tmp_path: Path) -> None:
+    whisper().save_pretrained(tmp_path / "whisper")
+    with pytest.raises(ValueError, match=r"has no preprocessor_config\.json, which says what log-mel frames"):
+        listening(tmp_path)
+    for changes, words in (
+        ({"feature_size": 128}, "feature_size=128, must be 80"),
+        ({"hop_length": 320}, "hop_length=320, must be 160"),
+        ({"sampling_rate": 8000}, "takes sound at 8000 Hz, must be 16000"),
+    ):
+        WhisperFeatureExtractor(**changes).save_pretrained(tmp_path / "whisper")
+        with pytest.raises(ValueError, match=words):
+            listening(tmp_path)
+
+
+def test_recipes_may_say_speech_units(heard: Path) -> None:
+    codec = make_codec("speech-units", [voice(1, 3.0)], source=str(heard / "whisper"), layer=2, units=12, window=3)
+    assert codec.kind == "hubert-units"

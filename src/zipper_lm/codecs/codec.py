@@ -73,15 +73,17 @@ CODECS = {
     "text": "zipper_lm.codecs.text:TextCodec",
     "speech": "zipper_lm.codecs.speech:SpeechCodec",
     "hubert-units": "zipper_lm.codecs.hubert_units:HubertUnits",
+    "speech-units": "zipper_lm.codecs.hubert_units:HubertUnits",
     "neural-audio": "zipper_lm.codecs.neural_audio:NeuralAudioCodec",
     "pixels": "zipper_lm.codecs.pixels:PixelCodec",
     "color-clusters": "zipper_lm.codecs.color_clusters:ColorClusters",
     "vq-image": "zipper_lm.codecs.vq_image:VqImageCodec",
     "sequence": "zipper_lm.codecs.sequence:SequenceCodec",
 }
-"""This package's own codecs: kind to class. Beside the protocol each has a class method for recipes, ``make(values, *,
-source, revision, seed, **options)``: values to fit on (may be empty), a folder or Hub id, what else the kind takes; one
-that loads from the Hub also takes `zipper_lm.utils.hub.HUB_ARGUMENTS`."""
+"""This package's own codecs: kind to class; a codec with two names is saved by its class's. Beside the protocol each
+has a class method for recipes, ``make(values, *, source, revision, seed, **options)``: values to fit on (may be empty),
+a folder or Hub id, what else the kind takes; one that loads from the Hub also takes
+`zipper_lm.utils.hub.HUB_ARGUMENTS`."""
 
 PICTURE_KINDS = frozenset(("pixels", "color-clusters", "vq-image"))
 """Kinds of codecs that decode to pictures."""

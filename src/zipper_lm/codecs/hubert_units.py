@@ -1,17 +1,18 @@
 """Speech units of a pre-trained speech encoder: k-means of one layer's features, and the ways back to sound.
 
-Encoding: 16 kHz sound, an encoder of transformers that takes waves (HuBERT, arXiv 2106.07447; wav2vec 2.0; WavLM), the
-hidden states after one layer, the nearest centroid of each (Lakhotia et al. 2021, arXiv 2102.01192). The centroids are
-a published codebook, or fitted on the user's sound. Runs of one unit may be made one. Decoding: a unit vocoder
-(`zipper_lm.codecs.unit_vocoder`), or, with a codebook that was fitted here, each unit's mean log-mel frames and
-Griffin-Lim.
+Encoding: 16 kHz sound, an encoder of transformers (HuBERT, arXiv 2106.07447; wav2vec 2.0; WavLM; Whisper, arXiv
+2212.04356), the hidden states after one layer, pooled to a lower rate if one is named, the nearest centroid of each
+(Lakhotia et al. 2021, arXiv 2102.01192). The centroids are a published codebook, or fitted on the user's sound. Runs of
+one unit may be made one. Decoding: a unit vocoder (`zipper_lm.codecs.unit_vocoder`), or each unit's mean log-mel frames
+in the user's sound, or a decoder trained on that (`zipper_lm.codecs.mel_decoder`), and Griffin-Lim.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,7 +21,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file, save
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel, Wav2Vec2FeatureExtractor
+from transformers import PreTrainedModel, WhisperFeatureExtractor
 from transformers.utils import FEATURE_EXTRACTOR_NAME, cached_file
 
 from zipper_lm.codecs.audio import SAMPLING_RATE, read_audio
@@ -28,7 +29,23 @@ from zipper_lm.codecs.codec import CODEC_FILE, read_codec_file
 from zipper_lm.codecs.kmeans import ENOUGH, fit_centroids, means, nearest
 from zipper_lm.codecs.layout import IdLayout, LaidOut
 from zipper_lm.codecs.mel import BANDS, HOP, log_mel, mel_to_sound, normalise_loudness
+from zipper_lm.codecs.mel_decoder import (
+    DECODER_FOLDER,
+    MelDecoder,
+    MelDecoderConfig,
+    check_training,
+    fit_mel_decoder,
+)
 from zipper_lm.codecs.pretrained import ModelSource, RunsModel, keep_model, kept_model, open_model
+from zipper_lm.codecs.speech_encoder import (
+    BATCH,
+    EncoderModel,
+    MelEncoder,
+    SpeechEncoder,
+    features,
+    pool_of,
+    speech_encoder,
+)
 from zipper_lm.codecs.unit_vocoder import UnitVocoder
 from zipper_lm.utils.files import files_into, write_json
 from zipper_lm.utils.hub import check_hub_arguments, reaching
@@ -48,15 +65,29 @@ class HubertUnitsConfig:
         layer: the hidden states after this layer of the encoder; 0 is what enters the first.
         normalize: whether each sound is brought to zero mean and unit variance before the encoder reads it.
         deduplicate: whether a run of one unit is one token.
+        pool: features in a row, of whose mean one unit is made. window: seconds of the longest piece that the encoder
+            reads at once; `None` for that of its kind (see `speech_encoder`).
+
+    Raises:
+        ValueError: on a layer or a pool out of range.
     """
 
     layer: int
     normalize: bool = False
     deduplicate: bool = False
+    pool: int = 1
+    window: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0:
-            raise ValueError(f"hubert-units: layer must be a whole number of at least 0, got {self.layer!r}")
+        for name, least in (("layer", 0), ("pool", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"hubert-units: {name} must be a whole number of at least {least}, got {value!r}")
+
+    def settings(self) -> dict[str, Any]:
+        """What makes it again. Of `pool` and `window` only what was chosen: so codecs without stay what they were."""
+        rest = {"pool": 1, "window": None}
+        return {name: value for name, value in asdict(self).items() if name not in rest or value != rest[name]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,25 +108,28 @@ class UnitSounds:
         if not (torch.isfinite(self.runs).all() and (self.runs <= LONGEST_RUN).all()):
             raise ValueError(f"hubert-units: runs must be at most {LONGEST_RUN} units, got {float(self.runs.max()):g}")
 
-    def sound(self, units: Sequence[int], *, deduplicated: bool) -> np.ndarray:
+    def sound(self, units: Sequence[int], *, deduplicated: bool, decoder: MelDecoder | None = None) -> np.ndarray:
         """Units to sound, float32 [time] at 16 kHz; `deduplicated` ones last as long as their mean run."""
         row = torch.tensor(list(units), dtype=torch.long)
         if deduplicated:
             row = row.repeat_interleave(self.runs[row].round().long().clamp_min(1))
-        return mel_to_sound(self.mels[row].reshape(-1, BANDS))
+        plain = self.mels[row].reshape(-1, BANDS)
+        return mel_to_sound(plain if decoder is None else decoder.frames(row, plain))
 
 
 class HubertUnits(LaidOut, RunsModel):
     """Sound <-> units of a pre-trained encoder. Make one with `make` or `from_pretrained`.
 
-    The model runs where it is (`to`), one sound at a time: so no sound's units depend on what it is batched with, and
-    none on padding, which encoders such as HuBERT base do not mask in their convolutions.
+    The model runs where it is (`to`). One that takes waves reads one sound at a time: so no sound's units depend on
+    what it is batched with, and none on padding, which encoders such as HuBERT base do not mask in their convolutions.
+    Whisper reads pieces of one length, several together.
 
     Args:
-        model: encoder with `conv_stride` in its config and `output_hidden_states`. at: where it came from.
+        model: as `EncoderModel` loads it. at: where it came from.
         config: see there. codebook: float [K, width of the model].
         layout: where the K units lie among the ids; by default from 0 on.
         vocoder: speaks the units. sounds: what they stand for, if there is no vocoder.
+        decoder: of log-mel frames, beside `sounds`.
 
     Raises:
         ValueError: if the parts do not fit each other.
@@ -113,9 +147,11 @@ class HubertUnits(LaidOut, RunsModel):
         layout: IdLayout | None = None,
         vocoder: UnitVocoder | None = None,
         sounds: UnitSounds | None = None,
+        decoder: MelDecoder | None = None,
     ) -> None:
-        check_encoder(model, config)
-        width = model.config.hidden_size
+        self.encoder = speech_encoder(model, normalize=config.normalize, window=config.window)
+        _check_layer(self.encoder, config.layer)
+        width = self.encoder.width
         if codebook.ndim != 2 or codebook.shape[1] != width:
             raise ValueError(
                 f"hubert-units: codebook has shape {list(codebook.shape)}, must be [units, {width}]: "
@@ -125,6 +161,8 @@ class HubertUnits(LaidOut, RunsModel):
             raise ValueError(f"hubert-units: layout is for {layout.units} units, the codebook has {len(codebook)}")
         if sounds is not None and len(sounds.runs) != len(codebook):
             raise ValueError(f"hubert-units: sounds of {len(sounds.runs)} units, the codebook has {len(codebook)}")
+        if decoder is not None and sounds is None:
+            raise ValueError("hubert-units: a decoder corrects the sounds of the units, of which there are none")
         self.model = model
         self.at = at
         self.config = config
@@ -132,6 +170,7 @@ class HubertUnits(LaidOut, RunsModel):
         self.layout = layout or IdLayout(units=len(codebook))
         self.vocoder = vocoder
         self.sounds = sounds
+        self.decoder = decoder
         if vocoder is not None:
             _check_vocoder(vocoder, len(codebook), self.rate, config.deduplicate)
 
@@ -139,12 +178,14 @@ class HubertUnits(LaidOut, RunsModel):
         """Run on this device from now on, the vocoder too."""
         if self.vocoder is not None:
             self.vocoder.model.to(device)
-        return super().to(device)
+        super().to(device)
+        self.encoder.to(device)
+        return self
 
     @property
     def rate(self) -> float:
         """Units per second of sound; with `deduplicate`, the most there can be."""
-        return SAMPLING_RATE / math.prod(self.model.config.conv_stride)
+        return SAMPLING_RATE / self.encoder.stride / self.config.pool
 
     @property
     def can_decode(self) -> bool:
@@ -153,12 +194,18 @@ class HubertUnits(LaidOut, RunsModel):
 
     @torch.inference_mode()
     def encode(self, values: Sequence[Any]) -> list[list[int]]:
-        """Sounds (whatever `read_audio` reads) to ids.
+        """Sounds (whatever `read_audio` reads, of any length that fits into memory) to ids.
 
         Raises:
             ValueError: if a sound cannot be read; see `read_audio`.
         """
-        return [self._encode_one(value) for value in values]
+        rows: list[list[int]] = []
+        for start in range(0, len(values), BATCH):
+            found = self._units([_read(value) for value in values[start : start + BATCH]])
+            rows += [
+                self.layout.to_ids((u.unique_consecutive() if self.config.deduplicate else u).tolist()) for u in found
+            ]
+        return rows
 
     @torch.inference_mode()
     def decode(self, ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -168,8 +215,12 @@ class HubertUnits(LaidOut, RunsModel):
             ValueError: if an id is no unit's, or the codec has neither vocoder nor sounds of its own.
         """
         rows = [self.layout.to_units(row, f"hubert-units ids, row {number}") for number, row in enumerate(ids)]
-        speak = self.vocoder or (self.sounds.sound if self.sounds is not None else None)
-        if speak is None:
+        speak: Callable[..., np.ndarray]
+        if self.vocoder is not None:
+            speak = self.vocoder
+        elif self.sounds is not None:
+            speak = partial(self.sounds.sound, decoder=self.decoder)
+        else:
             raise ValueError(
                 "hubert-units: there is no way back to sound; give the option vocoder (folder or Hub id of a unit "
                 "HiFi-GAN for these units), or leave codebook out, so that units are fitted on your sound"
@@ -178,8 +229,8 @@ class HubertUnits(LaidOut, RunsModel):
         return [speak(row, deduplicated=deduplicated) if row else np.zeros(0, dtype=np.float32) for row in rows]
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write `codec.json` and `codec.safetensors` into the folder `path`; the vocoder, and an encoder that is no
-        one of the Hub, are copied beside them."""
+        """Write `codec.json` and `codec.safetensors` into the folder `path`; decoder, vocoder, and an encoder that is
+        no one of the Hub, lie beside them."""
         tensors = {"codebook": self.codebook}
         if self.sounds is not None:
             tensors |= {"mels": self.sounds.mels, "runs": self.sounds.runs}
@@ -187,14 +238,17 @@ class HubertUnits(LaidOut, RunsModel):
             at = keep_model(self.model, self.at, folder)
             if self.vocoder is not None:
                 self.vocoder.save(folder / VOCODER_FOLDER)
+            if self.decoder is not None:
+                self.decoder.save(folder / DECODER_FOLDER)
             # not save_file: it makes files that only their owner can read
             (folder / WEIGHTS_FILE).write_bytes(save({name: t.contiguous() for name, t in tensors.items()}))
             fields = {
                 "kind": self.kind,
                 "model": at,
-                "config": asdict(self.config),
+                "config": self.config.settings(),
                 "layout": self.layout.settings(),
                 "speaker": None if self.vocoder is None else self.vocoder.speaker,
+                **({} if self.decoder is None else {"decoder": True}),
             }
             write_json(folder / CODEC_FILE, fields)
 
@@ -217,7 +271,11 @@ class HubertUnits(LaidOut, RunsModel):
             at = kept_model(fields["model"], path, **hub)
         vocoder = None if speaker is None else UnitVocoder.load(Path(path) / VOCODER_FOLDER, speaker=speaker)
         sounds = UnitSounds(mels=tensors["mels"], runs=tensors["runs"]) if "mels" in tensors else None
-        return cls._open(at, config, codebook, layout, vocoder, sounds)
+        decoder = None
+        if fields.get("decoder") and sounds is not None:
+            units, frames, _ = sounds.mels.shape
+            decoder = MelDecoder.load(Path(path) / DECODER_FOLDER, units=units, frames=frames)
+        return cls._open(at, config, codebook, layout, vocoder, sounds, decoder)
 
     @classmethod
     def make(
@@ -232,6 +290,10 @@ class HubertUnits(LaidOut, RunsModel):
         units: int | None = None,
         deduplicate: bool = False,
         normalize: bool | None = None,
+        rate: float | None = None,
+        window: float | None = None,
+        refine_steps: int = 0,
+        width: int = 160,
         vocoder: str | None = None,
         vocoder_revision: str | None = None,
         speaker: int = 0,
@@ -252,6 +314,9 @@ class HubertUnits(LaidOut, RunsModel):
             units: number of centroids to fit (500), where no codebook is given.
             deduplicate: see `HubertUnitsConfig`.
             normalize: see there; by default as the encoder's preprocessor_config.json says, false if it has none.
+            rate: units a second, of which the encoder's own rate is a multiple: 25, 12.5 and 8.3 of one that gives 50.
+            window: see `HubertUnitsConfig`.
+            refine_steps, width: training steps and channels of a decoder, where units are fitted; see `MelDecoder`.
             vocoder: folder, file or Hub id; see `UnitVocoder.load`. vocoder_revision: on the Hub.
             speaker: which of its voices.
             offset, bos, eos, pad: of `IdLayout`. hub: `cache_dir`, `token`, `local_files_only`.
@@ -268,25 +333,37 @@ class HubertUnits(LaidOut, RunsModel):
             raise ValueError("codec.options: a vocoder speaks the units of one codebook: give the option codebook too")
         if vocoder is None and vocoder_revision is not None:
             raise ValueError(f"codec.options: vocoder_revision={vocoder_revision!r} has no effect without a vocoder")
+        check_training(refine_steps, width)
+        if refine_steps and codebook is not None:
+            raise ValueError(f"codec.options: refine_steps={refine_steps} has no effect with a codebook")
         if normalize is None:
             normalize = _normalizes(source, revision, **hub)
-        config = HubertUnitsConfig(layer=layer, normalize=normalize, deduplicate=deduplicate)
         centroids = None if codebook is None else read_codebook(codebook, source, revision, **hub)
         size = len(centroids) if centroids is not None else 500 if units is None else units
         if isinstance(size, bool) or not isinstance(size, int) or size < 2:
             raise ValueError(f"hubert-units: units must be a whole number of at least 2, got {size!r}")
         placed = IdLayout(units=size, offset=offset, bos=bos, eos=eos, pad=pad)
-        speaks = sounds = None
+        speaks = sounds = decoder = None
         if vocoder is not None:
             speaks = UnitVocoder.load(vocoder, revision=vocoder_revision, speaker=speaker, **hub)
-        model, at = open_model(AutoModel, ModelSource(source=source, revision=revision, hub=hub))
+        model, at = open_model(EncoderModel, ModelSource(source=source, revision=revision, hub=hub))
+        encoder = speech_encoder(model, normalize=normalize, window=window)
+        if isinstance(encoder, MelEncoder):
+            _check_preprocessor(encoder, source, revision, **hub)
+        _check_layer(encoder, layer)
+        pool = pool_of(rate, encoder)
+        config = HubertUnitsConfig(layer=layer, normalize=normalize, deduplicate=deduplicate, pool=pool, window=window)
         if centroids is None:
-            centroids, sounds = fit_units(values, model, config, size, seed)
-        return cls(model, at, config, centroids, layout=placed, vocoder=speaks, sounds=sounds)
+            fitted = _Fitted(values, encoder, config, size, seed)
+            centroids, sounds = fitted.centroids, fitted.sounds
+            if refine_steps:
+                decoder = fitted.decoder(refine_steps, width, seed)
+        return cls(model, at, config, centroids, layout=placed, vocoder=speaks, sounds=sounds, decoder=decoder)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To other processes the encoder goes by name: a weight-normed one cannot be pickled."""
-        return self._open, (self.at, self.config, self.codebook, self.layout, self.vocoder, self.sounds)
+        parts = (self.at, self.config, self.codebook, self.layout, self.vocoder, self.sounds, self.decoder)
+        return self._open, parts
 
     @classmethod
     def _open(
@@ -297,83 +374,123 @@ class HubertUnits(LaidOut, RunsModel):
         layout: IdLayout,
         vocoder: UnitVocoder | None,
         sounds: UnitSounds | None,
+        decoder: MelDecoder | None,
     ) -> HubertUnits:
-        model, at = open_model(AutoModel, at)
-        return cls(model, at, config, codebook, layout=layout, vocoder=vocoder, sounds=sounds)
+        model, at = open_model(EncoderModel, at)
+        return cls(model, at, config, codebook, layout=layout, vocoder=vocoder, sounds=sounds, decoder=decoder)
 
-    def _encode_one(self, value: Any) -> list[int]:
-        found = nearest(features(read_audio(value), self.model, self.config), self.codebook)
-        if self.config.deduplicate:
-            found = found.unique_consecutive()
-        return self.layout.to_ids(found.tolist())
+    def fit_decoder(
+        self,
+        waves: Iterable[Any],
+        steps: int,
+        width: int = 160,
+        seed: int = 0,
+        progress: Callable[[int, int, float], None] | None = None,
+    ) -> None:
+        """Train a decoder for units that were fitted on sound, in place of the one that there is: no id changes.
+
+        Args:
+            waves: sounds, whatever `read_audio` reads: those that the units were fitted on, or others of such voices.
+            steps: at least 1. width: channels. seed: of weights and order.
+            progress: called as ``progress(step, steps, loss)``.
+
+        Raises:
+            ValueError: if the units have no sounds, a sound cannot be read, or a setting is out of range.
+        """
+        check_training(steps, width)
+        sounds = [_read(wave) for wave in waves]
+        if self.sounds is None or not steps or not sounds:
+            raise ValueError(
+                "hubert-units: a decoder needs units that were fitted on sound, sounds, and at least 1 step; "
+                f"got {'no ' if self.sounds is None else ''}units, {len(sounds)} sounds, steps={steps}"
+            )
+        rows = [row for start in range(0, len(sounds), BATCH) for row in self._units(sounds[start : start + BATCH])]
+        frames = [_mels(wave, len(row), self._unit_samples) for wave, row in zip(sounds, rows)]
+        self.decoder = _decoder(rows, frames, self.sounds, steps, width, seed, progress)
+
+    @property
+    def _unit_samples(self) -> int:
+        return self.encoder.stride * self.config.pool
+
+    def _units(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
+        """Units, long [time] each, of waves at 16 kHz."""
+        found = features(waves, self.encoder, self.config.layer, self.config.pool)
+        return [nearest(vectors, self.codebook) for vectors in found]
 
 
-def check_encoder(model: PreTrainedModel, config: HubertUnitsConfig) -> None:
-    """Raise `ValueError` if `model` takes no waves, or has no such layer."""
-    if not hasattr(model.config, "conv_stride"):
-        raise ValueError(
-            f"hubert-units: {type(model).__name__} takes no waves; an encoder such as HuBERT, WavLM or wav2vec 2.0 is "
-            "needed"
-        )
-    if config.layer > (depth := model.config.num_hidden_layers):
-        raise ValueError(f"hubert-units: layer={config.layer}, but {type(model).__name__} has layers 1 to {depth}")
+class _Fitted:
+    """Centroids, float32 [units, width], of the sounds' features, and what each stands for in these sounds.
 
-
-@torch.inference_mode()
-def features(wave: np.ndarray, model: PreTrainedModel, config: HubertUnitsConfig) -> Tensor:
-    """Features that units are told apart by, float32 [units, width], of a wave float32 [time] at 16 kHz.
-
-    Silence is appended to a wave too short for one.
-    """
-    field = 1  # samples that one vector sees
-    for kernel, stride in zip(reversed(model.config.conv_kernel), reversed(model.config.conv_stride)):
-        field = (field - 1) * stride + kernel
-    wave = np.pad(wave, (0, max(0, field - len(wave))))
-    prepare = Wav2Vec2FeatureExtractor(do_normalize=config.normalize)
-    values = prepare(wave, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_values.to(model.device)
-    return model(values, output_hidden_states=True).hidden_states[config.layer][0].cpu()
-
-
-def fit_units(
-    values: Sequence[Any], model: PreTrainedModel, config: HubertUnitsConfig, units: int, seed: int
-) -> tuple[Tensor, UnitSounds | None]:
-    """Centroids, float32 [units, width], of the sounds' features, and what each stands for.
-
-    Of many hours of sound a part is read, drawn with `seed`: as much as k-means looks at.
-
-    Returns:
-        The centroids, and the sounds; `None` where the encoder's stride is no multiple of 10 ms.
+    Of many hours of sound a part is read, drawn with `seed`: as much as k-means looks at. `sounds` is `None` where a
+    unit does not last whole frames of 10 ms.
 
     Raises:
         ValueError: if there is too little sound, or it cannot be read.
     """
-    check_encoder(model, config)
-    stride = math.prod(model.config.conv_stride)
-    vectors, mels, total = [], [], 0
-    for number in np.random.default_rng(seed).permutation(len(values)):
-        wave = read_audio(values[number])
-        vectors.append(features(wave, model, config))
-        frames = len(vectors[-1]) * (stride // HOP)
-        mels.append(log_mel(torch.nn.functional.pad(normalise_loudness(torch.from_numpy(wave)), (0, stride)))[:frames])
-        total += len(vectors[-1])
-        if total >= ENOUGH:
-            break
-    if total < units:
-        raise ValueError(
-            f"hubert-units: {total} vectors are too few for units={units}: at least {units} "
-            f"({units * stride / SAMPLING_RATE:.0f} s of sound) are needed, or the option codebook"
-        )
-    everything = torch.cat(vectors)
-    centroids = fit_centroids(everything, units, seed)
-    if stride % HOP:
-        return centroids, None
-    ids = nearest(everything, centroids)
-    runs = [part.unique_consecutive(return_counts=True) for part in ids.split([len(v) for v in vectors])]
-    lengths = torch.cat([counts for _, counts in runs])[:, None].float()
-    return centroids, UnitSounds(
-        mels=means(torch.cat(mels).reshape(total, -1), ids, units).reshape(units, -1, BANDS),
-        runs=means(lengths, torch.cat([first for first, _ in runs]), units)[:, 0],
-    )
+
+    def __init__(
+        self, values: Sequence[Any], encoder: SpeechEncoder, config: HubertUnitsConfig, units: int, seed: int
+    ) -> None:
+        samples = encoder.stride * config.pool
+        vectors: list[Tensor] = []
+        self.frames: list[Tensor] = []
+        order, total = np.random.default_rng(seed).permutation(len(values)).tolist(), 0
+        while order and total < ENOUGH:
+            waves = [_read(values[number]) for number in order[: encoder.batch]]
+            order = order[encoder.batch :]
+            found = features(waves, encoder, config.layer, config.pool)
+            vectors += found
+            self.frames += [_mels(wave, len(row), samples) for wave, row in zip(waves, found)]
+            total += sum(len(row) for row in found)
+        if total < units:
+            raise ValueError(
+                f"hubert-units: {total} vectors are too few for units={units}: at least {units} "
+                f"({units * samples / SAMPLING_RATE:.0f} s of sound) are needed, or the option codebook"
+            )
+        everything = torch.cat(vectors)
+        self.centroids = fit_centroids(everything, units, seed)
+        ids = nearest(everything, self.centroids)
+        self.rows = ids.split([len(v) for v in vectors])
+        self.sounds = None
+        if samples % HOP == 0:
+            runs = [row.unique_consecutive(return_counts=True) for row in self.rows]
+            lengths = torch.cat([counts for _, counts in runs])[:, None].float()
+            self.sounds = UnitSounds(
+                mels=means(torch.cat(self.frames).reshape(total, -1), ids, units).reshape(units, -1, BANDS),
+                runs=means(lengths, torch.cat([first for first, _ in runs]), units)[:, 0],
+            )
+
+    def decoder(self, steps: int, width: int, seed: int) -> MelDecoder:
+        """Trained on these sounds."""
+        if self.sounds is None:
+            raise ValueError("codec.options: refine_steps has no effect: a unit does not last whole frames of 10 ms")
+        return _decoder(self.rows, self.frames, self.sounds, steps, width, seed)
+
+
+def _decoder(
+    rows: Sequence[Tensor],
+    frames: Sequence[Tensor],
+    sounds: UnitSounds,
+    steps: int,
+    width: int,
+    seed: int,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> MelDecoder:
+    units, each, _ = sounds.mels.shape
+    sizes = MelDecoderConfig(units=units, frames=each, width=width)
+    return fit_mel_decoder(rows, frames, sounds.mels.flatten(1), sizes, steps=steps, seed=seed, progress=progress)
+
+
+def _mels(wave: np.ndarray, units: int, samples: int) -> Tensor:
+    """Log-mel frames of a wave, as many as `units` of so many samples last; none if these are not whole frames."""
+    count = units * (samples // HOP) if samples % HOP == 0 else 0
+    padded = torch.nn.functional.pad(normalise_loudness(torch.from_numpy(wave)), (0, samples))
+    return log_mel(padded)[:count]
+
+
+def _read(value: Any) -> np.ndarray:
+    """A sound of any length: it is cut into pieces."""
+    return read_audio(value, max_seconds=math.inf)
 
 
 def read_codebook(codebook: str, source: str, revision: str | None = None, **hub: Any) -> Tensor:
@@ -424,6 +541,26 @@ def _normalizes(source: str, revision: str | None, **hub: Any) -> bool:
     if (rate := settings.get("sampling_rate", SAMPLING_RATE)) != SAMPLING_RATE:
         raise ValueError(f"hubert-units: {source!r} takes sound at {rate} Hz, must be {SAMPLING_RATE}")
     return bool(settings.get("do_normalize", False))
+
+
+def _check_layer(encoder: SpeechEncoder, layer: int) -> None:
+    if layer > encoder.depth:
+        name = type(encoder.model).__name__
+        raise ValueError(f"hubert-units: layer={layer}, but {name} has layers 1 to {encoder.depth}")
+
+
+def _check_preprocessor(encoder: MelEncoder, source: str, revision: str | None, **hub: Any) -> None:
+    """Raise `ValueError` unless the checkpoint says how its log-mel frames are made, and they are those made here."""
+    try:
+        said, _ = WhisperFeatureExtractor.get_feature_extractor_dict(source, revision=revision or "main", **hub)
+    except OSError as error:
+        raise ValueError(
+            f"codec.source {source!r}: has no {FEATURE_EXTRACTOR_NAME}, which says what log-mel frames it takes"
+        ) from error
+    made = encoder.prepare
+    for name in ("feature_size", "sampling_rate", "hop_length", "n_fft"):
+        if (found := said.get(name, getattr(made, name))) != (here := getattr(made, name)):
+            raise ValueError(f"codec.source {source!r}: {FEATURE_EXTRACTOR_NAME} has {name}={found}, must be {here}")
 
 
 def _check_vocoder(vocoder: UnitVocoder, units: int, rate: float, deduplicate: bool) -> None:
