@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainingArguments
 
+from zipper_lm.jobs import resume as module
 from zipper_lm.jobs.recipes.reader import build, to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.jobs.resume import begin, check_working, forget_scores, latest_checkpoint, scored_otherwise
@@ -182,3 +183,17 @@ def test_a_step_may_be_cut_otherwise_if_its_documents_are_counted(tmp_path: Path
     arguments = TrainingArguments(str(tmp_path / "a"), per_device_train_batch_size=4, use_cpu=True)
     with pytest.raises(ValueError, match=r"a step had 8 documents, now it has 4 \(training.batch_size 4 x"):
         check_step_size(step_size(newest), arguments)
+
+
+def test_a_working_folder_is_not_there_before_it_knows_its_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was killed in between could not be begun again: its folder was taken for somebody else's."""
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "write_json", die)
+    with pytest.raises(KeyboardInterrupt):
+        begin(tmp_path / "m.training", {})
+    assert not list(tmp_path.iterdir())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,16 +17,20 @@ from safetensors.torch import load_file
 from tiny import tiny_model
 from tiny_recipes import tiny_recipe, workshop
 from tiny_steps import DOCUMENTS, Documents, free_port, resume_in_a_process
-from transformers import Trainer, TrainingArguments
+from torch.utils.data import get_worker_info
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from zipper_lm import Segment, ZipSpec
 from zipper_lm.data.document import Document
 from zipper_lm.evaluation.preservation import from_loss
+from zipper_lm.jobs import fuse as fuse_module
+from zipper_lm.jobs import record as record_module
 from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.pretrain import pretrain
 from zipper_lm.jobs.recipes.reader import build
 from zipper_lm.jobs.recipes.schema import PretrainRecipe
-from zipper_lm.training.base import Diverged
+from zipper_lm.jobs.validation import Scorer
+from zipper_lm.training.base import Diverged, WorkerLost
 from zipper_lm.training.trainer import ZipperTrainer
 
 QUIET: dict[str, Any] = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "per_device_train_batch_size": 2}
@@ -163,3 +169,76 @@ def test_no_checkpoint_holds_what_is_no_json(tmp_path: Path) -> None:
     state = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert [e["eval_loss"] for e in state["log_history"] if "eval_loss" in e] == [None, None]
     assert trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2")).global_step == 2
+
+
+def test_the_newest_checkpoints_stay_where_the_clock_was_set_back(tmp_path: Path) -> None:
+    """Trainer deletes the ones with the oldest times: after the clock was set back, what it had just written."""
+
+    class SetBack(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            for folder in tmp_path.glob("checkpoint-*"):
+                os.utime(folder, (1e9 - 100 * int(folder.name[11:]),) * 2)
+
+    how = TrainingArguments(str(tmp_path), max_steps=5, save_steps=1, save_total_limit=2, **QUIET)
+    ZipperTrainer(tiny_model(gate=0.5), how, Documents(EIGHT), callbacks=[SetBack()]).train()
+    assert sorted(folder.name for folder in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
+    assert how.save_total_limit == 2
+
+
+class _Dying(Documents):
+    """Kills the process that reads it."""
+
+    def __getitem__(self, index: int) -> Document:
+        if get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_process_that_reads_data_and_dies_is_told(tmp_path: Path) -> None:
+    """torch's error was a traceback that said neither why nor what to do."""
+    how = TrainingArguments(str(tmp_path), max_steps=2, dataloader_num_workers=1, **QUIET)
+    with pytest.raises(WorkerLost, match=r"died in step 1 \(DataLoader worker \(pid.*--resume.*dataloader_num_workers"):
+        ZipperTrainer(tiny_model(gate=0.5), how, _Dying(EIGHT)).train()
+
+
+@pytest.mark.parametrize("patience", [None, 1])
+def test_a_run_that_was_cut_off_after_its_last_step_takes_no_more(
+    patience: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while its output was written, it went on from its last checkpoint by one step too many; one whose patience
+    had run out, by all steps up to its next evaluation."""
+    training = {"steps": 6, "evaluate_every": 1, "patience": patience} if patience else {"steps": 2}
+    recipe = tiny_recipe(tmp_path / "m", training=training)
+    if patience:
+        monkeypatch.setattr(Scorer, "__call__", lambda *_: {"wer": 50.0})
+
+    def cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fuse_module, "write_run", cut)
+        with pytest.raises(KeyboardInterrupt):
+            fuse(recipe)
+    before = load_file(tmp_path / "m.training" / "checkpoint-2" / "model.safetensors")
+    record = fuse(recipe, resume=True)
+    assert record["steps"] == 2
+    assert record["train_loss"] == pytest.approx(
+        sum(entry["loss"] for entry in record["history"] if "loss" in entry) / 2
+    )
+    if not patience:
+        after = load_file(tmp_path / "m" / "model.safetensors")
+        assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+    assert not (tmp_path / "m.training").exists()
+
+
+def test_a_run_that_was_done_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after its output was in place, it could not be gone on with, and what it left beside that stayed."""
+    recipe = tiny_recipe(tmp_path / "m")
+    monkeypatch.setattr(record_module, "remove_folder", lambda _: None)
+    record = fuse(recipe)
+    assert (tmp_path / "m.training" / "checkpoint-2").is_dir()
+    again = fuse(recipe, resume=True)
+    assert (again["steps"], again["weights"]) == (2, record["weights"])
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    with pytest.raises(ValueError, match="exists"):
+        fuse(tiny_recipe(tmp_path / "m", seed=5), resume=True)

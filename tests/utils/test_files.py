@@ -22,6 +22,8 @@ from zipper_lm.utils.files import (
     files_into,
     new_file,
     new_folder,
+    remove_folder,
+    sweep,
     whole_checkpoint,
     write_json,
 )
@@ -303,7 +305,7 @@ def killed(work: Callable[[], object]) -> None:
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def die(*_: object) -> None:
+def die(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -562,3 +564,60 @@ def test_what_is_left_of_a_checkpoint_goes(tmp_path):
     with pytest.raises(RuntimeError), whole_checkpoint(folder, "last"):
         write_then_raise(folder / "a", RuntimeError("shape"))
     assert folder.exists()
+
+
+def killed_in(call: Callable[[], None]) -> None:
+    """A process that dies inside; no block of its own is left in order."""
+    child = os.fork()
+    if not child:
+        call()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_killed_before_its_lock_was_there(tmp_path, monkeypatch):
+    """An empty staging folder without a lock was left alone for a day."""
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_lock", die)
+        patch.setattr(files, "FileLock", lambda path: path)
+        killed_in(lambda: check_output(tmp_path / "model"))
+    assert len(os.listdir(tmp_path)) == 1
+    sweep(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("first", ["lock", "new"])
+def test_killed_while_it_clears_up(tmp_path, monkeypatch, first):
+    """The lock could go before what it was for, which then was nobody's for a day."""
+    rmtree = shutil.rmtree
+    listed = os.scandir
+
+    def some(path: Path, *_: object, **__: object) -> None:
+        if not Path(path).name.startswith(".writing-"):
+            return rmtree(path)
+        for entry in sorted(listed(path), key=lambda entry: entry.name != first):
+            rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
+            die()
+
+    def write() -> None:
+        with new_folder(tmp_path / "model") as folder:
+            (folder / "config.json").write_text("{}")
+            monkeypatch.setattr(shutil, "rmtree", some)
+
+    killed_in(write)
+    sweep(tmp_path)
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_folder_goes_at_once(tmp_path, monkeypatch):
+    """A working folder that was half removed could not be gone on from, nor begun anew: it was somebody else's."""
+    (tmp_path / "m.training").mkdir()
+    for name in ("recipe.json", "labels.jsonl"):
+        (tmp_path / "m.training" / name).write_text("{}")
+    remove_folder(tmp_path / "absent")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", die)
+        killed_in(lambda: remove_folder(tmp_path / "m.training"))
+    assert not (tmp_path / "m.training").exists()
+    sweep(tmp_path)
+    assert os.listdir(tmp_path) == []

@@ -39,8 +39,8 @@ Changes = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", 
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """A user's error, and a full disk, become one line on standard error and exit code 2; ``--debug`` shows the
-    traceback. After a signal the exit code is 128 and its number, as shells have it."""
+    """A user's error, a full disk, and a device without memory become one line on standard error and exit code 2;
+    ``--debug`` shows the traceback. After a signal the exit code is 128 and its number, as shells have it."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -50,13 +50,19 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
                 command(*args, **kwargs)
         except Exception as error:
             of_users = isinstance(error, ValueError | OSError | ImportError)  # an extra that is not installed
-            if debugging.get() or not (of_users or is_disk_full(error)):
+            if debugging.get() or not (of_users or is_disk_full(error) or _out_of_memory(error)):
                 raise
             fail(f"error: {error}", USER_ERROR)
         except KeyboardInterrupt as error:
             fail(f"interrupted: {error}" if str(error) else "interrupted", 128 + signal_of(error))
 
     return run
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether a device's memory did not suffice. What has not imported torch did not meet it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _hook(told: threading.ExceptHookArgs) -> None:

@@ -57,7 +57,7 @@ def evaluate(
 
     Example: [bold]zipper evaluate outputs/spoken-digits/model my/recordings --task tts --output heard/[/bold]
     """
-    started = time.time()
+    started = time.monotonic()
     from zipper_lm.data.document import Document
     from zipper_lm.data.sources.readers import read_rows
     from zipper_lm.data.tasks import parse_task
@@ -118,7 +118,7 @@ def evaluate(
         if is_first():
             write_values(output, score, overwrite)
         result["output"] = str(output)
-    result["seconds"] = round(time.time() - started, 1)
+    result["seconds"] = round(time.monotonic() - started, 1)
     if json:
         emit(result)
     elif is_first():

@@ -95,7 +95,7 @@ def generate(
     Spoken question, spoken answer:
     [bold]zipper generate MODEL --input speech:in.wav --output text --output speech:answer.wav[/bold]
     """
-    started = time.time()
+    started = time.monotonic()
     order = iter_parts(context.meta.get(ORDER, []), inputs or [], outputs or [], overwrite)
     given, plan = split_plan(order)
     goals = [part for part in plan if isinstance(part, Goal)]
@@ -156,7 +156,7 @@ def generate(
         was_given = [True] * len(given) + [schedule is None and not isinstance(part, Goal) for part in plan]
         was_given += [False] * (len(written) - len(was_given))
         segments = [_plain(s, known, files) for s, known in zip(written, was_given)]
-        emit({"document": segments, "seconds": round(time.time() - started, 2)})
+        emit({"document": segments, "seconds": round(time.monotonic() - started, 2)})
 
 
 def _compiled(model: Writer, document: Document, schedule: Any, settings: Any, choose: Any) -> Document:

@@ -21,6 +21,6 @@ def pretrain(
     quiet()
     metrics = run(read, overwrite=overwrite, resume=resume, console=console())
     shown = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in metrics.items())
-    console().print(f"tower and codec written to {read.output}: {shown}")
+    console().print(f"tower and codec written to {read.output}{': ' if shown else ''}{shown}")
     if json:
         emit({"output": read.output, **metrics})

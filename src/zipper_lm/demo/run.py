@@ -109,23 +109,23 @@ def demo(
     console = narrow(console or plain_console(stderr=True))
     sizes = sizes or DemoSizes()
     _check(Path(output), overwrite)
-    started = time.time()
+    started = time.monotonic()
     parts = _parts(Path(output), sizes, from_scratch, console)
-    built = time.time()
+    built = time.monotonic()
     judge = Recogniser.from_pretrained(parts / "judge")
     work = _work(Path(output), sizes, parts)
     corpus, recipe = sizes.corpus(), demo_recipe(work, parts, sizes)
     if not (work / "data").is_dir():
         write_data(work / "data", corpus, sizes, console)
-    written = time.time()
+    written = time.monotonic()
     if not Path(recipe.output).is_dir():
         fuse(recipe, resume=latest_checkpoint(working_folder(recipe.output)) is not None, console=console)
-    trained = time.time()
+    trained = time.monotonic()
     model, record = ZipperModel.from_pretrained(recipe.output), read_mapping(Path(recipe.output) / RUN_FILE)
     test = _speak(model, "test", corpus.test, console)
     scores = _score(model, sizes, test, judge, console)
     reports = verify(model)
-    scored = time.time()
+    scored = time.monotonic()
     seconds = {
         "seconds": round(scored - started, 1),
         "seconds_by_stage": {
@@ -145,7 +145,7 @@ def demo(
         for example in (*best, *worst):
             for name, wave in example.sounds.items():
                 _write_wave(folder / "audio" / f"{example.number:02d}-{name}.wav", wave)
-        results["seconds"] = round(time.time() - started, 1)
+        results["seconds"] = round(time.monotonic() - started, 1)
         write_json(folder / "results.json", results)
         write_report(
             folder / "report.html",

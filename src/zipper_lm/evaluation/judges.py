@@ -25,7 +25,7 @@ from zipper_lm.evaluation.classifier import KIND, PictureClassifier
 from zipper_lm.evaluation.public_recogniser import PublicRecogniser
 from zipper_lm.evaluation.recogniser import CONFIG_FILE, Recogniser
 from zipper_lm.evaluation.word_error_rate import normalise
-from zipper_lm.utils.files import new_folder
+from zipper_lm.utils.files import new_folder, sweep
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.places import cache_folder
 from zipper_lm.utils.progress import bar
@@ -129,6 +129,7 @@ def judge_for(
         raise ValueError(f"judge: {source} has no rows with {modality} and text in split {split!r} to fit one on")
     folder = cache_folder() / "judges" / _fingerprint(rows, modality)
     if folder.is_dir():
+        sweep(folder.parent)
         return load_judge(folder)
     locks = cache_folder() / "locks"
     locks.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ is at (the system lets go of it if the process dies), and the others take what i
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,10 +38,10 @@ from zipper_lm.experiments.plan import (
     whole,
 )
 from zipper_lm.experiments.records import keep, read_records, records_file
-from zipper_lm.jobs.fuse import fuse
+from zipper_lm.jobs.fuse import done, fuse
 from zipper_lm.jobs.pseudo_labels import labeller_recipe
 from zipper_lm.jobs.recipes.checks import check_settings
-from zipper_lm.jobs.recipes.reader import recipe_hash, to_mapping
+from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import DataRecipe, FuseRecipe
 from zipper_lm.jobs.resume import latest_checkpoint, working_folder
 from zipper_lm.jobs.rows import DataSource
@@ -51,6 +50,7 @@ from zipper_lm.jobs.validation import judge_of
 from zipper_lm.models.load import load
 from zipper_lm.models.records import RUN_FILE, generation_settings
 from zipper_lm.training.base import Diverged
+from zipper_lm.utils.files import remove_folder, sweep
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.machine import made_with
 from zipper_lm.utils.processes import several
@@ -91,6 +91,8 @@ def run_experiment(
     cells = _cells(experiment, only)
     _check(experiment, results)
     keep(results, plan=to_mapping(experiment))
+    if work.is_dir():
+        sweep(work)
     told: set[tuple[str, str]] = set()
     while True:
         _, there = read_records(results)
@@ -239,11 +241,8 @@ def trained(recipe: FuseRecipe, work: Path, console: Console) -> dict[str, Any]:
     Raises:
         ValueError: as `fuse`. Interrupted: after Ctrl-C; call it again to go on.
     """
-    file = Path(recipe.output) / RUN_FILE
-    if file.is_file():
-        record = read_mapping(file)
-        if record["recipe_hash"] == recipe_hash(to_mapping(recipe)):
-            return record
+    if (record := done(recipe)) is not None:
+        return record
     towers = whole(recipe)
     with _alone(work, "towers", console):
         halted = [n for n, t in towers.towers.items() if t.pretrain and latest_checkpoint(working_folder(t.source))]
@@ -297,6 +296,7 @@ def _perform(
 ) -> dict[str, Any] | None:
     """One run: train, score, keep the record, drop the model. `None` if another process is at it."""
     if (known := _known(experiment, [run], there, results)) is not None:
+        remove_folder(work / run.name)  # where that was cut off
         return known
     lock = _lock(work, run.name)
     try:
@@ -329,7 +329,7 @@ def _tried(experiment: Experiment, run: Run, results: Path, work: Path, console:
 
 
 def _performed(experiment: Experiment, run: Run, results: Path, work: Path, console: Console) -> dict[str, Any]:
-    started = time.time()
+    started = time.monotonic()
     if (before := before_of(experiment, run.arm)) is not None:
         place = before_place(experiment, before, work)
         with _alone(work, f"{BEFORE}-{Path(place).name}", console):
@@ -355,11 +355,11 @@ def _performed(experiment: Experiment, run: Run, results: Path, work: Path, cons
         "scores": _scores(experiment, recipe, output, console) if run.reported else {},
     }
     here = made_with()  # a model may have come from another machine, where its scores were cut off
-    record |= {"seconds": round(time.time() - started, 1), "made_with": made["made_with"]}
+    record |= {"seconds": round(time.monotonic() - started, 1), "made_with": made["made_with"]}
     if run.reported and record["made_with"] != here:
         record["scored_with"] = here
     kept = keep(results, record=record)[run.name]
-    shutil.rmtree(output, ignore_errors=True)
+    remove_folder(output)
     return kept
 
 

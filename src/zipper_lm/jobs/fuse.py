@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -14,26 +13,39 @@ from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.failures import diagnose, unimodal_perplexity
 from zipper_lm.jobs.materials import Materials, Plan, check, gather
 from zipper_lm.jobs.pseudo_labels import labeller_recipe
+from zipper_lm.jobs.recipes.reader import recipe_hash, to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.jobs.record import run_record, write_run
-from zipper_lm.jobs.resume import forget_scores, keep_recipe, latest_checkpoint, scored_otherwise, working_folder
+from zipper_lm.jobs.resume import (
+    clear_done,
+    forget_scores,
+    keep_recipe,
+    latest_checkpoint,
+    scored_otherwise,
+    working_folder,
+)
 from zipper_lm.jobs.validation import try_settings
 from zipper_lm.models.load import load
+from zipper_lm.models.records import RUN_FILE
 from zipper_lm.training.beside import task_pairs
 from zipper_lm.training.callbacks import StopOnInterrupt, callbacks_of, train_with_bar
 from zipper_lm.training.trainer import ZipperTrainer
+from zipper_lm.utils.files import remove_folder
+from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.places import cache_folder
-from zipper_lm.utils.processes import from_main, is_main, main_console, wait
+from zipper_lm.utils.processes import from_main, is_main, main_console, naming_lost_peers, wait
 from zipper_lm.utils.progress import warn
 from zipper_lm.utils.shards import gathered
 
 
+@naming_lost_peers()
 def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = None) -> dict[str, Any]:
     """Run a recipe from its towers to a saved model.
 
     Args:
         recipe: what to do.
-        resume: go on from the newest checkpoint of an interrupted run with the same recipe.
+        resume: go on from the newest checkpoint of an interrupted run with the same recipe. One that is done already
+            has nothing left to do; what it may have left beside its output is removed.
         console: where progress is told; `None` is standard error.
 
     Returns:
@@ -43,8 +55,11 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
     Raises:
         ValueError: for anything in the recipe that cannot work, before training starts.
         Interrupted: after Ctrl-C or SIGTERM; a checkpoint has been written.
+        PeerLost: if another process died or hung.
     """
-    started = time.time()
+    started = time.monotonic()
+    if resume and not recipe.overwrite and (record := done(recipe)) is not None:  # else it may be an earlier one
+        return record
     plan = check(recipe, resume)
     console = console or main_console()  # after the arguments, which say how to connect
     materials = gather(plan, console, lambda: make_labeller(recipe, console, resume))
@@ -55,7 +70,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         trainer.keep_prefixes(console)
     except ValueError:
         if plan.checkpoint is None and is_main():
-            shutil.rmtree(plan.working, ignore_errors=True)
+            remove_folder(plan.working)
         raise
     follow(plan, console)
     before = unimodal_perplexity(model, validation)
@@ -67,10 +82,22 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         for failure in found:
             warn(console, failure.name, failure.message)
         record = run_record(plan, materials, trainer, loss, before, found)
-        record["seconds"] = round(time.time() - started, 1)
+        record["seconds"] = round(time.monotonic() - started, 1)
         if is_main():
             write_run(plan, model, record)
         wait()
+    return record
+
+
+def done(recipe: FuseRecipe) -> dict[str, Any] | None:
+    """The record of a run by this recipe that is done, of which nothing is left beside its output then."""
+    file = Path(recipe.output) / RUN_FILE
+    if not file.is_file():
+        return None
+    record = read_mapping(file)
+    if record.get("recipe_hash") != recipe_hash(to_mapping(recipe)):
+        return None
+    clear_done(recipe.output)
     return record
 
 

@@ -39,10 +39,10 @@ from zipper_lm.jobs.ray_engine import by_cluster, check_ray
 from zipper_lm.jobs.recipes.checks import check_sources
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe
-from zipper_lm.jobs.resume import beside, check_ours
+from zipper_lm.jobs.resume import beside, check_ours, clear_done
 from zipper_lm.jobs.rows import DataSource
 from zipper_lm.jobs.shards import Encoder, Job, Shard, recipe_codecs
-from zipper_lm.utils.files import as_json, check_output, new_file, new_folder, write_json
+from zipper_lm.utils.files import as_json, check_output, new_folder, remove_folder, write_json
 from zipper_lm.utils.interruption import Interrupted, signal_of
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.places import place_of
@@ -73,7 +73,8 @@ def prepare(
         output: folder for the shards (`zipper_lm.data.prepared`).
         processes: that encode; each has the codecs in memory.
         engine: ``"local"``: processes of this machine; ``"ray"``: of a cluster (`zipper_lm.jobs.ray_engine`).
-        resume: go on after the whole shards of a run with the same settings that was cut off.
+        resume: go on after the whole shards of a run with the same settings that was cut off; one that is done has
+            nothing left to do.
         overwrite: replace what is at `output`, and throw such a run away.
         shard_rows: rows of the source that one shard holds.
         console: where progress is told; `None` is standard error.
@@ -86,7 +87,7 @@ def prepare(
             `data.broken_limit`, other settings than those of the run to go on with, or what the engine cannot do.
         Interrupted: after Ctrl-C; the whole shards are kept.
     """
-    started, data = time.time(), recipe.data
+    started, data = time.monotonic(), recipe.data
     for name, value in (("processes", processes), ("shard_rows", shard_rows)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -94,6 +95,8 @@ def prepare(
         raise ValueError(f"engine must be one of {get_args(Engine)}, got {engine!r}")
     if engine == "ray":
         check_ray(data)
+    if resume and not overwrite and (done := _done(recipe, output)) is not None:
+        return done
     check_output(output, overwrite)
     check_sources(output, recipe)
     source = DataSource(data)
@@ -137,8 +140,8 @@ def prepare(
             f"a process ended before its work was done (out of memory?); {working} keeps the whole shards: "
             "go on with resume (--resume), perhaps with fewer processes"
         ) from error
-    shutil.rmtree(working, ignore_errors=True)
-    return description | {"seconds": round(time.time() - started, 1)}
+    remove_folder(working)
+    return description | {"seconds": round(time.monotonic() - started, 1)}
 
 
 def _describe(codec: Codec) -> dict[str, Any]:
@@ -173,10 +176,20 @@ def _begin(working: Path, settings: Mapping[str, Any], *, resume: bool, overwrit
     if file.is_file() and not overwrite:
         raise ValueError(f"{working} holds an interrupted run: resume it (--resume), or start anew (--overwrite)")
     check_ours(working, SETTINGS_FILE)
-    shutil.rmtree(working, ignore_errors=True)
-    working.mkdir(parents=True)
-    with new_file(file) as new:
-        write_json(new, settings)
+    with new_folder(working, overwrite=True) as new:
+        write_json(new / SETTINGS_FILE, settings)
+
+
+def _done(recipe: FuseRecipe, output: str | Path) -> dict[str, Any] | None:
+    """What `prepared.json` says, if it says that this was done; nothing is left beside the output then."""
+    file = Path(output) / PREPARED_FILE
+    if not file.is_file():
+        return None
+    description, data = read_mapping(file), json.loads(as_json(_with_places(to_mapping(recipe.data))))
+    if description.get("seed") != recipe.seed or description.get("data") != data:
+        return None
+    clear_done(output, "preparing")
+    return description | {"seconds": 0.0}
 
 
 def _encode(

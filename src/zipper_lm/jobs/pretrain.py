@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import shutil
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,14 +27,14 @@ from zipper_lm.fusion.limits import check_length
 from zipper_lm.jobs.failures import overfitted
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import DataRecipe, PretrainRecipe
-from zipper_lm.jobs.resume import begin, check_working, keep_logs, working_folder
+from zipper_lm.jobs.resume import begin, check_working, clear_done, is_done, keep_logs, working_folder
 from zipper_lm.jobs.rows import DataSource, Opened
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
 from zipper_lm.training.base import IDLE, BaseTrainer, check_step_size, evened, step_size
 from zipper_lm.training.callbacks import StopOnInterrupt, callbacks_of, train_with_bar
 from zipper_lm.training.parameters import check_precision
-from zipper_lm.utils.files import check_apart, check_output, holding, new_folder
-from zipper_lm.utils.processes import is_main, made_by_main, main_console, wait
+from zipper_lm.utils.files import check_apart, check_output, holding, new_folder, remove_folder
+from zipper_lm.utils.processes import is_main, made_by_main, main_console, naming_lost_peers, wait
 from zipper_lm.utils.progress import warn
 from zipper_lm.utils.randomness import randomness_kept
 
@@ -147,6 +147,7 @@ def make_backbone(fields: dict[str, Any], codec: Codec) -> PreTrainedModel:
         raise ValueError(f"backbone {kind!r}: {error}") from error
 
 
+@naming_lost_peers()
 def pretrain(
     recipe: PretrainRecipe, *, overwrite: bool = False, resume: bool = False, console: Console | None = None
 ) -> dict[str, float]:
@@ -155,18 +156,22 @@ def pretrain(
     Args:
         recipe: what to do.
         overwrite: replace what is at `recipe.output`, and throw an interrupted run away.
-        resume: go on from the newest checkpoint of an interrupted run with the same recipe.
+        resume: go on from the newest checkpoint of an interrupted run with the same recipe. If it was interrupted
+            after its output was whole, what it left beside that is removed.
         console: where progress is told; `None` is standard error.
 
     Returns:
         ``train_loss`` and, with a validation split, ``perplexity`` on it (per token) at ``best_step``, whose weights
-        are the tower's.
+        are the tower's. Nothing, if it was done already.
 
     Raises:
         ValueError: if the output exists or would replace what is read, the data cannot be read, or a setting is wrong.
         Diverged: before a step whose loss or gradient is not finite; checkpoints stay.
         Interrupted: after Ctrl-C or SIGTERM; a checkpoint has been written.
+        PeerLost: if another process died or hung.
     """
+    if resume and not overwrite and clear_trained(recipe):
+        return {}
     check_output(recipe.output, overwrite)
     clips = recipe.data.clips and recipe.data.clips.source
     read = {"data.source": recipe.data.source, "data.clips.source": clips, "codec.source": recipe.codec.source}
@@ -235,9 +240,18 @@ def pretrain(
             backbone.save_pretrained(folder)
             codec.save_pretrained(folder)
             keep_logs(working, folder / "logs")
-        shutil.rmtree(working, ignore_errors=True)
+        remove_folder(working)
     wait()
     return metrics
+
+
+def clear_trained(recipe: PretrainRecipe) -> bool:
+    """Remove what a run by this recipe left beside a tower that is whole; whether there was anything."""
+    working = working_folder(recipe.output)
+    there = Path(recipe.output).is_dir() and is_done(working, recipe, recipe.training.steps)
+    if there:
+        clear_done(recipe.output)
+    return there
 
 
 def open_unaligned(data: DataRecipe) -> tuple[DataSource, Opened, Sequence[Any]]:

@@ -26,7 +26,7 @@ from zipper_lm.data.tasks import Task, build_document, parse_task
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.recipes.schema import DataRecipe, FuseRecipe, PseudoLabelsRecipe
 from zipper_lm.jobs.rows import DataSource, Opened
-from zipper_lm.utils.files import as_json
+from zipper_lm.utils.files import as_json, new_file
 from zipper_lm.utils.json_files import parse_json
 from zipper_lm.utils.processes import from_main, main_console, shared
 from zipper_lm.utils.progress import barred
@@ -188,7 +188,7 @@ def mixed(aligned: Sequence[Any], labelled: Sequence[Any], share: float | None) 
 
 def write_labels(folder: Path, rows: Sequence[Mapping[str, Segment]]) -> None:
     """Keep labelled rows in a run's working folder."""
-    with (folder / LABELS_FILE).open("w", encoding="utf-8") as file:
+    with new_file(folder / LABELS_FILE, overwrite=True) as new, new.open("w", encoding="utf-8") as file:
         for row in rows:
             plain = {
                 m: {"ids": list(s.ids or []), "value": s.value if isinstance(s.value, str) else None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from zipper_lm.jobs.resume import keep_logs
 from zipper_lm.models.card import refresh_card
 from zipper_lm.models.records import GENERATION_FILE, RUN_FILE, weights_digest
 from zipper_lm.training.trainer import ZipperTrainer
-from zipper_lm.utils.files import new_folder, write_json
+from zipper_lm.utils.files import new_folder, remove_folder, write_json
 from zipper_lm.utils.machine import made_with
 from zipper_lm.utils.places import place_of, relative_paths
 from zipper_lm.utils.tensors import weights_hash
@@ -86,4 +85,4 @@ def write_run(plan: Plan, model: Writer, record: dict[str, Any]) -> None:
         write_json(folder / GENERATION_FILE, recipe.generation)
         refresh_card(folder, model, name=Path(recipe.output).name)
         keep_logs(plan.working, folder / "logs")
-    shutil.rmtree(plan.working, ignore_errors=True)
+    remove_folder(plan.working)

@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from zipper_lm.jobs.recipes.reader import build, to_mapping
 from zipper_lm.training.base import step_size
-from zipper_lm.utils.files import new_file, write_json
+from zipper_lm.utils.files import new_file, new_folder, remove_folder, sweep, write_json
 from zipper_lm.utils.json_files import read_json, read_mapping
 
 logger = logging.getLogger(__name__)
@@ -143,10 +143,25 @@ def check_ours(folder: Path, mark: str) -> None:
 
 
 def begin(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Start anew: an empty folder that knows its recipe."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    keep_recipe(folder, recipe)
+    """Start anew: an empty folder that knows its recipe from the moment that it is there."""
+    with new_folder(folder, overwrite=True) as new:
+        write_json(new / RECIPE_FILE, recipe)
+
+
+def is_done(folder: Path, recipe: Any, steps: int) -> bool:
+    """Whether a working folder is of this recipe, and its newest checkpoint of the last of the steps."""
+    newest = latest_checkpoint(folder)
+    if newest is None or not (folder / RECIPE_FILE).is_file():
+        return False
+    return newest.name == f"checkpoint-{steps}" and _begun(folder, recipe) == to_mapping(recipe)
+
+
+def clear_done(output: str | Path, suffix: str = "training") -> None:
+    """What a run left beside its output that was cut off after that was whole."""
+    working = beside(output, suffix)
+    remove_folder(working)
+    if working.parent.is_dir():
+        sweep(working.parent)
 
 
 def keep_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:

@@ -10,13 +10,14 @@ from rich.console import Console
 from zipper_lm.fusion.backbones import dtype_in_training
 from zipper_lm.fusion.config import TowerSpec
 from zipper_lm.generation.writer import Writer
-from zipper_lm.jobs.pretrain import open_unaligned, pretrain
+from zipper_lm.jobs.pretrain import clear_trained, open_unaligned, pretrain
 from zipper_lm.jobs.recipes.schema import FuseRecipe, PretrainRecipe, TowerRecipe
 from zipper_lm.models.assemble import codec_of
 from zipper_lm.models.baseline.config import is_single_decoder
 from zipper_lm.models.baseline.expand import expand
 from zipper_lm.models.baseline.single_decoder import SingleDecoder
 from zipper_lm.models.zipper import ZipperModel
+from zipper_lm.utils.processes import is_main
 
 
 def missing_towers(recipe: FuseRecipe) -> list[str]:
@@ -34,6 +35,9 @@ def make_towers(recipe: FuseRecipe, console: Console, halted: Sequence[str] = ()
         ValueError: as `pretrain`; what is wrong with the data of any of them, before the first is trained.
     """
     missing = missing_towers(recipe)
+    for name, tower in recipe.towers.items():
+        if tower.pretrain is not None and name not in missing and is_main():
+            clear_trained(_pretrain_recipe(name, tower, recipe))
     for name in missing:  # before the first of them is trained
         if (alone := _pretrain_recipe(name, recipe.towers[name], recipe).data) is not recipe.data:
             open_unaligned(alone)

@@ -9,17 +9,19 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
 
+from zipper_lm.training.memory import OutOfMemory, told_with_what_fits
 from zipper_lm.training.order import Evened
 from zipper_lm.utils.files import new_file, whole_checkpoint, write_json
 from zipper_lm.utils.json_files import read_mapping
@@ -31,6 +33,13 @@ IDLE = "idle"
 """Key of a batch that nothing is learned from: its process has nothing left in this step."""
 LEAST_SCALE = 1.0
 """Gradients that overflow float16 are the loss scaler's business while it can still scale down to here."""
+
+
+_LOST = re.compile(r"DataLoader worker \(pid[^)]*\)")
+
+
+class WorkerLost(ValueError):
+    """A process that reads data died."""
 
 
 class Diverged(ValueError):
@@ -138,15 +147,33 @@ class BaseTrainer(Trainer):
         Raises:
             ValueError: as `check_step_size`.
             Diverged: before a step whose loss or gradient norm is not finite, in all processes.
+            OutOfMemory: if the device's memory does not suffice for a step.
+            WorkerLost: if a process that reads data died.
         """
-        output = super().train(*args, **kwargs)
+        try:
+            output = super().train(*args, **kwargs)
+        except RuntimeError as error:
+            if (lost := _LOST.search(str(error))) is None:
+                raise
+            last = get_last_checkpoint(str(self.args.output_dir))
+            raise WorkerLost(
+                f"a process that reads data died in step {self.state.global_step + 1} ({lost[0]}): out of memory, or "
+                f"killed. Go on with resume (--resume) {'from ' + last if last else 'once there is a checkpoint'}, "
+                "perhaps with fewer of them (training.arguments.dataloader_num_workers)"
+            ) from error
         return output._replace(training_loss=output.metrics["train_loss"])
 
     # --- no step that would spoil the weights ----------------------------------------------------------------------
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Trainer's own; the loss is looked at before the optimizer steps."""
-        loss = super().training_step(*args, **kwargs)
+        told = ""
+        try:
+            loss = super().training_step(*args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            told = str(error)
+        if told:  # outside, where the error no longer holds what the step had computed
+            raise OutOfMemory(told_with_what_fits(self, args[1] if len(args) > 1 else kwargs["inputs"], told))
         self._step_losses.append(loss)
         return loss
 
@@ -184,6 +211,17 @@ class BaseTrainer(Trainer):
 
     # --- a resumed run is the run ----------------------------------------------------------------------------------
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's own. One that goes on from its last checkpoint has no step left; Trainer would take one more."""
+        if self.state.global_step >= self.state.max_steps or self._is_out_of_patience():
+            self.control.should_training_stop = True
+            return None
+        return super()._run_epoch(*args, **kwargs)
+
+    def _is_out_of_patience(self) -> bool:
+        found = [c for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
+        return any(c.early_stopping_patience_counter >= c.early_stopping_patience for c in found)
+
     def restore_losses(self) -> None:
         """Trainer's sums become what the checkpoint that is gone on from says."""
         self._step_losses, self.part_losses = [], {}
@@ -212,9 +250,16 @@ class BaseTrainer(Trainer):
         kept.steps = self.state.global_step - self._uncounted
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         with whole_checkpoint(folder, TRAINER_STATE_NAME, alone=self.args.should_save):
-            super()._save_checkpoint(model, trial)
+            limit, self.args.save_total_limit = self.args.save_total_limit, None
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit = limit
             if self.args.should_save:
                 _without_nan(folder / TRAINER_STATE_NAME)
+                # By number. By time, as Trainer does it, the newest go if the clock was set back.
+                best = self.state.best_model_checkpoint
+                rotate_checkpoints(str(self.args.output_dir), limit, best)
 
     def _parts(self) -> dict[str, Tensor]:
         """`part_losses` of all processes together, ``[steps]`` each."""

@@ -28,6 +28,7 @@ from zipper_lm.fusion.interface import FINE
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.prefix import check_prefix, prefix_depths, prefix_states
 from zipper_lm.training.prefix_store import PrefixStore, files_limit, key_of, make_room, mark_used, write_states
+from zipper_lm.utils.files import sweep
 from zipper_lm.utils.processes import any_of, on_this_machine, rank_of
 from zipper_lm.utils.progress import bar, barred, plain_console
 from zipper_lm.utils.tensors import weights_hash
@@ -267,6 +268,8 @@ class _Keeper:
                 write_states(place, fingerprint, *part)
 
         def begin() -> Streams:
+            if place.is_dir():
+                sweep(place)
             lacking = read(check=True)
             coming = sum(len(ids) for ids in lacking.values()) * self.token_bytes
             if deleted := make_room(folder, coming, limit):

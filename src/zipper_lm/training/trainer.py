@@ -44,7 +44,7 @@ from zipper_lm.utils.host import send
 from zipper_lm.utils.hub import WEIGHTS_FILE
 from zipper_lm.utils.processes import from_main, several
 from zipper_lm.utils.randomness import randomness_kept
-from zipper_lm.utils.shards import gathered
+from zipper_lm.utils.shards import gathered, is_sharded
 
 HEADS_FILE = "ctc.safetensors"
 """In a training's checkpoint, what joint CTC spells with."""
@@ -336,9 +336,11 @@ class ZipperTrainer(BaseTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The checkpoint is the model's own: new weights only, no pickled arguments."""
-        folder = output_dir or self.args.output_dir
-        self.accelerator.unwrap_model(self.model).save_pretrained(folder, overwrite=True, card=False)
-        if self.spelling is not None:  # as of the optimizer: a resumed run goes on with it, no model has it
+        folder, writes = output_dir or self.args.output_dir, self.args.should_save
+        model = self.accelerator.unwrap_model(self.model)
+        if writes or is_sharded(model):  # of which all processes gather
+            model.save_pretrained(folder, overwrite=True, card=False, is_main_process=writes)
+        if self.spelling is not None and writes:  # as of the optimizer: a resumed run goes on with it, no model has it
             save_file(self.spelling.state_dict(), Path(str(folder)) / HEADS_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

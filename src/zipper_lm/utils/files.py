@@ -31,9 +31,9 @@ from filelock import FileLock, Timeout
 
 from zipper_lm.utils.disk import tell_full_disk
 
-_NEW, _OLD, _ADDED, _LOCK = "new", "old", "added", "lock"
+_NEW, _OLD, _ADDED, _GONE, _LOCK = "new", "old", "added", "gone", "lock"
 """In a staging folder: what is to come, what stepped aside for it, empty files with the names of what was not there
-before, and the file by whose lock its process is alive."""
+before, what is being removed, and the file by whose lock its process is alive."""
 _STAGING = re.compile(r"\.writing-(?P<host>[0-9a-f]{8})-[0-9a-f]{32}")
 _ABANDONED_SECONDS = 24 * 3600
 """A staging folder in which nothing has changed for so long is nobody's. On network file systems a lock may not reach
@@ -150,6 +150,18 @@ def check_output(path: str | Path, overwrite: bool = False, folder: bool = True)
         raise _Undo
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there, in one moment: whoever is killed meanwhile leaves it whole, or what the next one
+    that writes beside it removes."""
+    if not folder.exists():
+        return
+    try:
+        with _staging(folder.parent) as staging:
+            os.rename(folder, staging / _GONE)
+    except (OSError, ValueError):  # moved by another process, or its parent cannot be written to
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def whole_checkpoint(folder: Path, last: str, *, alone: bool = True) -> Iterator[None]:
     """For a folder that a library writes, file by file and `last` at the end: if the block raises before that, what it
@@ -247,7 +259,7 @@ def _staging(folder: Path) -> Iterator[Path]:
     """
     nested = _is_nested(folder)  # then the outer one is locked, and swept as a whole
     if not nested:
-        _sweep(folder)
+        sweep(folder)
     try:
         staging, lock = _made(folder, locked=not nested)
     except OSError as error:
@@ -257,8 +269,17 @@ def _staging(folder: Path) -> Iterator[Path]:
             yield staging
     finally:
         if not (_files(staging / _NEW) and _files(staging / _OLD)):  # else it could not be undone: the next one tries
-            shutil.rmtree(staging, ignore_errors=True)
+            _clear(staging)
         lock.release()
+
+
+def _clear(staging: Path) -> None:
+    """Remove a staging folder, its lock last: without one it would be nobody's for a day, if this was cut off."""
+    with suppress(OSError):
+        for path in staging.iterdir():
+            if path.name != _LOCK:
+                shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _is_nested(folder: Path) -> bool:
@@ -297,8 +318,11 @@ def _lock(lock: FileLock) -> bool:
     return True
 
 
-def _sweep(folder: Path) -> None:
-    """Remove the staging folders of processes that are gone, and put back what they had moved aside."""
+def sweep(folder: Path) -> None:
+    """Remove the staging folders of processes that are gone, and put back what they had moved aside.
+
+    Whatever is written into a folder does so first. It is to be called where nothing may be written any more, as into
+    the folder of a cache that has all."""
     try:
         names = os.listdir(folder)
     except OSError:  # whoever writes there next says so
@@ -306,10 +330,13 @@ def _sweep(folder: Path) -> None:
     for name in names:
         if (found := _STAGING.fullmatch(name)) is None:
             continue
-        staging = folder / name
+        staging, own = folder / name, found["host"] == _host()
         changed = _last_change(staging)
         abandoned = time.time() - changed >= _ABANDONED_SECONDS
-        if not abandoned and not ((staging / _LOCK).exists() and found["host"] == _host()):
+        if not abandoned and not ((staging / _LOCK).exists() and own):
+            if own:
+                with suppress(OSError):  # not empty, or gone; who has just made it makes it again with its lock
+                    staging.rmdir()
             continue
         lock = FileLock(staging / _LOCK)
         try:
@@ -322,7 +349,7 @@ def _sweep(folder: Path) -> None:
         try:
             with suppress(OSError):
                 _recover(staging, folder, changed)
-                shutil.rmtree(staging, ignore_errors=True)
+                _clear(staging)
         finally:
             lock.release()
 

@@ -8,7 +8,10 @@ the main process alone. In a single process nothing here does anything.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -21,6 +24,15 @@ from torch import Tensor
 from zipper_lm.utils.progress import plain_console
 
 T = TypeVar("T")
+
+ROLL_CALL_SECONDS = 10.0
+"""How long the processes that notice that another one is lost wait for each other's word."""
+
+
+class PeerLost(ConnectionError):
+    """Another process died, or did not come to where all wait for each other within the time limit."""
+
+
 R = TypeVar("R")
 
 
@@ -148,3 +160,57 @@ def largest_of(number: int) -> int:
     told = torch.tensor(number, device=_state().device)
     torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
     return int(told)
+
+
+@contextmanager
+def naming_lost_peers() -> Iterator[None]:
+    """An error in the block that comes of another process that died or hangs becomes one that says which.
+
+    The connection to a process that dies breaks at once; one that hangs is noticed after ``ddp_timeout``. Then all that
+    have noticed it put their names into the store that they met by; who is missing there is lost.
+
+    Raises:
+        PeerLost: then, within `ROLL_CALL_SECONDS` of the first error.
+    """
+    try:
+        yield
+    except PeerLost:
+        raise
+    except Exception as error:
+        if not _of_connection(error) or not several():
+            raise
+        missing = _missing(ROLL_CALL_SECONDS)
+        who = f"{'rank' if len(missing) == 1 else 'ranks'} {', '.join(map(str, missing))}" if missing else "a rank"
+        raise PeerLost(
+            f"{who} of {PartialState().num_processes} died, or hung for longer than the time limit "
+            f"(training.arguments.ddp_timeout); this is rank {PartialState().process_index}. Checkpoints are kept: "
+            "start all anew with resume (--resume)"
+        ) from error
+
+
+def _of_connection(error: BaseException) -> bool:
+    """Whether an error is of what processes send each other; gloo's have no class of their own."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo" in str(error)
+
+
+def _missing(seconds: float) -> list[int]:
+    """The ranks that do not say within so many seconds that they have noticed it, too."""
+    rank, count = rank_of()
+    others = {n for n in range(count) if n != rank}
+    try:
+        store: Any = torch.distributed.distributed_c10d._get_default_store()  # there is no public way to it
+        store.set_timeout(timedelta(seconds=seconds))
+        store.set(_called(rank), "")
+        end = time.monotonic() + seconds
+        while others and time.monotonic() < end:
+            others -= {n for n in others if store.check([_called(n)])}
+            time.sleep(0.1)
+    except RuntimeError:  # the process that keeps the store is the first, unless a launcher keeps it
+        return [0]
+    return sorted(others)
+
+
+def _called(rank: int) -> str:
+    return f"zipper/lost-a-peer/{rank}"
