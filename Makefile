@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-all test-oldest test-newest test-clients test-ray lint format clean
+.PHONY: setup demo test test-all test-oldest test-newest test-clients test-ray test-faults lint format clean
 
 setup: $(STAMP)
 
@@ -57,6 +57,13 @@ test-ray:
 	$(VENV)-ray/bin/python -m pip install --quiet --constraint constraints.txt torch
 	$(VENV)-ray/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev,ray]"
 	$(VENV)-ray/bin/python -m pytest -m "" tests/serve/test_ray.py tests/jobs/test_ray_engine.py
+
+# Faults put into runs of small models: kills, full disks, signals, lost processes. The last line is the figure, as JSON.
+# At most 20 minutes on two cores. What is written goes to memory where there is some for that, not to be held up by a disk.
+FAULTS := $(if $(wildcard /dev/shm),/dev/shm,/tmp)/zipper-faults
+test-faults: setup
+	FAULTS_RECORD=$(CURDIR)/.faults.json $(BIN)/python -m pytest -n auto -m "" tests/faults --basetemp $(FAULTS); \
+		status=$$?; rm -rf $(FAULTS); cat .faults.json && rm .faults.json; exit $$status
 
 lint: setup
 	$(BIN)/ruff check .

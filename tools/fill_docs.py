@@ -309,6 +309,21 @@ def cost() -> str:
     return "\n".join(lines)
 
 
+def reliability() -> str:
+    """What was done to runs, what to files, and which processes came to the same: a line for each record there is."""
+    lines = ["| | in all | as promised | not |", "|---|---|---|---|"]
+    for name in ("faults", "fuzz", "processes"):
+        if not (RUNS / f"{name}.json").is_file():
+            continue
+        record = read(f"{name}.json")
+        lines += [
+            f"| {kind} | {found['injected']} | {found['survived']} | {found['lost']} |"
+            for kind, found in record["kinds"].items()
+        ]
+        lines.append(f"| **{record['told']}** | {record['injected']} | {record['survived']} | {record['lost']} |")
+    return "\n".join(lines)
+
+
 def _headed(told: str, models: list[str]) -> list[str]:
     heads = f"| batch | units of speech | what | {' | '.join(models)} |"
     return [told, "", heads, "|---|---|---|" + "---|" * len(models)]
@@ -375,6 +390,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "notes-and-captions": notes_and_captions,
     "pictures-and-names": pictures_and_names,
     "read-sentences": read_sentences,
+    "reliability": reliability,
     "claims": claims,
     "comparison": comparison,
     "few-pairs": few_pairs,

@@ -36,6 +36,10 @@ class Reference:
         self.contents, self.listing = contents(folder), listing(folder)
 
 
+Find = Callable[[Scene], Reference]
+Count = Callable[..., None]
+
+
 @pytest.fixture(scope="session")
 def reference(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Scene], Reference]:
     """Of a scene; made once."""
@@ -77,5 +81,5 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """`FAULTS_RECORD` names a file for the figure."""
     if (file := os.environ.get("FAULTS_RECORD")) and not hasattr(session.config, "workerinput"):
         total = {key: sum(kind[key] for kind in _found.values()) for key in ("injected", "survived", "lost")}
-        record = {"benchmark": "faults", **total, "kinds": dict(sorted(_found.items()))}
+        record = {"told": "faults put into runs", **total, "kinds": dict(sorted(_found.items()))}
         Path(file).write_text(json.dumps(record) + "\n", encoding="utf-8")

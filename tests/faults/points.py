@@ -17,11 +17,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from safetensors import SafetensorError
 
 _WRITES = os.O_WRONLY | os.O_RDWR
@@ -38,7 +40,8 @@ class Points:
     Args:
         folder: of the run; what happens elsewhere is nothing.
         fault: ``{"at": number, "do": what}``, or none. What: a signal of `SIGNALS`, which the process sends itself, or
-            ``"full"`` or ``"read-only"``: from there on nothing can be written.
+            ``"full"`` or ``"read-only"``: from there on nothing can be written; ``"kill children"``; ``"interrupt
+            twice"``; ``"set back"`` (the clock); ``"remove"`` (the ``"file"``).
         notes: file for the moments, a line of JSON each: number, phase, what. steps: file for a line per training step.
     """
 
@@ -94,7 +97,26 @@ class Points:
         elif self.number == self.fault["at"]:
             if file is not None and do == "kill":
                 os.truncate(file, file.stat().st_size // 2)
-            os.kill(os.getpid(), SIGNALS[do])
+            self._do(do)
+
+    def _do(self, what: str) -> None:
+        if what == "kill children":
+            for child in psutil.Process().children():
+                child.kill()
+        elif what == "remove":
+            assert self.fault is not None
+            os.unlink(self.fault["file"])
+        elif what == "set back":  # the clock, and with it the times of what was written
+            now = time.time
+            time.time = lambda: now() - 1e7
+            for path in Path(self.folder).rglob("*"):
+                os.utime(path, (now() - 1e7 - 100 * self.number, now() - 1e7 - 100 * self.number))
+        elif what == "interrupt twice":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1.5)
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            os.kill(os.getpid(), SIGNALS[what])
 
     def _error(self) -> OSError:
         number = _ERRORS[self.broken]

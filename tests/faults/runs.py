@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -46,12 +47,16 @@ class Running:
     def __init__(self, zygote: Zygote, number: int, told: Path, steps: Path) -> None:
         self.zygote, self.number, self._told, self._steps = zygote, number, told, steps
 
+    def kill(self) -> None:
+        """End it, and all that it started."""
+        os.killpg(self.number, signal.SIGKILL)
+        self.zygote.ask({"wait": self.number, "seconds": PATIENCE})
+
     def wait(self, seconds: float = PATIENCE) -> Ended:
         """Until it ends, or is killed, with all that it started, after so long."""
         status = self.zygote.ask({"wait": self.number, "seconds": seconds})
         if status is None:
-            os.killpg(self.number, signal.SIGKILL)
-            self.zygote.ask({"wait": self.number, "seconds": PATIENCE})
+            self.kill()
         return Ended(status, self._told.read_text(errors="replace"), read_steps(self._steps))
 
 
@@ -123,6 +128,38 @@ class Zygote:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(timeout=60)
+
+
+def free_port() -> int:
+    """One that nothing listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def several(
+    zygote: Zygote,
+    folder: Path,
+    words: Sequence[object],
+    faults: Mapping[int, Mapping[str, Any]] | None = None,
+    notes: Mapping[int, Path] | None = None,
+) -> list[Running]:
+    """A command in two processes that train together, as a batch system starts them: without a launcher.
+
+    Args:
+        zygote: starts them. folder, words: as of `Zygote.start`. faults, notes: by rank.
+    """
+    names = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [
+        zygote.start(
+            folder,
+            words,
+            fault=(faults or {}).get(rank),
+            notes=(notes or {}).get(rank),
+            environment=names | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
 
 
 def beside(folder: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,38 @@ def _of_experiment() -> dict[str, Any]:
     return {"recipe.yaml": recipe, "contest.yaml": contest}
 
 
+DDP_TIMEOUT = 20
+"""Seconds."""
+_QUICK = {"steps": 4, "save_every": SAVE_EVERY, "arguments": {"disable_tqdm": True, "use_cpu": True}}
+
+
+def _plain() -> dict[str, Any]:
+    """Nothing but two towers and a training."""
+    here = {"training": _QUICK, "generation": {"text": {"max_new_tokens": 2}, "speech": {"max_new_tokens": 2}}}
+    return {"recipe.yaml": _near(plain_recipe(Path("out"), **here))}
+
+
+def _together() -> dict[str, Any]:
+    """Of two processes."""
+    plain = _plain()
+    plain["recipe.yaml"]["training"]["arguments"] |= {"ddp_timeout": DDP_TIMEOUT}
+    return plain
+
+
+def _reading() -> dict[str, Any]:
+    """Data is read by a process of its own."""
+    plain = _plain()
+    plain["recipe.yaml"]["training"]["arguments"] |= {"dataloader_num_workers": 1}
+    return plain
+
+
 FUSE = Scene("fuse", ("fuse", "recipe.yaml"), ("fuse", "recipe.yaml", "--resume"))
+PLAIN = Scene("plain", FUSE.words, FUSE.again)
+"""A fusion without all that."""
+READING = Scene("reading", FUSE.words, FUSE.again)
+"""One with a process that reads data."""
+TOGETHER = Scene("together", FUSE.words, FUSE.again)
+"""One in two processes."""
 _PREPARE = ("prepare", "recipe.yaml", "--output", "out")
 PREPARE = Scene("prepare", _PREPARE, (*_PREPARE, "--resume"))
 _EXPERIMENT = ("experiment", "contest.yaml", "--results", "out", "--work", "work")
@@ -97,9 +127,7 @@ _FILES = {
     "fuse": lambda: {"recipe.yaml": fusion()},
     "prepare": lambda: {"recipe.yaml": _near(plain_recipe(Path("unused")))},
     "experiment": _of_experiment,
+    "plain": _plain,
+    "together": _together,
+    "reading": _reading,
 }
-
-
-def words_of(scene: Scene, more: Sequence[str]) -> list[str]:
-    """Its words, and more."""
-    return [*scene.words, *more]

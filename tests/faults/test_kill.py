@@ -7,12 +7,11 @@ nothing is left over, on the disk or among the processes.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import Reference
+from tests.faults.conftest import Count, Find, Reference
 from tests.faults.runs import Ended, Zygote, contents, left_behind, listing
 from tests.faults.scenes import EXPERIMENT, FUSE, PREPARE, SAVE_EVERY, Scene
 
@@ -20,9 +19,6 @@ KILLS = 20
 """Of each command."""
 IN_EVERY_RUN = (3, 11)
 """Those that `make test` has too."""
-
-Find = Callable[[Scene], Reference]
-Count = Callable[..., None]
 
 
 def drawn(moments: list[tuple[int, str, str]], index: int, seed: int = 0) -> tuple[int, str, str]:

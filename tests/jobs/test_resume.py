@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_recipes import tiny_recipe, workshop
 from transformers import TrainingArguments
 
+from zipper_lm.jobs import fuse as fuse_module
 from zipper_lm.jobs import resume as module
+from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.recipes.reader import build, to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.jobs.resume import begin, check_working, forget_scores, latest_checkpoint, scored_otherwise
@@ -197,3 +201,22 @@ def test_a_working_folder_is_not_there_before_it_knows_its_recipe(
     with pytest.raises(KeyboardInterrupt):
         begin(tmp_path / "m.training", {})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_not_gone_on_with_on_other_data(tmp_path: Path) -> None:
+    """Rows that changed between an interruption and its resumption went unnoticed: half of what was learned was of the
+    old ones, and the record told of the new."""
+    home = tmp_path / "data"
+    shutil.copytree(workshop() / "data", home)
+    recipe = tiny_recipe(tmp_path / "m", data=str(home), training={"steps": 2, "save_every": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fuse_module, "write_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fuse(recipe)
+    table = home / "train" / "metadata.csv"
+    before = table.read_text()
+    table.write_text(before.replace("six", "two"))
+    with pytest.raises(ValueError, match=r"cannot resume: the rows of \['train'\] changed since"):
+        fuse(recipe, resume=True)
+    table.write_text(before)
+    assert fuse(recipe, resume=True)["steps"] == 2

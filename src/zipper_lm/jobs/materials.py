@@ -33,7 +33,7 @@ from zipper_lm.jobs.pseudo_labels import (
 from zipper_lm.jobs.recipes.checks import check_lengths, check_recipe, joined_tasks
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe
-from zipper_lm.jobs.resume import begin, check_working, latest_checkpoint, working_folder
+from zipper_lm.jobs.resume import begin, check_data, check_working, latest_checkpoint, working_folder
 from zipper_lm.jobs.rows import DataSource, measure_stretch
 from zipper_lm.jobs.towers import build_model, make_towers, missing_towers
 from zipper_lm.jobs.validation import Scorer, judge_of
@@ -134,6 +134,9 @@ def gather(plan: Plan, console: Console, make_labeller: Callable[[], Writer | No
     source = DataSource(recipe.data)
     source.check_modalities(named)
     opened, held_out = source.open(TRAIN), source.validation_rows()
+    data = source.identity(opened, held_out)
+    if checkpoint is not None:
+        check_data(plan.working, data)
     unlabelled = open_unlabelled(recipe) if recipe.pseudo_labels is not None else None
     make_towers(recipe, console, plan.halted)
     labeller = make_labeller() if checkpoint is None else None
@@ -175,7 +178,7 @@ def gather(plan: Plan, console: Console, make_labeller: Callable[[], Writer | No
     check_lengths(model, lengths, [tasks[template] for template in plan.trained], together)
     scorer = _scorer(plan, model, validation, judge, source, console) if validation else None
     if checkpoint is None and is_main():
-        begin(plan.working, plan.plain)
+        begin(plan.working, plan.plain, data)
         if labelled:
             write_labels(plan.working, labelled)
     wait()

@@ -32,7 +32,7 @@ from zipper_lm.data.prepared import (
     VALIDATION,
 )
 from zipper_lm.data.sources.readers import PREPARED_FILE, Rows
-from zipper_lm.data.sources.table import fingerprint_of, readable
+from zipper_lm.data.sources.table import readable
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.jobs.local_engine import by_processes
 from zipper_lm.jobs.ray_engine import by_cluster, check_ray
@@ -40,7 +40,7 @@ from zipper_lm.jobs.recipes.checks import check_sources
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.jobs.resume import beside, check_ours, clear_done
-from zipper_lm.jobs.rows import DataSource
+from zipper_lm.jobs.rows import DataSource, identity_of
 from zipper_lm.jobs.shards import Encoder, Job, Shard, recipe_codecs
 from zipper_lm.utils.files import as_json, check_output, new_folder, remove_folder, write_json
 from zipper_lm.utils.interruption import Interrupted, signal_of
@@ -120,7 +120,7 @@ def prepare(
         "seed": recipe.seed,
         "modalities": modalities,
         "codecs": {name: _describe(codec) for name, codec in codecs.items()},
-        "rows": {name: _identity(rows) for name, rows in splits.items()},
+        "rows": {name: identity_of(rows) for name, rows in splits.items()},
         "shard_rows": shard_rows,
     }
     working = beside(output, "preparing")
@@ -152,13 +152,6 @@ def _describe(codec: Codec) -> dict[str, Any]:
         "specials": [codec.bos_id, codec.eos_id, codec.pad_id],
         "rate": codec.rate,
     }
-
-
-def _identity(rows: Any) -> list[Any] | None:
-    """What differs if the rows are others than before: their number and a fingerprint. Of a stream nothing is known."""
-    if not isinstance(rows, Sequence):
-        return None
-    return [len(rows), rows.fingerprint() if isinstance(rows, Rows) else fingerprint_of(rows)]
 
 
 def _begin(working: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:

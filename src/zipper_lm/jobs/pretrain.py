@@ -27,7 +27,7 @@ from zipper_lm.fusion.limits import check_length
 from zipper_lm.jobs.failures import overfitted
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import DataRecipe, PretrainRecipe
-from zipper_lm.jobs.resume import begin, check_working, clear_done, is_done, keep_logs, working_folder
+from zipper_lm.jobs.resume import begin, check_data, check_working, clear_done, is_done, keep_logs, working_folder
 from zipper_lm.jobs.rows import DataSource, Opened
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
 from zipper_lm.training.base import IDLE, BaseTrainer, check_step_size, evened, step_size
@@ -188,6 +188,9 @@ def pretrain(
     set_seed(recipe.seed)
     broken = Broken(recipe.data.broken_limit)
     source, opened, held_out = open_unaligned(recipe.data)
+    identity = source.identity(opened, held_out)
+    if checkpoint is not None:
+        check_data(working, identity)
     held_values = column(held_out, recipe.modality, broken) if held_out else []
     values = column(source.training_rows(recipe.seed, opened, broken), recipe.modality, broken)
     codec = made_by_main(partial(recipe.codec.make, values, recipe.seed))
@@ -209,7 +212,7 @@ def pretrain(
     check_length(backbone, [len(s) for part in (streams, held_streams) if part for s in part.streams], recipe.modality)
     del values, held_values, opened, held_out  # raw sound is large
     if checkpoint is None and is_main():
-        begin(working, plain)
+        begin(working, plain, identity)
     wait()
     stop = StopOnInterrupt()
     trainer = TowerTrainer(

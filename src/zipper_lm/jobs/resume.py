@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import zipfile
@@ -15,12 +16,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from zipper_lm.jobs.recipes.reader import build, to_mapping
 from zipper_lm.training.base import step_size
-from zipper_lm.utils.files import new_file, new_folder, remove_folder, sweep, write_json
+from zipper_lm.utils.files import as_json, new_file, new_folder, remove_folder, sweep, write_json
 from zipper_lm.utils.json_files import read_json, read_mapping
 
 logger = logging.getLogger(__name__)
 
-RECIPE_FILE = "recipe.json"
+RECIPE_FILE, DATA_FILE = "recipe.json", "data.json"
 SCORING = ("judge", "generation", "scored", "best_of", "best_by")
 """Keys of a recipe that say how it is scored."""
 _KEPT = ("training.save_every", "towers.*.pretrain.training.save_every", "training.prefix_cache")
@@ -142,10 +143,26 @@ def check_ours(folder: Path, mark: str) -> None:
         raise ValueError(f"{folder} is in the way, and no run has begun it: move it, or choose another output")
 
 
-def begin(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Start anew: an empty folder that knows its recipe from the moment that it is there."""
+def begin(folder: Path, recipe: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> None:
+    """Start anew: an empty folder that knows its recipe, and what its data is, from the moment that it is there."""
     with new_folder(folder, overwrite=True) as new:
         write_json(new / RECIPE_FILE, recipe)
+        if data is not None:
+            write_json(new / DATA_FILE, data)
+
+
+def check_data(folder: Path, now: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if rows are not those that a working folder was begun with: what is done was learned from
+    others. One that an older version began says nothing of them."""
+    file = folder / DATA_FILE
+    if not file.is_file():
+        return
+    before, plain = read_mapping(file), json.loads(as_json(now))
+    if changed := sorted(name for name in {*before, *plain} if before.get(name) != plain.get(name)):
+        raise ValueError(
+            f"cannot resume: the rows of {changed} changed since {folder} was begun; put them back, or start anew "
+            "(--overwrite)"
+        )
 
 
 def is_done(folder: Path, recipe: Any, steps: int) -> bool:

@@ -15,13 +15,20 @@ from zipper_lm.data.clips import recombine
 from zipper_lm.data.encoding import Joined, token_counts
 from zipper_lm.data.prepared import TRAIN, VALIDATION, PreparedRows, is_prepared, open_prepared
 from zipper_lm.data.sources.readers import Rows, Stream, read_rows, stream_rows
-from zipper_lm.data.sources.table import readable
+from zipper_lm.data.sources.table import fingerprint_of, readable
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.jobs.recipes.reader import build
 from zipper_lm.jobs.recipes.schema import DataRecipe
 
 Opened = Rows | Stream | PreparedRows
 """A split that is open: rows are read when they are asked for; those that were prepared are encoded."""
+
+
+def identity_of(rows: Any) -> list[Any] | None:
+    """What differs if the rows are others than before: their number and a fingerprint. Of a stream nothing is known."""
+    if not isinstance(rows, Sequence):
+        return None
+    return [len(rows), rows.fingerprint() if isinstance(rows, Rows) else fingerprint_of(rows)]
 
 
 class DataSource:
@@ -57,6 +64,15 @@ class DataSource:
         """Raise `ValueError` if ids were made with another codec."""
         if self.prepared is not None:
             self.prepared.check_codecs(codecs)
+
+    def identity(self, opened: Opened, held_out: Any) -> dict[str, Any]:
+        """What differs if the data is not what it was: of prepared data the hashes of its shards, else `identity_of`
+        each split. What a sound file holds is not looked at."""
+        if self.prepared is not None:
+            return {
+                name: fingerprint_of(split["shards"]) for name, split in self.prepared.description["splits"].items()
+            }
+        return {TRAIN: identity_of(opened), VALIDATION: identity_of(held_out)}
 
     def open(self, split: str, *, check: bool = True) -> Opened:
         """A split as it is read, without what is excluded: of the training split no more than the recipe's limit.
