@@ -166,16 +166,23 @@ def _check_together(name: str, config: GenerationConfig) -> None:
         raise ValueError(
             f"settings for {name!r}: prompt_lookup_num_tokens goes with greedy search and a single sample only"
         )
-    without = GenerationConfig._get_default_generation_params()
-    for other, fields in _ONLY_WITH.items():
-        if getattr(config, other, None) in (None, without.get(other)):
-            for field in fields:
-                if (value := getattr(config, field, None)) not in (None, without.get(field)):
-                    warnings.warn(
-                        f"settings for {name!r}: {field}={value!r} has no effect without {other}", stacklevel=3
-                    )
+    for field, other in without_effect(config):
+        value = getattr(config, field)
+        warnings.warn(f"settings for {name!r}: {field}={value!r} has no effect without {other}", stacklevel=3)
     if config.cache_implementation == "paged":
         raise ValueError(f"settings for {name!r}: cache_implementation='paged' is for a server of its own")
+
+
+def without_effect(config: GenerationConfig) -> list[tuple[str, str]]:
+    """Settings that change nothing, each with the one that it would need."""
+    without = GenerationConfig._get_default_generation_params()
+    return [
+        (field, other)
+        for other, fields in _ONLY_WITH.items()
+        if getattr(config, other, None) in (None, without.get(other))
+        for field in fields
+        if getattr(config, field, None) not in (None, without.get(field))
+    ]
 
 
 _OF_A_DRAW = ("temperature", "top_p", "min_p", "top_k")
