@@ -194,3 +194,45 @@ def test_an_engine_writes_what_the_plain_path_writes(compiled: bool, caplog: pyt
             written = model.generate(documents, ["text", "speech"], settings=settings, engine=engine)
             assert ids_of(written) == ids_of(plain)
     assert "no CUDA graph" not in caplog.text
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_towers_apart(both: bool, tmp_path: Path) -> None:
+    """On the CPU and a GPU, and on two GPUs: loss, gradients and what is written are those of one device."""
+    if both and torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    here = often_ending(tiny_model(gate=0.5, train={"text": "full"}))
+    here.save_pretrained(tmp_path / "model", bundle_towers=True)
+    devices = {"text": "cuda:1" if both else "cpu", "speech": "cuda:0"}
+    there = ZipperModel.from_pretrained(tmp_path / "model", device_map=devices)
+    assert {n: str(there.tower(n).device) for n in there.names} == devices
+    given = [("text", [3, 4, 5, 6]), ("speech", [7, 8, 9])]
+    documents = [Document([Segment(n, ids=ids, target=True) for n, ids in order]) for order in (given, given[::-1])]
+    batch = collate(documents, here.specials)
+    losses = [model.train()(batch).loss for model in (here, there)]
+    assert float(losses[1]) == pytest.approx(float(losses[0]), rel=1e-4)
+    for loss in losses:
+        loss.backward()
+    mine, theirs = dict(here.named_parameters()), dict(there.named_parameters())
+    for name, parameter in mine.items():
+        if parameter.grad is not None:
+            torch.testing.assert_close(theirs[name].grad.cpu(), parameter.grad, rtol=1e-2, atol=1e-4)
+    prompts = [Document([Segment("text", ids=[3, 4, 5])]), Document([Segment("speech", ids=[7, 8])])]
+    for prompt, schedule in zip(prompts, (["speech", "text"], ["text", "speech"])):
+        how = {"settings": {n: {"max_new_tokens": 8} for n in here.names}}
+        written = [ids_of([model.eval().generate(prompt, schedule, **how)]) for model in (here, there)]
+        assert written[0] == written[1]
+
+
+def test_a_recipe_with_towers_apart(tmp_path: Path) -> None:
+    plain = plain_recipe(tmp_path / "output")
+    plain["towers"] = {
+        "text": {"source": plain["towers"]["text"], "device": "cpu"},
+        "speech": plain["towers"]["speech"],
+    }
+    plain["towers"]["speech"]["device"] = "cuda:0"
+    record = fuse(build_recipe(FuseRecipe, plain))
+    assert record["steps"] == 2
+    model = load(tmp_path / "output")
+    assert isinstance(model, ZipperModel)
+    verify(model)

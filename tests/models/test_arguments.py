@@ -185,7 +185,7 @@ def test_what_is_tried_is_tried_where_the_model_shall_be(
     assert {("to", type(b).__name__) for b in model.backbones().values()} <= set(moved)
 
 
-@pytest.mark.parametrize("device_map", ["balanced", {"text": "cpu"}, 99, "cuda:99", True, ["cpu"]])
+@pytest.mark.parametrize("device_map", ["balanced", {"": "abacus"}, 99, "cuda:99", True, ["cpu"]])
 def test_devices_that_cannot_be(device_map: Any, tmp_path: Path) -> None:
     for kind in (ZipperModel, SingleDecoder):
         with pytest.raises(ValueError, match=r"from_pretrained: device_map="):

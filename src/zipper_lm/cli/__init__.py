@@ -21,6 +21,7 @@ from zipper_lm.cli.export import export
 from zipper_lm.cli.fuse import fuse
 from zipper_lm.cli.generate import InOrder, generate
 from zipper_lm.cli.inspect import inspect
+from zipper_lm.cli.plan import plan
 from zipper_lm.cli.prepare import prepare
 from zipper_lm.cli.pretrain import pretrain
 from zipper_lm.cli.push import push
@@ -54,6 +55,7 @@ app = typer.Typer(
 app.command()(guarded(demo))
 app.command()(guarded(pretrain))
 app.command()(guarded(prepare))
+app.command()(guarded(plan))
 app.command()(guarded(fuse))
 app.command(cls=InOrder)(guarded(generate))
 app.command()(guarded(serve))

@@ -110,10 +110,11 @@ class ZipperProcessor:
         known = codec.layout.content if isinstance(codec, LaidOut) else range(codec.vocab_size)
         return codec.decode([[i for i in row if i in known and i not in special] for row in ids])
 
-    def to(self, device: torch.device | str) -> Self:
-        """Run the pre-trained models inside codecs (speech encoders, neural audio codecs, autoencoders) on a device."""
-        for codec in self.codecs.values():
-            if isinstance(codec, RunsModel):
+    def to(self, device: torch.device | str, only: str | None = None) -> Self:
+        """Run the pre-trained models inside codecs (speech encoders, neural audio codecs, autoencoders) on a device; of
+        all modalities, or of one."""
+        for name, codec in self.codecs.items():
+            if isinstance(codec, RunsModel) and only in (None, name):
                 codec.to(device)
         return self
 

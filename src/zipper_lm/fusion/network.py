@@ -29,6 +29,7 @@ from zipper_lm.fusion.document_model import DocumentModel
 from zipper_lm.fusion.packing import check_packing
 from zipper_lm.fusion.tower import Tower, rest_in_forward
 from zipper_lm.fusion.zips import Gate, InputProjection, ZipLayer, can_attend
+from zipper_lm.utils.arguments import check_devices
 from zipper_lm.utils.shards import whole
 
 if TYPE_CHECKING:
@@ -241,6 +242,41 @@ class ZippedTowers(DocumentModel):
     def depths(self) -> dict[str, int]:
         """Number of layer calls in one forward, by tower name."""
         return {name: self.tower(name).depth for name in self.names}
+
+    def place(self, devices: Mapping[str, Any]) -> Self:
+        """Put towers on devices of their own, each with what is new for it: the zips through which it reads, its input
+        projections, its handover head. Only states that it reads cross, on their way into its memory. An optimizer is
+        made afterwards.
+
+        Args:
+            devices: by tower; the others stay where they are. Each as `torch.device` takes it.
+
+        Raises:
+            ValueError: for an unknown tower, or what is no device that is here.
+        """
+        known = check_devices(f"{type(self).__name__}.place", devices, self.names)
+        for name, device in known.items():
+            keys = [key for key, _ in self.projection_keys[name]]
+            parts = [self.tower(name), self.handover[name], *(self.input_projections[key] for key in keys)]
+            for part in [*parts, *([self.zips[name]] if name in self.zips else [])]:
+                part.to(device)
+        start = self.handover_start
+        first = start.detach().to(self.tower(self.names[0]).device)
+        self.handover_start = nn.Parameter(first, requires_grad=start.requires_grad)
+        return self
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether its towers are on several devices."""
+        return len({self.tower(name).device for name in self.names}) > 1
+
+    @property
+    def hf_device_map(self) -> dict[str, str]:
+        """Device by tower, of a model that `is_apart`; of another it is not there. By it Trainer and accelerate know
+        that a model stays where it is."""
+        if not self.is_apart:
+            raise AttributeError("hf_device_map: all towers are on one device")
+        return {f"towers.{name}": str(self.tower(name).device) for name in self.names}
 
     # --- what the trainer asks -----------------------------------------------------------------------------------
 

@@ -16,9 +16,10 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from zipper_lm.fusion.interface import FINE, plain_ids, trial
+from zipper_lm.fusion.interface import FINE, embedding_of, plain_ids, trial
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.tower import Tower
+from zipper_lm.utils.shapes import has_values
 
 ROWS, TIME, PADDING = 3, 7, (0, 2, 4)
 """Of the trial: tokens at the right that are padding in each row."""
@@ -74,8 +75,10 @@ def prefix_states(tower: Tower, depths: Sequence[int], ids: Tensor) -> Tensor:
 def check_prefix(tower: Tower, depths: Sequence[int]) -> None:
     """Raise `ValueError` if a backbone does not give the same with the states of `depths` handed to it as without.
 
-    It is tried on a few rows of different length, or of one where the family takes no padding.
+    It is tried on a few rows of different length, or of one where the family takes no padding; not without values.
     """
+    if not has_values(embedding_of(tower.backbone)):
+        return
     ids, mask = plain_ids(tower.backbone, ROWS, TIME), torch.ones(ROWS, TIME, dtype=torch.int64, device=tower.device)
     for row, padding in enumerate(PADDING):
         mask[row, TIME - padding :] = 0

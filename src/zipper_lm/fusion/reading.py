@@ -20,7 +20,7 @@ from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.prefix import known_states
 from zipper_lm.fusion.tower import Listener, Tower
 from zipper_lm.fusion.zips import Memory, View
-from zipper_lm.utils.host import on_host, send
+from zipper_lm.utils.host import brought, on_host, send
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Reading:
 
 def visible(reader_segments: Tensor, source_segments: Tensor) -> Tensor:
     """bool ``[batch, Q, M]``: a source token is visible if its segment comes earlier (and is not padding)."""
-    source = source_segments[:, None, :].to(reader_segments.device)
+    source = brought(source_segments, reader_segments.device)[:, None, :]
     return (source < reader_segments[:, :, None]) & (source >= 0)
 
 
@@ -83,7 +83,7 @@ def visible_between(reader: Mapping[str, Tensor], source: Mapping[str, Tensor]) 
     """`visible` of two sides of a batch; where documents share rows, within a document only."""
     seen = visible(reader["segments"], source["segments"])
     if "documents" in reader:
-        seen &= source["documents"][:, None, :].to(seen.device) == reader["documents"][:, :, None]
+        seen &= brought(source["documents"], seen.device)[:, None, :] == reader["documents"][:, :, None]
     return seen
 
 
@@ -152,7 +152,7 @@ class _Pass:
     def _source(self, key: str, source: str) -> Tensor:
         past = getattr(self.state, key, {}).get(source)
         parts = ([] if past is None else [past]) + ([self.batch[source][key]] if source in self.batch else [])
-        return torch.cat(parts, 1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def enter(self, name: str, depth: int, hidden_states: Tensor) -> Tensor:
         return self.model.project_input(name, depth, hidden_states, self.batch[name]["involved"])
@@ -165,7 +165,9 @@ class _Pass:
             layer = self.model.zip_layer(reader, source, k)
             states, positions = self.board[source, m], self.batch[source]["positions"]
             if (rows := self.rows.get((reader, source))) is not None:
-                states, positions = states[rows.to(states.device)], positions[rows.to(positions.device)]
+                states, positions = states[brought(rows, states.device)], brought(positions, rows.device)[rows]
+            else:
+                positions = brought(positions, layer.q_proj.weight.device)
             made[k] = layer.remember(states, positions)
         return made[k]
 

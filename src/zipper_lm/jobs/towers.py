@@ -69,33 +69,36 @@ def _pretrain_recipe(name: str, tower: TowerRecipe, recipe: FuseRecipe) -> Pretr
     )
 
 
+def tower_spec(tower: TowerRecipe) -> TowerSpec:
+    """What a recipe says of a tower, as `ZipperModel.fuse` takes it."""
+    return TowerSpec(
+        source=tower.source,
+        revision=tower.revision,
+        train=tower.train,
+        lora=tower.lora,
+        input_projection=tower.input_projection,
+        input_projection_layer=tower.input_projection_layer,
+        layers=tower.layers,
+        trust_remote_code=tower.trust_remote_code,
+        architecture=tower.architecture,
+        prefix=tower.prefix,
+        config_key=tower.config_key,
+        config=tower.config,
+        quantization=tower.quantization,
+    )
+
+
 def build_model(recipe: FuseRecipe) -> Writer:
     """A fresh model as the recipe describes it; a single decoder may also be one that was trained before.
 
     Raises:
         ValueError: if a tower cannot be loaded, or a single decoder's modality has no codec.
     """
-    towers = {
-        name: TowerSpec(
-            source=tower.source,
-            revision=tower.revision,
-            train=tower.train,
-            lora=tower.lora,
-            input_projection=tower.input_projection,
-            input_projection_layer=tower.input_projection_layer,
-            layers=tower.layers,
-            trust_remote_code=tower.trust_remote_code,
-            architecture=tower.architecture,
-            prefix=tower.prefix,
-            config_key=tower.config_key,
-            config=tower.config,
-            quantization=tower.quantization,
-        )
-        for name, tower in recipe.towers.items()
-    }
+    towers = {name: tower_spec(tower) for name, tower in recipe.towers.items()}
     codecs = {name: tower.codec.make() for name, tower in recipe.towers.items() if tower.codec is not None}
     if recipe.architecture == "zipper":
-        return ZipperModel.fuse(towers, codecs=codecs, zips=recipe.zips, loss_weights=recipe.loss_weights)
+        model = ZipperModel.fuse(towers, codecs=codecs, zips=recipe.zips, loss_weights=recipe.loss_weights)
+        return model.place({name: tower.device for name, tower in recipe.towers.items() if tower.device is not None})
     base, spec = next(iter(towers.items()))
     if is_single_decoder(spec.source):
         single = SingleDecoder.from_pretrained(spec.source, dtype=dtype_in_training(spec))

@@ -38,7 +38,7 @@ from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.tower import Tower
 from zipper_lm.models.claims import check_checkpoint
 from zipper_lm.models.records import generation_settings, write_settings
-from zipper_lm.utils.arguments import Loading
+from zipper_lm.utils.arguments import Loading, check_devices
 from zipper_lm.utils.files import check_apart, files_into
 from zipper_lm.utils.hub import CONFIG_FILE, WEIGHTS_FILE, commit_of, local_folder
 from zipper_lm.utils.json_files import read_mapping
@@ -275,7 +275,7 @@ def load(
         revision: of the checkpoint itself.
         trust_remote_code: let towers that have code of their own run it. What the checkpoint's config says of that does
             not count, also in a folder: whoever wrote it may be anybody.
-        args, kwargs: `dtype` of the backbones (or `torch_dtype`); `device_map`, one device for the whole model;
+        args, kwargs: `dtype` of the backbones (or `torch_dtype`); `device_map`, one device for all, or some by tower;
             `attn_implementation` of every tower and of the zips; `config`, in place of the checkpoint's; `cache_dir`,
             `token`, `local_files_only`, `force_download`. See `zipper_lm.utils.arguments.Loading`.
 
@@ -285,7 +285,7 @@ def load(
             is not trusted, or tensors are missing, unknown or of the wrong shape.
     """
     where = f"{cls.__name__}.from_pretrained"
-    how = Loading.of(where, args, kwargs)
+    how = Loading.of(where, args, kwargs, towers=True)
     hub, dtype = dict(how.hub or {}), how.dtype
     folder = local_folder(source, revision, **hub)
     if not (folder / CONFIG_FILE).is_file():
@@ -297,6 +297,7 @@ def load(
         check_checkpoint(each, folder / WEIGHTS_FILE)
     if unknown := sorted(set(towers or {}) - set(config.towers)):
         raise ValueError(f"towers= names {unknown}, but the checkpoint has {list(config.towers)}")
+    check_devices(where, how.apart or {}, list(config.towers))
     backbones: dict[str, PreTrainedModel] = {}
     there: list[str] = []
     for name, spec in config.tower_specs.items():
@@ -328,7 +329,7 @@ def load(
             config.towers[name] |= {"source": place, "revision": commit_of(place, None, hub.get("cache_dir"))}
         if dtype not in (None, backbones[name].dtype) and not isinstance(given, PreTrainedModel):
             backbones[name] = load_backbone(at, dtype=dtype, **hub)  # `.to(dtype)` would round its float32 buffers too
-    model = cls(config, {name: how.place(backbone) for name, backbone in backbones.items()})
+    model = cls(config, {name: how.place(backbone, name) for name, backbone in backbones.items()})
     copy_tensors(split(model), config.fingerprint, folder / WEIGHTS_FILE, apart=there)
     if (folder / "processor_config.json").is_file():
         model.processor = ZipperProcessor.from_pretrained(

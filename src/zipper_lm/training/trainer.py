@@ -278,6 +278,7 @@ class ZipperTrainer(BaseTrainer):
                 total = total + parts[name]
         for name, loss in parts.items() if num_items_in_batch is not None else ():
             self.part_losses[name][-1] += loss.detach().to(self.args.device)
+        total = total.to(self.args.device)  # of a model whose towers are apart it may be elsewhere
         total = total * self.accelerator.num_processes  # over which gradients, and Trainer's logs, are averaged
         return (total, output) if return_outputs else total
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from zipper_lm.utils.hub import HUB_ARGUMENTS
 
 ONE_FILE = "a checkpoint's weights are one model.safetensors"
-ONE_DEVICE = "a model is loaded onto one device, device_map"
+ONE_DEVICE = "a model is loaded onto one device, or each tower onto one, by device_map"
 PER_TOWER = "it is a tower's own: see model.tower(NAME).backbone, or TowerSpec"
 WHEN_PUSHED = "it goes with push_to_hub=True"
 
@@ -123,6 +123,7 @@ class Loading:
     Attributes:
         dtype: of the backbones; `None` is that in which they were saved.
         device: where the model shall be; `None` is where it is loaded.
+        apart: devices by tower, in place of one for all.
         attn_implementation: of every tower and of the zips; `None` leaves each as it is.
         config: to take in place of the checkpoint's, as transformers' auto classes hand it on.
         trust_remote_code: whether code of towers and tokenizers may run.
@@ -131,17 +132,19 @@ class Loading:
 
     dtype: torch.dtype | None = None
     device: torch.device | None = None
+    apart: Mapping[str, Any] | None = None
     attn_implementation: str | None = None
     config: Any = None
     trust_remote_code: bool = False
     hub: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, where: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Loading:
+    def of(cls, where: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, towers: bool = False) -> Loading:
         """Typed and checked, before anything is loaded.
 
         Args:
             where: what was called, for messages. args, kwargs: all that it was given beside its own arguments.
+            towers: whether the model has towers, which may be on devices of their own; their names are checked later.
 
         Raises:
             ValueError: for a name that is not followed, or a value that cannot be.
@@ -156,9 +159,12 @@ class Loading:
         if isinstance(added, Mapping) and set(added) <= {"revision", "token"}:  # by its auto classes
             del rest["adapter_kwargs"]
         asked, old = rest.pop("dtype", None), rest.pop("torch_dtype", None)
+        devices = rest.pop("device_map", None)
+        by_name = towers and isinstance(devices, Mapping) and set(devices) != {""}
         how = cls(
             dtype=dtype_of(where, old if asked is None else asked),
-            device=device_of(where, rest.pop("device_map", None)),
+            device=None if by_name else device_of(where, devices),
+            apart=check_devices(where, devices) if by_name else None,
             attn_implementation=rest.pop("attn_implementation", None),
             config=rest.pop("config", None),
             trust_remote_code=bool(rest.pop("trust_remote_code", False)),
@@ -167,11 +173,12 @@ class Loading:
         refuse(where, rest, LOADING)
         return how
 
-    def place(self, backbone: Any) -> Any:
-        """A backbone, where the model shall be: what is tried when the model is made is then tried there. On meta
-        nothing could be, so it stays where it is until the model is settled."""
-        if self.device is not None and self.device.type != "meta":
-            torch.nn.Module.to(backbone, self.device)  # transformers' own refuses what is quantized, wherever it is
+    def place(self, backbone: Any, name: str | None = None) -> Any:
+        """A backbone, where the model, or the tower `name`, shall be: what is tried when the model is made is then
+        tried there. On meta nothing could be, so it stays where it is until the model is settled."""
+        device = self.device if self.apart is None or name is None else self.apart.get(name)
+        if device is not None and device.type != "meta":
+            torch.nn.Module.to(backbone, device)  # transformers' own refuses what is quantized, wherever it is
         return backbone
 
     def settle(self, model: Any, stored: Any) -> Any:
@@ -186,6 +193,11 @@ class Loading:
             asked = said if said != stored._attn_implementation else None
         if asked is not None:
             model.set_attn_implementation(asked)
+        if self.apart is not None:
+            model.place(self.apart)
+            for name, device in self.apart.items():
+                if model.processor is not None and device.type != "meta":
+                    model.processor.to(device, only=name)
         if self.device is not None:
             model.to(self.device)
             if model.processor is not None and self.device.type != "meta":
@@ -253,7 +265,22 @@ def device_of(where: str, device_map: Any) -> torch.device | None:
     return device
 
 
-_APART = "to have towers apart, load the model and move them: model.tower(NAME).to(DEVICE)"
+_APART = "to have towers apart, name them: device_map={NAME: DEVICE}"
+
+
+def check_devices(where: str, devices: Mapping[str, Any], towers: Collection[str] | None = None) -> dict[str, Any]:
+    """Devices by tower.
+
+    Args:
+        where: what was called, for messages. devices: each as of `device_of`. towers: that there are, if that is known.
+
+    Raises:
+        ValueError: for an unknown tower, or a device that is not there.
+    """
+    if towers is not None and (unknown := sorted(set(devices) - set(towers))):
+        raise ValueError(f"{where}: device_map names {unknown}, but the towers are {list(towers)}")
+    found = {name: device_of(f"{where}: tower {name!r}", device) for name, device in devices.items()}
+    return {name: device for name, device in found.items() if device is not None}
 
 
 @dataclass(frozen=True)

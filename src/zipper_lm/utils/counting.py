@@ -11,7 +11,25 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+_ATEN = torch.ops.aten
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+def _attention_backward(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+FORMULAS: dict[Any, Any] = {
+    **flop_registry,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""Those of torch, and of the fused attention of CPUs, which it lacks: as if it were plain products of matrices."""
 
 
 class Counting(TorchDispatchMode):
@@ -22,7 +40,7 @@ class Counting(TorchDispatchMode):
 
     Attributes:
         flops: by the dtype that is computed in, as `torch.utils.flop_counter` counts them, with its formulas: products
-            of matrices, convolutions and attention, where it knows the kernel.
+            of matrices, convolutions and attention.
         held: bytes of what was made within and is still there. peak: the most that these were.
     """
 
@@ -42,7 +60,7 @@ class Counting(TorchDispatchMode):
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
         outputs = [value for value in tree_iter(made) if isinstance(value, Tensor)]
-        if (formula := flop_registry.get(func._overloadpacket)) is not None and outputs:
+        if (formula := FORMULAS.get(func._overloadpacket)) is not None and outputs:
             self.flops[outputs[0].dtype] += formula(*args, **kwargs, out_val=made)
         for each in outputs:
             self._hold(each)

@@ -60,6 +60,14 @@ def send(tensors: Sequence[Tensor], device: torch.device | str | int, *, non_blo
     return sent
 
 
+def brought(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, by way of its original on the host, if that is known; itself if it is there."""
+    if tensor.device == device:
+        return tensor
+    original = original_of(tensor)
+    return tensor.to(device) if original is None else send([original], device)[0]
+
+
 def _staged(tensors: Sequence[Tensor], device: torch.device | str | int) -> list[Tensor]:
     found: dict[int, Tensor] = {}
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):

@@ -178,6 +178,8 @@ class Engine:
             raise ValueError(f"Engine: weights must be None, 'bf16' or 'int8', got {weights!r}")
         if not isinstance(model, ZippedTowers):
             raise ValueError(f"Engine: needs a ZipperModel, got a {type(model).__name__}")
+        if model.is_apart:
+            raise ValueError(f"Engine: towers on several devices ({model.hf_device_map}): use generate, or one device")
         if is_sharded(model):
             raise ValueError(
                 "Engine: a model that is spread over processes (FSDP) has no step of its own; load it whole"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from zipper_lm.jobs.recipes.schema import FuseRecipe, PseudoLabelsRecipe
 from zipper_lm.training.beside import task_pairs
 from zipper_lm.training.prefix_cache import modes_of
 from zipper_lm.training.recipe import BESIDE
+from zipper_lm.utils.arguments import check_devices
 from zipper_lm.utils.files import check_apart, check_output, holding
 from zipper_lm.utils.hub import CONFIG_FILE
 
@@ -87,6 +89,7 @@ def check_settings(recipe: FuseRecipe) -> dict[str, Task]:
     for template in joined_tasks(recipe):
         if tasks[template].repeats:
             raise ValueError(f"training.join cannot be used with {template!r}, which names a modality twice")
+    _check_devices(recipe)
     _check_prefix_cache(recipe, tasks)
     for field in BESIDE:
         if task_pairs(field, getattr(recipe.training, field), tasks) and recipe.architecture != "zipper":
@@ -99,6 +102,19 @@ def check_settings(recipe: FuseRecipe) -> dict[str, Task]:
     if recipe.pseudo_labels is not None:
         _check_pseudo_labels(recipe, recipe.pseudo_labels, tasks)
     return tasks
+
+
+def _check_devices(recipe: FuseRecipe) -> None:
+    """Towers apart: devices that are here, one process, and zips."""
+    apart = {name: tower.device for name, tower in recipe.towers.items() if tower.device is not None}
+    if not apart:
+        return
+    check_devices("towers", apart)
+    field = f"towers.{next(iter(apart))}.device={next(iter(apart.values()))!r}"
+    if recipe.architecture != "zipper":
+        raise ValueError(f"{field} is for towers; architecture {recipe.architecture!r} has one decoder")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or recipe.training.arguments.get("fsdp"):
+        raise ValueError(f"{field}: towers apart are trained in one process: leave it out, or start one, without fsdp")
 
 
 def _check_prefix_cache(recipe: FuseRecipe, tasks: Mapping[str, Task]) -> None:

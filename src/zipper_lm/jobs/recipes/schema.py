@@ -215,6 +215,8 @@ class TowerRecipe:
         config_key: where in the checkpoint's ``config.json`` the tower's own config is.
         config: fields of the tower's config to set otherwise than the checkpoint does.
         quantization: ``quant_method`` and arguments of transformers' quantization config (frozen towers, LoRA).
+        device: where the tower and what is new for it are, such as ``cuda:1``, apart from the others; null is where the
+            run is.
         pretrain: make the tower first, unless `source` is there already.
     """
 
@@ -232,6 +234,7 @@ class TowerRecipe:
     config_key: str | None = None
     config: dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
+    device: str | None = None
     pretrain: PretrainHere | None = None
 
     def __post_init__(self) -> None:
