@@ -108,6 +108,14 @@ def test_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert isinstance(record["guided"]["guided_to_unguided"], float)
 
 
+def test_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run_small("products.py", monkeypatch, tmp_path / "products.json", "--sizes", "tiny", "--repeats", 1)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads((tmp_path / "products.json").read_text())
+    assert record["tiny"]["times_as_fast"] > 0
+    assert float(record["tiny"]["losses_apart"]) < 1e-4
+
+
 def test_narrow_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """int8 changes what a language model says; a tower that is frozen is written with, and what it hears is counted."""
     codec = TextCodec.train(["one two three four"] * 8, vocab_size=24)

@@ -60,12 +60,11 @@ class Answer:
         self.live: Live | None = None
         self.alone = False
 
-    async def begin(self, given: Document | Sequence[int], params: Sequence[str]) -> Answer:
+    async def begin(self, given: Document | Sequence[int], param: str) -> Answer:
         """Have it written.
 
         Args:
-            given: a document, or what the text tower goes on from by itself. params: the field that each segment came
-                in, or all of the ids.
+            given: a document, or what the text tower goes on from by itself. param: the field that it came from.
 
         Raises:
             Refusal: if it cannot be.
@@ -75,12 +74,12 @@ class Answer:
             how[self.name] = {**how.get(self.name, {}), "stop_strings": list(self.stops)}
         if isinstance(given, Document):
             schedule = [self.name] if self.sound is None else [self.name, self.sound]
-            self.live = await self.service.write(given, schedule, how, params=params)
+            self.live = await self.service.write(given, schedule, how, param=param)
             return self
         self.alone = True
         self.ends = _ends(self.service.model.tower(self.name).backbone)
         self.usage.read["text"] = len(given)
-        self.live = await self.service.write_alone(self.name, given, how.get(self.name, {}), params[0])
+        self.live = await self.service.write_alone(self.name, given, how.get(self.name, {}), param)
         return self
 
     def cancel(self) -> None:
@@ -96,7 +95,7 @@ class Answer:
             async for token in self.live:
                 if token.modality == self.name:
                     if token.id in self.ends:
-                        self.live.cancel(gone=False)
+                        self.live.cancel()
                         break
                     if new := growing.add(token.id):
                         yield Piece(text=new)
@@ -128,7 +127,7 @@ class Answer:
         if self.text.strip():
             how = {sound: self.changes.get(sound, {})}
             document = Document([Segment(self.name, self.text)])
-            self.live = await self.service.write(document, [sound], how, params=["messages"])
+            self.live = await self.service.write(document, [sound], how, param="messages")
             async for token in self.live:
                 if piece := await voice.add(token.id):
                     yield Piece(sound=piece)

@@ -16,7 +16,6 @@ import uvicorn
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.generation.engine.engine import Engine
 from zipper_lm.serve.app import create_app
-from zipper_lm.serve.protocol import protocol_of
 from zipper_lm.serve.service import THREADS, Service
 
 GRACE = 30.0
@@ -48,7 +47,7 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             lifespan="off",
-            http=protocol_of(service.limits.stall),
+            limit_concurrency=service.limits.connections,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=max(1, round(grace)),
             ws="websockets-sansio",
@@ -57,7 +56,6 @@ class Server(uvicorn.Server):
             ws_per_message_deflate=False,
         )
         super().__init__(config)
-        service.connections = lambda: len(self.server_state.connections)
 
     async def shutdown(self, sockets: Any = None) -> None:
         """As Uvicorn calls it, after Ctrl-C and SIGTERM."""

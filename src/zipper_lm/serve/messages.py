@@ -70,9 +70,8 @@ class PicturePart(Fields):
     image_url: dict[str, Any]
 
 
-async def given_by(service: Service, messages: list[Any]) -> tuple[Document | list[int], list[str]]:
-    """A document of all that messages say, and the field that each of its segments came in; where that is text alone,
-    the ids of a chat, which all of the messages make.
+async def given_by(service: Service, messages: list[Any]) -> Document | list[int]:
+    """A document of all that messages say; where that is text alone, the ids of a chat.
 
     Raises:
         Refusal: for a message or part of another form, and for what the model has no modality for.
@@ -83,23 +82,22 @@ async def given_by(service: Service, messages: list[Any]) -> tuple[Document | li
     text, reading, alone = service.modality("text"), Reading(service), True
     chat: list[dict[str, str]] = []
     for number, message in enumerate(messages):
-        texts: list[str] = []
+        said: list[str] = []
         for place, part in enumerate(_parts(message)):
             param = f"messages.{number}.content.{place}"
             kind, value = _part(part, param)
             if kind == "text":
                 reading.text(text, value, param)
-                texts.append(value)
+                said.append(value)
             else:
                 alone = False
                 name = service.modality("sound" if kind == "input_audio" else "picture")
                 service.check_reads(text, name)
                 await (reading.sound if kind == "input_audio" else reading.picture)(name, value, param)
-        chat.append({"role": "system" if message.role == "developer" else message.role, "content": "\n".join(texts)})
+        chat.append({"role": "system" if message.role == "developer" else message.role, "content": "\n".join(said)})
     if alone:
-        return await service.apart(chat_ids, service.codec(text), chat, service.name), ["messages"]
-    said = [(s, param) for s, param in zip(reading.segments, reading.params, strict=True) if s.value != ""]
-    return Document([s for s, _ in said]), [param for _, param in said]
+        return await service.apart(chat_ids, service.codec(text), chat, service.name)
+    return Document([s for s in reading.segments if s.value != ""])
 
 
 def _parts(message: Message) -> list[Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_
 
 from zipper_lm.training.memory import OutOfMemory, told_with_what_fits
 from zipper_lm.training.order import Evened
+from zipper_lm.training.products import quick_products, scores_of
 from zipper_lm.utils.files import new_file, whole_checkpoint, write_json
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.processes import any_of_each, several
@@ -166,16 +167,26 @@ class BaseTrainer(Trainer):
     # --- no step that would spoil the weights ----------------------------------------------------------------------
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Trainer's own; the loss is looked at before the optimizer steps."""
-        told = ""
+        """Trainer's own, multiplied quickly; the loss is looked at before the optimizer steps."""
+        told, inputs = "", args[1] if len(args) > 1 else kwargs["inputs"]
         try:
-            loss = super().training_step(*args, **kwargs)
+            with self.products(scores_of(self.accelerator.unwrap_model(self.model), self.streams(inputs))):
+                loss = super().training_step(*args, **kwargs)
         except torch.OutOfMemoryError as error:
             told = str(error)
         if told:  # outside, where the error no longer holds what the step had computed
-            raise OutOfMemory(told_with_what_fits(self, args[1] if len(args) > 1 else kwargs["inputs"], told))
+            raise OutOfMemory(told_with_what_fits(self, inputs, told))
         self._step_losses.append(loss)
         return loss
+
+    def products(self, scores: int = 0) -> AbstractContextManager[None]:
+        """See `quick_products`; a compiler asks how products are made as if there were one answer."""
+        plain = self.args.device.type != "cpu" or self.args.torch_compile
+        return nullcontext() if plain else quick_products(scores)
+
+    def streams(self, inputs: Any) -> dict[str, Tensor]:
+        """The ids of a batch, ``[batch, time]``, by tower."""
+        return {"": inputs["input_ids"]}
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         norm = super()._get_grad_norm(*args, **kwargs)

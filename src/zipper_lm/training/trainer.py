@@ -183,7 +183,8 @@ class ZipperTrainer(BaseTrainer):
         model = self.accelerator.unwrap_model(self.model)
         how: dict[str, Any] = {"folder": self.prefix_folder, "console": console}
         how["precision"] = self.accelerator.autocast()
-        self.prefixes.stores |= keep_prefixes(model, self.kept, self.train_dataset, **how).stores
+        with self.products():  # states round as in a step
+            self.prefixes.stores |= keep_prefixes(model, self.kept, self.train_dataset, **how).stores
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As of its base, once what is kept of frozen towers is there."""
@@ -312,6 +313,10 @@ class ZipperTrainer(BaseTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def streams(self, inputs: Any) -> dict[str, Tensor]:
+        """See `BaseTrainer`."""
+        return {name: side["input_ids"] for name, side in inputs["batch"].items()}
 
     def floating_point_ops(self, inputs: Any) -> int:
         """The model's own estimate."""
