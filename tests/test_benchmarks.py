@@ -7,6 +7,8 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,31 @@ def test_epoch_order(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert record["rows"] == 1000
     assert set(record["seconds"]["both ways"]) == {"first epoch", "later epoch", "order"}
+
+
+def test_rows_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its numbers of rows have processes of their own, which would take long here."""
+
+    def run(command: list[str], **_: Any) -> Any:
+        found = module["one"](Path(tempfile.mkdtemp(dir=tmp_path)), int(command[-1]))
+        return subprocess.CompletedProcess(command, 0, json.dumps(found).encode())
+
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = runpy.run_path(str(ROOT / "benchmarks" / "rows_in_memory.py"))
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["rows_in_memory.py", str(tmp_path / "r.json"), "--rows", "200", "1200"])
+    module["main"]()
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads((tmp_path / "r.json").read_text())
+    assert [each["rows"] for each in record["of"]] == [200, 1200]
+    assert set(record["bytes_a_row"]) == {"prepare", "read"}
+    held: list[int] = []
+    with module["watched"](held.append):
+        block = bytearray(50 << 20)
+        time.sleep(0.05)
+        block[::4096] = bytes(len(block) // 4096)
+        del block
+    assert held[0] >= 50 << 20, "what was there in between is measured"
 
 
 def test_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

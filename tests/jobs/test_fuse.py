@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_recipes import tiny_recipe, workshop
 
 from zipper_lm import Document, ZipperModel, read_recipe
+from zipper_lm.data.sources.readers import read_rows
 from zipper_lm.evaluation.preservation import verify
 from zipper_lm.jobs import fuse as fuse_module
 from zipper_lm.jobs.fuse import fuse
@@ -104,6 +106,46 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     theirs, ours = weights(whole[0]), weights(tmp_path / "broken")
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+
+
+def test_a_run_on_a_stream_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a stream was encoded before training began, so that it had to end and to fit into memory. Here it is
+    interrupted in the midst of a buffer, in its second epoch."""
+    raw = list(read_rows(workshop() / "data"))
+    stream = datasets.Dataset.from_list([{"text": r["text"], "audio": Path(r["speech"]).read_bytes()} for r in raw])
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, **__: ["train"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: stream.to_iterable_dataset(num_shards=3))
+    data = {"source": "someone/data", "validation": None, "streaming": True, "buffer": 5}
+    training = {"steps": 5, "batch_size": 4, "save_every": 1, "corrupt": 0.2}
+    recipes = {name: tiny_recipe(tmp_path / name, data=data, training=training) for name in ("whole", "broken")}
+    before = fuse(recipes["whole"])
+    with monkeypatch.context() as patch:
+        interrupt_at(4, patch)
+        with pytest.raises(Interrupted, match="step 4"):
+            fuse(recipes["broken"])
+    (state,) = working_folder(tmp_path / "broken").glob("checkpoint-4/trainer_state.json")
+    place = json.loads(state.read_text())["stateful_callbacks"]["LossesSoFar"]["attributes"]["place"]
+    assert (place["first"], place["epoch"], place["row"]) == (12, 1, 0)
+    resumed = fuse(recipes["broken"], resume=True)
+    assert losses(resumed) == losses(before)
+    theirs, ours = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+    workers = training | {"arguments": {"dataloader_num_workers": 1}}
+    with pytest.raises(ValueError, match="dataloader_num_workers=1 must be 0"):
+        fuse(tiny_recipe(tmp_path / "w", data=data, training=workers))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"source": "here", "buffer": 0}}, r"data\.buffer must be at least 1"),
+        ({"data": {"source": "here", "buffer": 9, "broken_limit": 1}}, r"cannot be had with data\.broken_limit"),
+        ({"data": {"source": "here", "buffer": 9}, "training": {"join": 0.5}}, r"cannot be had with training\.join"),
+    ],
+)
+def test_what_needs_other_rows_cannot_be_had_with_a_buffer(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_recipe(Path("m"), **changes)
 
 
 def test_a_run_that_dies_goes_on_from_a_checkpoint_between_evaluations(

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from torch.utils.data import Dataset
 from transformers import TrainingArguments, set_seed
 
 from zipper_lm.data.broken import Broken
-from zipper_lm.data.document import Segment
+from zipper_lm.data.buffered import BufferedDocuments
+from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.encoding import encode_rows, encoded_modalities, token_counts
 from zipper_lm.data.mixture import TaskMixture, joiners
 from zipper_lm.data.prepared import TRAIN
+from zipper_lm.data.sources.readers import Stream
 from zipper_lm.data.tasks import Task
 from zipper_lm.evaluation.judges import Judge, load_judge
 from zipper_lm.fusion.network import ZippedTowers
@@ -30,17 +33,20 @@ from zipper_lm.jobs.pseudo_labels import (
     read_labels,
     write_labels,
 )
-from zipper_lm.jobs.recipes.checks import check_lengths, check_recipe, joined_tasks
+from zipper_lm.jobs.recipes.checks import check_lengths, check_recipe, joined_tasks, stream_limits
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.jobs.resume import begin, check_data, check_working, latest_checkpoint, working_folder
-from zipper_lm.jobs.rows import DataSource, measure_stretch
+from zipper_lm.jobs.rows import DataSource, Opened, measure_stretch
 from zipper_lm.jobs.towers import build_model, make_towers, missing_towers
 from zipper_lm.jobs.validation import Scorer, judge_of
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
-from zipper_lm.training.base import check_step_size, step_size
+from zipper_lm.training.base import check_step_size, documents_of_a_step, step_size
 from zipper_lm.training.parameters import describe_parameters
 from zipper_lm.utils.processes import is_main, wait
+
+FIRST = 256
+"""Rows that lengths are measured on, settings tried, and failures sought, where not all are encoded before training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +76,13 @@ class Materials:
 
     Attributes:
         model: fresh, or as its towers were left. mixture: the documents that it is trained on.
-        rows: encoded, those with pseudo-labels among them. validation: encoded. labelled: rows with pseudo-labels.
+        rows: encoded, those with pseudo-labels among them; with `data.buffer`, the first ones.
+        validation: encoded. labelled: rows with pseudo-labels.
         pairs: how many rows are aligned. broken: what could not be read. scorer: if there is anything to score.
     """
 
     model: Writer
-    mixture: TaskMixture
+    mixture: Dataset[Document]
     rows: Sequence[Any]
     validation: Sequence[Any]
     labelled: list[dict[str, Segment]]
@@ -150,7 +157,11 @@ def gather(plan: Plan, console: Console, make_labeller: Callable[[], Writer | No
     how = joiners(model.processor.codecs, joined)
     console.print(describe_parameters(model))
     broken = Broken(recipe.data.broken_limit)
-    aligned = _encoded(model, source.training_rows(recipe.seed, opened, broken), named, broken)
+    raw: Iterable[Any] = source.training_rows(recipe.seed, opened, broken)
+    if recipe.data.buffer is not None:
+        _check_workers(plan, opened)
+        raw = list(islice(raw, FIRST))  # the others are encoded when their turn comes
+    aligned = _encoded(model, raw, named, broken)
     validation = _encoded(model, held_out, named, broken)
     labelled: list[dict[str, Segment]] = []
     rows = aligned
@@ -164,15 +175,19 @@ def gather(plan: Plan, console: Console, make_labeller: Callable[[], Writer | No
         console.print(broken.told(), style="yellow")
     if isinstance(model, ZippedTowers):
         measure_stretch(model, rows)
-    mixture = TaskMixture(
-        rows,
-        recipe.tasks,
-        seed=recipe.seed,
-        interleave=recipe.training.interleave,
-        join=recipe.training.join,
-        how=how,
-        towers=model.names,
-    )
+    mixture: Dataset[Document]
+    if recipe.data.buffer is not None:
+        mixture = _buffered(plan, model, opened, named)
+    else:
+        mixture = TaskMixture(
+            rows,
+            recipe.tasks,
+            seed=recipe.seed,
+            interleave=recipe.training.interleave,
+            join=recipe.training.join,
+            how=how,
+            towers=model.names,
+        )
     together = (2 if recipe.training.interleave else 1) * (2 if how else 1)
     lengths = chain(token_counts(rows), token_counts(validation))
     check_lengths(model, lengths, [tasks[template] for template in plan.trained], together)
@@ -188,9 +203,34 @@ def gather(plan: Plan, console: Console, make_labeller: Callable[[], Writer | No
         rows=rows,
         validation=validation,
         labelled=labelled,
-        pairs=len(aligned),
+        pairs=len(opened) if recipe.data.buffer is not None and isinstance(opened, Sized) else len(aligned),
         broken=broken,
         scorer=scorer,
+    )
+
+
+def _check_workers(plan: Plan, opened: Opened) -> None:
+    """Raise `ValueError` for workers that would each get a part of a stream: `datasets` deals them its shards."""
+    workers = plan.arguments.dataloader_num_workers
+    if isinstance(opened, Stream) and workers:
+        raise ValueError(
+            f"training.arguments: dataloader_num_workers={workers} must be 0 with data.streaming and data.buffer"
+        )
+
+
+def _buffered(plan: Plan, model: Writer, opened: Opened, named: set[str]) -> BufferedDocuments:
+    recipe = plan.recipe
+    assert model.processor is not None
+    assert recipe.data.buffer is not None
+    return BufferedDocuments(
+        opened,
+        recipe.tasks,
+        model.processor,
+        encoded_modalities(opened, named, model.names),
+        seed=recipe.seed,
+        buffer=recipe.data.buffer,
+        count=recipe.training.steps * documents_of_a_step(plan.arguments),
+        limits=stream_limits(model),
     )
 
 

@@ -51,7 +51,7 @@ from zipper_lm.utils.progress import bar, plain_console
 Engine = Literal["local", "ray"]
 SHARD_ROWS = 1000
 SETTINGS_FILE = "settings.json"
-_FREE = ("broken_limit", "fraction", "validation_limit", "streaming")
+_FREE = ("broken_limit", "fraction", "validation_limit", "streaming", "buffer")
 """Fields of a data recipe that change no shard that is written: training heeds them, or the number of rows shows it."""
 
 

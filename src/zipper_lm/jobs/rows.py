@@ -163,6 +163,8 @@ def _check_as_prepared(data: DataRecipe, before: Mapping[str, Any]) -> None:
     """Raise `ValueError` for settings that would have no effect, because the data was prepared with others. Names that
     are left at their default are as prepared."""
     plain = DataRecipe(source=data.source)
+    if data.buffer is not None:
+        raise ValueError(f"data.buffer={data.buffer} has no effect: {data.source} is prepared, and read where it lies")
     for name in ("revision", "columns", "train", "validation"):
         value = getattr(data, name)
         if value is not None and value not in (getattr(plain, name), before[name]):

@@ -32,6 +32,8 @@ from zipper_lm.utils.shards import whole
 
 IDLE = "idle"
 """Key of a batch that nothing is learned from: its process has nothing left in this step."""
+PLACE = "place"
+"""Key in a batch of where its last document's stream can be gone on from, plain values; there if it is of a stream."""
 LEAST_SCALE = 1.0
 """Gradients that overflow float16 are the loss scaler's business while it can still scale down to here."""
 
@@ -55,12 +57,14 @@ class LossesSoFar(TrainerCallback, ExportableState):
         steps: how many steps both are of. logged: the step of the last line.
         parts: by part of the loss, those of the steps after it.
         documents: of one step, in all processes and accumulated batches; `None` in what an older version wrote.
+        place: in the stream that documents come from, not behind the first one that was not seen yet.
     """
 
     def __init__(self) -> None:
         self.total, self.since, self.steps, self.logged = 0.0, 0.0, 0, 0
         self.parts: dict[str, list[float]] = {}
         self.documents: int | None = None
+        self.place: Any = None
 
     def state(self) -> dict[str, Any]:
         """As Trainer writes it into ``trainer_state.json``."""
@@ -138,6 +142,7 @@ class BaseTrainer(Trainer):
         self.part_losses: dict[str, list[Tensor]] = {}
         self._step_losses: list[Tensor] = []
         self._uncounted = 0
+        self._place: Any = None
         self.batches: list[Any] = []
         self._epoch_iterator: Any = None
         super().__init__(callbacks=[*(callbacks or []), LossesSoFar(), _Begin(self)], **kwargs)
@@ -235,7 +240,7 @@ class BaseTrainer(Trainer):
 
     def restore_losses(self) -> None:
         """Trainer's sums become what the checkpoint that is gone on from says."""
-        self._step_losses, self.part_losses = [], {}
+        self._step_losses, self.part_losses, self._place = [], {}, None
         kept: dict[str, Any] = {}
         if self.state.global_step:
             kept = _kept(self.state.stateful_callbacks)
@@ -244,6 +249,9 @@ class BaseTrainer(Trainer):
         self._uncounted = self.state.global_step - kept.get("steps", 0)
         if not kept:
             return
+        self._place = kept.get("place")
+        if self._place is not None:
+            self.go_on(self._place)
         device, first = self.args.device, self.is_world_process_zero()
         self._tr_loss = torch.tensor(kept["since"], device=device)
         self._total_loss_scalar, self._globalstep_last_logged = kept["total"], kept["logged"]
@@ -254,7 +262,7 @@ class BaseTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         kept = next(c for c in self.callback_handler.callbacks if isinstance(c, LossesSoFar))
-        kept.documents = documents_of_a_step(self.args)
+        kept.documents, kept.place = documents_of_a_step(self.args), self._place
         kept.since = self._mean_of(float(self._tr_loss))
         kept.total, kept.logged = self._total_loss_scalar, self._globalstep_last_logged
         kept.parts = {name: losses.tolist() for name, losses in self._parts().items()}
@@ -305,7 +313,13 @@ class BaseTrainer(Trainer):
             kept = randomness_kept() if (self.state.epoch or 0) >= 1 else kept
         with kept:
             self.batches, counted = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for batch in self.batches:
+            self._place = batch.pop(PLACE, self._place) if isinstance(batch, dict) else self._place
         return self.batches, counted
+
+    def go_on(self, place: Any) -> None:
+        """Let documents come from a place in their stream on; of a trainer that reads streams."""
+        raise NotImplementedError
 
 
 def _without_nan(file: Path) -> None:

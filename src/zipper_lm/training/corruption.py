@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from zipper_lm.data.buffered import Placed
 from zipper_lm.data.collation import Specials, longest_stream
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.token_ids import TokenIds
@@ -81,7 +82,8 @@ class CorruptedDocuments(Dataset[Document]):
         if not (self.corrupt or self.history_dropout):
             return document
         draw = np.random.default_rng((self.seed, int(self._epoch), index, 1))
-        return Document(self._noisy(segment, draw) for segment in document)
+        noisy = Document(self._noisy(segment, draw) for segment in document)
+        return Placed(noisy, document.place) if isinstance(document, Placed) else noisy
 
     def _noisy(self, segment: Segment, draw: np.random.Generator) -> Segment:
         ids, name = np.asarray(segment.ids or [], np.int32), segment.modality

@@ -20,16 +20,17 @@ from accelerate.utils import save_fsdp_optimizer
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import TrainOutput
 
+from zipper_lm.data.buffered import BufferedDocuments, Placed
 from zipper_lm.data.collation import Specials, collate
 from zipper_lm.data.document import Document
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.generation.writer import Writer
-from zipper_lm.training.base import IDLE, BaseTrainer, documents_of_a_step, evened
+from zipper_lm.training.base import IDLE, PLACE, BaseTrainer, documents_of_a_step, evened
 from zipper_lm.training.beside import BesideLoss, Pair, check_pairs, faded
 from zipper_lm.training.compilation import compile_layers
 from zipper_lm.training.corruption import Again, CorruptedDocuments
@@ -61,7 +62,9 @@ class DocumentCollator:
     def __call__(self, documents: Sequence[Document]) -> dict[str, Any]:
         found = [document for document in documents if not isinstance(document, Again)]
         batch = collate(found or documents[:1], self.specials, packing=self.packing)
-        return {"batch": self.prefixes.fill(batch)} | ({} if found else {IDLE: True})
+        made: dict[str, Any] = {"batch": self.prefixes.fill(batch)} | ({} if found else {IDLE: True})
+        places = [document.place for document in found if isinstance(document, Placed)]
+        return made | ({PLACE: places[-1]} if places else {})
 
 
 @dataclass(frozen=True)
@@ -210,8 +213,15 @@ class ZipperTrainer(BaseTrainer):
         dataset = self.train_dataset
         assert isinstance(dataset, CorruptedDocuments)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self._order = evened(LikeLengths(dataset, documents_of_a_step(self.args), seed), self.args)
+        order: Sampler[int] = SequentialSampler(dataset)
+        if not isinstance(dataset.documents, BufferedDocuments):  # whose lengths are not known, and which are shuffled
+            order = LikeLengths(dataset, documents_of_a_step(self.args), seed)
+        self._order = evened(order, self.args)
         return self._order
+
+    def go_on(self, place: Any) -> None:
+        """Read a stream from there on."""
+        cast(BufferedDocuments, cast(CorruptedDocuments, self.train_dataset).documents).go_on(place)
 
     def describe_step(self) -> str:
         """The numbers of the documents of the step at hand, in all processes."""

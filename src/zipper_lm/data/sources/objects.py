@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +112,14 @@ def hub_splits(identity: str, config: str | None, revision: str | None, streamin
 class _Reached:
     """A stream whose failures on the way name the data set."""
 
-    def __init__(self, rows: Iterable[Any], identity: str, revision: str | None) -> None:
+    def __init__(self, rows: Any, identity: str, revision: str | None) -> None:
         self._rows, self._identity, self._revision = rows, identity, revision
+
+    def state_dict(self) -> Any:
+        return self._rows.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        self._rows.load_state_dict(state)
 
     def __iter__(self) -> Iterator[Any]:
         with reaching("data", self._identity, self._revision):

@@ -130,10 +130,22 @@ class Stream(Iterable[Any]):
         self._exclude = [(modalities.get(c, c), values) for c, values in exclude.items()]
 
     def __iter__(self) -> Iterator[Any]:
-        return islice(self._rows(), self._limit)
+        return self.run()
 
-    def _rows(self) -> Iterator[Any]:
-        for raw in self._table.rows:
+    def run(self, state: Any = None, done: int = 0) -> Run:
+        """The rows from some place on.
+
+        Args:
+            state: of a run of this stream that had come there; `None` is the beginning. done: the rows before it.
+        """
+        # It knows itself which row comes next, and what it is made of remembers a state that it was given once.
+        raw: Any = copy.deepcopy(self._table.rows)
+        if state is not None:
+            raw.load_state_dict(copy.deepcopy(state))  # which goes on in it
+        return Run(raw, self._rows(raw), None if self._limit is None else self._limit - done)
+
+    def _rows(self, found: Iterable[Any]) -> Iterator[Any]:
+        for raw in found:
             row = _as_row(self._table, self.columns, raw)
             if all(str(row.get(c)) not in values for c, values in self._exclude):
                 yield row
@@ -152,6 +164,24 @@ class Stream(Iterable[Any]):
         """
         check_excluded(exclude, [*(_column_names(self._table) or ()), *self.columns])
         return Stream(self._table, self.columns, exclude)
+
+
+class Run(Iterator[Any]):
+    """Rows of a stream, one after the other.
+
+    Args:
+        stream: a `datasets.IterableDataset`, or what stands for one. rows: made of it. limit: of rows.
+    """
+
+    def __init__(self, stream: Any, rows: Iterator[Any], limit: int | None) -> None:
+        self._stream, self._rows = stream, islice(rows, limit)
+
+    def __next__(self) -> Any:
+        return next(self._rows)
+
+    def state(self) -> Any:
+        """Where it stands, as plain values; `Stream.run` goes on from there."""
+        return self._stream.state_dict()
 
 
 def check_excluded(exclude: Iterable[str], known: Iterable[str]) -> None:

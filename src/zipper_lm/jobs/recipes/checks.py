@@ -12,7 +12,7 @@ from typing import Any
 from zipper_lm.data.mixture import read_weights
 from zipper_lm.data.sources.readers import PREPARED_FILE
 from zipper_lm.data.tasks import Task, parse_task
-from zipper_lm.fusion.limits import check_length
+from zipper_lm.fusion.limits import check_length, position_limit
 from zipper_lm.generation.settings import generation_config
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.recipes.schema import FuseRecipe, PseudoLabelsRecipe
@@ -166,6 +166,21 @@ def _check_pseudo_labels(recipe: FuseRecipe, wanted: PseudoLabelsRecipe, tasks: 
             )
 
 
+def stream_limits(model: Writer) -> list[tuple[list[str], int, str]]:
+    """Of each decoder that has a limit: whose segments it reads, its positions, and what it is called."""
+    decoders = model.backbones()
+    found = []
+    for name, backbone in decoders.items():
+        if limit := position_limit(backbone) or getattr(backbone.config, "max_position_embeddings", None):
+            alone = len(decoders) == 1
+            found.append((model.names if alone else [name], limit, _called(name, alone)))
+    return found
+
+
+def _called(name: str, alone: bool) -> str:
+    return "the single decoder" if alone else f"tower {name!r}"
+
+
 def check_lengths(
     model: Writer, rows: Iterable[Mapping[str, tuple[int, int]]], tasks: Sequence[Task], together: int
 ) -> None:
@@ -191,5 +206,4 @@ def check_lengths(
         for heap, length in zip(longest, [sum(lengths)] if len(decoders) == 1 else lengths):
             heapq.heappushpop(heap, length)
     for (name, backbone), heap in zip(decoders.items(), longest):
-        reader = "the single decoder" if len(decoders) == 1 else f"tower {name!r}"
-        check_length(backbone, [sum(heap)], reader)
+        check_length(backbone, [sum(heap)], _called(name, len(decoders) == 1))

@@ -53,6 +53,8 @@ class DataRecipe:
             ``{speaker: [theo]}``.
         clips: further training utterances from single recordings.
         broken_limit: how many items that cannot be read are left out (and listed) before that is an error.
+        buffer: rows that are shuffled together and encoded while training goes on, for data that need not fit into
+            memory, nor end; null encodes all rows before it.
     """
 
     source: str
@@ -67,6 +69,7 @@ class DataRecipe:
     exclude: dict[str, list[str]] = field(default_factory=dict)
     clips: ClipsRecipe | None = None
     broken_limit: int = 0
+    buffer: int | None = None
 
     @classmethod
     def from_string(cls, text: str) -> dict[str, Any]:
@@ -86,6 +89,12 @@ class DataRecipe:
             raise ValueError(f"data.fraction must be in (0, 1], got {self.fraction}")
         if self.streaming and self.clips is not None:
             raise ValueError("data.clips cannot follow a stream, which may not end; leave out clips or streaming")
+        if self.buffer is None:
+            return
+        at_least("data.buffer", self.buffer, 1)
+        plain = {"fraction": 1.0, "clips": None, "broken_limit": 0}
+        if asked := [name for name, value in plain.items() if getattr(self, name) != value]:
+            raise ValueError(f"data.buffer cannot be had with data.{asked[0]}: rows are not read before training")
 
 
 _OF_FUSION = (
@@ -100,6 +109,17 @@ def _check_pretraining(training: TrainingRecipe) -> None:
     for name in _OF_FUSION:
         if (value := getattr(training, name)) != getattr(plain, name):
             raise ValueError(f"training.{name}={value} has no effect in pre-training; leave it out")
+
+
+def _check_buffer(recipe: FuseRecipe) -> None:
+    """Raise `ValueError` for what asks for other rows than the one at hand, which are not there with `data.buffer`."""
+    if recipe.data.buffer is None:
+        return
+    training = recipe.training
+    asked: dict[str, Any] = {f"training.{n}": getattr(training, n) for n in ("interleave", "join", "prefix_cache")}
+    asked["pseudo_labels"] = recipe.pseudo_labels
+    if found := [name for name, value in asked.items() if value]:
+        raise ValueError(f"data.buffer cannot be had with {found[0]}: rows come one by one; zipper prepare them")
 
 
 def _check_patience(training: TrainingRecipe, data: DataRecipe) -> None:
@@ -177,6 +197,8 @@ class PretrainRecipe:
     def __post_init__(self) -> None:
         _check_pretraining(self.training)
         _check_patience(self.training, self.data)
+        if self.data.buffer is not None:
+            raise ValueError(f"data.buffer={self.data.buffer} has no effect in pre-training; leave it out")
 
 
 @dataclass(kw_only=True)
@@ -348,6 +370,7 @@ class FuseRecipe:
     def __post_init__(self) -> None:
         at_least("best_of", self.best_of, 1)
         _check_patience(self.training, self.data)
+        _check_buffer(self)
         for tower in self.towers.values():
             if (here := tower.pretrain) is not None:
                 _check_patience(here.training, here.data or self.data)
