@@ -292,8 +292,8 @@ def test_model_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_codec_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The demo's own codec and judge, on two sentences; two sounds to train on."""
     pytest.importorskip("espeakng_loader", reason="needs the extra `demo`")
-    given = (tmp_path / "copies.json", "--demo", "--rows", 2, "--steps", 2, "--width", 8)
-    run_small("codec_copies.py", monkeypatch, *given, DEMO_SOUNDS=lambda _: 2)
+    given = (tmp_path / "copies.json", "--demo", "--sounds", 2, "--rows", 2, "--steps", 2, "--width", 8)
+    run_small("codec_copies.py", monkeypatch, *given)
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert record == json.loads((tmp_path / "copies.json").read_text())
     assert record["rows"] == 2

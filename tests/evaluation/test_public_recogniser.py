@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny import tiny_backbone
 from tiny_recipes import tiny_recipe
-from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
+from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC, Wav2Vec2Model
 
-from zipper_lm.evaluation.judges import load_judge
+from zipper_lm.evaluation.judges import check_writes, load_judge
 from zipper_lm.evaluation.public_recogniser import PublicRecogniser
 from zipper_lm.jobs.fuse import fuse
 
@@ -82,7 +82,37 @@ def test_a_fusion_is_scored_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_what_is_no_recogniser_is_refused(tmp_path: Path) -> None:
     tiny_backbone("llama", 20).save_pretrained(tmp_path / "llm")
-    with pytest.raises(ValueError, match=r"judge .*llm"):
+    with pytest.raises(ValueError, match=r"judge .*llm.*model_type 'llama' is no speech recogniser's"):
         load_judge(tmp_path / "llm")
     with pytest.raises(ValueError, match=r"judge .*no such folder"):
         load_judge(tmp_path / "missing")
+
+
+def test_an_encoder_alone_is_refused(tmp_path: Path) -> None:
+    """Its head was drawn at random, with a note in transformers' log: each loading was another judge."""
+    folder = checkpoint(tmp_path / "w", "W")
+    Wav2Vec2Model.from_pretrained(folder).save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"judge .*lacks 2 tensors of Wav2Vec2ForCTC, such as \['lm_head.bias'"):
+        load_judge(folder)
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [("preprocessor_config.json", "judge .*preprocessor_config"), ("tokenizer_config.json", "judge .*w'")],
+)
+def test_what_lies_beside_the_weights_is_needed(tmp_path: Path, missing: str, words: str) -> None:
+    folder = checkpoint(tmp_path / "w", "W")
+    for file in [folder / missing, *(folder.glob("*vocab*") if "tokenizer" in missing else [])]:
+        file.unlink()
+    with pytest.raises(ValueError, match=words):
+        load_judge(folder)
+
+
+def test_a_judge_of_another_language_is_refused(tmp_path: Path) -> None:
+    """Every word was an error, and nobody said why."""
+    judge = load_judge(checkpoint(tmp_path / "w", "W"))
+    assert isinstance(judge, PublicRecogniser)
+    assert judge.letters() == frozenset("einorstwx")
+    check_writes(judge, ["six one", "two, 7!", "h"])
+    with pytest.raises(ValueError, match=r"judge: it has no letters for 80 % of the texts, such as \['в'"):
+        check_writes(judge, ["два один шесть", "one"])

@@ -54,6 +54,14 @@ def test_speech_is_heard_by_the_judge(fused: ZipperModel, judge: Recogniser) -> 
     assert score.summary()["wer_95"][0] <= score.wer <= score.summary()["wer_95"][1]
 
 
+def test_a_judge_of_another_language_is_refused_before_anything_is_written(
+    fused: ZipperModel, judge: Recogniser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "generate", None)
+    with pytest.raises(ValueError, match=r"judge: it has no letters for 100 % of the texts.*of another language"):
+        score_task(fused, [{"text": "два один"}], "tts", judge=judge, settings=SETTINGS)
+
+
 def test_a_sound_too_short_for_a_word_is_silence(judge: Recogniser) -> None:
     assert transcribe(judge, [np.zeros(10, np.float32), say("one two")])[0] == ""
 

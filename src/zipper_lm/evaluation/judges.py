@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,6 +60,22 @@ def can_be_judged(codec: Codec) -> bool:
 def suits(judge: Judge, codec: Codec) -> bool:
     """Whether a judge can say what a codec decodes to."""
     return isinstance(judge, PictureClassifier) == (codec.kind in PICTURE_KINDS)
+
+
+def check_writes(judge: Judge, texts: Sequence[str]) -> None:
+    """Raise `ValueError` if a judge has no letters for most of what texts are written in: it is of another language.
+
+    One that writes pieces of words, such as Whisper, is believed.
+    """
+    own = judge.letters() if isinstance(judge, Recogniser | PublicRecogniser) else None
+    written = Counter(letter for text in texts for letter in normalise(text) if letter.isalpha())
+    lacking = {letter: count for letter, count in written.items() if own is not None and letter not in own}
+    if sum(lacking.values()) > 0.5 * written.total():
+        share = 100 * sum(lacking.values()) / written.total()
+        raise ValueError(
+            f"judge: it has no letters for {share:.0f} % of the texts, such as {sorted(lacking)[:5]}, at most 50 % are "
+            "allowed: it is of another language"
+        )
 
 
 def transcribe(judge: Judge, values: Sequence[Any]) -> list[str]:

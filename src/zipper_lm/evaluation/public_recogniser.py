@@ -12,13 +12,22 @@ from typing import Any
 import numpy as np
 import soxr
 import torch
-from transformers import AutoConfig, AutomaticSpeechRecognitionPipeline, AutoModel, pipeline
+from transformers import (
+    MODEL_FOR_CTC_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+    AutoConfig,
+    AutomaticSpeechRecognitionPipeline,
+    AutoModel,
+    AutoModelForCTC,
+    pipeline,
+)
 
 from zipper_lm.codecs.audio import SAMPLING_RATE
+from zipper_lm.codecs.pretrained import UNUSED
 from zipper_lm.evaluation.word_error_rate import normalise
 from zipper_lm.utils.hub import reaching
 from zipper_lm.utils.sizes import check_size, weight_files
-from zipper_lm.utils.tensors import weights_hash
+from zipper_lm.utils.tensors import lacking_tensors, weights_hash
 
 
 class PublicRecogniser:
@@ -47,6 +56,14 @@ class PublicRecogniser:
         whisper = {"return_timestamps": True} if self.recogniser.type == "seq2seq_whisper" else {}  # for over 30 s
         return str(self.recogniser({"raw": wave, "sampling_rate": rate}, **whisper)["text"])
 
+    def letters(self) -> frozenset[str] | None:
+        """What it can write; `None` if its tokens are not letters."""
+        if self.recogniser.type == "seq2seq_whisper" or self.recogniser.model.can_generate():
+            return None
+        special = set(self.recogniser.tokenizer.all_special_tokens)
+        own = [token for token in self.recogniser.tokenizer.get_vocab() if token not in special]
+        return frozenset(t.lower() for t in own) if all(len(token) == 1 for token in own) else None
+
     def digest(self) -> str:
         """SHA-256, as hex, of weights, vocabulary and the settings of its features and of its generation."""
         model = self.recogniser.model
@@ -65,10 +82,26 @@ class PublicRecogniser:
         Raises:
             ValueError: if it cannot be loaded, or is no speech recogniser.
         """
+        at = str(source)
         with reaching("judge", source):
-            config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+            config = AutoConfig.from_pretrained(at, trust_remote_code=False)
             make = partial(AutoModel.from_config, trust_remote_code=False)
-            check_size("its config.json", config, weight_files(str(source)), make)
+            check_size("its config.json", config, weight_files(at), make)
+            writes = type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
+            if not writes and type(config) not in MODEL_FOR_CTC_MAPPING:
+                raise ValueError(f"model_type {config.model_type!r} is no speech recogniser's")
+            if not writes:
+                _check_head(at)
             gpu = torch.cuda.current_device() if torch.cuda.is_available() else -1  # of several processes each its own
-            made: Any = pipeline("automatic-speech-recognition", model=str(source), device=gpu, trust_remote_code=False)
+            made: Any = pipeline("automatic-speech-recognition", model=at, device=gpu, trust_remote_code=False)
         return cls(made)
+
+
+def _check_head(source: str) -> None:
+    """Raise `ValueError` if a CTC checkpoint lacks tensors: transformers draws them, and only its log says so."""
+    model, info = AutoModelForCTC.from_pretrained(source, output_loading_info=True, trust_remote_code=False)
+    if lacking := [name for name in lacking_tensors(info) if not name.endswith(UNUSED)]:
+        raise ValueError(
+            f"the checkpoint lacks {len(lacking)} tensors of {type(model).__name__}, such as {lacking[:3]}: "
+            "it is an encoder alone, which would write at random"
+        )

@@ -260,6 +260,10 @@ class Recogniser(nn.Module):
         hidden, _ = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True)
         return self.head(self.dropout(hidden)).log_softmax(-1), lengths
 
+    def letters(self) -> frozenset[str]:
+        """What it can write."""
+        return frozenset(self.config.characters)
+
     def digest(self) -> str:
         """SHA-256, as hex, of all that decides what it says."""
         digest = hashlib.sha256(json.dumps(asdict(self.config)).encode())

@@ -20,7 +20,7 @@ from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.evaluation.best_of import Heard, sampled
 from zipper_lm.evaluation.classifier import PictureClassifier
-from zipper_lm.evaluation.judges import Judge, suits, transcribe
+from zipper_lm.evaluation.judges import Judge, check_writes, suits, transcribe
 from zipper_lm.evaluation.word_error_rate import bootstrap_interval, normalise, word_error_rate
 from zipper_lm.utils.processes import from_main, shared
 from zipper_lm.utils.randomness import draws_of, new_seed
@@ -106,7 +106,7 @@ def score_task(
 
     Raises:
         ValueError: without rows, for a row without a modality of the task or what to compare with, or without a judge
-            where one is needed; for another `best_by`.
+            where one is needed; for another `best_by`; for a judge whose letters are not those of the texts.
     """
     if best_by not in BEST_BY:
         raise ValueError(f"best_by must be one of {list(BEST_BY)}, got {best_by!r}")
@@ -135,6 +135,8 @@ def score_task(
     for number, reference in enumerate(references):
         if not _has_words(reference):
             raise ValueError(f"task {template!r}: {compared} of row {number} holds nothing to compare: {reference!r}")
+    if judge is not None:
+        check_writes(judge, references)
     settings = sampled(model.generation_settings if settings is None else settings, [ends_in], best_of)
     choose = Heard(model, judge) if judge is not None and best_by == "judge" else None
     order = sorted(range(len(rows)), key=lambda i: len(references[i]))  # like lengths are written together
