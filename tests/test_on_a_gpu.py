@@ -28,6 +28,7 @@ from zipper_lm.jobs.recipes.reader import build as build_recipe
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.models.baseline.single_decoder import SingleDecoder
 from zipper_lm.models.load import load
+from zipper_lm.training.memory import OutOfMemory
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -236,3 +237,22 @@ def test_a_recipe_with_towers_apart(tmp_path: Path) -> None:
     model = load(tmp_path / "output")
     assert isinstance(model, ZipperModel)
     verify(model)
+
+
+def test_a_step_that_does_not_fit_is_told_with_what_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row takes a third of the memory that is free while it is read: four do not fit, two do."""
+    forward = ZipperModel.forward
+    torch.cuda.empty_cache()
+    share = torch.cuda.mem_get_info()[0] // 3
+
+    def hungry(self: ZipperModel, batch: Any, **kwargs: Any) -> Any:
+        rows = max(len(side["input_ids"]) for side in batch.values()) if self.training else 0
+        held = torch.empty(rows * share, dtype=torch.uint8, device="cuda")
+        output = forward(self, batch, **kwargs)
+        del held
+        return output
+
+    monkeypatch.setattr(ZipperModel, "forward", hungry)
+    fits = r"training\.batch_size 2 with training\.arguments\.gradient_accumulation_steps 2"
+    with pytest.raises(OutOfMemory, match=rf"out of memory on cuda:0 in step 1, with 4 rows .*{fits}"):
+        fuse(tiny_recipe(tmp_path / "m"))

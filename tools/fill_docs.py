@@ -46,7 +46,7 @@ RUNS = ROOT / "docs" / "runs"
 SOUNDS = ROOT / "docs" / "sounds"
 PAGES = (
     *("README.md", "docs/comparison.md", "docs/concepts.md", "docs/combining.md", "docs/demo.md"),
-    *("docs/recipes.md", "docs/spoken-digits.md", "docs/cost.md", "docs/results.md"),
+    *("docs/recipes.md", "docs/spoken-digits.md", "docs/cost.md", "docs/results.md", "docs/reliability.md"),
 )
 EXPERIMENTS = (
     *("data-curve-long", "more-seeds", "converged", "augmentation", "pseudo-labels", "positions"),
@@ -310,18 +310,25 @@ def cost() -> str:
 
 
 def reliability() -> str:
-    """What was done to runs, what to files, and which processes came to the same: a line for each record there is."""
+    """What was done to runs (`make test-faults`), to files (`make fuzz`), and by several processes, as far as there are
+    records: faults.json, fuzz.json, processes.json under docs/runs."""
+    rows: list[tuple[str, int, int]] = []
+    if (faults := _recorded("faults.json")) is not None:
+        rows += [(kind, found["injected"], found["lost"]) for kind, found in faults["kinds"].items()]
+        rows.append(("**faults put into runs, in all**", faults["injected"], faults["lost"]))
+    if (fuzz := _recorded("fuzz.json")) is not None:
+        rows.append(("**inputs tried**", fuzz["inputs"], fuzz["bugs"]))
+    if (equal := _recorded("processes.json")) is not None:
+        told = "**processes x configurations, compared with one process**"
+        rows.append((told, equal["compared"], equal["compared"] - equal["equal"]))
+    if not rows:
+        return "Not recorded yet."
     lines = ["| | in all | as promised | not |", "|---|---|---|---|"]
-    for name in ("faults", "fuzz", "processes"):
-        if not (RUNS / f"{name}.json").is_file():
-            continue
-        record = read(f"{name}.json")
-        lines += [
-            f"| {kind} | {found['injected']} | {found['survived']} | {found['lost']} |"
-            for kind, found in record["kinds"].items()
-        ]
-        lines.append(f"| **{record['told']}** | {record['injected']} | {record['survived']} | {record['lost']} |")
-    return "\n".join(lines)
+    return "\n".join(lines + [f"| {what} | {number} | {number - bad} | {bad} |" for what, number, bad in rows])
+
+
+def _recorded(name: str) -> dict[str, Any] | None:
+    return read(name) if (RUNS / name).is_file() else None
 
 
 def _headed(told: str, models: list[str]) -> list[str]:

@@ -28,7 +28,7 @@ class Reference:
     """What a scene leaves if nothing happens to it, and the moments that it has."""
 
     def __init__(self, zygote: Zygote, scene: Scene, folder: Path) -> None:
-        scene.lay(folder)
+        self.folder = scene.lay(folder)
         notes = beside(folder) / "moments"
         ended = zygote.run(folder, scene.words, notes=notes)
         assert ended.status == 0, ended.told

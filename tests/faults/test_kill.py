@@ -13,11 +13,10 @@ import pytest
 
 from tests.faults.conftest import Count, Find, Reference
 from tests.faults.runs import Ended, Zygote, contents, left_behind, listing
-from tests.faults.scenes import EXPERIMENT, FUSE, PREPARE, SAVE_EVERY, Scene
+from tests.faults.scenes import EXPERIMENT, FUSE, PLAIN, PREPARE, SAVE_EVERY, Scene
 
-KILLS = 20
-"""Of each command."""
-IN_EVERY_RUN = (3, 11)
+KILLS = {FUSE: 20, PREPARE: 20, EXPERIMENT: 20, PLAIN: 4}
+IN_EVERY_RUN = {(PREPARE, 3), (PLAIN, 2)}
 """Those that `make test` has too."""
 
 
@@ -53,9 +52,11 @@ def as_if_nothing_had_been(folder: Path, reference: Reference) -> None:
 
 
 CASES = [
-    pytest.param(scene, index, id=f"{scene.name}-{index}", marks=[] if index in IN_EVERY_RUN else pytest.mark.slow)
-    for scene in (FUSE, PREPARE, EXPERIMENT)
-    for index in range(KILLS)
+    pytest.param(
+        scene, index, id=f"{scene.name}-{index}", marks=[] if (scene, index) in IN_EVERY_RUN else pytest.mark.slow
+    )
+    for scene, number in KILLS.items()
+    for index in range(number)
 ]
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import signal
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
-from tests.faults.conftest import Count
+from tests.faults.conftest import Count, Find
 from tests.faults.runs import (
+    PATIENCE,
     Zygote,
     beside,
     contents,
@@ -17,9 +24,11 @@ from tests.faults.runs import (
     listing,
     read_moments,
     several,
+    without_times,
 )
-from tests.faults.scenes import DDP_TIMEOUT, SAVE_EVERY, TOGETHER
+from tests.faults.scenes import DDP_TIMEOUT, EXPERIMENT, PREPARE, SAVE_EVERY, TOGETHER
 from tests.faults.test_kill import drawn, lost_steps
+from zipper_lm.experiments.records import read_records
 from zipper_lm.utils.processes import ROLL_CALL_SECONDS
 
 KILLS = 20
@@ -96,3 +105,58 @@ def test_one_of_two_hangs(rank: int, zygote: Zygote, together: Together, tmp_pat
     after = [each.wait() for each in several(zygote, folder, TOGETHER.words)]
     assert [each.status for each in after] == [0, 0], after
     assert (listing(folder), contents(folder)) == (together.listing, together.contents)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", range(4))
+def test_one_of_two_that_share_an_experiment_is_killed(
+    index: int, zygote: Zygote, reference: Find, tmp_path: Path, count: Count
+) -> None:
+    """The other one does what is left."""
+    count("kill -9 of one of two that share an experiment")
+    known = reference(EXPERIMENT)
+    number, phase, what = drawn(known.moments, index, seed=5)
+    folder = EXPERIMENT.lay(tmp_path / "run")
+    first = zygote.start(folder, EXPERIMENT.words, fault={"at": number, "do": "kill"})
+    second = zygote.start(folder, EXPERIMENT.words)
+    killed, other = first.wait(), second.wait()
+    assert killed.status in (-9, 0)  # it may have had less to do than alone
+    assert other.status == 0, f"{phase}: {what}: {other.told}"
+    assert not left_behind(first.number)
+    after = zygote.run(folder, EXPERIMENT.words)
+    assert (after.status, after.steps) == (0, []), after.told
+    assert listing(folder) == known.listing
+    assert records_of(folder) == records_of(known.folder)
+
+
+def records_of(folder: Path) -> dict[str, Any]:
+    """Those of an experiment, by name: their order is that in which they were made."""
+    plan, records = read_records(folder / "out.jsonl")
+    plain = json.dumps([plan, records]).replace(str(folder.parent.resolve()), "")
+    return without_times(json.loads(plain))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["worker", "main"])
+def test_one_that_encodes_is_killed(who: str, zygote: Zygote, reference: Find, tmp_path: Path, count: Count) -> None:
+    """While the first shards are written, by two processes."""
+    count("kill -9 in prepare by two processes")
+    known = reference(PREPARE)
+    folder = PREPARE.lay(tmp_path / "run")
+    running = zygote.start(folder, [*PREPARE.words, "--processes", "2"])
+    end = time.monotonic() + PATIENCE
+    while not list(folder.glob("out.preparing/*/*")) and not (folder / "out").exists() and time.monotonic() < end:
+        time.sleep(0.001)
+    workers = [p.pid for p in psutil.Process(running.number).children() if "spawn_main" in " ".join(p.cmdline())]
+    with suppress(ProcessLookupError):
+        os.kill(workers[0] if who == "worker" and workers else running.number, signal.SIGKILL)
+    told = running.wait()
+    if who == "main":
+        assert told.status in (-9, 0)
+    elif told.status not in (-9, 0):  # all may have been written, and no worker be there any more
+        assert told.status == 2, told.told
+        assert "a process ended before its work was done" in told.errors[0]
+    assert not left_behind(running.number)
+    after = told if told.status == 0 else zygote.run(folder, [*PREPARE.again, "--processes", "2"])
+    assert after.status == 0, after.told
+    assert (listing(folder), contents(folder)) == (known.listing, known.contents)

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from zipper_lm.training.recipe import TrainingRecipe
-from zipper_lm.utils.processes import on_cpus
+from zipper_lm.utils.processes import limit_waiting, on_cpus
 
 _EVALUATION = "training.evaluate_every and data.validation say when and by what a model is scored"
 _PUSH = "checkpoints stay here; zipper push uploads what is made"
@@ -179,6 +179,7 @@ def training_arguments(
             raise ValueError(f"training.arguments: {name}={value!r} is not possible here: {reason}")
     if arguments.n_gpu > 1:  # one process: Trainer would split each batch by DataParallel, which towers cannot take
         arguments._n_gpu = 1
+    limit_waiting(arguments.ddp_timeout)
     return arguments
 
 

@@ -26,7 +26,7 @@ from zipper_lm.training.order import Evened
 from zipper_lm.training.products import quick_products, scores_of
 from zipper_lm.utils.files import new_file, whole_checkpoint, write_json
 from zipper_lm.utils.json_files import read_mapping
-from zipper_lm.utils.processes import any_of_each, several
+from zipper_lm.utils.processes import any_of_each, limit_waiting, several
 from zipper_lm.utils.randomness import randomness_kept
 from zipper_lm.utils.shards import whole
 
@@ -156,6 +156,7 @@ class BaseTrainer(Trainer):
             OutOfMemory: if the device's memory does not suffice for a step.
             WorkerLost: if a process that reads data died.
         """
+        limit_waiting(self.args.ddp_timeout)  # arguments of another training may have been made since
         try:
             output = super().train(*args, **kwargs)
         except RuntimeError as error:

@@ -8,9 +8,10 @@ the main process alone. In a single process nothing here does anything.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import islice
 from typing import Any, TypeVar
@@ -162,6 +163,12 @@ def largest_of(number: int) -> int:
     return int(told)
 
 
+def limit_waiting(seconds: float) -> None:
+    """How long processes wait for each other from now on; transformers does not tell them where they are CPUs."""
+    if several():
+        torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))  # there is no public way to it
+
+
 @contextmanager
 def naming_lost_peers() -> Iterator[None]:
     """An error in the block that comes of another process that died or hangs becomes one that says which.
@@ -179,11 +186,11 @@ def naming_lost_peers() -> Iterator[None]:
     except Exception as error:
         if not _of_connection(error) or not several():
             raise
-        missing = _missing(ROLL_CALL_SECONDS)
+        missing, (rank, count) = _missing(ROLL_CALL_SECONDS), rank_of()
         who = f"{'rank' if len(missing) == 1 else 'ranks'} {', '.join(map(str, missing))}" if missing else "a rank"
         raise PeerLost(
-            f"{who} of {PartialState().num_processes} died, or hung for longer than the time limit "
-            f"(training.arguments.ddp_timeout); this is rank {PartialState().process_index}. Checkpoints are kept: "
+            f"{who} of {count} died, or hung for longer than the time limit "
+            f"(training.arguments.ddp_timeout); this is rank {rank}. Checkpoints are kept: "
             "start all anew with resume (--resume)"
         ) from error
 
@@ -196,20 +203,23 @@ def _of_connection(error: BaseException) -> bool:
 
 
 def _missing(seconds: float) -> list[int]:
-    """The ranks that do not say within so many seconds that they have noticed it, too."""
+    """The ranks that do not say within so many seconds that they have noticed it, too. If the store itself is lost, it
+    is the first rank, which keeps it, unless a launcher does."""
     rank, count = rank_of()
-    others = {n for n in range(count) if n != rank}
-    try:
-        store: Any = torch.distributed.distributed_c10d._get_default_store()  # there is no public way to it
-        store.set_timeout(timedelta(seconds=seconds))
-        store.set(_called(rank), "")
-        end = time.monotonic() + seconds
-        while others and time.monotonic() < end:
-            others -= {n for n in others if store.check([_called(n)])}
-            time.sleep(0.1)
-    except RuntimeError:  # the process that keeps the store is the first, unless a launcher keeps it
-        return [0]
-    return sorted(others)
+    others, heard = {n for n in range(count) if n != rank}, threading.Event()
+    store: Any = torch.distributed.distributed_c10d._get_default_store()  # there is no public way to it
+
+    def listen() -> None:
+        with suppress(RuntimeError):
+            store.set(_called(rank), "")
+            end = time.monotonic() + seconds
+            while others and time.monotonic() < end:
+                others.difference_update([n for n in others if store.check([_called(n)])])
+                time.sleep(0.1)
+            heard.set()
+
+    threading.Thread(target=listen, daemon=True).start()  # who keeps the store may hang: nothing limits that wait
+    return sorted(others) if heard.wait(seconds + 1.0) else [0]
 
 
 def _called(rank: int) -> str:
