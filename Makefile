@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-all test-oldest test-newest test-clients test-ray test-faults lint format clean
+.PHONY: setup demo test test-all test-oldest test-newest test-clients test-ray test-faults fuzz lint format clean
 
 setup: $(STAMP)
 
@@ -64,6 +64,11 @@ FAULTS := $(if $(wildcard /dev/shm),/dev/shm,/tmp)/zipper-faults
 test-faults: setup
 	FAULTS_RECORD=$(CURDIR)/.faults.json $(BIN)/python -m pytest -n auto -m "" tests/faults --basetemp $(FAULTS); \
 		status=$$?; rm -rf $(FAULTS); cat .faults.json && rm .faults.json; exit $$status
+
+# A hundred thousand inputs that nobody should send, led by coverage where atheris is installed. INPUTS, SEED.
+fuzz: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[fuzz]"
+	$(BIN)/python tests/fuzz/run.py --inputs $(or $(INPUTS),100000) --seed $(or $(SEED),0)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -23,8 +23,8 @@ SAMPLING_RATE = 16_000
 MAX_SECONDS = 120.0
 HIGHEST_RATE = 1 << 20
 """Samples per second that a header may claim: FLAC's limit, and five times that of any recording."""
-MAX_SAMPLES = 1 << 27
-"""Samples of all channels that one sound may have before they are averaged (512 MiB): a file of silence is small."""
+MAX_SAMPLES = 1 << 26
+"""Samples of all channels that one sound may have before they are averaged (256 MiB): a file of silence is small."""
 
 
 class _Most(NamedTuple):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,10 @@ from PIL import Image, ImageOps
 
 from zipper_lm.codecs.suffixes import IMAGE_SUFFIXES
 
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
-"""What Pillow raises on damaged files: a broken PNG is a SyntaxError to it."""
+MAX_PIXELS = 1 << 25
+"""Of one picture: each takes up to 13 bytes, while it is unpacked, turned upright and made plain."""
+_BAND = 64
+"""Lines that are put on white at once."""
 
 
 def read_picture(source: Any) -> Image.Image:
@@ -69,7 +69,7 @@ def is_picture(value: Any) -> bool:
             Image.open(io.BytesIO(value))
         except Image.DecompressionBombError:
             return True  # too large to be read, but nothing else
-        except _DAMAGED:
+        except Exception:  # of any kind: what Pillow meets in a damaged file
             return False
         return True
     if isinstance(value, str | Path):
@@ -83,25 +83,32 @@ def _opened(file: Any, name: str) -> Image.Image:
             _check_size(image)
             image.load()  # a file that is cut off shows it here
             return ImageOps.exif_transpose(image)  # as it was held: a copy, upright
-    except (*_DAMAGED, Image.DecompressionBombError) as error:
+    except Exception as error:  # of any kind: a broken PNG is a SyntaxError to Pillow, an odd DDS not implemented
         raise ValueError(f"picture {name}: not readable ({error})") from error
 
 
 def _check_size(image: Image.Image) -> None:
-    """Raise `ValueError` for more pixels than Pillow thinks safe: it warns of them, and refuses twice as many only."""
-    limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
-    if limit is not None and pixels > limit:
+    """Raise `ValueError` for more pixels than `MAX_PIXELS`, or fewer where Pillow was told so."""
+    limit, pixels = min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS), image.width * image.height
+    if pixels > limit:
         raise ValueError(f"picture of {image.width} x {image.height} pixels: more than the limit of {limit}")
 
 
 def _plain(picture: Image.Image) -> Image.Image:
     """A picture without transparency (it becomes white) and of 8 bits."""
     if picture.mode.startswith("I;16") or picture.mode == "I":
-        wide = np.asarray(picture, dtype=np.float64)
-        return Image.fromarray(np.clip(np.round(wide / 257), 0, 255).astype(np.uint8))
+        wide = np.asarray(picture)
+        narrow = np.empty(wide.shape, np.uint8)
+        for row, values in zip(narrow, wide):  # row by row: as numbers of 8 bytes all of it would take much memory
+            row[:] = np.clip(np.round(values / 257), 0, 255)
+        return Image.fromarray(narrow)
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        opaque = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque)
+        opaque = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+        white = Image.new("RGBA", opaque.size, "white")
+        for top in range(0, opaque.height, _BAND):  # band by band: Pillow makes a third picture of the two
+            part = opaque.crop((0, top, opaque.width, min(top + _BAND, opaque.height)))
+            white.paste(Image.alpha_composite(Image.new("RGBA", part.size, "white"), part), (0, top))
+        return white
     return picture
 
 

@@ -149,9 +149,16 @@ class TextCodec:
             raise ValueError(f"text codec: the tokenizer at {path} has no such tokens: {strange}")
         tokenizer.add_special_tokens(named)
         try:
-            return cls(tokenizer)
+            codec = cls(tokenizer)
         except ValueError as error:
             raise ValueError(f"text codec: the {error} ({path})") from error
+        try:  # whatever is wrong in its files shows when it is used, in ways of its own
+            codec._decode_one(codec._ids("a"))
+            special = (codec.bos_id, codec.eos_id, codec.pad_id)
+            assert all(0 <= i < codec.vocab_size for i in special), f"special ids {special} of {codec.vocab_size}"
+        except Exception as error:
+            raise ValueError(f"text codec: the tokenizer at {path} cannot be used: {_first_line(error)}") from error
+        return codec
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 512, lower: bool = True) -> TextCodec:

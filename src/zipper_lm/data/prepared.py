@@ -28,6 +28,7 @@ from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.sources.readers import PREPARED_FILE, check_excluded
 from zipper_lm.data.token_ids import TokenIds
 from zipper_lm.utils.json_files import read_mapping
+from zipper_lm.utils.places import inside
 
 FORMAT = 1
 TRAIN, VALIDATION, CLIPS = "train", "validation", "clips"
@@ -187,6 +188,8 @@ class Prepared:
         if split not in splits:
             raise ValueError(f"data: {self.folder} has no prepared split {split!r}; it has {sorted(splits)}")
         tables = [self._table(shard) for shard in splits[split]["shards"]]
+        if len({table.schema for table in tables}) != 1:
+            raise ValueError(f"data: {self.folder}: the shards of split {split!r} are none, or rows and documents")
         columns = self.description.get("columns")
         return PreparedRows(pa.concat_tables(tables), self.description["modalities"], columns=columns)
 
@@ -229,16 +232,22 @@ class Prepared:
                 )
 
     def _table(self, shard: Mapping[str, Any]) -> pa.Table:
-        file = self.folder / str(shard["file"])
-        if self.folder.resolve() not in file.resolve().parents:
-            raise ValueError(f"data: {self.folder / PREPARED_FILE}: shard {shard['file']!r} is not in that folder")
+        file = inside(self.folder, shard["file"], f"data: {self.folder / PREPARED_FILE}: shard")
         if not file.is_file():
             raise ValueError(f"data: shard {file} is missing")
         if (size := file.stat().st_size) != shard["bytes"]:
             raise ValueError(f"data: shard {file} has {size} bytes, it was written with {shard['bytes']}: cut off?")
         if file_hash(file) != shard["sha256"]:
             raise ValueError(f"data: shard {file} is not what was written (its sha256 differs)")
-        return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        try:
+            table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+            table.validate(full=True)  # whoever changed the bytes can have changed their hash, too
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"data: shard {file}: no readable Arrow file: {_first_line(error)}") from error
+        modalities = self.description["modalities"]
+        if not any(table.schema.equals(schema) for schema in (row_schema(modalities), document_schema())):
+            raise ValueError(f"data: shard {file} has other columns than rows of {modalities} or documents have")
+        return table
 
 
 def open_prepared(source: str | Path) -> Prepared:
@@ -254,7 +263,43 @@ def open_prepared(source: str | Path) -> Prepared:
     description = read_mapping(file)
     if description.get("format") != FORMAT:
         raise ValueError(f"data: {file} is of format {description.get('format')!r}, this version reads {FORMAT}")
+    _check_described(description, file)
     return Prepared(folder, description)
+
+
+_TYPES: dict[str, type] = {"modalities": list, "codecs": dict, "splits": dict, "data": dict}
+_OF_CODEC = {"kind": str, "sha256": str}
+_OF_SHARD = {"file": str, "bytes": int, "sha256": str}
+
+
+def _check_described(description: Mapping[str, Any], file: Path) -> None:
+    """Raise `ValueError`, naming the file and the place, unless a `prepared.json` says all that is asked of it here."""
+    _check_fields(description, _TYPES, f"data: {file}")
+    if not all(isinstance(modality, str) for modality in description["modalities"]):
+        raise ValueError(f"data: {file}: modalities must be names, got {description['modalities']!r:.80}")
+    columns = description.get("columns")
+    if columns is not None:
+        kept = isinstance(columns, dict) and all(isinstance(column, str) for column in columns.values())
+        if not kept:
+            raise ValueError(f"data: {file}: columns must be a mapping to names, got {columns!r:.80}")
+    for name, codec in description["codecs"].items():
+        _check_fields(codec, _OF_CODEC, f"data: {file}: codecs.{name}")
+    for name, split in description["splits"].items():
+        _check_fields(split, {"shards": list}, f"data: {file}: splits.{name}")
+        for number, shard in enumerate(split["shards"]):
+            _check_fields(shard, _OF_SHARD, f"data: {file}: splits.{name}.shards[{number}]")
+
+
+def _check_fields(value: Any, types: Mapping[str, type], where: str) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be a mapping, got {value!r:.80}")
+    for name, kind in types.items():
+        if not isinstance(value.get(name), kind):
+            raise ValueError(f"{where}.{name} must be a {kind.__name__}, got {value.get(name)!r:.80}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def file_hash(file: Path) -> str:

@@ -373,7 +373,12 @@ def check_same_backbone(name: str, spec: TowerSpec, backbone: PreTrainedModel, s
     """
     theirs = plain(backbone.config.to_dict())
     # The recorded config as this version of transformers spells it: a later one may have more fields.
-    ours = plain(type(backbone.config).from_dict(dict(spec.backbone or {})).to_dict())
+    try:
+        ours = plain(type(backbone.config).from_dict(dict(spec.backbone or {})).to_dict())
+    except Exception as error:  # families check their fields each in its own way
+        raise ValueError(
+            f"tower {name!r}: its recorded config cannot be used: {' '.join(str(error).split())}"
+        ) from error
     if config_hash(theirs) != config_hash(ours):
         changed = {k: (ours.get(k), theirs.get(k)) for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)}
         raise ValueError(f"tower {name!r}: the backbone's config differs from {spec.source!r} (was, is): {changed}")

@@ -22,7 +22,7 @@ from zipper_lm.fusion.zips import Memory, View
 from zipper_lm.generation.candidates import Written, samples_of
 from zipper_lm.generation.logits import Guidance, StopStrings, StopThreshold, Suppression
 from zipper_lm.generation.sampling import Draw, SeededDraw, stream_key
-from zipper_lm.generation.settings import SEED, STOP_THRESHOLD, generation_config
+from zipper_lm.generation.settings import SEED, STOP_THRESHOLD, at_fault, generation_config
 
 if TYPE_CHECKING:
     from zipper_lm.fusion.network import ZippedTowers
@@ -264,7 +264,7 @@ def write_segment(
     given.output_scores = None  # log-probabilities are worked out afterwards, by the model's own distribution
     given.disable_compile = True  # a compiled forward cannot ask a context variable who listens
     speaker = _Speaker(model, state, documents, involved, name, past)
-    with listening(tower.layers, speaker):
+    with listening(tower.layers, speaker), at_fault(name):
         output = tower.backbone.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,

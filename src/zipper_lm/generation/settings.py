@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import copy
 import math
+import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
+import torch
 from transformers import GenerationConfig
 
 from zipper_lm.data.collation import Specials
@@ -135,6 +138,27 @@ def generation_config(
     return config
 
 
+@contextmanager
+def at_fault(name: str) -> Iterator[None]:
+    """An error that transformers' own generation raises in the block, of whatever kind, becomes a `ValueError` about
+    the settings of `name`: of many it finds out at the first token only what is wrong, such as ids that no tower has.
+
+    Raises:
+        ValueError: then.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        places = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        deepest = next((place for place in reversed(places) if not place.startswith("torch")), "")
+        if not deepest.startswith("transformers.generation"):
+            raise
+        told = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(f"settings for {name!r}: {told or type(error).__name__}") from error
+
+
 def _check_followed(name: str, given: Mapping[str, Any], special: Specials | None) -> None:
     """Raise `ValueError` for what is set and not followed. What says what would be without it is no setting."""
     without = GenerationConfig._get_default_generation_params()
@@ -156,6 +180,9 @@ def _check_together(name: str, config: GenerationConfig) -> None:
         raise ValueError(f"settings for {name!r}: {STOP_THRESHOLD} must be in (0, 1], got {threshold}")
     _check_seed(name, config)
     _check_choice(name, config)
+    for field, most in _MOST.items():
+        if (value := getattr(config, field, None)) is not None and value > most:
+            raise ValueError(f"settings for {name!r}: {field} must be at most {most}, got {value}")
     for field in ("num_beams", "num_return_sequences", "prefill_chunk_size"):
         if (value := getattr(config, field, None)) is not None and value < 1:
             raise ValueError(f"settings for {name!r}: {field} must be at least 1, got {value}")
@@ -178,6 +205,9 @@ def _check_together(name: str, config: GenerationConfig) -> None:
     if config.cache_implementation == "paged":
         raise ValueError(f"settings for {name!r}: cache_implementation='paged' is for a server of its own")
 
+
+_MOST = {"num_beams": 1024, "num_return_sequences": 1024, "max_cache_len": 1 << 17}
+"""What is taken at once, each with the memory of a whole row or token."""
 
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "temperature": (lambda v: 0.0 < v < math.inf, "a number above 0"),

@@ -69,11 +69,18 @@ async def json_fields(request: Request, kind: type[AnyFields]) -> AnyFields:
 
 
 def parsed(text: bytes | str, what: str) -> Any:
-    """A JSON value. Raises `Refusal` for what is none, or is nested too deep."""
+    """A JSON value. Raises `Refusal` for what is none, or is nested too deep, and for what Python's reader takes and no
+    answer could repeat: NaN, infinities, and halves of UTF-16 pairs."""
     try:
-        return json.loads(text)
+        value = json.loads(text, parse_constant=_no_number)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"{what} is not JSON: {str(error)[:200]}", code="invalid_json") from error
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _type_of(request: Request) -> str:

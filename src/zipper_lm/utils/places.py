@@ -47,6 +47,31 @@ def each_text(value: Any, change: Callable[[str], str]) -> Any:
     return change(value) if isinstance(value, str) else value
 
 
+def inside(folder: Path, name: Any, where: str) -> Path:
+    """A file that something in a folder names, there or below it.
+
+    Args:
+        folder: where the one that names it lies. name: from there. where: what messages begin with.
+
+    Raises:
+        ValueError: if the name is no text or no path, or leads out of the folder: by ``..``, from the root, or by a
+            link. What the Hub's cache has are links, to files beside the folder.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ValueError(f"{where} {name!r:.80} is no path")
+    file = folder / name
+    here, there = os.path.realpath(folder), os.path.realpath(file)
+    if not there.startswith((os.path.join(here, ""), os.path.join(_blobs(here), ""))):
+        raise ValueError(f"{where} {name!r:.200} leads out of the folder {folder}")
+    return file
+
+
+def _blobs(folder: str) -> str:
+    """Where the Hub's cache has the files that the links of a snapshot lead to; of another folder, itself."""
+    repo, found, _ = folder.partition(f"{os.sep}snapshots{os.sep}")
+    return os.path.join(repo, "blobs") if found and os.path.isdir(os.path.join(repo, "refs")) else folder
+
+
 def relative_paths(value: Any) -> list[str]:
     """Texts in a JSON value that are relative paths of files or folders here; a Hub id may look the same."""
     if isinstance(value, dict):

@@ -70,7 +70,7 @@ def test_files_that_the_metadata_names_must_exist(tmp_path):
     metadata(tmp_path, ["one", "two", "three"])
     (tmp_path / "1.wav").unlink()
     (tmp_path / "2.wav").unlink()
-    with pytest.raises(ValueError, match=r"metadata.csv:3: file '1.wav' does not exist \(so do 1 more\)"):
+    with pytest.raises(ValueError, match=r"metadata.csv:3: file '.*1.wav' does not exist \(so do 1 more\)"):
         read_rows(tmp_path)
     assert len(read_rows(tmp_path, limit=1)) == 1
 

@@ -158,7 +158,7 @@ def _read_segment(raw: Any, folder: Path, where: str) -> Segment:
     ):
         raise ValueError(f"data: {where}: ids must be a list of whole numbers from 0")
     if modality != "text":
-        value = resolve(value, folder)
+        value = resolve(value, folder, where)
     try:
         return Segment(modality, value=value, ids=ids, target=bool(target))  # type: ignore[arg-type]
     except ValueError as error:

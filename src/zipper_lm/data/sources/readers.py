@@ -206,7 +206,11 @@ def _value(table: Table, columns: Mapping[str, str], column: str, value: Any) ->
     if column in table.labels and isinstance(value, int):
         return table.labels[column][value] if value >= 0 else None  # -1 is no class at all
     if table.folder and column not in (columns.get("text"), *DEFAULT_COLUMNS["text"]):
-        return resolve(value, table.folder)
+        try:
+            return resolve(value, table.folder, f"column {column!r}")
+        except ValueError:  # of a column that nobody reads it is but a text, such as where a sound came from
+            if column in columns.values():
+                raise
     return value
 
 
@@ -390,6 +394,8 @@ def _check_rows(rows: Rows, table: Table) -> None:
                     f"the columns are {sorted(raw)}"
                 )
             if table.folder and modality != "text":
-                problems += missing_file(resolve(raw[column], table.folder), table.where[number])
+                file = resolve(raw[column], table.folder, table.where[number])
+                problems += missing_file(file, table.where[number])
+    problems = list(dict.fromkeys(problems))  # a column may be a modality's and the metadata's file_name
     if problems:
         raise ValueError(f"data: {problems[0]}" + (f" (so do {len(problems) - 1} more)" if problems[1:] else ""))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zipper_lm.codecs.suffixes import is_media
+from zipper_lm.utils.places import inside
 
 Row = dict[str, Any]
 """Modality name to raw value, and further columns under their own names."""
@@ -84,9 +85,13 @@ def fingerprint_of(parts: Iterable[Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def resolve(value: Any, folder: Path) -> Any:
-    """A file's name as a path from `folder`; any other value as it is."""
-    return str(folder / value) if is_media(value) else value
+def resolve(value: Any, folder: Path, where: str) -> Any:
+    """A file's name as a path from `folder`; any other value as it is.
+
+    Raises:
+        ValueError: beginning with `where`, if the name leads out of that folder.
+    """
+    return str(inside(folder, value, f"data: {where}: file")) if is_media(value) else value
 
 
 def missing_file(value: Any, where: str) -> list[str]:

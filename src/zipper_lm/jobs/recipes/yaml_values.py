@@ -87,5 +87,5 @@ def parse_value(text: str, where: str) -> Any:
     """A value as it is written in YAML 1.2. Raises `ValueError` that begins with `where`."""
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader: it makes plain values only
-    except (yaml.YAMLError, RecursionError) as error:
+    except Exception as error:  # PyYAML's own, and whatever a value raises that is not of its tag, such as `!!bool x`
         raise ValueError(f"{where}: not readable as YAML: {error}") from error
