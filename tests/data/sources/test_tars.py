@@ -164,3 +164,19 @@ def test_a_broken_sample_that_comes_first_is_one_of_many(tmp_path: Path) -> None
 def test_bad_tars(tmp_path: Path, files: dict[str, bytes | str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_rows(tar(tmp_path / "bad.tar", files))
+
+
+def test_samples_are_packed(tmp_path: Path) -> None:
+    """Each was several Python objects, half a kilobyte in all."""
+    for shard in range(2):
+        tar(
+            tmp_path / f"train-{shard}.tar",
+            {f"d/ü{shard}{n:04}.{s}": f"{n}" for n in range(300) for s in ("txt", "cls")},
+        )
+    rows = read_rows(tmp_path / "train-*.tar")
+    assert len(rows) == 600
+    assert [rows[n]["text"] for n in (0, 299, 300, 599)] == ["0", "299", "0", "299"]
+    assert [rows[200:][n]["__key__"] for n in (0, 200)] == ["d/ü00200", "d/ü10100"]
+    assert rows.where(599).endswith("train-1.tar:d/ü10299")
+    assert len(pickle.dumps(rows)) < 600 * 90 + 2000
+    assert len(read_rows(tmp_path / "train-*.tar", limit=301)) == 301

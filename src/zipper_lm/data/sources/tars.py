@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
-from zipper_lm.data.sources.table import Loader, Row, Table, fingerprint_of, readable, usual_name
+from zipper_lm.data.sources.table import Loader, Row, Table, fingerprint_of, usual_name
 from zipper_lm.utils.json_files import parse_json
 
 KEY = "__key__"
@@ -79,11 +81,12 @@ def tar_loader(shards: Sequence[Path]) -> Loader:
     """Reads the headers when it is asked to."""
 
     def load(limit: int | None) -> Table:
-        samples: list[_Sample] = []
-        for shard in shards:
-            if limit is None or len(samples) < limit:
-                samples += _samples(shard)
-        rows = TarRows(samples[:limit])
+        places = _Places(shards)
+        for number, shard in enumerate(shards):
+            if limit is None or len(places) < limit:
+                for sample in islice(_samples(shard), None if limit is None else limit - len(places)):
+                    places.add(number, sample)
+        rows = TarRows(places)
         return Table(rows, rows.where, columns=rows.columns(), fingerprint=_fingerprint(shards))
 
     return load
@@ -97,27 +100,68 @@ class _Sample:
     """Suffix, first byte, number of bytes."""
 
 
+class _Places:
+    """Samples of tars, packed: as objects, those of a large data set fill the memory."""
+
+    def __init__(self, shards: Sequence[Path]) -> None:
+        self._shards = shards
+        self.suffixes: list[str] = []
+        """All that there are; files have their numbers."""
+        self._numbers: dict[str, int] = {}
+        self._of = array("i")  # number of each sample's shard
+        self._ends, self._keys = array("q"), bytearray()  # of each sample's key
+        self._last, self._files = array("q"), array("q")  # files up to the end of each sample; suffix, start and size
+
+    def add(self, shard: int, sample: _Sample) -> None:
+        self._of.append(shard)
+        self._keys += sample.key.encode("utf-8", "surrogateescape")
+        self._ends.append(len(self._keys))
+        for suffix, start, size in sample.files:
+            if (number := self._numbers.setdefault(suffix, len(self.suffixes))) == len(self.suffixes):
+                self.suffixes.append(suffix)
+            self._files.extend((number, start, size))
+        self._last.append(len(self._files) // 3)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def __getitem__(self, index: int) -> _Sample:
+        first, begin = (self._last[index - 1], self._ends[index - 1]) if index else (0, 0)
+        flat = self._files[3 * first : 3 * self._last[index]]
+        files = tuple((self.suffixes[n], start, size) for n, start, size in zip(flat[::3], flat[1::3], flat[2::3]))
+        key = bytes(self._keys[begin : self._ends[index]]).decode("utf-8", "surrogateescape")
+        return _Sample(self._shards[self._of[index]], key, files)
+
+
 class TarRows(Sequence[Row]):
     """The samples of tars as rows, read when asked for."""
 
-    def __init__(self, samples: Sequence[_Sample]) -> None:
+    def __init__(self, samples: _Places, numbers: range | None = None) -> None:
         self._samples = samples
+        self._numbers = range(len(samples)) if numbers is None else numbers
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._numbers)
 
     @property
-    def where(self) -> list[str]:
+    def where(self) -> Sequence[str]:
         """Tar and key of each sample."""
-        return [f"{s.shard}:{s.key}" for s in self._samples]
+        return _Where(self)
+
+    def where_of(self, index: int) -> str:
+        """Tar and key of one."""
+        sample = self._samples[self._numbers[index]]
+        return f"{sample.shard}:{sample.key}"
 
     def columns(self) -> list[str]:
         """Suffixes of all samples, and the fields of the first ``.json`` that can be read."""
-        if not self._samples:
+        if not len(self):
             return []
-        plain = {suffix for sample in self._samples for suffix, _, _ in sample.files if suffix != "json"}
-        described = TarRows([s for s in self._samples if any(suffix == "json" for suffix, _, _ in s.files)])
-        return list({KEY: None} | dict.fromkeys(sorted(plain)) | next(readable(described), {}))
+        suffixes = self._samples.suffixes
+        plain = sorted(set(suffixes) - {"json"})
+        described = (n for n, at in enumerate(self._numbers) if any(f[0] == "json" for f in self._samples[at].files))
+        fields = _first_readable(self, described) if "json" in suffixes else {}
+        return list({KEY: None} | dict.fromkeys(plain) | fields)
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -127,14 +171,38 @@ class TarRows(Sequence[Row]):
 
     def __getitem__(self, index: int | slice) -> Row | TarRows:
         if isinstance(index, slice):
-            return TarRows(self._samples[index])
-        sample = self._samples[index]
+            return TarRows(self._samples, self._numbers[index])
+        sample = self._samples[self._numbers[index]]
         row: Row = {}
         with sample.shard.open("rb") as stream:
             for suffix, start, size in sample.files:
                 stream.seek(start)
                 row |= _columns(suffix, stream.read(size), f"{sample.shard}:{sample.key}.{suffix}")
         return row | {KEY: sample.key}
+
+
+class _Where(Sequence[str]):
+    def __init__(self, rows: TarRows) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._rows.where_of(index)
+
+
+def _first_readable(rows: TarRows, numbers: Iterable[int]) -> Row:
+    """The first of some rows that can be read. Raises `ValueError`, that of the first one, if none can."""
+    first: ValueError | None = None
+    for number in numbers:
+        try:
+            return rows[number]
+        except ValueError as error:
+            first = first or error
+    if first is not None:
+        raise first
+    return {}
 
 
 def _fingerprint(shards: Sequence[Path]) -> str:
@@ -201,6 +269,7 @@ def _members(shard: Path) -> Iterator[tuple[str, int, int]]:
             for member in archive:
                 if member.offset_data + member.size > length:
                     raise tarfile.ReadError(f"{member.name!r} is not all there")
+                archive.members = []  # type: ignore[attr-defined]  # else it holds all that were seen
                 if member.isfile():
                     yield member.name, member.offset_data, member.size
             end = archive.offset
