@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import doc, open_gates, tiny_model
 from torch.backends import mkldnn
 
-from tests.tiny import doc, open_gates, tiny_model
 from zipper_lm.data.collation import collate
 from zipper_lm.training import products
 from zipper_lm.training.products import MOST_SCORES, is_quicker, quick_products, scores_of

@@ -146,7 +146,7 @@ def _by_engine(
     if engine.model is not model:
         raise ValueError("engine: it writes with another model")
     handles: list[Any] = []
-    how: dict[str, Any] = {"max_segments": max_segments, "choose": choose}
+    how: dict[str, Any] = {"max_segments": max_segments, "choose": choose, "wait": True}
     try:
         for number, document in enumerate(given):
             handles.append(engine.submit(document, schedule, settings, number=number, **how))

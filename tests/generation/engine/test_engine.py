@@ -6,7 +6,7 @@ import random
 import threading
 import time
 import weakref
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -292,6 +292,50 @@ def test_bounds() -> None:
             later.result(60)  # what is written counts, too
     with pytest.raises(EngineClosed, match="closed"):
         engine.submit(RAGGED[3], ["text"])
+
+
+def test_generate_waits_for_room_and_leaves_none_behind() -> None:
+    """With more documents than the engine holds, `generate` raised EngineFull in the middle, and cancelled its own
+    first ones for it."""
+    model = lively()
+    with Engine(model, slots=2, compile=False, limit=2) as engine:
+        check_same(model, engine, [*RAGGED, *RAGGED], ["text", "speech"])
+        assert engine.pending == 0
+
+
+def test_whoever_waits_for_room_is_told_when_the_engine_ends() -> None:
+    model = lively()
+    endless = limits(model, max_new_tokens=4000, min_new_tokens=4000)
+    with Engine(model, slots=1, compile=False, limit=1) as engine, ThreadPoolExecutor(1) as pool:
+        first = engine.submit(RAGGED[0], ["text"], endless)
+        next(iter(first))
+        waits = pool.submit(engine.submit, RAGGED[1], ["text"], limits(model), wait=True)
+        time.sleep(0.1)
+        assert not waits.done()
+        engine.close(cancel=True)
+        with pytest.raises(EngineClosed):
+            waits.result(60)
+
+
+@pytest.mark.parametrize("where", ["choose", "on_token"])
+def test_it_can_be_closed_by_what_it_calls(where: str) -> None:
+    """It waited for the engine, which waited for it, for ever."""
+    model = lively()
+    closed = []
+
+    def close(*_: Any) -> list[int]:
+        if not closed:
+            closed.append(True)
+            engine.close()
+        return [0]
+
+    with Engine(model, slots=3, compile=False) as engine:
+        how = limits(model, **BEST_OF) if where == "choose" else limits(model)
+        given = {"choose": close} if where == "choose" else {"on_token": close}
+        handle = engine.submit(RAGGED[0], ["text"], how, **given)
+        assert len(handle.result(60)) == len(RAGGED[0]) + 1
+    assert closed
+    assert not engine.alive
 
 
 @pytest.mark.parametrize("field", ["slots", "chunk", "tokens", "memory", "limit"])

@@ -199,6 +199,7 @@ class Engine:
         self._closed = False
         self._dead: BaseException | None = None
         self._version = self._weights_version()
+        self._apart_here = threading.local()
         self._pool = ThreadPoolExecutor(APART, thread_name_prefix="zipper-apart")
         kind = next(model.parameters()).device.type
         self._autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
@@ -232,6 +233,7 @@ class Engine:
         choose: Choose | None = None,
         number: int = 0,
         on_token: Callable[[StreamedToken], None] | None = None,
+        wait: bool = False,
         **flat: Any,
     ) -> Handle:
         """Have the next segments of one document written; returns at once. May be called by any thread.
@@ -242,6 +244,7 @@ class Engine:
             number: of the document among those of its call.
             on_token: told of each token as it comes, in the engine's thread, which it must not hold up; the handle then
                 yields none, and if it raises, its error.
+            wait: whether to wait while `limit` documents wait or are written.
 
         Raises:
             ValueError: for what `generate` refuses, and for more tokens or rows than the engine was made for.
@@ -266,7 +269,7 @@ class Engine:
             choose=choose,
             **self._terms(handle, number),
         )
-        return self._enter(handle, order.write())
+        return self._enter(handle, order.write(), wait)
 
     def submit_alone(
         self,
@@ -319,25 +322,34 @@ class Engine:
             "stop": handle.stop,
         }
 
-    def _enter(self, handle: Handle, writing: Writing) -> Handle:
+    def _enter(self, handle: Handle, writing: Writing, wait: bool = False) -> Handle:
         """A document is new: it waits for its turn."""
         with self._awake:
+            while self.alive and self.limit is not None and len(self._tasks) >= self.limit:
+                if not wait or self._is_own_thread():
+                    raise EngineFull(
+                        f"{len(self._tasks)} documents wait or are being written, the limit is {self.limit}"
+                    )
+                self._awake.wait()
             if not self.alive:
                 raise EngineClosed(self._end_of_it())
-            if self.limit is not None and len(self._tasks) >= self.limit:
-                raise EngineFull(f"{len(self._tasks)} documents wait or are being written, the limit is {self.limit}")
             task = _Task(handle, writing, self._weights_version())
             self._tasks[handle] = task
             self._new.append(task)
-            self._awake.notify()
+            self._awake.notify_all()
         return handle
+
+    def _is_own_thread(self) -> bool:
+        """Whether who calls is what an engine waits for itself: it must not wait for the engine."""
+        return threading.current_thread() is self._thread or getattr(self._apart_here, "now", False)
 
     def generate(self, documents: Any, schedule: Schedule, **how: Any) -> Any:
         """As `ZipperModel.generate`, by this engine."""
         return self.model.generate(documents, schedule, engine=self, **how)  # type: ignore[operator]
 
     def close(self, *, cancel: bool = False, timeout: float | None = None) -> None:
-        """Take nothing more, finish what there is, and end.
+        """Take nothing more, finish what there is, and end. Called by `choose` or `on_token`, it waits for nothing: the
+        engine ends once they have returned.
 
         Args:
             cancel: whether what is not finished is cancelled. timeout: in seconds, after which it is.
@@ -347,8 +359,8 @@ class Engine:
             if cancel:
                 for handle in list(self._tasks):
                     handle.cancel()
-            self._awake.notify()
-        if threading.current_thread() is self._thread:
+            self._awake.notify_all()
+        if self._is_own_thread():
             return
         self._thread.join(timeout)
         if self._thread.is_alive():
@@ -530,13 +542,14 @@ class Engine:
         return 1
 
     def _apart(self, command: Apart) -> Any:
+        self._apart_here.now = True
         with self._surroundings():
             return command.work()
 
     def _call_back(self, task: _Task, future: Future[Any]) -> None:
         with self._awake:
             self._back.append((task, future))
-            self._awake.notify()
+            self._awake.notify_all()
 
     def _come_back(self, task: _Task, future: Future[Any]) -> None:
         if future.cancelled():
@@ -564,6 +577,7 @@ class Engine:
         """Forget a document, and say how it ended."""
         with self._awake:
             self._tasks.pop(task.handle, None)
+            self._awake.notify_all()
         for lane in self._lanes.values():
             lane.drop(task)
         if not isinstance(error, EngineClosed) and document is None:
