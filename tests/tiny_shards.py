@@ -6,36 +6,57 @@ A module of its own: processes that are spawned import it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from tiny import doc, open_gates, tiny_model
 from tiny_shared import fail_together, work_together
-from tiny_steps import DOCUMENTS, Documents, join
-from torch import Tensor
+from tiny_steps import DOCUMENTS, Documents, free_port, join
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainingArguments
 
 from zipper_lm import Document
-from zipper_lm.data.collation import collate
+from zipper_lm.data.collation import collate, with_every_tower
+from zipper_lm.evaluation.preservation import verify
 from zipper_lm.fusion.sharding import shard
 from zipper_lm.models.zipper import ZipperModel
 from zipper_lm.training.trainer import ZipperTrainer
+from zipper_lm.utils.processes import is_main
 from zipper_lm.utils.shards import fill, is_sharded, whole
 
-ACCUMULATED = 2
-STEPS = {"full": 3, "lora": 3, "frozen": 1}
-"""Beside a bfloat16 tower the first one is compared: what differs by the order of sums then is rounded to another of
-its states, so that later steps part, as they do in one process whose weights are moved by 2e-7."""
-PATIENCE = timedelta(seconds=60)
+STEPS = 20
+PATIENCE = timedelta(seconds=120)
 """After which a process that waits for another one fails."""
+LIMIT = 1800.0
+"""Seconds after which processes that wait for each other are ended."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """What is trained, and how it is laid out over processes.
+
+    Attributes:
+        model: in `MODELS`. wrap: ``"ddp"``, ``"fsdp"``, or ``"fsdp of all"``: of frozen towers, too.
+        accumulated: batches of a step in each process.
+    """
+
+    model: str
+    wrap: str
+    accumulated: int = 2
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.wrap}, {self.accumulated} accumulated"
+
 
 _ALONE = [doc(("text", [5, 6]), target=True), doc(("text", [9, 4, 11]), target=True)]
 # Of two processes, one has a batch without any speech while the other's has some.
@@ -43,6 +64,8 @@ DOCS = [*DOCUMENTS, *_ALONE, *DOCUMENTS[2:]]
 
 Found = tuple[list[float], dict[str, Tensor], dict[str, Tensor]]
 """Losses of the steps; by name, gradients of the last one, and weights."""
+Batches = list[list[Any]]
+"""Of a step, by process."""
 
 
 def full() -> ZipperModel:
@@ -64,86 +87,202 @@ def lora() -> ZipperModel:
     return model
 
 
-MODELS: dict[str, Callable[[], ZipperModel]] = {"full": full, "frozen": frozen, "lora": lora}
+def three() -> ZipperModel:
+    """Three towers of which no batch has all."""
+    return _drawn(towers=3, train={"text": "full", "image": "full"})
 
 
-def _drawn(**how: Any) -> ZipperModel:
-    model = tiny_model(gate=0.5, kinds={"speech": "qwen3"}, **how)  # without dropout
+MODELS: dict[str, Callable[[], ZipperModel]] = {
+    "full": full,
+    "frozen": frozen,
+    "lora": lora,
+    "three": three,
+    "mixed": full,  # by autocast
+}
+MATRIX = [Way(model, wrap) for model in MODELS for wrap in ("ddp", "fsdp")]
+MATRIX += [Way(model, "fsdp of all") for model in ("frozen", "lora")]
+MATRIX += [Way("full", wrap, accumulated=1) for wrap in ("ddp", "fsdp")]
+SAMPLE = [Way("full", "fsdp"), Way("lora", "ddp"), Way("frozen", "ddp", accumulated=1)]
+
+
+def _drawn(towers: int = 2, **how: Any) -> ZipperModel:
+    model = tiny_model(towers, gate=0.5, kinds={"speech": "qwen3"}, **how)  # without dropout
     open_gates(model, 0.5)
     return model.train()
 
 
-def trained(kind: str, wrap: str, rank: int = 0, world: int = 1) -> tuple[Found, ZipperModel]:
-    """Some steps of `DOCS`, each in `ACCUMULATED` batches a process.
-
-    Args:
-        kind: in `MODELS`. wrap: ``"ddp"`` or ``"fsdp"``; ``"none"``: one process goes through the batches of all.
-    """
-    model = MODELS[kind]()
+def trained(way: Way, rank: int, world: int) -> tuple[Found, ZipperModel]:
+    """Some steps of `DOCS`, in one of several processes."""
+    model = MODELS[way.model]()
     called: Any = model
-    if wrap == "ddp":
+    if way.wrap == "ddp":
         called = DistributedDataParallel(model, find_unused_parameters=True)
-    elif wrap == "fsdp":
-        shard(model, mesh=init_device_mesh("cpu", (world,)))
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
-    counts = {name: torch.tensor(number) for name, number in _counts(model).items()}
-    losses, gradients = [], dict[str, Tensor]()
-    own = [(at, each) for at in range(ACCUMULATED) for each in (range(world) if wrap == "none" else [rank])]
-    # Of the same documents in each: what bfloat16 rounds depends on the padding beside it.
-    batches = [(collate(_share(at, each, world), model.specials), (at, each) != own[-1]) for at, each in own]
-    for _ in range(STEPS[kind]):
-        optimizer.zero_grad()
+    else:
+        shard(model, mesh=init_device_mesh("cpu", (world,)), frozen=way.wrap.endswith("of all"))
+
+    def gradients(batches: Batches, counts: dict[str, Tensor]) -> float:
         loss = torch.zeros(())
-        for batch, more in batches:
-            with _accumulating(called, wrap, more):
+        for at, batch in enumerate(batches[rank]):
+            more = at < way.accumulated - 1
+            if way.wrap != "ddp":
+                called.set_requires_gradient_sync(not more)
+            with called.no_sync() if way.wrap == "ddp" and more else nullcontext(), _precision(way):
                 part = called(batch, target_counts=counts, return_logits=False).loss
-                (part * (1 if wrap == "none" else world)).backward()  # over which gradients are averaged
+            (part * world).backward()  # over which gradients are averaged
             loss += part.detach()
-        if wrap != "none":
-            dist.all_reduce(loss)
-        losses.append(float(loss))
-        named = {n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None}
-        gradients = {name: grad.clone() for name, grad in named.items() if grad.any()}
+        dist.all_reduce(loss)
+        return float(loss)
+
+    return _steps(way, model, world, gradients), model
+
+
+_OF_MEMORY = ("memory_projection", "memory_position_scale", "k_proj", "v_proj")
+"""What a zip remembers with. FSDP sends the gradients that a zip has when its attention's are there: of these, those of
+the batches before the last one then, and the last one's by themselves."""
+
+
+def trained_alone(way: Way, world: int) -> Found:
+    """The same steps in one process, which adds gradients up as so many processes do: those of the batches of each, and
+    then these."""
+    model = MODELS[way.model]()
+    ours = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    apart = {n for n in ours if way.wrap != "ddp" and n.startswith("zips.") and set(_OF_MEMORY) & set(n.split("."))}
+
+    def gradients(batches: Batches, counts: dict[str, Tensor]) -> float:
+        total, sums, before = torch.zeros(()), dict[str, Tensor](), dict[str, Tensor]()
+        for of_one in batches:
+            loss = torch.zeros(())
+            model.zero_grad()
+            for at, batch in enumerate(of_one):
+                if at == len(of_one) - 1:
+                    _add({n: ours[n] for n in apart}, before)
+                if way.wrap != "ddp":
+                    batch = with_every_tower(batch, model.specials)
+                with _precision(way):
+                    part = model(batch, target_counts=counts, return_logits=False).loss
+                part.backward()
+                loss += part.detach()
+            total += loss
+            _add(ours, sums)
+        for name, parameter in ours.items():
+            parts = [each[name] for each in (before, sums) if name in each]
+            parameter.grad = sum(parts[1:], parts[0]) if parts else None
+        return float(total)
+
+    return _steps(way, model, world, gradients)
+
+
+def _add(parameters: dict[str, nn.Parameter], sums: dict[str, Tensor]) -> None:
+    """Move gradients to sums."""
+    for name, parameter in parameters.items():
+        if parameter.grad is not None:
+            sums[name] = sums[name] + parameter.grad if name in sums else parameter.grad
+            parameter.grad = None
+
+
+def _steps(way: Way, model: ZipperModel, world: int, gradients: Callable[[Batches, dict[str, Tensor]], float]) -> Found:
+    """`STEPS` of SGD with momentum; `gradients` are those of a step's batches, and it gives the loss."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.02, momentum=0.9)
+    documents = _documents(way)
+    size = len(documents) // (world * way.accumulated)
+    cut = [documents[at : at + size] for at in range(0, len(documents), size)]
+    batches = [
+        [collate(cut[at * world + rank], model.specials) for at in range(way.accumulated)] for rank in range(world)
+    ]
+    counts = {name: number.clone() for name, number in model.target_counts(collate(documents, model.specials)).items()}
+    losses = []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        losses.append(gradients(batches, counts))
+        last = {n: whole(p.grad).clone() for n, p in model.named_parameters() if p.grad is not None}
         optimizer.step()
     weights = {n: whole(p.detach()).clone() for n, p in model.named_parameters()}
-    return (losses, gradients, weights), model
+    return losses, {name: grad for name, grad in last.items() if grad.any()}, weights
 
 
-def _share(at: int, rank: int, world: int) -> list[Document]:
-    """The documents of one batch of a step."""
-    size = len(DOCS) // (world * ACCUMULATED)
-    begin = (at * world + rank) * size
-    return DOCS[begin : begin + size]
+def _documents(way: Way) -> list[Document]:
+    if way.model != "three":
+        return DOCS
+    seen = [doc(("image", [4, 5, 6]), ("text", [7, 8])), doc(("speech", [9, 4]), ("image", [11, 12]))]
+    for document in seen:
+        document[-1].target = True
+    return [*DOCS[:6], *seen]
 
 
-def _counts(model: ZipperModel) -> dict[str, int]:
-    return {name: int(number) for name, number in model.target_counts(collate(DOCS, model.specials)).items()}
+def _precision(way: Way) -> Any:
+    return torch.autocast("cpu", torch.bfloat16, enabled=way.model == "mixed")
 
 
-@contextmanager
-def _accumulating(called: Any, wrap: str, more: bool) -> Iterator[None]:
-    if wrap == "fsdp":
-        called.set_requires_gradient_sync(not more)
-    with called.no_sync() if wrap == "ddp" and more else nullcontext():
-        yield
+def apart(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest difference of a tensor, as a share of its norm."""
+    assert found.keys() == expected.keys()
+    norms = {name: max(float(tensor.norm()), 1e-6) for name, tensor in expected.items()}
+    return max(float((found[name] - tensor).norm()) / norms[name] for name, tensor in expected.items())
 
 
-class _OnACpu(ZipperTrainer):
-    """Accelerate spreads models over accelerators only: here its state says what it would say there."""
+def difference(found: Found, expected: Found) -> dict[str, float]:
+    """Of one process from another: the largest ones of a loss, and of a tensor among gradients and weights."""
+    losses = max(abs(ours - theirs) / theirs for ours, theirs in zip(found[0], expected[0], strict=True))
+    return {"loss": losses, "gradients": apart(found[1], expected[1]), "weights": apart(found[2], expected[2])}
 
-    def create_accelerator_and_postprocess(self) -> None:
-        super().create_accelerator_and_postprocess()
-        if self.args.fsdp:
-            state = self.accelerator.state
-            state.distributed_type = DistributedType.FSDP
-            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
-            self.is_fsdp_enabled = True
+
+def limits(way: Way, world: int) -> dict[str, float]:
+    """What processes may differ from one by. Two numbers add up to the same in any order, so two processes may not. The
+    sums of four are in the order of the backend; where anything is bfloat16 they are rounded to another of its numbers
+    now and then, so that trainings part."""
+    if world == 2:
+        return dict.fromkeys(("loss", "gradients", "weights"), 0.0)
+    if way.model in ("frozen", "mixed"):
+        return {"loss": 0.02, "gradients": float("inf"), "weights": 0.2}
+    return {"loss": 1e-5, "gradients": 5e-3, "weights": 1e-4}
+
+
+def spawn(work: Callable[..., None], world: int, *given: Any) -> None:
+    """Run ``work(rank, world, port, *given)`` in some processes.
+
+    Raises:
+        TimeoutError: if they do not end.
+    """
+    running = torch.multiprocessing.spawn(work, (world, free_port(), *given), nprocs=world, join=False)
+    end = time.monotonic() + LIMIT
+    while not running.join(timeout=1.0):
+        if time.monotonic() > end:
+            for process in running.processes:
+                process.kill()
+            raise TimeoutError(f"{world} processes still wait for each other after {LIMIT} s")
+
+
+def begin(rank: int, world: int, port: int) -> None:
+    """Be one of some processes that wait for each other for `PATIENCE`."""
+    join(rank, world, port)
+    dist.init_process_group("gloo", rank=rank, world_size=world, timeout=PATIENCE)
+
+
+def train_in_a_process(rank: int, world: int, port: int, folder: str, ways: list[Way]) -> None:
+    """What each process does of a matrix."""
+    begin(rank, world, port)
+    torch.save({str(way): trained(way, rank, world)[0] for way in ways}, Path(folder) / f"trained-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def compared(world: int, folder: Path, ways: list[Way]) -> dict[Way, dict[str, float]]:
+    """By way, the largest differences of any of so many processes from one."""
+    found = [torch.load(folder / f"trained-{rank}.pt") for rank in range(world)]
+    alone: dict[tuple[str, bool, int], Found] = {}
+    differences: dict[Way, dict[str, float]] = {}
+    for way in ways:
+        key = way.model, way.wrap == "ddp", way.accumulated
+        alone[key] = alone[key] if key in alone else trained_alone(way, world)
+        each = [difference(of_one[str(way)], alone[key]) for of_one in found]
+        differences[way] = {name: max(one[name] for one in each) for name in each[0]}
+    return differences
 
 
 def by_trainer(
     folder: Path, world: int, resumed: bool = False, **arguments: Any
 ) -> tuple[list[float], dict[str, Tensor]]:
-    """The losses of four steps and the weights after them; there is a checkpoint after the second.
+    """The losses of four steps and the weights after them; there is a checkpoint after the second. Attention is looked
+    at in both directions, which not every batch has.
 
     Args:
         folder: for checkpoints. resumed: from there. arguments: such as `fsdp`.
@@ -158,8 +297,8 @@ def by_trainer(
         optim="sgd",
         optim_args="momentum=0.9",
         lr_scheduler_type="constant",
-        per_device_train_batch_size=2 // world,
-        gradient_accumulation_steps=2,
+        per_device_train_batch_size=max(1, 2 // world),
+        gradient_accumulation_steps=4 // (max(1, 2 // world) * world),
         max_grad_norm=1.0,
         report_to=[],
         disable_tqdm=True,
@@ -168,7 +307,8 @@ def by_trainer(
         **arguments,
     )
     model = full()
-    trainer = _OnACpu(model, given, Documents(DOCUMENTS), score=_score)
+    beside: dict[str, Any] = {"guided": {("speech", "text"): 2.0}, "forward_sum": {("text", "speech"): 0.5}}
+    trainer = ZipperTrainer(model, given, Documents(DOCUMENTS), score=_score, **beside)
     trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2") if resumed else None)
     assert is_sharded(model) == bool(arguments.get("fsdp"))
     weights = {n.removeprefix("module."): whole(p.detach()).clone() for n, p in model.named_parameters()}
@@ -177,20 +317,22 @@ def by_trainer(
 
 
 def _score(model: Any) -> dict[str, float]:
-    """Each process writes; the first one's is what counts."""
+    """The first process alone has something to write, as with a few validation rows. With FSDP, transformers'
+    `generate` waited for the others at every token, for ever."""
+    if not is_main():
+        return {}
     written = model.generate([doc(("speech", [5, 6, 7]))], ["text"], settings={"text": {"max_new_tokens": 3}})
     return {"length": float(len(written[0][-1].ids))}
 
 
 def in_a_process(rank: int, world: int, port: int, folder: str, workshop: str) -> None:
-    """What each process does: shares work, trains all of `MODELS` in both ways, and writes, saves and loads."""
-    join(rank, world, port)
-    dist.init_process_group("gloo", rank=rank, world_size=world, timeout=PATIENCE)
+    """What each process does: shares work, trains `SAMPLE`, and writes, saves and loads."""
+    begin(rank, world, port)
     shared = json.dumps([*work_together(Path(workshop)), fail_together()])
     (Path(folder) / f"{rank}.json").write_text(shared)
-    done = {(kind, wrap): trained(kind, wrap, rank, world) for kind in MODELS for wrap in ("ddp", "fsdp")}
-    found = {key: made for key, (made, _) in done.items()}
-    place, model = Path(folder), done["full", "fsdp"][1]
+    done = {way: trained(way, rank, world) for way in SAMPLE}
+    torch.save({str(way): found for way, (found, _) in done.items()}, Path(folder) / f"trained-{rank}.pt")
+    place, model = Path(folder), done[SAMPLE[0]][1]
     settings: dict[str, Any] = {"settings": {"text": {"max_new_tokens": 5}}}
     # Each process has other documents, and as many as it likes.
     given = [doc(("speech", [5 + rank, 6, 7]))] * (rank + 1)
@@ -205,5 +347,21 @@ def in_a_process(rank: int, world: int, port: int, folder: str, workshop: str) -
     model.load_own(place / "saved" / "model.safetensors")
     again = {n: whole(p.detach()) for n, p in model.named_parameters()}
     runs = [] if world > 2 else [by_trainer(place / "run", world, resumed, fsdp=True) for resumed in (False, True)]
-    torch.save((found, written, again, runs), place / f"{rank}.pt")
+    torch.save((written, again, runs), place / f"{rank}.pt")
+    assert all(report.identical and report.tensors for report in verify(_spread(Path(workshop))))
+    dist.destroy_process_group()
+
+
+def _spread(workshop: Path) -> ZipperModel:
+    """Frozen towers with sources, spread too."""
+    model = ZipperModel.fuse({name: str(workshop / name) for name in ("text", "speech")})
+    shard(model, frozen=True)
+    assert all(isinstance(p, DTensor) for p in model.parameters())
+    return model
+
+
+def go_on_in_a_process(rank: int, world: int, port: int, folder: str, resumed: bool) -> None:
+    """What each process does of a run by Trainer, from its beginning or its second step."""
+    begin(rank, world, port)
+    torch.save(by_trainer(Path(folder), world, resumed, fsdp=True), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()

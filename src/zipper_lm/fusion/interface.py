@@ -451,6 +451,7 @@ class _Judge:
             attention_mask=self.mask[:, : PREFIX + 1],
             generation_config=given,
             logits_processor=LogitsProcessorList([_Dictated(self.ids)]),
+            synced_gpus=False,  # nobody else may be at it
             **handed,
         )
         logits, end = torch.stack(output.logits, 1).float(), PREFIX + WRITTEN

@@ -271,6 +271,7 @@ def write_segment(
             generation_config=given,
             logits_processor=LogitsProcessorList(processors),
             stopping_criteria=[*stops, _Place(speaker, given.use_cache)],
+            synced_gpus=False,  # under FSDP others would be waited for at every token; but here it is whole
             **kwargs,
         )
     sequences = output if isinstance(output, Tensor) else output.sequences

@@ -6,17 +6,20 @@ given. It is a sum over what it counts in an optimizer step, divided by their nu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.utils.hooks import RemovableHandle
 
 from zipper_lm.data.collation import IGNORED, Batch, TowerBatch, batch_on_host
 from zipper_lm.data.tasks import Task
 from zipper_lm.fusion.network import ZippedTowers
+from zipper_lm.fusion.zips import ZipLayer
 
 Pair = tuple[str, str]
 """Reader and source."""
@@ -123,6 +126,16 @@ def _documents(side: TowerBatch) -> Tensor:
 def padded(places: list[Tensor]) -> Tensor:
     """Int64 tensors of one dimension as rows of one tensor, with zeros behind."""
     return torch.nn.utils.rnn.pad_sequence(places, batch_first=True)
+
+
+def watched_layer(layer: ZipLayer, watch: Callable[..., None]) -> RemovableHandle:
+    """Let a zip layer tell of its calls: ``watch(layer, args)``, and the output, if it is told after the call.
+
+    One that is spread over processes tells before it: what is then computed of its parameters finds them gathered in
+    the backward pass, which goes the other way.
+    """
+    before = isinstance(layer, FSDPModule)
+    return layer.register_forward_pre_hook(watch) if before else layer.register_forward_hook(watch)
 
 
 def faded(step: int, steps: int, fade_out: float | None) -> float:

@@ -23,7 +23,7 @@ from zipper_lm.fusion.loss import share
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import rows_that_see
 from zipper_lm.fusion.zips import ZipLayer
-from zipper_lm.training.beside import Pair, SegmentPair, padded, segment_pairs
+from zipper_lm.training.beside import Pair, SegmentPair, padded, segment_pairs, watched_layer
 from zipper_lm.utils.host import send
 
 BLANK = -1.0
@@ -61,7 +61,7 @@ class ForwardSum:
                 layers = len(model.layer_pairs[reader, source])
                 for k in range(layers):
                     watch = _Watch(costs, weight / layers, counts[reader, source], here)
-                    hooks.callback(model.zip_layer(reader, source, k).register_forward_hook(watch).remove)
+                    hooks.callback(watched_layer(model.zip_layer(reader, source, k), watch).remove)
             yield costs
 
 
@@ -98,12 +98,12 @@ def _along(scores: Tensor, pairs: Sequence[tuple[int, Tensor, Tensor]]) -> Tenso
 
 
 class _Watch:
-    """A forward hook of a zip layer, which writes its weighted cost down."""
+    """Called of a zip layer's calls; it writes their weighted cost down."""
 
     def __init__(self, costs: list[Tensor], weight: float, count: Tensor, pairs: Sequence[SegmentPair]) -> None:
         self.costs, self.weight, self.count, self.pairs = costs, weight, count, pairs
 
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...], update: Tensor) -> None:
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], update: Tensor | None = None) -> None:
         assert isinstance(layer, ZipLayer)
         if len(args) < 4:  # it remembers
             return

@@ -20,7 +20,7 @@ from zipper_lm.fusion.loss import share
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import rows_that_see, visible_between
 from zipper_lm.fusion.zips import View, ZipLayer
-from zipper_lm.training.beside import Pair
+from zipper_lm.training.beside import Pair, watched_layer
 from zipper_lm.utils.host import send
 
 WIDTH = 0.2
@@ -126,17 +126,17 @@ def watched(
             rows = rows_that_see(batch[reader], batch[source])
             for k in range(layers):
                 watch = _Watch(costs, weight / layers, counts[reader, source], counted, rows)
-                hooks.callback(model.zip_layer(reader, source, k).register_forward_hook(watch).remove)
+                hooks.callback(watched_layer(model.zip_layer(reader, source, k), watch).remove)
         yield costs
 
 
 class _Watch:
-    """A forward hook of a zip layer, which writes its weighted cost down."""
+    """Called of a zip layer's calls; it writes their weighted cost down."""
 
     def __init__(self, costs: list[Tensor], weight: float, count: Tensor, counted: Tensor, rows: Tensor | None) -> None:
         self.costs, self.weight, self.count, self.counted, self.rows = costs, weight, count, counted, rows
 
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...], update: Tensor) -> None:
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], update: Tensor | None = None) -> None:
         assert isinstance(layer, ZipLayer)
         if len(args) < 4:  # it remembers
             return

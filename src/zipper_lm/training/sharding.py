@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
@@ -15,6 +16,7 @@ from transformers import TrainingArguments
 
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.sharding import check_shardable, units
+from zipper_lm.utils.shards import is_sharded
 
 _LEFT_OUT = {
     "activation_checkpointing": "it renames tensors; set training.arguments.gradient_checkpointing",
@@ -33,6 +35,25 @@ def check_launch(args: TrainingArguments) -> None:
         )
 
 
+def join_in(args: TrainingArguments, state: Any) -> bool:
+    """Let accelerate spread a model over CPUs, too: it does so on accelerators alone, though `fully_shard` can.
+
+    Args:
+        args: of the training. state: accelerate's, which is changed.
+
+    Returns:
+        Whether models are spread.
+    """
+    asked = getattr(args, "fsdp_plugin_args", None)
+    if asked is None or state.device.type != "cpu":
+        return getattr(state, "fsdp_plugin", None) is not None
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(**asked)
+    if state.mixed_precision != "no":
+        state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
+    state.distributed_type = DistributedType.FSDP
+    return True
+
+
 def spread(model: Any, args: TrainingArguments, state: Any, without: dict[str, Any]) -> bool:
     """Tell accelerate's plugin what is to be gathered together, and what is frozen and left alone.
 
@@ -44,14 +65,16 @@ def spread(model: Any, args: TrainingArguments, state: Any, without: dict[str, A
         Whether the model is going to be spread.
 
     Raises:
-        ValueError: for what cannot be had, by name; where accelerate does not spread, as on a CPU.
+        ValueError: for what cannot be had, by name.
     """
     asked = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     plugin = getattr(state, "fsdp_plugin", None)
     if not asked and plugin is None:
         return False
     if plugin is None:
-        raise ValueError("FSDP: accelerate spreads models over GPUs only; here each process would hold the whole model")
+        raise ValueError(
+            "FSDP: the launcher asks for it, but accelerate would hold whole models here: set training.arguments.fsdp"
+        )
     if not isinstance(model, ZippedTowers):
         raise ValueError(f"FSDP: only a fused model can be spread over processes, not a {type(model).__name__}")
     if plugin.fsdp_version != 2:
@@ -78,9 +101,12 @@ def prepared(model: Any, prepare: Callable[..., Any], *objects: Any, **how: Any)
     them; a zipped one has several, and says so to transformers by raising."""
     model.get_input_embeddings = model.get_output_embeddings = lambda: None
     try:
-        return prepare(*objects, **how)
+        ready = prepare(*objects, **how)
     finally:
         del model.get_input_embeddings, model.get_output_embeddings
+    if any(each is model for each in objects) and not is_sharded(model):
+        raise ValueError("FSDP: accelerate did not spread the model: each process would hold the whole of it")
+    return ready
 
 
 def frozen_modules(module: nn.Module) -> Iterator[nn.Module]:

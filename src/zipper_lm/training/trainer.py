@@ -40,7 +40,7 @@ from zipper_lm.training.guided_attention import GuidedAttention
 from zipper_lm.training.order import LikeLengths
 from zipper_lm.training.parameters import check_precision, parameter_groups
 from zipper_lm.training.prefix_cache import PrefixCache, PrefixMode, keep_prefixes, towers_kept
-from zipper_lm.training.sharding import check_launch, prepared, spread
+from zipper_lm.training.sharding import check_launch, join_in, prepared, spread
 from zipper_lm.utils.host import send
 from zipper_lm.utils.hub import WEIGHTS_FILE
 from zipper_lm.utils.processes import from_main, several
@@ -166,11 +166,16 @@ class ZipperTrainer(BaseTrainer):
         )
         if isinstance(model, ZippedTowers):
             model.check_freeze_state()
-        without = {**weighted, "torch_compile": compiled}
+        without = {"ctc": ctc, "torch_compile": compiled}
         if spread(model, args, self.accelerator.state, without):
             module.to(args.device)  # what comes before the training is computed there
             self.accelerator.prepare = partial(prepared, module, self.accelerator.prepare)
         self.model_accepts_loss_kwargs = True  # so that Trainer does not divide by the number of batches once more
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Trainer's own; models are spread on CPUs, too."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = join_in(self.args, self.accelerator.state)
 
     def keep_prefixes(self, console: Console | None = None) -> None:
         """Compute the states that are kept, if that is not done; training begins with it.

@@ -92,6 +92,7 @@ class Prompt(Terms):
                 generation_config=given,
                 logits_processor=LogitsProcessorList(processors),
                 stopping_criteria=stops,
+                synced_gpus=False,  # as in `write_segment`
                 streamer=TokenStreamer(self.name, 1, special.eos, heard, self.stop),
             )
         return list(Written.until(special.eos, written[0, ids.shape[1] :].tolist()).ids)

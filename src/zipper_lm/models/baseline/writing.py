@@ -94,6 +94,7 @@ def write(
         input_ids=ids,
         attention_mask=mask,
         generation_config=given,
+        synced_gpus=False,  # as in `write_segment`
         logits_processor=LogitsProcessorList(processors),
         stopping_criteria=[stop, *stops],
         streamer=streamer,
