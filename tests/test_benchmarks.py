@@ -73,6 +73,18 @@ def test_joint_or_combined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert len(lines) == 2
 
 
+def test_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is of a large fusion; here of a tiny one, and what it says of the measured one is not counted."""
+    tiny = tmp_path / "tiny.yaml"
+    tiny.write_text(json.dumps(plain_recipe(tmp_path / "output")))
+    given = (tmp_path / "plan.json", "--recipe", tiny)
+    run_small("plan.py", monkeypatch, *given, beside_measured=lambda _: lambda row: {"batch": row["batch"]})
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads((tmp_path / "plan.json").read_text())
+    assert {row["processes"] for row in record["plan"]["processes"]} == {1, 8, 64, 512}
+    assert [row["batch"] for row in record["measured"]] == [1, 16, 4]
+
+
 def test_epoch_order(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run_small("epoch_order.py", monkeypatch, "--rows", 1000)
     record = json.loads(capsys.readouterr().out.splitlines()[-1])

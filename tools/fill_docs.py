@@ -47,6 +47,7 @@ SOUNDS = ROOT / "docs" / "sounds"
 PAGES = (
     *("README.md", "docs/comparison.md", "docs/concepts.md", "docs/combining.md", "docs/demo.md"),
     *("docs/recipes.md", "docs/spoken-digits.md", "docs/cost.md", "docs/results.md", "docs/reliability.md"),
+    "docs/scaling.md",
 )
 EXPERIMENTS = (
     *("data-curve-long", "more-seeds", "converged", "augmentation", "pseudo-labels", "positions"),
@@ -386,6 +387,43 @@ def _first_step(cell: Cell, key: str, most: float) -> int | None:
     return next((n for n in steps if sum(c[n] for c in courses) / len(courses) <= most), None)
 
 
+def planned() -> str:
+    """A projection to many processes (`benchmarks/plan.py`)."""
+    lines = [
+        "| GPUs | | memory of each, GB | sent, GB | step, s | busy, % | documents/s | 20 000 steps' documents, h |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in read("plan.json")["plan"]["processes"]:
+        if row["processes"] == 1 and row["kind"] == "fsdp":
+            continue
+        kind = {"ddp": "DDP", "fsdp": "FSDP2"}[row["kind"]] if row["processes"] > 1 else ""
+        lines.append(
+            f"| {row['processes']} | {kind} | {row['memory'] / 1e9:.0f} | {row['sent'] / 1e9:.1f} "
+            f"| {row['step_seconds'][1]:.2f} | {100 * row['efficiency']:.0f} | {row['documents_per_second']:,.0f} "
+            f"| {row['hours']:.3g} |"
+        )
+    return "\n".join(lines)
+
+
+def planned_and_measured() -> str:
+    """Steps that were measured on a GPU, and what the plan says of them."""
+    columns = ("documents, units each", "TFLOP", "operations", "measured, ms", "of the peak, %")
+    columns = (*columns, "microseconds an operation", "said, ms")
+    rows = [
+        (
+            f"{row['batch']}, {row['units']}",
+            f"{row['flops'] / 1e12:.1f}",
+            f"{row['calls']:.0f}",
+            f"{1e3 * row['seconds']['measured']:.0f}",
+            f"{100 * row['share_of_peak']:.1f}",
+            f"{row['microseconds_a_call']:.0f}",
+            f"{1e3 * row['seconds']['said']:.0f}",
+        )
+        for row in read("plan.json")["measured"]
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows))
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "digits-in-full": digits_in_full,
@@ -396,6 +434,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "three-towers": three_towers,
     "notes-and-captions": notes_and_captions,
     "pictures-and-names": pictures_and_names,
+    "plan": planned,
+    "plan-measured": planned_and_measured,
     "read-sentences": read_sentences,
     "reliability": reliability,
     "claims": claims,

@@ -41,13 +41,16 @@ class Counting(TorchDispatchMode):
     Attributes:
         flops: by the dtype that is computed in, as `torch.utils.flop_counter` counts them, with its formulas: products
             of matrices, convolutions and attention.
+        calls: operations that wrote something, however large: a GPU is told of each.
         held: bytes of what was made within and is still there. peak: the most that these were.
+        aside: bytes of what is held that was set aside. peak_beside: the most that was held beside it.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.flops: Counter[torch.dtype] = Counter()
-        self.held = self.peak = 0
+        self.held = self.peak = self.aside = self.peak_beside = self.calls = 0
+        self._apart: set[int] = set()
         self._known = [tensor.untyped_storage() for tensor in known]  # held, so that no other takes their place
         self._seen: dict[int, Any] = {storage._cdata: None for storage in self._known}
 
@@ -56,28 +59,40 @@ class Counting(TorchDispatchMode):
         """Of all dtypes."""
         return sum(self.flops.values())
 
+    def set_aside(self, tensor: Tensor) -> None:
+        """Count a tensor that was made within apart from the others from now on, such as a gradient that stays."""
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._seen and storage._cdata not in self._apart:
+            self._apart.add(storage._cdata)
+            self.aside += storage.nbytes()
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
         outputs = [value for value in tree_iter(made) if isinstance(value, Tensor)]
         if (formula := FORMULAS.get(func._overloadpacket)) is not None and outputs:
             self.flops[outputs[0].dtype] += formula(*args, **kwargs, out_val=made)
-        for each in outputs:
-            self._hold(each)
+        fresh = [self._hold(each) for each in outputs]
+        self.calls += any(fresh) or func._schema.is_mutable
         return made
 
-    def _hold(self, tensor: Tensor) -> None:
+    def _hold(self, tensor: Tensor) -> bool:
+        """Count a tensor's memory; whether it is new."""
         if tensor.is_sparse:
-            return
+            return True
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._seen:
-            return
+            return False
         self.held += size
-        self.peak = max(self.peak, self.held)
+        self.peak, self.peak_beside = max(self.peak, self.held), max(self.peak_beside, self.held - self.aside)
 
         def forget(_: Any) -> None:
             del self._seen[key]
             self.held -= size
+            if key in self._apart:
+                self._apart.discard(key)
+                self.aside -= size
 
         self._seen[key] = weakref.ref(storage, forget)
+        return True

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import psutil
 import torch
@@ -20,6 +22,7 @@ class Device:
         peak: floating-point operations a second, by name of a dtype: of dense products of matrices.
         memory: bytes.
         utilisation: share of the peak that a step reaches. It is an assumption.
+        launch: seconds that the host takes to tell it of an operation, which it computes behind that.
         origin: where the figures are from.
     """
 
@@ -27,16 +30,23 @@ class Device:
     peak: dict[str, float]
     memory: float
     utilisation: float
+    launch: float = 0.0
     origin: str
 
-    def seconds(self, flops: dict[str, float]) -> float:
-        """For so many operations, by dtype; what is in no dtype of the device counts as its slowest."""
+    def seconds(self, flops: Mapping[str, float], calls: float) -> float:
+        """For so many floating-point operations, by dtype, in so many calls: the longer of computing and of launching.
+        What is in no dtype of the device counts as its slowest."""
         slowest = min(self.peak.values())
-        return sum(count / (self.peak.get(dtype, slowest) * self.utilisation) for dtype, count in flops.items())
+        computing = sum(n / (self.peak.get(dtype, slowest) * self.utilisation) for dtype, n in flops.items())
+        return max(computing, calls * self.launch)
 
 
 UTILISATION, OF_MEASURED = 0.3, 0.7
 """Assumed of a data sheet's peak, and of what a product of large matrices reached here."""
+
+LAUNCH = 25e-6
+"""Assumed: seconds that a host takes to tell a GPU of an operation, without torch.compile. On the host of an H200 they
+were 23 to 32 (`benchmarks/plan.py`)."""
 
 _PUBLISHED = "data sheet, dense, no sparsity"
 
@@ -44,7 +54,8 @@ _PUBLISHED = "data sheet, dense, no sparsity"
 def _published(name: str, half: float, tf32: float, gigabytes: float) -> Device:
     """float32 is by TF32, which training on such devices may be set to (training.arguments: {tf32: true})."""
     peak = {**dict.fromkeys(HALF, half * 1e12), "float32": tf32 * 1e12}
-    return Device(name=name, peak=peak, memory=gigabytes * 1e9, utilisation=UTILISATION, origin=_PUBLISHED)
+    how: dict[str, Any] = {"utilisation": UTILISATION, "launch": LAUNCH, "origin": _PUBLISHED}
+    return Device(name=name, peak=peak, memory=gigabytes * 1e9, **how)
 
 
 DEVICES = {
@@ -86,7 +97,9 @@ def find_device(
         raise ValueError(f"plan: --device={name!r}: must be one of {sorted(DEVICES)}; or give --flops and --memory")
     device = DEVICES[name] if name is not None else _here(() if flops is not None else dtypes)
     if flops is not None:
-        device = replace(device, peak=dict.fromkeys((*HALF, "float32"), flops), utilisation=1.0, origin="--flops")
+        device = replace(
+            device, peak=dict.fromkeys((*HALF, "float32"), flops), utilisation=1.0, launch=0.0, origin="--flops"
+        )
     if utilisation is not None:
         device = replace(device, utilisation=utilisation)
     return device if memory is None else replace(device, memory=memory * 1e9)
@@ -100,7 +113,9 @@ def _here(dtypes: tuple[str, ...]) -> Device:
         where, name = torch.device("cpu"), f"this CPU, {torch.get_num_threads()} threads"
         memory = psutil.virtual_memory().total
     peak = {dtype: measure(where, getattr(torch, dtype)) for dtype in dtypes} or {"float32": 1.0}
-    return Device(name=name, peak=peak, memory=float(memory), utilisation=OF_MEASURED, origin="measured here")
+    launch = LAUNCH if where.type == "cuda" else 0.0
+    how: dict[str, Any] = {"utilisation": OF_MEASURED, "launch": launch, "origin": "measured here"}
+    return Device(name=name, peak=peak, memory=float(memory), **how)
 
 
 def measure(where: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:

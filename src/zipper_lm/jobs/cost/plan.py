@@ -60,16 +60,25 @@ def plan(
     step = count_step(model, recipe, tasks, found)
     device: Device = find(tuple(step.flops))
     memory = _memory(model, step, device, recipe)
-    seconds = device.seconds(step.flops)
+    seconds = device.seconds(step.flops, step.calls)
     steps, batch = recipe.training.steps, recipe.training.batch_size
     mean = {name: sum(row.get(name, 0) for row in found.rows) / len(found.rows) for name in named}
     told = {
         "device": {"name": device.name, "memory": device.memory, "origin": device.origin}
-        | {"flops": {d: n * device.utilisation for d, n in device.peak.items()}, "utilisation": device.utilisation},
+        | {
+            "flops": {d: n * device.utilisation for d, n in device.peak.items()},
+            "utilisation": device.utilisation,
+            "launch": device.launch,
+        },
         "parameters": parts,
         "batch": {"documents": batch, "accumulated": accumulated(recipe), "tokens": step.tokens, "lengths": mean},
         "memory": memory,
-        "flops": {"step": sum(step.flops.values()), "by_dtype": step.flops, "token": _written(model, mean)},
+        "flops": {
+            "step": sum(step.flops.values()),
+            "by_dtype": step.flops,
+            "calls": step.calls,
+            "token": _written(model, mean),
+        },
         "time": {"step": seconds, "steps": steps, "run": seconds * steps},
         "ways": _ways(recipe, tasks, found, device) if ways else [],
     }
@@ -121,7 +130,6 @@ def _memory(model: Writer, step: Step, device: Device, recipe: FuseRecipe) -> di
     fixed = weights + step.gradients + step.optimizer
     room = device.memory * (1 - SPARE) - fixed
     total = weights + step.beside_weights
-    documents = step.longest[0]
     return {
         "weights": weights,
         "trained_weights": trained,
@@ -131,7 +139,7 @@ def _memory(model: Writer, step: Step, device: Device, recipe: FuseRecipe) -> di
         "total": total,
         "fits": total <= device.memory * (1 - SPARE),
         # What a batch holds grows with it; a little of it, such as logits that are made part by part, does not.
-        "largest_batch": 0 if room < step.update else max(0, int(room / (step.activations / documents))),
+        "largest_batch": 0 if room < step.update else max(0, int(room / step.growth)),
     }
 
 
@@ -171,7 +179,7 @@ def _ways(recipe: FuseRecipe, tasks: Mapping[str, Task], lengths: Lengths, devic
             made.append({"way": way, "error": str(error)})
             continue
         memory = _memory(model, step, device, other)
-        row: dict[str, Any] = {"way": way, "memory": memory, "step_seconds": device.seconds(step.flops)}
+        row: dict[str, Any] = {"way": way, "memory": memory, "step_seconds": device.seconds(step.flops, step.calls)}
         if other.training.prefix_cache is not None and isinstance(model, ZippedTowers):
             row["kept"] = _kept(model, other, lengths)
         made.append(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -42,15 +43,19 @@ class Step:
 
     Attributes:
         flops: by name of the dtype that is computed in; of all batches that are accumulated, the mean over batches.
+        calls: operations, however large, of all batches, the mean; and the optimizer's.
         tokens: of the streams, padding included, the mean. longest: documents and tokens of the longest batch.
-        activations: bytes that the longest batch adds to weights, gradients and optimizer, at the most.
+        activations: bytes that the longest batch adds to weights, gradients and optimizer, at the most. growth: bytes
+            of it a document, if all gradients are there meanwhile.
         gradients, optimizer: bytes. update: bytes that the optimizer's step adds to all these.
     """
 
     flops: dict[str, float]
+    calls: float
     tokens: float
     longest: tuple[int, int]
     activations: int
+    growth: float
     gradients: int
     optimizer: int
     update: int
@@ -89,15 +94,18 @@ def count_step(model: Writer, recipe: FuseRecipe, tasks: Mapping[str, Task], len
         gradients = sum(p.nbytes for p in _trained(trainer))
         # Without accumulation they come to be while activations go, and are in the peak already.
         activations = max(0, counted[0].peak - (0 if accumulated > 1 else gradients))
-        optimizer, update = _count_update(trainer)
+        optimizer, updating = _count_update(trainer)
+        calls = accumulated * sum(each.calls for each in counted) / len(counted) + updating.calls
     return Step(
         flops={str(dtype).removeprefix("torch."): accumulated * count for dtype, count in flops.items()},
+        calls=calls,
         tokens=accumulated * sum(batch.numel() for batch in batches) / len(batches),
         longest=(len(next(iter(chosen[0].values()))["input_ids"]), chosen[0].numel()),
         activations=activations,
+        growth=counted[0].peak_beside / len(next(iter(chosen[0].values()))["input_ids"]),
         gradients=gradients,
         optimizer=optimizer,
-        update=update,
+        update=updating.peak,
     )
 
 
@@ -179,13 +187,17 @@ def _count(trainer: ZipperTrainer, batch: Batch, accumulated: bool) -> Counting:
     for parameter in trained if accumulated else ():
         parameter.grad = torch.zeros_like(parameter)
     there = [p.grad for p in trained if p.grad is not None]
-    with Counting([*module.parameters(), *module.buffers(), *there]) as counting:
+    with ExitStack() as stack:
+        counting = stack.enter_context(Counting([*module.parameters(), *module.buffers(), *there]))
+        for parameter in trained:
+            hook = parameter.register_post_accumulate_grad_hook(lambda p: counting.set_aside(p.grad))
+            stack.callback(hook.remove)
         _run(trainer, batch)
     return counting
 
 
-def _count_update(trainer: ZipperTrainer) -> tuple[int, int]:
-    """Bytes of the optimizer's state, and those that its second step adds at the most."""
+def _count_update(trainer: ZipperTrainer) -> tuple[int, Counting]:
+    """Bytes of the optimizer's state, and its second step."""
     module = cast(nn.Module, trainer.model)
     optimizer = trainer.create_optimizer()
     optimizer.step()
@@ -194,7 +206,7 @@ def _count_update(trainer: ZipperTrainer) -> tuple[int, int]:
     with Counting([*module.parameters(), *module.buffers(), *there, *state]) as counting:
         optimizer.step()
     module.zero_grad()
-    return sum(t.nbytes for t in state), counting.peak
+    return sum(t.nbytes for t in state), counting
 
 
 def _trained(trainer: ZipperTrainer) -> list[nn.Parameter]:
