@@ -205,7 +205,7 @@ def test_an_end_that_only_chats_have(openai: Any, service: Any) -> None:
         ({"modalities": ["audio"], "audio": {"voice": "alloy", "format": "aac"}}, "audio.format"),
         ({"modalities": ["audio"], "audio": {"voice": "nobody", "format": "wav"}}, "voice"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": 100_000}, "max_new_tokens"),
+        ({"max_tokens": 100_000}, "max_tokens"),
         ({"temperature": 3}, "temperature"),
         ({"seed": -1}, "seed"),
         ({"stop": ["a"] * 5}, "stop"),

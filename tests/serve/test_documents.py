@@ -156,3 +156,52 @@ def test_what_is_refused(client: Any, fields: dict[str, Any], status: int, words
     assert found.status_code == status, found.text
     assert words in found.json()["error"]["message"]
     assert write(client).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        (
+            {"document": [{"modality": "text", "text": "one"}, {"modality": "text", "text": "\u2603"}]},
+            "document.1.text",
+        ),
+        ({"schedule": ["text", {"modality": "text", "text": "\u2603"}]}, "schedule.1.text"),
+        ({"document": [{"modality": "text", "ids": [-1]}]}, "document.0.ids"),
+        ({"document": [{"modality": "text", "text": "one"}] * 64, "schedule": "auto"}, "document"),
+        ({"settings": {"text": {"top_k": -1, "do_sample": True}}}, "settings"),
+        ({"settings": {"text": {"stop_strings": ["one"] * 5}}}, "settings.text.stop_strings"),
+        ({"settings": {"text": {"stop_strings": "one" * 1000}}}, "settings.text.stop_strings"),
+        ({"settings": {"text": {"stop_strings": {"one": 1}}}}, "settings.text.stop_strings"),
+        ({"settings": {"text": {"suppress_tokens": [5] * 17_000}}}, "settings.text.suppress_tokens"),
+        ({"settings": {"text": {"max_new_tokens": 4000}}}, "settings.text.max_new_tokens"),
+        ({"settings": {"text": {"num_return_sequences": 3}}, "best_of": 2}, "settings.text.num_return_sequences"),
+        ({"settings": {"text": {"temperature": 0.5}}}, "settings.text.temperature"),
+        ({"settings": {"text": {"do_sample": False}}, "best_of": 2}, "settings.text.do_sample"),
+    ],
+)
+def test_what_is_refused_is_named(client: Any, fields: dict[str, Any], param: str) -> None:
+    """Whatever was wrong with a segment or a setting was said to be wrong with ``document``; `best_of` took the place
+    of other settings without a word; and strings by the million were searched for at each token of everybody."""
+    found = write(client, **fields)
+    assert (found.status_code, found.json()["error"]["param"]) == (400, param), found.text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1e308, "do_sample": True},
+        {"temperature": 1e-300, "do_sample": True},
+        {"top_k": 10**30, "do_sample": True},
+        {"repetition_penalty": 1e300},
+        {"guidance_scale": -1e300},
+        {"min_new_tokens": 10**30},
+        {"max_new_tokens": 10**30},
+        {"suppress_tokens": [10**30]},
+        {"seed": 10**30, "do_sample": True},
+    ],
+)
+def test_no_number_ends_the_engine(client: Any, service: Any, settings: dict[str, Any]) -> None:
+    """A temperature of 1e308 did, for everybody: it does not fit a tensor, and the document had no row yet."""
+    assert write(client, settings={"text": settings}).status_code in (200, 400)
+    assert service.state == "ok"
+    assert write(client).status_code == 200

@@ -50,6 +50,14 @@ def test_a_name_that_somebody_gave_this_address(client: Any) -> None:
     assert client.get("/health", headers={"host": "localhost:8000"}).status_code == 200
 
 
+@pytest.mark.parametrize("name", ["[", "[::1", "http://[", ""])
+def test_names_that_are_none(client: Any, name: str) -> None:
+    """What cannot be parsed was an error of the server's own, with a page of its log for each."""
+    assert client.get("/health", headers={"host": name or "?"}).status_code == 403
+    found = client.get("/health", headers={"origin": name})
+    assert (found.status_code, found.json()["error"]["code"]) == (403, "other_origin")
+
+
 def test_beyond_this_machine_any_name_is_good() -> None:
     with served(host="0.0.0.0", local=False, key=KEY) as service, client_of(service) as client:
         assert client.get("/health", headers={"host": "speech.example"}).status_code == 200

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import http.client
 import json
 import re
@@ -195,6 +196,72 @@ def test_a_body_that_does_not_come() -> None:
         head = f"POST /v1/audio/speech HTTP/1.1\r\nhost: {at.netloc}\r\ncontent-type: application/json\r\n"
         connection.sendall(f"{head}content-length: 50\r\n\r\n{{".encode())
         assert told_by(connection).startswith(b"HTTP/1.1 408")  # and then it is closed
+
+
+@pytest.mark.parametrize("head", [b"", b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n"])
+def test_a_head_that_does_not_come(head: bytes) -> None:
+    """Uvicorn waits for ever for a request's first line and headers: whoever opened a thousand connections and said
+    nothing had the server for himself. One byte now and then does not help."""
+    with served(limits=Limits(stall=0.4)) as service, running(service) as address:
+        at = urlsplit(address)
+        connection = socket.create_connection((at.hostname, at.port), timeout=30)
+        began = time.monotonic()
+        connection.sendall(head)
+        with contextlib.suppress(OSError):
+            while time.monotonic() < began + 10:
+                connection.sendall(b"x" if head else b"")
+                connection.settimeout(0.1)
+                with contextlib.suppress(TimeoutError):
+                    assert connection.recv(100) == b""
+                    break
+        assert time.monotonic() < began + 9
+        patient = http.client.HTTPConnection(at.hostname or "", at.port, timeout=30)
+        for _ in range(3):  # a connection that is used is not left
+            patient.request("GET", "/health")
+            assert patient.getresponse().read() == b'{"status":"ok"}'
+            time.sleep(0.3)
+
+
+def test_a_body_that_trickles() -> None:
+    with served(limits=Limits(stall=30, body=0.5)) as service, running(service) as address:
+        at = urlsplit(address)
+        connection = socket.create_connection((at.hostname, at.port), timeout=30)
+        head = f"POST /v1/audio/speech HTTP/1.1\r\nhost: {at.netloc}\r\ncontent-type: application/json\r\n"
+        connection.sendall(f"{head}content-length: 5000\r\n\r\n".encode())
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                connection.sendall(b" ")
+                time.sleep(0.02)
+        assert told_by(connection).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize("said", [b"hello\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\r\n\r\n"])
+def test_what_is_no_http_is_told_so_in_the_one_form(said: bytes) -> None:
+    with served() as service, running(service) as address:
+        at = urlsplit(address)
+        connection = socket.create_connection((at.hostname, at.port), timeout=30)
+        connection.sendall(said)
+        head, _, body = told_by(connection).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400")
+        assert b"x-request-id: req_" in head
+        assert json.loads(body)["error"]["code"] == "invalid_http"
+
+
+def test_more_connections_than_may_be_open() -> None:
+    """Uvicorn's own answer had neither the form of an error nor an id; and websockets were let in beyond the limit."""
+    with served(limits=Limits(connections=2)) as service, running(service) as address:
+        at = urlsplit(address)
+        idle = [socket.create_connection((at.hostname, at.port), timeout=30) for _ in range(2)]
+        wait_for(lambda: service.connections() == 2)
+        connection = http.client.HTTPConnection(at.hostname or "", at.port, timeout=30)
+        connection.request("GET", "/health")
+        answered = connection.getresponse()
+        assert (answered.status, answered.headers["retry-after"]) == (503, "1")
+        assert json.loads(answered.read())["error"]["code"] == "unavailable"
+        idle.pop().close()
+        wait_for(lambda: service.connections() < 2)
+        connection.request("GET", "/health")
+        assert connection.getresponse().status == 200
 
 
 def test_a_large_body_is_refused_before_it_is_held() -> None:

@@ -184,6 +184,14 @@ def test_one_response_at_a_time(talk: Any) -> None:
             "session.audio.output.format",
         ),
         ({"type": "session.update", "session": {"type": "realtime", "nonsense": 1}}, "session.nonsense"),
+        (
+            {"type": "session.update", "session": {"type": "realtime", "max_output_tokens": 10**30}},
+            "session.max_output_tokens",
+        ),
+        (
+            {"type": "session.update", "session": {"type": "realtime", "max_output_tokens": "many"}},
+            "session.max_output_tokens",
+        ),
         ({"type": "input_audio_buffer.append", "audio": "!"}, "audio"),
         ({"type": "input_audio_buffer.append", "audio": 7}, "audio"),
         (
@@ -224,6 +232,67 @@ def test_rubbish(client: Any) -> None:
         with pytest.raises(WebSocketDisconnect) as caught:
             socket.receive_json()
         assert caught.value.code == 1008
+
+
+def test_half_a_character_ends_no_conversation(client: Any) -> None:
+    """Its sender's own id came back to him, or would have: a half cannot be sent, and the connection was lost."""
+    with client.websocket_connect(AT) as socket:
+        socket.receive_json()
+        socket.send_text('{"type": "response.create", "event_id": "\\ud800"}')
+        assert socket.receive_json()["error"]["code"] == "invalid_json"
+        socket.send_json({"type": "input_audio_buffer.clear"})
+        assert socket.receive_json()["type"] == "input_audio_buffer.cleared"
+
+
+def say(socket: Any, *kinds: str) -> None:
+    """What ends in an answer, by a client in this process; waits for the last event of each."""
+    sound = base64.b64encode(PCM).decode()
+    for kind in kinds:
+        socket.send_json({"type": f"input_audio_buffer.{kind}", **({"audio": sound} if kind == "append" else {})})
+        if kind == "commit":
+            assert [socket.receive_json()["type"] for _ in range(3)][-1] == "conversation.item.done"
+
+
+def test_what_can_never_be_answered_is_forgotten() -> None:
+    """It stayed committed, and every later answer was refused because of it."""
+    with served(limits=Limits(ids=40)) as service, client_of(service) as client:
+        with client.websocket_connect(AT) as socket:
+            socket.receive_json()
+            say(socket, "append", "commit", "append", "commit")  # 25 tokens each
+            socket.send_json({"type": "response.create"})
+            assert "40 tokens" in socket.receive_json()["error"]["message"]
+            say(socket, "append", "commit")
+            socket.send_json({"type": "response.create", "response": {"output_modalities": ["text"]}})
+            assert socket.receive_json()["type"] == "response.created"
+        assert service.state == "ok"
+
+
+def test_an_error_of_the_servers_own_ends_no_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told, without what it was; who asks again is answered."""
+    from zipper_lm.serve.service import Service
+
+    async def fails(*_: Any, **__: Any) -> Any:
+        raise KeyError("secret")
+
+    with served() as service, client_of(service) as client, client.websocket_connect(AT) as socket:
+        socket.receive_json()
+        say(socket, "append", "commit")
+        with monkeypatch.context() as patched:
+            patched.setattr(Service, "write", fails)
+            socket.send_json({"type": "response.create"})
+            told = socket.receive_json()["error"]
+        assert (told["code"], "secret" in told["message"]) == ("internal_error", False)
+        socket.send_json({"type": "response.create"})
+        assert socket.receive_json()["type"] == "response.created"
+
+
+def test_more_segments_than_one_answer_may_read() -> None:
+    limits = Limits(segments=4)
+    with served(limits=limits) as service, client_of(service) as client, client.websocket_connect(AT) as socket:
+        socket.receive_json()
+        say(socket, "append", "commit", "append", "commit", "append")
+        socket.send_json({"type": "input_audio_buffer.commit"})
+        assert "4 segments" in socket.receive_json()["error"]["message"]
 
 
 def test_ten_thousand_messages(client: Any) -> None:

@@ -7,7 +7,6 @@ what it does between zips.
 from __future__ import annotations
 
 import copy
-import math
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -194,14 +193,9 @@ def _check_together(name: str, config: GenerationConfig) -> None:
         raise ValueError(
             f"settings for {name!r}: prompt_lookup_num_tokens goes with greedy search and a single sample only"
         )
-    without = GenerationConfig._get_default_generation_params()
-    for other, fields in _ONLY_WITH.items():
-        if getattr(config, other, None) in (None, without.get(other)):
-            for field in fields:
-                if (value := getattr(config, field, None)) not in (None, without.get(field)):
-                    warnings.warn(
-                        f"settings for {name!r}: {field}={value!r} has no effect without {other}", stacklevel=3
-                    )
+    for field, other in without_effect(config):
+        value = getattr(config, field)
+        warnings.warn(f"settings for {name!r}: {field}={value!r} has no effect without {other}", stacklevel=3)
     if config.cache_implementation == "paged":
         raise ValueError(f"settings for {name!r}: cache_implementation='paged' is for a server of its own")
 
@@ -209,13 +203,31 @@ def _check_together(name: str, config: GenerationConfig) -> None:
 _MOST = {"num_beams": 1024, "num_return_sequences": 1024, "max_cache_len": 1 << 17}
 """What is taken at once, each with the memory of a whole row or token."""
 
+
+def without_effect(config: GenerationConfig) -> list[tuple[str, str]]:
+    """Settings that change nothing, each with the one that it would need."""
+    without = GenerationConfig._get_default_generation_params()
+    return [
+        (field, other)
+        for other, fields in _ONLY_WITH.items()
+        if getattr(config, other, None) in (None, without.get(other))
+        for field in fields
+        if getattr(config, field, None) not in (None, without.get(field))
+    ]
+
+
+_OF_A_DRAW = ("temperature", "top_p", "min_p", "top_k")
+_SMALLEST, _LARGEST = 1e-20, 1e20
+"""Of what scores are divided by or multiplied with: they stay numbers in float32."""
+_LENGTH = (lambda v: v < SEEDS, "less than 2**62")  # how much less than 0 is transformers' to say
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "temperature": (lambda v: 0.0 < v < math.inf, "a number above 0"),
+    "temperature": (lambda v: _SMALLEST <= v <= _LARGEST, f"a number from {_SMALLEST:g} to {_LARGEST:g}"),
     "top_p": (lambda v: 0.0 <= v <= 1.0, "in [0, 1]"),
     "min_p": (lambda v: 0.0 <= v <= 1.0, "in [0, 1]"),
-    "top_k": (lambda v: v >= 0, "a whole number from 0 on"),
-    "repetition_penalty": (lambda v: 0.0 < v < math.inf, "a number above 0"),
-    "guidance_scale": (math.isfinite, "a finite number"),
+    "top_k": (lambda v: 0 <= v < SEEDS, "a whole number from 0 to 2**62 - 1"),
+    "repetition_penalty": (lambda v: _SMALLEST <= v <= _LARGEST, f"a number from {_SMALLEST:g} to {_LARGEST:g}"),
+    "guidance_scale": (lambda v: -_LARGEST <= v <= _LARGEST, f"a number from {-_LARGEST:g} to {_LARGEST:g}"),
+    **dict.fromkeys(("max_length", "max_new_tokens", "min_length", "min_new_tokens"), _LENGTH),
 }
 
 
@@ -223,9 +235,8 @@ def _check_choice(name: str, config: GenerationConfig) -> None:
     """Raise `ValueError` for what no token can be chosen by. transformers says so of its own processors, at the first
     token; a captured step would divide by it."""
     for key, (fits, wanted) in _RANGES.items():
-        drawing = key not in ("repetition_penalty", "guidance_scale")
         value = getattr(config, key, None)
-        if value is not None and (config.do_sample or not drawing) and not fits(value):
+        if value is not None and (config.do_sample or key not in _OF_A_DRAW) and not fits(value):
             raise ValueError(f"settings for {name!r}: {key} must be {wanted}, got {value!r}")
     ids = config.suppress_tokens
     if ids is not None and not (isinstance(ids, list | tuple) and all(type(i) is int for i in ids)):

@@ -60,11 +60,12 @@ class Answer:
         self.live: Live | None = None
         self.alone = False
 
-    async def begin(self, given: Document | Sequence[int], param: str) -> Answer:
+    async def begin(self, given: Document | Sequence[int], params: Sequence[str]) -> Answer:
         """Have it written.
 
         Args:
-            given: a document, or what the text tower goes on from by itself. param: the field that it came from.
+            given: a document, or what the text tower goes on from by itself. params: the field that each segment came
+                in, or all of the ids.
 
         Raises:
             Refusal: if it cannot be.
@@ -74,12 +75,12 @@ class Answer:
             how[self.name] = {**how.get(self.name, {}), "stop_strings": list(self.stops)}
         if isinstance(given, Document):
             schedule = [self.name] if self.sound is None else [self.name, self.sound]
-            self.live = await self.service.write(given, schedule, how, param=param)
+            self.live = await self.service.write(given, schedule, how, params=params)
             return self
         self.alone = True
         self.ends = _ends(self.service.model.tower(self.name).backbone)
         self.usage.read["text"] = len(given)
-        self.live = await self.service.write_alone(self.name, given, how.get(self.name, {}), param)
+        self.live = await self.service.write_alone(self.name, given, how.get(self.name, {}), params[0])
         return self
 
     def cancel(self) -> None:
@@ -95,7 +96,7 @@ class Answer:
             async for token in self.live:
                 if token.modality == self.name:
                     if token.id in self.ends:
-                        self.live.cancel()
+                        self.live.cancel(gone=False)
                         break
                     if new := growing.add(token.id):
                         yield Piece(text=new)
@@ -127,7 +128,7 @@ class Answer:
         if self.text.strip():
             how = {sound: self.changes.get(sound, {})}
             document = Document([Segment(self.name, self.text)])
-            self.live = await self.service.write(document, [sound], how, param="messages")
+            self.live = await self.service.write(document, [sound], how, params=["messages"])
             async for token in self.live:
                 if piece := await voice.add(token.id):
                     yield Piece(sound=piece)

@@ -15,7 +15,7 @@ from pydantic import Field, StrictFloat, StrictInt
 
 from zipper_lm.serve.answer import Answer, Usage
 from zipper_lm.serve.errors import Refusal
-from zipper_lm.serve.fields import Fields, checked, json_fields
+from zipper_lm.serve.fields import Fields, check_stops, checked, json_fields
 from zipper_lm.serve.live import unless_gone
 from zipper_lm.serve.messages import given_by
 from zipper_lm.serve.service import Service
@@ -107,7 +107,7 @@ async def _answer(service: Service, fields: ChatFields) -> Response:
         raise Refusal(400, "stream_options go with stream=true", param="stream_options", code="invalid_value")
     audio = _audio_of(fields)
     answer = Answer(service, None if audio is None else _FORMS[audio.format], _changes(service, fields), _stops(fields))
-    await answer.begin(await given_by(service, fields.messages), "messages")
+    await answer.begin(*await given_by(service, fields.messages))
     told = _Told(service.name, spoken=audio is not None)
     headers = {} if audio is None else {VOICE_HEADER: voice_of(audio.voice)}
     if fields.stream:
@@ -185,8 +185,7 @@ def _audio_of(fields: ChatFields) -> AudioFields | None:
 
 def _stops(fields: ChatFields) -> list[str]:
     stops = [fields.stop] if isinstance(fields.stop, str) else fields.stop or []
-    if len(stops) > 4 or not all(0 < len(stop) <= 200 for stop in stops):
-        raise Refusal(400, "stop must be up to 4 strings of 1 to 200 characters", param="stop", code="invalid_value")
+    check_stops(stops, "stop")
     return stops
 
 
@@ -204,6 +203,7 @@ def _changes(service: Service, fields: ChatFields) -> dict[str, dict[str, Any]]:
     if fields.max_tokens and fields.max_completion_tokens:
         raise Refusal(400, "max_tokens and max_completion_tokens are the same: give one", param="max_tokens")
     most = fields.max_completion_tokens or fields.max_tokens
+    service.check_most(most, "max_tokens" if fields.max_tokens else "max_completion_tokens")
     own = {**drawn, **({} if most is None else {"max_new_tokens": most})}
     if "audio" not in (fields.modalities or ()):
         return {text: own}

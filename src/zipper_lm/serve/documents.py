@@ -18,9 +18,11 @@ from pydantic import Field, StrictInt
 
 from zipper_lm.codecs.codec import can_decode
 from zipper_lm.data.document import Document, Segment
+from zipper_lm.generation.arguments import checked_settings
 from zipper_lm.generation.engine.wishes import IN_THE_STEP
+from zipper_lm.generation.settings import without_effect
 from zipper_lm.serve.errors import Refusal
-from zipper_lm.serve.fields import Fields, checked, json_fields
+from zipper_lm.serve.fields import Fields, check_stops, checked, json_fields
 from zipper_lm.serve.forms import encoded
 from zipper_lm.serve.growing import Growing
 from zipper_lm.serve.live import Live, unless_gone
@@ -78,10 +80,10 @@ async def _answer(service: Service, fields: DocumentFields) -> Response:
     for number, given in enumerate(fields.document):
         await _read(reading, given, f"document.{number}")
     document = Document(reading.segments)
-    schedule = await _schedule(service, fields)
+    schedule = await _schedule(reading, fields)
     changes = _changes(service, fields)
     how = {"max_segments": min(fields.max_segments, service.limits.segments - len(document))}
-    live = await service.write(document, schedule, changes, param="document", **how)
+    live = await service.write(document, schedule, changes, params=reading.params, param="document", **how)
     written = _Written(service, fields, len(document))
     if fields.stream:
         return Events(written.events(live), service.limits.stall)
@@ -118,20 +120,22 @@ async def _read(reading: Reading, given: Any, param: str) -> None:
         await reading.picture(name, fields.image, f"{param}.image")
 
 
-async def _schedule(service: Service, fields: DocumentFields) -> Any:
-    """A schedule as the engine takes it: names, and segments that are given in between."""
+async def _schedule(reading: Reading, fields: DocumentFields) -> Any:
+    """A schedule as the engine takes it: names, and segments that are given in between, which are read, too."""
+    service = reading.service
     if fields.schedule == AUTO:
+        if len(fields.document) >= service.limits.segments:
+            raise _too_many(service, "document")
         return AUTO
-    between = Reading(service)
     entries: list[str | Segment] = []
     for number, entry in enumerate([fields.schedule] if isinstance(fields.schedule, str) else fields.schedule):
         if isinstance(entry, str):
             entries.append(entry)
             continue
-        await _read(between, entry, f"schedule.{number}")
-        entries.append(between.segments[-1])
+        await _read(reading, entry, f"schedule.{number}")
+        entries.append(reading.segments[-1])
     if len(entries) + len(fields.document) > service.limits.segments:
-        raise Refusal(400, f"more than {service.limits.segments} segments", param="schedule", code="invalid_value")
+        raise _too_many(service, "schedule")
     if not any(isinstance(entry, str) for entry in entries):
         raise Refusal(400, "schedule names no modality to be written", param="schedule", code="invalid_value")
     if unknown := [e for e in entries if isinstance(e, str) and e not in service.model.names]:
@@ -144,8 +148,13 @@ async def _schedule(service: Service, fields: DocumentFields) -> Any:
     return entries
 
 
+def _too_many(service: Service, param: str) -> Refusal:
+    message = f"more than {service.limits.segments} segments, given and written"
+    return Refusal(400, message, param=param, code="invalid_value")
+
+
 def _changes(service: Service, fields: DocumentFields) -> dict[str, dict[str, Any]]:
-    """Of settings."""
+    """Of settings. Raises `Refusal` for those that are not followed, and for values that no segment can have."""
     changes = {name: dict(own) for name, own in fields.settings.items()}
     for name, own in changes.items():
         if name not in service.model.names:
@@ -159,10 +168,36 @@ def _changes(service: Service, fields: DocumentFields) -> dict[str, dict[str, An
                 param=f"settings.{name}.{unknown[0][:80]}",
                 code="unsupported_parameter",
             )
+        _check_sizes(service, own, f"settings.{name}")
     if fields.best_of > 1:
         more = {"do_sample": True, "num_return_sequences": fields.best_of}
+        if other := [(n, k) for n, own in changes.items() for k in more if own.get(k, more[k]) != more[k]]:
+            raise _without(f"settings.{other[0][0]}.{other[0][1]}", f"does not go with best_of={fields.best_of}")
         changes = {name: {**changes.get(name, {}), **more} for name in service.model.names}
+    try:
+        chosen = checked_settings(service.model, service.settings(changes))
+    except ValueError as error:
+        raise Refusal(400, str(error), param="settings", code="invalid_value") from error
+    for name, config in chosen.items():
+        for key, needed in without_effect(config):
+            if key in fields.settings.get(name, {}):
+                raise _without(f"settings.{name}.{key}", f"has no effect without {needed}")
     return changes
+
+
+def _without(param: str, why: str) -> Refusal:
+    return Refusal(400, f"{param} {why}", param=param, code="invalid_value")
+
+
+def _check_sizes(service: Service, own: dict[str, Any], param: str) -> None:
+    """Raise `Refusal` for lists that would hold up every token of everybody."""
+    strings = own.get("stop_strings")
+    if strings is not None:
+        check_stops([strings] if isinstance(strings, str) else strings, f"{param}.stop_strings")
+    ids = own.get("suppress_tokens")
+    if isinstance(ids, list) and len(ids) > service.limits.ids:
+        param = f"{param}.suppress_tokens"
+        raise Refusal(400, f"{param} has more than {service.limits.ids} ids", param=param, code="invalid_value")
 
 
 class _Written:

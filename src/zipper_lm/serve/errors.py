@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
@@ -63,7 +63,7 @@ def refusal_of(error: BaseException, param: str | None = None) -> Refusal:
     if isinstance(error, EngineClosed | CancelledError):
         return unavailable("the server is ending, or its engine has failed")
     if isinstance(error, ValidationError):
-        return _of_fields(error.errors())
+        return refusal_of_fields(error.errors())
     if isinstance(error, ValueError):
         return Refusal(400, str(error), param=param, code="invalid_value")
     return failure_of(error)
@@ -80,21 +80,40 @@ def overloaded() -> Refusal:
     return Refusal(429, "too many requests wait; try again", code="overloaded", headers=RETRY_AFTER)
 
 
-def unavailable(why: str) -> Refusal:
-    """Nobody is served now."""
-    return Refusal(503, why, code="unavailable", headers=RETRY_AFTER)
+def unavailable(why: str, headers: Mapping[str, str] | None = None) -> Refusal:
+    """Nobody is served now. `headers`: to be sent along."""
+    return Refusal(503, why, code="unavailable", headers={**RETRY_AFTER, **(headers or {})})
 
 
-def _of_fields(errors: Any) -> Refusal:
-    """The first field that is not as it must be."""
+def refusal_of_fields(errors: Any, given: Any = None, within: str = "") -> Refusal:
+    """The first field that is not as it must be.
+
+    Args:
+        errors: pydantic's. given: what was checked, where it is known. within: what is before its name.
+    """
     first = errors[0]
-    place = [str(part) for part in first.get("loc", ()) if part != "body"]
-    param, given = ".".join(place) or None, first.get("input")
-    if first["type"] == "missing":
+    missing, value = first["type"] == "missing", first.get("input")
+    place = [str(part) for part in _place(first.get("loc", ()), given, missing)]
+    param = f"{within}{'.'.join(place)}".rstrip(".") or None
+    if missing:
         return Refusal(400, f"{param} is missing", param=param, code="missing_required_parameter")
     message = str(first["msg"]).removeprefix("Value error, ")
-    shown = "" if given is None or isinstance(given, dict | list) else f", got {str(given)[:80]!r}"
+    shown = "" if value is None or isinstance(value, dict | list) else f", got {str(value)[:80]!r}"
     return Refusal(400, f"{param}: {message}{shown}" if param else message, param=param, code="invalid_value")
+
+
+def _place(loc: Sequence[Any], given: Any, missing: bool) -> list[Any]:
+    """Where a field is: names and numbers, without the kinds that pydantic tried where several would do."""
+    if given is None:
+        return [part for part in loc if part != "body"]
+    place = []
+    for number, part in enumerate(loc):
+        if (isinstance(given, dict) and part in given) or (isinstance(given, list) and isinstance(part, int)):
+            given = given[part]
+        elif not missing or number < len(loc) - 1:
+            continue
+        place.append(part)
+    return place
 
 
 def answer(refusal: Refusal) -> JSONResponse:
@@ -117,7 +136,7 @@ def handle_errors(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return answer(_of_fields(error.errors()))
+        return answer(refusal_of_fields(error.errors()))
 
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(HTTPException, framework)

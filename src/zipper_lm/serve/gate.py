@@ -12,9 +12,9 @@ import secrets
 import time
 import uuid
 from typing import Any
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 
-from zipper_lm.serve.errors import Refusal, answer, failure_of
+from zipper_lm.serve.errors import Refusal, answer, failure_of, unavailable
 from zipper_lm.serve.limits import ROOM_FOR_FIELDS
 from zipper_lm.serve.service import Service
 
@@ -71,12 +71,14 @@ class Gate:
             self.service.metrics.request(route, status, time.monotonic() - began)
 
     def _check(self, scope: Any, headers: dict[bytes, bytes]) -> None:
-        host = urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}")
+        if self.service.connections() > self.service.limits.connections:
+            raise unavailable("too many connections are open", {"connection": "close"})
+        host = _place(b"//" + headers.get(b"host", b""))
         if self.service.local and host.hostname not in _LOOPBACK | {self.service.host}:
             # a page elsewhere may have given its own name this address
             raise Refusal(403, f"this server is not called {str(host.hostname)[:80]!r}", code="unknown_host")
         origin = headers.get(b"origin")
-        if origin is not None and urlsplit(origin.decode("latin-1")).netloc != host.netloc:
+        if origin is not None and (_place(origin).netloc or None) != host.netloc:
             raise Refusal(403, "pages of other origins are not served", code="other_origin")
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise Refusal(415, "content-encoding must be identity: compressed bodies are not read")
@@ -90,6 +92,7 @@ class Gate:
 
     def _bounded(self, headers: dict[bytes, bytes], receive: Any) -> Any:
         most, read = self.service.limits.upload + ROOM_FOR_FIELDS, 0
+        until = time.monotonic() + self.service.limits.body
         claimed = headers.get(b"content-length", b"0")
         if not claimed.isdigit() or int(claimed) > most:
             raise _too_large(most)
@@ -99,7 +102,8 @@ class Gate:
             if read < 0:  # the body is there: what comes now is the client's leaving
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), self.service.limits.stall)
+                patience = min(self.service.limits.stall, until - time.monotonic())
+                message = await asyncio.wait_for(receive(), patience)
             except TimeoutError:
                 raise Refusal(408, "the request's body did not come", headers={"connection": "close"}) from None
             if message["type"] == "http.request":
@@ -112,6 +116,14 @@ class Gate:
             return message
 
         return bounded
+
+
+def _place(url: bytes) -> SplitResult:
+    """The parts of a URL; of one that is none, nothing."""
+    try:
+        return urlsplit(url.decode("latin-1"))
+    except ValueError:  # such as half of an IPv6 address
+        return urlsplit("")
 
 
 def _offered(headers: dict[bytes, bytes]) -> bytes:

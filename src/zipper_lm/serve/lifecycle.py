@@ -16,6 +16,7 @@ import uvicorn
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.generation.engine.engine import Engine
 from zipper_lm.serve.app import create_app
+from zipper_lm.serve.protocol import protocol_of
 from zipper_lm.serve.service import THREADS, Service
 
 GRACE = 30.0
@@ -47,7 +48,7 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             lifespan="off",
-            limit_concurrency=service.limits.connections,
+            http=protocol_of(service.limits.stall),
             timeout_keep_alive=30,
             timeout_graceful_shutdown=max(1, round(grace)),
             ws="websockets-sansio",
@@ -56,6 +57,7 @@ class Server(uvicorn.Server):
             ws_per_message_deflate=False,
         )
         super().__init__(config)
+        service.connections = lambda: len(self.server_state.connections)
 
     async def shutdown(self, sockets: Any = None) -> None:
         """As Uvicorn calls it, after Ctrl-C and SIGTERM."""

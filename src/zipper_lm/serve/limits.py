@@ -17,9 +17,10 @@ class Limits:
     Attributes:
         upload: bytes of one file. seconds: of one sound. samples: of all channels of one, before they are averaged.
         pixels: of one picture. characters: of a text that is to be spoken. text: characters of all texts of a request.
-        ids: token ids that it gives. tokens: that one segment may be let grow to.
+        ids: token ids that a request gives, or comes to. tokens: that one segment may be let grow to.
         segments: of one document, given and written. documents: that wait or are written, of all clients together.
-        connections: open at once. stall: seconds that a client may take to send or read the next piece.
+        connections: open at once. stall: seconds that a client may take to send or read the next piece. body: seconds
+            that all of a request may take to come.
         messages: bytes of one message of a websocket. idle: seconds for which one may say nothing. faults: messages
             of one that cannot be followed.
     """
@@ -36,6 +37,7 @@ class Limits:
     documents: int = 128
     connections: int = 1024
     stall: float = 30.0
+    body: float = 300.0
     messages: int = 1 << 22
     idle: float = 900.0
     faults: int = 100

@@ -36,6 +36,7 @@ class Live:
         self._tokens: asyncio.Queue[StreamedToken | None] = asyncio.Queue()
         self._done = asyncio.Event()
         self._handle: Any = None
+        self._cancelled = False
 
     def tell(self, token: StreamedToken) -> None:
         """One token has come. In the engine's thread."""
@@ -62,11 +63,14 @@ class Live:
         self._tokens.put_nowait(None)
         self._done.set()
 
-    def cancel(self) -> None:
-        """Nobody wants to hear more; the engine frees its rows at the next step."""
-        if self._handle is not None and not self.done:
+    def cancel(self, gone: bool = True) -> None:
+        """Nobody wants to hear more; the engine frees its rows at the next step. `gone`: whether that is because the
+        client is."""
+        if self._handle is not None and not self.done and not self._cancelled:
+            self._cancelled = True
             self._handle.cancel()
-            self.metrics.cancelled.inc()
+            if gone:
+                self.metrics.cancelled.inc()
 
     @property
     def done(self) -> bool:

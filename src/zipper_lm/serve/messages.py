@@ -70,8 +70,9 @@ class PicturePart(Fields):
     image_url: dict[str, Any]
 
 
-async def given_by(service: Service, messages: list[Any]) -> Document | list[int]:
-    """A document of all that messages say; where that is text alone, the ids of a chat.
+async def given_by(service: Service, messages: list[Any]) -> tuple[Document | list[int], list[str]]:
+    """A document of all that messages say, and the field that each of its segments came in; where that is text alone,
+    the ids of a chat, which all of the messages make.
 
     Raises:
         Refusal: for a message or part of another form, and for what the model has no modality for.
@@ -82,22 +83,23 @@ async def given_by(service: Service, messages: list[Any]) -> Document | list[int
     text, reading, alone = service.modality("text"), Reading(service), True
     chat: list[dict[str, str]] = []
     for number, message in enumerate(messages):
-        said: list[str] = []
+        texts: list[str] = []
         for place, part in enumerate(_parts(message)):
             param = f"messages.{number}.content.{place}"
             kind, value = _part(part, param)
             if kind == "text":
                 reading.text(text, value, param)
-                said.append(value)
+                texts.append(value)
             else:
                 alone = False
                 name = service.modality("sound" if kind == "input_audio" else "picture")
                 service.check_reads(text, name)
                 await (reading.sound if kind == "input_audio" else reading.picture)(name, value, param)
-        chat.append({"role": "system" if message.role == "developer" else message.role, "content": "\n".join(said)})
+        chat.append({"role": "system" if message.role == "developer" else message.role, "content": "\n".join(texts)})
     if alone:
-        return await service.apart(chat_ids, service.codec(text), chat, service.name)
-    return Document([s for s in reading.segments if s.value != ""])
+        return await service.apart(chat_ids, service.codec(text), chat, service.name), ["messages"]
+    said = [(s, param) for s, param in zip(reading.segments, reading.params, strict=True) if s.value != ""]
+    return Document([s for s, _ in said]), [param for _, param in said]
 
 
 def _parts(message: Message) -> list[Any]:

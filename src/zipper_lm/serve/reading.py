@@ -18,12 +18,13 @@ class Reading:
         service: see there.
 
     Attributes:
-        segments: so far.
+        segments: so far. params: the field that each came in.
     """
 
     def __init__(self, service: Service) -> None:
         self.service = service
         self.segments: list[Segment] = []
+        self.params: list[str] = []
         self._seconds, self._characters, self._ids = 0.0, 0, 0
 
     def text(self, modality: str, text: str, param: str) -> None:
@@ -52,6 +53,7 @@ class Reading:
 
     def _add(self, segment: Segment, param: str) -> None:
         self.segments.append(segment)
+        self.params.append(param)
         self._within(len(self.segments), self.service.limits.segments, "segments", param)
 
     @staticmethod

@@ -13,7 +13,7 @@ from starlette.websockets import WebSocketState
 
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.serve.answer import Answer
-from zipper_lm.serve.errors import Refusal, answer
+from zipper_lm.serve.errors import Refusal, answer, refusal_of
 from zipper_lm.serve.fields import Fields, checked, parsed
 from zipper_lm.serve.forms import RATE
 from zipper_lm.serve.heard import from_base64
@@ -155,7 +155,10 @@ class Conversation:
                 )
             fields, follow = self.known[kind]
             await follow(checked(fields, given))
-        except Refusal as refusal:
+        except (WebSocketDisconnect, TimeoutError):
+            raise
+        except Exception as error:  # of any kind: what a client says ends nobody's conversation
+            refusal = refusal_of(error)
             self.faults += 1
             await self.tell_error(refusal, event_id)
             if self.faults >= self.service.limits.faults:
@@ -173,6 +176,7 @@ class Conversation:
         if changes.model is not None:
             self.service.check_model(changes.model)
         session = self.session.changed(changes, "session.")
+        self.service.check_most(session.most, "session.max_output_tokens")
         if session.modality == "audio":
             self.service.speaker()
         self.session = session
@@ -207,7 +211,9 @@ class Conversation:
         await self.tell("conversation.item.done", item={**told, "content": content}, previous_item_id=before)
 
     def _check_held(self) -> None:
-        """Raise `Refusal` for more that waits for an answer than one request may say."""
+        """Raise `Refusal` for more that waits for an answer than one request may say, its answer included."""
+        if len(self.said) + 3 > (most := self.service.limits.segments):
+            raise Refusal(400, f"more than {most} segments, with the answer's", code="input_audio_too_long")
         seconds = sum(len(s.value[0]) for s in self.said) / RATE + len(self.sound) / (2 * RATE)
         if seconds > self.service.limits.seconds:
             raise Refusal(
@@ -223,19 +229,28 @@ class Conversation:
             raise Refusal(400, "a response is being written", code="conversation_already_has_active_response")
         changes = checked(ResponseChanges, message.response or {}, "response.")
         session = self.session.changed(changes, "response.")
+        self.service.check_most(session.most, "response.max_output_tokens")
         if not self.said:
             raise Refusal(400, "nothing was committed that could be answered", code="conversation_empty")
         name = self.service.modality("text")
         how = {name: {} if session.most is None else {"max_new_tokens": session.most}}
         written = Answer(self.service, "pcm" if session.modality == "audio" else None, how)
         earlier = [s for turn in self.turns for s in turn]
-        await written.begin(Document([*earlier, *self.said]), "response")
+        given = [*earlier, *self.said]
+        try:
+            await written.begin(Document(given), ["response"] * len(given))
+        except Refusal as refusal:
+            if refusal.status == 400:  # it can never be read: kept, it would be in the way of whatever is said later
+                self.said, self.turns = [], []
+            raise
         count, self.said = len(earlier), []
         self.response = Response(self.tell, session, written, changes)
         before, self.last_item = self.last_item, self.response.item
 
-        def remember(document: Document) -> None:
-            if self.service.turns and changes.conversation != "none":
+        def remember(document: Document | None) -> None:
+            if document is None:  # perhaps it failed by what was said before
+                self.turns = []
+            elif self.service.turns and changes.conversation != "none":
                 self.turns = [*self.turns, document.segments[count:]][-self.service.turns :]
 
         self.response.begin(before, remember)

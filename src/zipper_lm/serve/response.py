@@ -38,11 +38,11 @@ class Response:
         """Whether nothing more comes of it."""
         return self._work is not None and self._work.done()
 
-    def begin(self, before: str | None, remember: Callable[[Document], None]) -> None:
+    def begin(self, before: str | None, remember: Callable[[Document | None], None]) -> None:
         """Tell it as it is written, from now on.
 
         Args:
-            before: the item before it. remember: given the finished document.
+            before: the item before it. remember: given the finished document; `None` if it failed.
         """
         self._work = asyncio.ensure_future(self._told(before, remember))
 
@@ -53,7 +53,7 @@ class Response:
             self._work.cancel()
             await asyncio.wait([self._work])
 
-    async def _told(self, before: str | None, remember: Callable[[Document], None]) -> None:
+    async def _told(self, before: str | None, remember: Callable[[Document | None], None]) -> None:
         status: str = "completed"
         details: dict[str, Any] | None = None
         try:
@@ -76,6 +76,7 @@ class Response:
             refusal = refusal_of(error)
             known = {k: refusal.body["error"][k] for k in ("code", "message", "type")}
             status, details = "failed", {"type": "failed", "error": known}
+            remember(None)
         finally:
             self.written.cancel()
         with contextlib.suppress(RuntimeError, TimeoutError, WebSocketDisconnect):  # the client may be gone

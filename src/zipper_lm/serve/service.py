@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,8 @@ from typing import Any, TypeVar
 import torch
 
 from zipper_lm.codecs.codec import PICTURE_KINDS, can_decode
-from zipper_lm.data.document import Document
-from zipper_lm.generation.arguments import Schedule
+from zipper_lm.data.document import Document, Segment
+from zipper_lm.generation.arguments import Schedule, encode_given
 from zipper_lm.generation.engine.engine import Engine
 from zipper_lm.models.zipper import ZipperModel
 from zipper_lm.serve.errors import Refusal, overloaded, refusal_of, unavailable
@@ -26,6 +27,8 @@ T = TypeVar("T")
 THREADS = 2
 """For codecs; the engine has one of its own."""
 KINDS = ("text", "sound", "picture", "sequence")
+LANGUAGE = r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*$"
+"""What a language is called, such as ``en`` or ``pt-BR``."""
 
 
 class Service:
@@ -35,6 +38,9 @@ class Service:
         name: what clients call the model. key: that they must have; `None`: none. limits: see there.
         host: where it listens. local: whether only this machine may come in. language: of the model, where it is known.
         turns: how many earlier turns of its connection a spoken answer reads.
+
+    Raises:
+        ValueError: for a language that is no code of one.
     """
 
     def __init__(
@@ -48,12 +54,15 @@ class Service:
         language: str | None = None,
         turns: int = 0,
     ) -> None:
+        if language is not None and not re.match(LANGUAGE, language):
+            raise ValueError(f"language must be a code such as en, got {language!r}")
         self.name, self.key, self.limits = name, key, limits or Limits()
         self.host, self.local, self.language, self.turns = host, local, language, turns
         self.created = int(time.time())
         self.metrics = Metrics(lambda: self.documents)
         self.documents = 0
         self.ending = False
+        self.connections: Callable[[], int] = lambda: 0  # of the server in front, where it is ours
         self._engine: Engine | None = None
         self._held: dict[str, int] = {}
         # Each works on one core: codecs that share the engine's wait for each other at every operation.
@@ -176,14 +185,15 @@ class Service:
             most = own.get("max_new_tokens")
             if isinstance(most, int) and most > self.limits.tokens:
                 if name in changes and "max_new_tokens" in changes[name]:
-                    raise Refusal(
-                        400,
-                        f"settings for {name!r}: max_new_tokens={most}, more than the limit of {self.limits.tokens}",
-                        param="max_new_tokens",
-                        code="invalid_value",
-                    )
+                    self.check_most(most, f"settings.{name}.max_new_tokens")
                 own["max_new_tokens"] = self.limits.tokens
         return settings
+
+    def check_most(self, most: int | None, param: str) -> None:
+        """Raise `Refusal` for more tokens than one segment may be let grow to."""
+        if most is not None and most > self.limits.tokens:
+            message = f"{param}={most}, more than the limit of {self.limits.tokens}"
+            raise Refusal(400, message, param=param, code="invalid_value")
 
     # --- work ----------------------------------------------------------------------------------------------------
 
@@ -197,25 +207,57 @@ class Service:
         schedule: Schedule,
         changes: Mapping[str, Mapping[str, Any]],
         *,
+        params: Sequence[str],
         param: str | None = None,
         **how: Any,
     ) -> Live:
         """Have a document written.
 
         Args:
-            document, schedule: as of `Engine.submit`. changes: of settings, by modality. param: the field that an
-                error of the document is about. how: other arguments of `Engine.submit`.
+            document, schedule: as of `Engine.submit`. changes: of settings, by modality. params: the field that each
+                segment came in, those that are given within the schedule last. param: the field that an error of all of
+                it is about; by default the last of these. how: other arguments of `Engine.submit`.
 
         Raises:
             Refusal: if it cannot be written, or as many are written as may be.
         """
         settings = self.settings(changes)
-        return await self._live(
-            lambda tell: self.engine.submit(document, schedule, settings, on_token=tell, **how), param
-        )
+        entries = [schedule] if isinstance(schedule, str | Segment) else list(schedule)
+        given = [*document, *(entry for entry in entries if isinstance(entry, Segment))]
+
+        def submit(tell: Any) -> Any:
+            read = self._read(given, params)
+            known = Document(read[: len(document)])
+            rest = iter(read[len(document) :])
+            now: Any = schedule
+            if not isinstance(schedule, str):
+                now = [next(rest) if isinstance(entry, Segment) else entry for entry in entries]
+            return self.engine.submit(known, now, settings, on_token=tell, **how)
+
+        return await self._live(submit, param or (params[-1] if params else None))
+
+    def _read(self, segments: Sequence[Segment], params: Sequence[str]) -> list[Segment]:
+        """Copies with ids, one after the other: whose fault an error is must be said. In a thread."""
+        read: list[Segment] = []
+        count = 0
+        for segment, param in zip(segments, params, strict=True):
+            try:
+                read += encode_given(self.model, [Document([segment])])[0].segments
+            except ValueError as error:
+                message = str(error).removeprefix("document 0: ")
+                raise Refusal(400, f"{param}: {message}", param=param, code="invalid_value") from error
+            count += len(read[-1].ids or [])
+            self._check_read(count, param)
+        return read
+
+    def _check_read(self, count: int, param: str) -> None:
+        if count > self.limits.ids:
+            message = f"the request comes to more than {self.limits.ids} tokens"
+            raise Refusal(400, message, param=param, code="string_too_long")
 
     async def write_alone(self, modality: str, ids: Sequence[int], changes: Mapping[str, Any], param: str) -> Live:
         """Have one tower go on from ids by itself; see `Engine.submit_alone`. `changes`, `param`: as of `write`."""
+        self._check_read(len(ids), param)
         settings = {
             **self.settings({modality: changes})[modality],
             "guidance_scale": None,

@@ -82,7 +82,7 @@ async def _answer(service: Service, fields: SpeechFields) -> Response:
     if fields.speed != 1:
         raise Refusal(400, f"speed={fields.speed} is not supported: it must be 1", param="speed", code="invalid_value")
     headers = {VOICE_HEADER: voice_of(fields.voice)}
-    live = await service.write(Document([Segment(text, fields.input)]), [sound], {}, param="input")
+    live = await service.write(Document([Segment(text, fields.input)]), [sound], {}, params=["input"])
     stall, form = service.limits.stall, fields.response_format
     if fields.stream_format == "audio":
         return Stream(_pieces(service, live, sound, form), MEDIA[form], stall, headers)

@@ -15,7 +15,7 @@ from zipper_lm.serve.errors import Refusal
 from zipper_lm.serve.fields import Fields, check_multipart, checked
 from zipper_lm.serve.heard import read_sound
 from zipper_lm.serve.live import Live, unless_gone
-from zipper_lm.serve.service import Service
+from zipper_lm.serve.service import LANGUAGE, Service
 from zipper_lm.serve.stream import Events
 
 _LISTS = ("include", "languages", "keywords", "timestamp_granularities", "known_speaker_names")
@@ -37,7 +37,7 @@ class TranscriptionFields(Fields):
     }
 
     model: str
-    language: str | None = Field(None, pattern=r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*$")
+    language: str | None = Field(None, pattern=LANGUAGE)
     prompt: str | None = Field(None, max_length=4096)
     response_format: Literal["json", "text", "verbose_json"] = "json"
     temperature: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
@@ -79,11 +79,14 @@ async def _answer(service: Service, fields: TranscriptionFields, data: bytes) ->
     text, sound = service.modality("text"), service.modality("sound")
     service.check_reads(text, sound)
     check_language(service, fields.language)
+    if fields.stream and fields.response_format == "verbose_json":
+        message = "response_format=verbose_json is not streamed: events have the text alone"
+        raise Refusal(400, message, param="response_format", code="invalid_value")
     wave, rate = await service.apart(read_sound, data, service.limits, "file")
     seconds = len(wave) / rate
-    before = [Segment(text, fields.prompt)] if fields.prompt else []
+    before, params = ([Segment(text, fields.prompt)], ["prompt", "file"]) if fields.prompt else ([], ["file"])
     changes = {text: temperature_of(fields.temperature)}
-    live = await service.write(Document([*before, Segment(sound, (wave, rate))]), [text], changes, param="file")
+    live = await service.write(Document([*before, Segment(sound, (wave, rate))]), [text], changes, params=params)
     service.metrics.sound.labels("read").inc(seconds)
     if fields.stream:
         return Events(_events(service, live, text), service.limits.stall)
@@ -125,10 +128,14 @@ def check_language(service: Service, language: str | None) -> None:
     """Raise `Refusal` for another language than the model's, where that is known."""
     if language is None or service.language is None:
         return
-    if language.lower().split("-")[0].split("_")[0] != service.language:
+    if _primary(language) != _primary(service.language):
         raise Refusal(
             400, f"language={language!r}: this model's is {service.language!r}", param="language", code="invalid_value"
         )
+
+
+def _primary(language: str) -> str:
+    return language.lower().replace("_", "-").partition("-")[0]
 
 
 def temperature_of(temperature: float | None) -> dict[str, Any]:

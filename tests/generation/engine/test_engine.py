@@ -428,6 +428,26 @@ def test_a_step_that_fails_takes_nobody_else_along(monkeypatch: pytest.MonkeyPat
         check_same(model, engine, RAGGED, ["text"])
 
 
+def test_a_document_that_cannot_sit_down_takes_nobody_else_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting that a tensor did not take failed before the document had a row: it was not got rid of, and the engine
+    died of that."""
+    from zipper_lm.generation.engine.choice import Choice
+
+    model, sit = lively(), Choice.sit
+    with Engine(model, slots=2, compile=False) as engine:
+        check_same(model, engine, RAGGED, ["text"])
+
+        def fails(self: Choice, row: int, *how: Any, **more: Any) -> None:
+            raise RuntimeError("value cannot be converted to type float without overflow")
+
+        monkeypatch.setattr(Choice, "sit", fails)
+        with pytest.raises(RuntimeError, match="without overflow"):
+            engine.submit(RAGGED[0], ["text"], limits(model)).result(60)
+        monkeypatch.setattr(Choice, "sit", sit)
+        assert engine.alive
+        check_same(model, engine, RAGGED, ["text"])
+
+
 def test_what_was_read_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between segments the towers read one or two tokens each, those that no step has read."""
     import zipper_lm.generation.engine.writing as writing

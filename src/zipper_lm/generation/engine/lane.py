@@ -154,6 +154,8 @@ class Lane:
         self.waiting = deque(each for each in self.waiting if each.owner is not owner)
         for each in [each for each in self.sitting if each.owner is owner]:
             self.leave(each.samples)
+            if each in self.sitting:  # it failed before it had a row
+                self.sitting.remove(each)
 
     def renew(self) -> None:
         """Make the step anew when it is next needed: the weights are others."""
