@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,6 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["{model}", "--api-key", "a b"], "without spaces"),
         (["{model}", "--api-key", ""], "not empty"),
         (["{model}", "--api-key-file", "{empty}"], "not empty"),
+        (["{model}", "--api-key-file", "nowhere"], "nowhere"),
+        (["{model}", "--language", "english"], "language must be a code such as en, got 'english'"),
+        (["{model}", "--host", "192.0.2.77", "--without-key"], "--host 192.0.2.77 --port 8000: "),
     ],
 )
 def test_what_it_does_not_begin_with(
@@ -52,6 +56,14 @@ def test_what_it_does_not_begin_with(
     assert found.exit_code == 2
     assert words in found.stderr
     assert len(found.stderr.splitlines()) == 1
+
+
+def test_a_port_that_is_taken(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        found = CliRunner().invoke(app, ["serve", str(folder), "--port", str(port)])
+    assert (found.exit_code, len(found.stderr.splitlines())) == (2, 1)
+    assert f"--host 127.0.0.1 --port {port}: Address already in use" in found.stderr
 
 
 def test_what_the_demo_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,8 @@ def refused(response: Any, status: int, *words: str) -> dict[str, Any]:
     ],
 )
 def test_sounds_that_are_none(client: Any, data: bytes, words: tuple[str, ...]) -> None:
-    assert refused(post(client, data), 400, *words)["param"] == "file"
+    error = refused(post(client, data), 400, *words)
+    assert (error["param"], " at 0x" in error["message"]) == ("file", False)  # where something is, is nobody's business
     assert post(client).status_code == 200
 
 
@@ -160,7 +161,7 @@ def test_half_a_character(client: Any, body: str) -> None:
 def test_whole_characters_may_be_spelled_in_halves(client: Any) -> None:
     said = json.dumps({"model": NAME, "input": "\U0001f600", "voice": "alloy"})  # two escapes
     error = refused(client.post("/v1/audio/speech", content=said, headers={"content-type": "application/json"}), 400)
-    assert "lacks" in error["message"]
+    assert error["message"].startswith("input: the tokenizer lacks ['")
 
 
 def test_a_form_in_another_charset(client: Any) -> None:

@@ -56,7 +56,11 @@ def serve(
     service = Service(
         name or _name(source), key=key, limits=limits, host=host, local=local, language=language, turns=turns
     )
-    listening = listen(host, port)
+    try:
+        listening = listen(host, port)
+    except OSError as error:
+        why = (error.strerror or str(error)).partition(" (")[0]
+        raise ValueError(f"--host {host} --port {port}: {why} (port 0 is any that is free)") from error
     at = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
 
     def load() -> Engine:

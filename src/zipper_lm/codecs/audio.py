@@ -199,7 +199,8 @@ def _decode(file: BinaryIO, name: str, most: _Most) -> tuple[np.ndarray, int, st
     except (RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, ValueError):
             raise
-        raise ValueError(f"{name}: not a sound file, or a damaged or cut off one ({error})") from error
+        why = getattr(error, "error_string", error)  # without the file, which may be bytes at some address
+        raise ValueError(f"{name}: not a sound file, or a damaged or cut off one ({why})") from error
     if known and wave.shape[0] < promised:
         raise ValueError(f"{name}: the file is cut off: {wave.shape[0]} of {promised} frames could be decoded")
     return wave, rate, name

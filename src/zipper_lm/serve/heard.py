@@ -8,7 +8,7 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from zipper_lm.codecs.audio import read_recording
 from zipper_lm.codecs.picture import read_picture
@@ -84,7 +84,8 @@ def read_image(text: str, limits: Limits, param: str) -> Image.Image:
     except Refusal:
         raise
     except Exception as error:  # of any kind: what Pillow meets in a damaged file
-        raise Refusal(400, f"{param}: no readable picture ({str(error)[:200]})", param=param) from error
+        why = "of no known format" if isinstance(error, UnidentifiedImageError) else str(error)[:200]
+        raise Refusal(400, f"{param}: no readable picture ({why})", param=param, code="invalid_value") from error
 
 
 def from_base64(text: Any, param: str) -> bytes:

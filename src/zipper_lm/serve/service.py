@@ -244,7 +244,8 @@ class Service:
             try:
                 read += encode_given(self.model, [Document([segment])])[0].segments
             except ValueError as error:
-                message = str(error).removeprefix("document 0: ")
+                message = str(error).removeprefix("document 0: ").removeprefix(f"{segment.modality}: ")
+                message = message.removeprefix("text 0: ")  # of one text that stands alone
                 raise Refusal(400, f"{param}: {message}", param=param, code="invalid_value") from error
             count += len(read[-1].ids or [])
             self._check_read(count, param)
