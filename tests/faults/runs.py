@@ -91,16 +91,17 @@ class Zygote:
         fault: Mapping[str, Any] | None = None,
         notes: Path | None = None,
         environment: Mapping[str, str] | None = None,
-        modules: Sequence[str] = (),
+        aside: Path | None = None,
     ) -> Running:
         """A command.
 
         Args:
             folder: where it runs; its cache and its temporary files are there too. words: after ``zipper``.
-            fault, notes: as of `Points`. environment: more of it. modules: that it imports before.
+            fault, notes: as of `Points`. environment: more of it.
+            aside: where what it says is kept, if not `beside` the folder.
         """
         self._count += 1
-        aside = beside(folder)
+        aside = aside or beside(folder)
         told, steps = aside / f"told-{self._count}", aside / f"steps-{self._count}"
         places = {"ZIPPER_CACHE": folder / "cache", "TMPDIR": folder / "tmp", "XDG_CACHE_HOME": folder / "cache"}
         (folder / "tmp").mkdir(exist_ok=True)
@@ -112,7 +113,6 @@ class Zygote:
                     "words": [str(word) for word in words],
                     "told": str(told),
                     "environment": {name: str(place) for name, place in places.items()} | dict(environment or {}),
-                    "modules": list(modules),
                     "points": points,
                 }
             }

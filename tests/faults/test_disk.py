@@ -91,7 +91,7 @@ def test_a_small_disk(kib: int, zygote: Zygote, reference: Find, disk: Path, cou
     folder = PLAIN.lay(disk / "run")
     used = int(subprocess.run(["du", "-sk", disk], capture_output=True, text=True, check=True).stdout.split()[0])
     resize(disk, f"size={used + kib}k")
-    one_line(zygote.run(folder, PLAIN.words), "No space left on device")
+    one_line(zygote.run(folder, PLAIN.words, aside=disk.parent), "No space left on device")
     resize(disk, "size=64m")
     after = go_on(zygote, PLAIN, folder)
     assert after.status == 0, after.told
@@ -105,4 +105,4 @@ def test_a_disk_that_is_mounted_read_only(zygote: Zygote, disk: Path, count: Cou
     folder = PLAIN.lay(disk / "run")
     (folder / "tmp").mkdir()
     resize(disk, "ro")
-    one_line(zygote.run(folder, PLAIN.words), "Read-only file system")
+    one_line(zygote.run(folder, PLAIN.words, aside=disk.parent), "Read-only file system")

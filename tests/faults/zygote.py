@@ -49,8 +49,6 @@ def _become(request: dict[str, Any]) -> None:
     from tests.faults.points import Points
 
     faulthandler.register(signal.SIGUSR1)  # where does it wait?
-    for module in request["modules"]:
-        importlib.import_module(module)
     if request["points"] is not None:
         Points(Path(request["folder"]), **request["points"]).install()
     sys.argv = ["zipper", *request["words"]]
