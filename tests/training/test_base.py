@@ -197,7 +197,9 @@ class _Dying(Documents):
 def test_a_process_that_reads_data_and_dies_is_told(tmp_path: Path) -> None:
     """torch's error was a traceback that said neither why nor what to do."""
     how = TrainingArguments(str(tmp_path), max_steps=2, dataloader_num_workers=1, **QUIET)
-    with pytest.raises(WorkerLost, match=r"died in step 1 \(DataLoader worker \(pid.*--resume.*dataloader_num_workers"):
+    with pytest.raises(
+        WorkerLost, match=r"died after step 0 \(DataLoader worker \(pid.*--resume.*dataloader_num_workers"
+    ):
         ZipperTrainer(tiny_model(gate=0.5), how, _Dying(EIGHT)).train()
 
 
@@ -229,6 +231,23 @@ def test_a_run_that_was_cut_off_after_its_last_step_takes_no_more(
         after = load_file(tmp_path / "m" / "model.safetensors")
         assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
     assert not (tmp_path / "m.training").exists()
+
+
+def test_a_run_that_was_cut_off_in_its_last_evaluation_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint is written when scoring fails. After the last one there is no step left, but there is a score."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "__call__", fail)
+        with pytest.raises(RuntimeError):
+            fuse(tiny_recipe(tmp_path / "m"))
+    record = fuse(tiny_recipe(tmp_path / "m"), resume=True)
+    assert (record["steps"], record["best_step"]) == (2, 2)
+    assert [entry["step"] for entry in record["history"] if "eval_wer" in entry] == [2]
 
 
 def test_a_run_that_was_done_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

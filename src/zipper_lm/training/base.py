@@ -164,7 +164,7 @@ class BaseTrainer(Trainer):
                 raise
             last = get_last_checkpoint(str(self.args.output_dir))
             raise WorkerLost(
-                f"a process that reads data died in step {self.state.global_step + 1} ({lost[0]}): out of memory, or "
+                f"a process that reads data died after step {self.state.global_step} ({lost[0]}): out of memory, or "
                 f"killed. Go on with resume (--resume) {'from ' + last if last else 'once there is a checkpoint'}, "
                 "perhaps with fewer of them (training.arguments.dataloader_num_workers)"
             ) from error
@@ -229,11 +229,21 @@ class BaseTrainer(Trainer):
     # --- a resumed run is the run ----------------------------------------------------------------------------------
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's own. One that goes on from its last checkpoint has no step left; Trainer would take one more."""
+        """Trainer's own. After the last checkpoint there is no step left, and Trainer would take one more.
+
+        A run that was cut off in its last evaluation is scored now.
+        """
         if self.state.global_step >= self.state.max_steps or self._is_out_of_patience():
+            if self.args.eval_strategy != "no" and not self._is_scored():
+                self._determine_best_metric(metrics=self.evaluate(), trial=None)
+                self._save_checkpoint(self.model, trial=None)
             self.control.should_training_stop = True
             return None
         return super()._run_epoch(*args, **kwargs)
+
+    def _is_scored(self) -> bool:
+        last = (entry for entry in self.state.log_history if entry.get("step") == self.state.global_step)
+        return any(key.startswith("eval_") for entry in last for key in entry)
 
     def _is_out_of_patience(self) -> bool:
         found = [c for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
