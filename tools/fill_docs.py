@@ -47,7 +47,7 @@ SOUNDS = ROOT / "docs" / "sounds"
 PAGES = (
     *("README.md", "docs/comparison.md", "docs/concepts.md", "docs/combining.md", "docs/demo.md"),
     *("docs/recipes.md", "docs/spoken-digits.md", "docs/cost.md", "docs/results.md", "docs/reliability.md"),
-    "docs/scaling.md",
+    *("docs/scaling.md", "docs/security.md"),
 )
 EXPERIMENTS = (
     *("data-curve-long", "more-seeds", "converged", "augmentation", "pseudo-labels", "positions"),
@@ -328,6 +328,21 @@ def reliability() -> str:
     return "\n".join(lines + [f"| {what} | {number} | {number - bad} | {bad} |" for what, number, bad in rows])
 
 
+def security() -> str:
+    """What `make fuzz` came to, by target."""
+    if (record := _recorded("fuzz.json")) is None:
+        return "Not recorded yet."
+    led = {"atheris": "bytes led by coverage", "none": "bytes changed blindly"}[record["coverage"]]
+    lines = ["| what | inputs | accepted | refused | most seconds | most MiB | bugs |", "|---|---|---|---|---|---|---|"]
+    whole = {key: sum(each[key] for each in record["targets"].values()) for key in ("inputs", "accepted", "refused")}
+    worst = {key: record[key] for key in ("worst_seconds", "worst_mebibytes")}
+    for name, each in [*record["targets"].items(), ("**all**", {**whole, **worst, "bugs": [0] * record["bugs"]})]:
+        counts = " | ".join(f"{each[key]}" for key in ("inputs", "accepted", "refused"))
+        most = f"{each['worst_seconds']:.2f} | {each['worst_mebibytes']:.0f}"
+        lines.append(f"| {name} | {counts} | {most} | {len(each['bugs'])} |")
+    return f"`make fuzz`, seed {record['seed']}, {led} ([record](runs/fuzz.json)):\n\n" + "\n".join(lines)
+
+
 def _recorded(name: str) -> dict[str, Any] | None:
     return read(name) if (RUNS / name).is_file() else None
 
@@ -438,6 +453,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "plan-measured": planned_and_measured,
     "read-sentences": read_sentences,
     "reliability": reliability,
+    "security": security,
     "claims": claims,
     "comparison": comparison,
     "few-pairs": few_pairs,

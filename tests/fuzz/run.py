@@ -40,7 +40,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", action="append", help="only these")
     parser.add_argument("--found", type=Path, default=Path("fuzz-found"), help="folder for inputs that show bugs")
+    parser.add_argument("--merge", type=Path, nargs="+", help="records of parts, to be made one; nothing is run")
     given = parser.parse_args()
+    if given.merge:
+        parts = [json.loads(file.read_text().splitlines()[-1]) for file in given.merge]
+        told = {name: found for part in parts for name, found in part["targets"].items()}
+        assert len(told) == sum(len(part["targets"]) for part in parts), "each target in one part"
+        print(json.dumps(_record(told, parts[0]["seed"], any(part["coverage"] == "atheris" for part in parts))))
+        return
     led = _coverage()
     _settle()
     from fuzz.targets import BYTES, MODULES, target

@@ -20,6 +20,7 @@ from zipper_lm.codecs.picture import grey, is_picture, read_picture, rgb
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.prepared import file_hash, open_prepared
 from zipper_lm.data.sources.readers import read_rows
+from zipper_lm.fusion.config import ZipperConfig
 from zipper_lm.generation.settings import generation_config
 from zipper_lm.jobs.recipes.yaml_values import parse_value
 from zipper_lm.utils.places import inside
@@ -110,6 +111,7 @@ def test_settings_that_take_memory_at_once(settings: dict[str, object], words: s
         {"forced_eos_token_id": 1 << 20},
         {"forced_eos_token_id": "one"},
         {"sequence_bias": "evil.py"},
+        {"cache_implementation": "quantized", "cache_config": {"backend": "evil.py"}},
     ],
 )
 def test_settings_that_show_at_the_first_token(settings: dict[str, object]) -> None:
@@ -228,3 +230,50 @@ def test_the_hubs_cache_is_links(tmp_path: Path) -> None:
     assert inside(snapshot, "0.wav", "row 0: file").read_bytes() == b"a"
     with pytest.raises(ValueError, match="leads out"):
         inside(snapshot, "1.wav", "row 0: file")
+
+
+def test_a_name_that_is_too_long_for_one(tmp_path: Path) -> None:
+    """The system says so by an error of its own when it is asked for such a file, which ended in a traceback."""
+    name = "a" * 70_000 + ".wav"
+    (tmp_path / "metadata.csv").write_text(f"file_name,text\n{name},one\n")
+    with pytest.raises(ValueError, match="is no path"):
+        read_rows(tmp_path)
+    with pytest.raises(ValueError, match="no such audio file"):
+        read_audio(name)
+    with pytest.raises(ValueError, match="no file"):
+        read_picture(name)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"loss_weights": 31}, {"loss_weights": {"text": "a"}}, {"handover_weight": [1]}, {"groups": [3]}, {"groups": 3}],
+)
+def test_fields_of_a_checkpoints_config_that_are_of_another_type(fields: dict[str, object]) -> None:
+    """Towers and zips were looked at, what stands beside them was used as it came: a TypeError."""
+    with pytest.raises(ValueError, match="config: "):
+        ZipperConfig(towers={"text": {"source": "a"}}, **fields)
+
+
+def test_fields_that_transformers_finds_odd_are_named_with_their_file(tmp_path: Path) -> None:
+    from zipper_lm.models.checkpoint import read_config
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "zipper", "id2label": 5}))
+    with pytest.raises(ValueError, match=r"config\.json: "):
+        read_config(tmp_path)
+
+
+def test_a_watermark_that_is_none() -> None:
+    """transformers asks it for its attributes before it looks at what it is."""
+    with pytest.raises(ValueError, match="settings for 'text'"):
+        generation_config("text", {"watermarking_config": 5})
+
+
+def test_a_tar_of_a_size_that_no_file_has() -> None:
+    """Found by coverage: Python's `tarfile` goes to where such a member would end, which is no place in a file."""
+    from fuzz.targets import target
+    from fuzz.watch import Watch
+
+    old = Path(__file__).parent / "corpus" / "tars" / "size-beyond-files"
+    with Watch(target("tars").run) as watch:
+        assert watch.check(old.read_bytes()) is None
+        assert watch.tally.refused == 1

@@ -16,6 +16,7 @@ import torch
 from zipper_lm.codecs.containers import with_true_length
 from zipper_lm.codecs.mp3 import with_length
 from zipper_lm.utils.files import new_file
+from zipper_lm.utils.places import is_file
 
 SAMPLING_RATE = 16_000
 """Samples per second that every codec here works at."""
@@ -137,8 +138,8 @@ def _load(source: Any, sampling_rate: int, most: _Most) -> tuple[np.ndarray, int
 
 
 def _load_path(path: Path, most: _Most) -> tuple[np.ndarray, int, str]:
-    if not path.is_file():
-        raise ValueError(f"{path}: {'is not a file' if path.exists() else 'no such audio file'}")
+    if not is_file(path):
+        raise ValueError(f"{path!s:.200}: {'is not a file' if os.path.exists(path) else 'no such audio file'}")
     try:
         with path.open("rb") as file:
             return _decode(file, str(path), most)

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from zipper_lm.codecs.suffixes import IMAGE_SUFFIXES
+from zipper_lm.utils.places import is_file
 
 MAX_PIXELS = 1 << 25
 """Of one picture: each takes up to 13 bytes, while it is unpacked, turned upright and made plain."""
@@ -40,8 +41,8 @@ def read_picture(source: Any) -> Image.Image:
     if isinstance(source, bytes):
         return _opened(io.BytesIO(source), f"{len(source)} bytes")
     if isinstance(source, str | Path):
-        if not Path(source).is_file():
-            raise ValueError(f"picture: no file {str(source)!r}")
+        if not is_file(source):
+            raise ValueError(f"picture: no file {str(source)!r:.200}")
         return _opened(Path(source), str(source))
     raise ValueError(f"picture: cannot read a {type(source).__name__}; give a path, bytes, a PIL image or an array")
 

@@ -407,6 +407,13 @@ class ZipperConfig(Followed):
                 raise ValueError(f"config: {name!r} is no tower's name: it must be a plain word")
             if not isinstance(value, (TowerSpec, Mapping)):
                 raise ValueError(f"config: tower {name!r} must be a mapping, got {value!r:.60}")
+        if not isinstance(loss_weights or {}, Mapping) or not isinstance(groups or [], Sequence):
+            raise ValueError("config: loss_weights must be a mapping, groups a list")
+        if wrong := [group for group in groups or () if not isinstance(group, Mapping)]:
+            raise ValueError(f"config: a group must be a mapping, got {wrong[0]!r:.60}")
+        for weight in [*(loss_weights or {}).values(), handover_weight]:
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+                raise ValueError(f"config: a weight of a loss must be a number, got {weight!r:.60}")
         if wrong := [z for z in zips or [] if not isinstance(z, (ZipSpec, Mapping))]:
             raise ValueError(f"config: a zip must be a mapping, got {wrong[0]!r:.60}")
         # Sorted, as in the JSON file: the order of towers is the order of the handover's classes.
@@ -415,7 +422,7 @@ class ZipperConfig(Followed):
         self.zips = [asdict(z) if isinstance(z, ZipSpec) else dict(z) for z in zips or []]
         self.loss_weights = dict(loss_weights or {})
         self.handover_weight = handover_weight
-        self.groups = [dict(group) for group in groups]
+        self.groups = [dict(group) for group in groups or ()]
         for group in self.groups:
             if unknown := sorted(set(group) - set(self.towers)):
                 raise ValueError(f"config: a group names towers {unknown}; the towers are {list(self.towers)}")

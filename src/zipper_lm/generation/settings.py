@@ -127,7 +127,7 @@ def generation_config(
     ours = {key: fields.pop(key, None) for key in OURS}
     try:
         config = OwnSettings(**fields)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # of any kind: what is no config of a watermark is asked for its attributes
         raise ValueError(f"settings for {name!r}: {error}") from error
     for key, value in ours.items():
         setattr(config, key, value)
@@ -152,7 +152,7 @@ def at_fault(name: str) -> Iterator[None]:
     except Exception as error:
         places = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
         deepest = next((place for place in reversed(places) if not place.startswith("torch")), "")
-        if not deepest.startswith("transformers.generation"):
+        if not deepest.startswith(("transformers.generation", "transformers.cache_utils")):
             raise
         told = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(f"settings for {name!r}: {told or type(error).__name__}") from error

@@ -349,7 +349,10 @@ def read_config(folder: Path) -> ZipperConfig:
     kind = read_mapping(file).get("model_type")
     if kind != ZipperConfig.model_type:
         raise ValueError(f"{file}: holds no zipped model: its model_type is {kind!r}, not {ZipperConfig.model_type!r}")
-    return ZipperConfig.from_pretrained(folder)
+    try:
+        return ZipperConfig.from_pretrained(folder)
+    except Exception as error:  # transformers checks the fields of every config in its own ways
+        raise ValueError(f"{file}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def _fetched(name: str, spec: TowerSpec, load: Callable[[], T]) -> T:

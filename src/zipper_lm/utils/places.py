@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -57,13 +58,27 @@ def inside(folder: Path, name: Any, where: str) -> Path:
         ValueError: if the name is no text or no path, or leads out of the folder: by ``..``, from the root, or by a
             link. What the Hub's cache has are links, to files beside the folder.
     """
-    if not isinstance(name, str) or not name or "\0" in name:
+    file = folder / name if isinstance(name, str) else folder
+    if not isinstance(name, str) or not name or "\0" in name or _is_no_name(file):
         raise ValueError(f"{where} {name!r:.80} is no path")
-    file = folder / name
     here, there = os.path.realpath(folder), os.path.realpath(file)
     if not there.startswith((os.path.join(here, ""), os.path.join(_blobs(here), ""))):
         raise ValueError(f"{where} {name!r:.200} leads out of the folder {folder}")
     return file
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a file is there; what is too long for a name, or none for another reason, is none."""
+    return not _is_no_name(Path(path)) and Path(path).is_file()
+
+
+def _is_no_name(path: Path) -> bool:
+    """Whether the system takes a path for no name at all, such as one that is too long."""
+    try:
+        path.is_file()
+    except OSError as error:
+        return error.errno != errno.EACCES
+    return False
 
 
 def _blobs(folder: str) -> str:

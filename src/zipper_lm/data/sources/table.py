@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zipper_lm.codecs.suffixes import is_media
-from zipper_lm.utils.places import inside
+from zipper_lm.utils.places import inside, is_file
 
 Row = dict[str, Any]
 """Modality name to raw value, and further columns under their own names."""
@@ -96,4 +96,4 @@ def resolve(value: Any, folder: Path, where: str) -> Any:
 
 def missing_file(value: Any, where: str) -> list[str]:
     """A message, if a value names a sound or picture file that is not there."""
-    return [f"{where}: file {value!r} does not exist"] if is_media(value) and not Path(value).is_file() else []
+    return [f"{where}: file {value!r} does not exist"] if is_media(value) and not is_file(value) else []

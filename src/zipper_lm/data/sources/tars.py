@@ -277,5 +277,5 @@ def _members(shard: Path) -> Iterator[tuple[str, int, int]]:
             stream.seek(end)
             if stream.read(_BLOCK) != bytes(_BLOCK):
                 raise tarfile.ReadError(f"its end is missing at byte {end}")
-    except (tarfile.TarError, OSError) as error:
+    except Exception as error:  # a size that no file has is a ValueError to `tarfile`, a name an error of Unicode
         raise ValueError(f"data: {shard} is no whole tar: {error}") from error
