@@ -227,14 +227,18 @@ def difference(found: Found, expected: Found) -> dict[str, float]:
 
 
 def limits(way: Way, world: int) -> dict[str, float]:
-    """What processes may differ from one by. Two numbers add up to the same in any order, so two processes may not. The
-    sums of four are in the order of the backend; where anything is bfloat16 they are rounded to another of its numbers
-    now and then, so that trainings part."""
+    """What processes may differ from one by, to be called equal. Two numbers add up to the same in any order, so two
+    processes may not differ. The sums of four are in the order of the backend; there are tensors with gradients near
+    nothing, of which a rounding is a larger share."""
     if world == 2:
         return dict.fromkeys(("loss", "gradients", "weights"), 0.0)
-    if way.model in ("frozen", "mixed"):
-        return {"loss": 0.02, "gradients": float("inf"), "weights": 0.2}
-    return {"loss": 1e-5, "gradients": 5e-3, "weights": 1e-4}
+    return {"loss": 1e-5, "gradients": 2e-2, "weights": 1e-4}
+
+
+def parts_by_rounding(way: Way, world: int) -> bool:
+    """Whether later steps part, as they do in one process that is nudged: a difference of 1e-7 is rounded to another
+    number of a bfloat16 tower."""
+    return way.model == "frozen" and world > 2
 
 
 def spawn(work: Callable[..., None], world: int, *given: Any) -> None:

@@ -347,6 +347,25 @@ def _recorded(name: str) -> dict[str, Any] | None:
     return read(name) if (RUNS / name).is_file() else None
 
 
+def processes() -> str:
+    """Trainings in several processes beside the same ones in one."""
+    record = _recorded("processes.json")
+    if record is None:
+        return "Not recorded yet."
+    told = (
+        f"**{record['equal']} of {record['compared']}** ways are equal within their limits, "
+        f"{record['same bits']} to the last bit, after {record['steps']} steps."
+    )
+    lines = [told, "", "| model | laid out by | batches a step | processes | loss | gradients | weights |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for way in record["ways"]:
+        apart = "same bits | same bits | same bits"
+        if not way["same_bits"]:
+            apart = " | ".join(f"{way[name]:.0e}" for name in ("loss", "gradients", "weights"))
+        lines.append(f"| {way['model']} | {way['wrap']} | {way['accumulated']} | {way['processes']} | {apart} |")
+    return "\n".join(lines)
+
+
 def _headed(told: str, models: list[str]) -> list[str]:
     heads = f"| batch | units of speech | what | {' | '.join(models)} |"
     return [told, "", heads, "|---|---|---|" + "---|" * len(models)]
@@ -461,6 +480,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "longer": longer,
     "aims": aims,
     "cost": cost,
+    "processes": processes,
     "decode-small": partial(decoders, "decode-small.json"),
     "decode-135m": partial(decoders, "decode-135m.json"),
     "cost-gpu": partial(cost_on_gpu, "cost-gpu.json"),

