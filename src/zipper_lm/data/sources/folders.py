@@ -138,7 +138,7 @@ def _read_metadata(metadata: Path, top: str, limit: int | None) -> Table:
     wheres, rows, missing = [], [], []
     for where, row in islice(lines, limit):
         name = _file_name(where, row)
-        path = inside(metadata.parent, name, f"data: {where}: file_name")
+        path = Path(name) if Path(name).is_absolute() else inside(metadata.parent, name, f"data: {where}: file_name")
         if not path.is_file():
             missing.append(f"{where}: file {str(path)!r} does not exist")
         wheres.append(where)

@@ -91,7 +91,9 @@ def resolve(value: Any, folder: Path, where: str) -> Any:
     Raises:
         ValueError: beginning with `where`, if the name leads out of that folder.
     """
-    return str(inside(folder, value, f"data: {where}: file")) if is_media(value) else value
+    if not is_media(value) or Path(value).is_absolute():  # a list made on this machine names files wherever they are
+        return value
+    return str(inside(folder, value, f"data: {where}: file"))
 
 
 def missing_file(value: Any, where: str) -> list[str]:
