@@ -150,7 +150,7 @@ def test_broken_items_are_left_out_listed_and_limited(tmp_path: Path) -> None:
     ):
         prepare(recipe, tmp_path / "less", shard_rows=3)
     recipe.data.broken_limit = 0
-    with pytest.raises(ValueError, match=r"file '6\.wav' does not exist"):
+    with pytest.raises(ValueError, match=r"file '.*6\.wav' does not exist"):
         prepare(recipe, tmp_path / "none", shard_rows=3)
     assert not (tmp_path / "less").exists()
 
