@@ -26,6 +26,7 @@ __all__ = ["tiny_backbone", "tiny_model"]
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start: what they compute must round as it does here
 
 
 @pytest.fixture(autouse=True)
