@@ -22,8 +22,8 @@ PATIENCE = 120.0
 """Seconds that any run here may take."""
 TIMES = ("seconds", "seconds_training", "made_with", "scored_with")
 TIME_ENDINGS = ("runtime", "per_second")
-_OF_TIMES = ("logs", "locks")
-"""Folders whose files are named by the clock, or left on purpose."""
+_OF_TIMES = ("logs", "locks", "hashes.json")
+"""Folders whose files are named by the clock, or left on purpose; what is remembered of files not quite new."""
 
 
 @dataclass
@@ -206,6 +206,7 @@ def listing(folder: Path) -> set[str]:
         str(path.relative_to(folder))
         for path in folder.rglob("*")
         if not any(part in _OF_TIMES for part in path.relative_to(folder).parts)
+        and path != folder / "cache"  # which may be there for the latter alone
     }
 
 

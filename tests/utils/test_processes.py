@@ -14,7 +14,7 @@ from tiny_recipes import plain_recipe, workshop
 
 from zipper_lm.evaluation.preservation import verify
 from zipper_lm.models.zipper import ZipperModel
-from zipper_lm.utils.processes import any_of, from_main, is_main, made_by_main, several
+from zipper_lm.utils.processes import _of_connection, any_of, from_main, is_main, made_by_main, several
 
 
 def test_alone_nothing_is_waited_for() -> None:
@@ -25,6 +25,18 @@ def test_alone_nothing_is_waited_for() -> None:
     assert from_main(3) == 3
     with pytest.raises(ValueError, match="too few"):
         made_by_main(lambda: (_ for _ in ()).throw(ValueError("too few")))
+
+
+@pytest.mark.parametrize(
+    ("told", "lost"),
+    [
+        ("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:5001", True),
+        ("Application timeout caused pair closure", True),  # no word of gloo: a process that hung was a traceback
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_an_error_of_a_connection_is_known(told: str, lost: bool) -> None:
+    assert _of_connection(RuntimeError(told)) is lost
 
 
 def launch(*words: object) -> subprocess.CompletedProcess[str]:

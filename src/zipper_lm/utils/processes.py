@@ -195,11 +195,16 @@ def naming_lost_peers() -> Iterator[None]:
         ) from error
 
 
+_OF_GLOO = ("gloo", "pair closure", "closed by peer", "reset by peer", "Timed out waiting")
+"""Words of its errors. A pair that it has closed already, after a limit of time, is told without its name."""
+
+
 def _of_connection(error: BaseException) -> bool:
-    """Whether an error is of what processes send each other; gloo's have no class of their own."""
+    """Whether an error is of what processes send each other; gloo's have no class of their own, and some do not name
+    it."""
     if isinstance(error, torch.distributed.DistError):
         return True
-    return isinstance(error, RuntimeError) and "gloo" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OF_GLOO)
 
 
 def _missing(seconds: float) -> list[int]:
