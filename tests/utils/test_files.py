@@ -575,6 +575,25 @@ def killed_in(call: Callable[[], None]) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
+def test_a_folder_that_another_process_removes_before_it_is_locked_is_made_anew(tmp_path, monkeypatch):
+    """Workers that wrote shards into one folder swept it meanwhile: a folder that had just been made is empty for a
+    moment. Where it went as its lock was being made, one of them found no folder to write into."""
+    acquire, removed = files.FileLock.acquire, []
+
+    def removed_at_first(lock, *args, **kwargs):
+        if not removed:
+            removed.append(Path(lock.lock_file).parent)
+            removed[0].rmdir()
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", lock.lock_file)
+        return acquire(lock, *args, **kwargs)
+
+    monkeypatch.setattr(files.FileLock, "acquire", removed_at_first)
+    with new_file(tmp_path / "a.txt") as new:
+        new.write_text("a")
+    assert removed
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
 def test_killed_before_its_lock_was_there(tmp_path, monkeypatch):
     """An empty staging folder without a lock was left alone for a day."""
     with monkeypatch.context() as patch:

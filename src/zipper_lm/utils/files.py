@@ -308,7 +308,7 @@ def _lock(lock: FileLock) -> bool:
     """Take a new folder's lock; whether the folder is still ours. Some file systems have no locks: it goes without."""
     try:
         lock.acquire(blocking=False)
-    except Timeout:
+    except (Timeout, FileNotFoundError):  # somebody has it, or has removed it while it was empty
         return False
     except (OSError, NotImplementedError):
         return True
