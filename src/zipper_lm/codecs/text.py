@@ -153,6 +153,7 @@ class TextCodec:
         except ValueError as error:
             raise ValueError(f"text codec: the {error} ({path})") from error
         try:  # whatever is wrong in its files shows when it is used, in ways of its own
+            codec._missing("a", codec._ids("a"))
             codec._decode_one(codec._ids("a"))
             special = (codec.bos_id, codec.eos_id, codec.pad_id)
             assert all(0 <= i < codec.vocab_size for i in special), f"special ids {special} of {codec.vocab_size}"
