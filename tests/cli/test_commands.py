@@ -313,6 +313,21 @@ def test_evaluate_keeps_its_results_beside_the_model(model: Path, tmp_path: Path
     assert "results.json" in refused("evaluate", mine, data)
 
 
+def test_evaluate_asks_what_is_forgotten(model: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(model, mine, ignore=shutil.ignore_patterns("results.json"))
+    (tmp_path / "q.jsonl").write_text('{"text": "one two"}\n{"text": "six"}\n')
+    asked = ("evaluate", mine, workshop() / "data", "--task", "forgetting", "--questions", tmp_path / "q.jsonl")
+    told = answered(*asked)
+    assert (told["questions"], told["same_answers"], told["changed"]) == (2, 2, [])
+    assert told["before"] == told["after"]
+    assert "answers that stay the same: 2 of 2" in zipper(*asked).stdout
+    assert "2 of 2 plain questions the answer that it gave before" in (mine / "README.md").read_text()
+    assert "--judge has no effect" in refused(*asked, "--judge", "x")
+    assert "--questions has no effect" in refused(*asked[:3], "--questions", "x")
+    assert "the tokenizer lacks" in refused(*asked[:5])
+
+
 def test_push(model: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "t")
     result = answered("push", model, "me/spoken", "--private", "--revision", "v1")

@@ -107,6 +107,32 @@ def test_from_file_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert [r["run"]["seed"] for r in cell] == [1, 2]
 
 
+def test_what_is_forgotten_is_measured_and_told(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "test.jsonl").write_text('{"text": "six six one"}\n{"text": "two one six"}\n')
+    (tmp_path / "questions.jsonl").write_text('{"text": "one two", "answers": ["six"]}\n{"text": "six"}\n')
+    measured = {"forgetting": "other", "questions": "questions.jsonl", "second_judge": str(workshop() / "judge")}
+    arms = {"zipper": {}, "single": {"set": ["architecture=single-decoder", "training.learning_rate=1"]}}
+    read = read_experiment(plan(tmp_path, arms=arms, points={"all": []}, seeds=[1], **measured))
+    plain = read_experiment(plan(tmp_path, arms=arms, points={"all": []}, seeds=[1]))
+    assert run_hash(read, runs_of(read, "zipper", "all")[0]) != run_hash(plain, runs_of(plain, "zipper", "all")[0])
+    zipper, single = run_experiment(read, tmp_path / "results", tmp_path / "work", Console(quiet=True))
+    assert zipper["forgetting"]["same_answers"] == zipper["forgetting"]["questions"] == 2
+    assert zipper["forgetting"]["before"] == zipper["forgetting"]["after"] == single["forgetting"]["before"]
+    assert single["forgetting"]["after"]["perplexity"] > 1.5 * single["forgetting"]["before"]["perplexity"]
+    second = zipper["scores"]["tts"]["second_judge"]
+    assert {"wer", "cer", "judge", "oracle_wer", "judge_wer_on_originals"} == second.keys()
+    assert second["wer"] == zipper["scores"]["tts"]["wer"], "it is the same judge here"
+    write_report([tmp_path / "results"], tmp_path / "page.md")
+    (row,) = [line for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("| all | zipper |")]
+    assert " | 1 | 100.0 | " in row
+    broken = read_experiment(plan(tmp_path, forgetting="nowhere"))
+    with pytest.raises(ValueError, match="no file or folder"):
+        run_experiment(broken, tmp_path / "more", tmp_path / "work", Console(quiet=True))
+    with pytest.raises(ValueError, match="asked only beside a text"):
+        read_experiment(plan(tmp_path, questions="questions.jsonl"))
+
+
 def test_a_run_that_diverges_is_recorded_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its model was full of NaN, and was scored; now that it stops, the runs after it are made all the same."""
     experiment = read_experiment(plan(tmp_path, points={"all": []}, seeds=[1]))

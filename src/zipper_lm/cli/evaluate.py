@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,9 @@ HEADS = ["file_name", "transcription", "heard"]
 def evaluate(
     model: Model,
     data: Annotated[str, typer.Argument(metavar="DATA", help="Folder, JSONL file or Hub id.")],
-    task: Annotated[str, typer.Option(help="asr, tts, or a template such as speech->text->speech.")] = "asr",
+    task: Annotated[
+        str, typer.Option(help="asr, tts, a template such as speech->text->speech, or forgetting.")
+    ] = "asr",
     split: Annotated[str, typer.Option(help="Which split.")] = "test",
     limit: Annotated[int | None, typer.Option(help="Only the first rows, of those that --where keeps.")] = None,
     where: Annotated[
@@ -42,6 +45,9 @@ def evaluate(
     ] = None,
     best_of: Annotated[int, typer.Option(help="Samples of what is written, of which one counts.")] = 1,
     best_by: Annotated[str, typer.Option(help="Which one: score (the likeliest) or judge (heard best).")] = "score",
+    questions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of the task forgetting: JSONL of text and answers.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write what was generated: sounds or pictures, metadata.csv.")
     ] = None,
@@ -53,6 +59,8 @@ def evaluate(
     """Score a model by word error rate, of what it wrote, or of what an independent judge heard or saw.
 
     A sequence of symbols, such as a protein, is compared token by token: its words are its tokens.
+    The task forgetting asks the text decoder, as itself, and the checkpoint that it came from the same: perplexity on
+    the text of DATA, and 200 questions.
     Started by torchrun, several processes share the rows.
 
     Example: [bold]zipper evaluate outputs/spoken-digits/model my/recordings --task tts --output heard/[/bold]
@@ -61,6 +69,7 @@ def evaluate(
     from zipper_lm.data.document import Document
     from zipper_lm.data.sources.readers import read_rows
     from zipper_lm.data.tasks import parse_task
+    from zipper_lm.evaluation.forgetting import FORGETTING
     from zipper_lm.evaluation.scoring import SHORT_NAMES, counts_tokens, scorable, score_task, told_unscored, yardsticks
     from zipper_lm.models.records import read_results
     from zipper_lm.utils.files import check_apart, check_output
@@ -68,9 +77,25 @@ def evaluate(
     from zipper_lm.utils.processes import several
     from zipper_lm.utils.progress import bar
 
-    ends_in = parse_task(SHORT_NAMES.get(task, task)).targets[-1]
     if limit is not None and limit < 1:
         raise ValueError(f"--limit must be at least 1, got {limit}")
+    if task == FORGETTING:
+        given = {"--judge": judge, "--output": output, "--set": changes, "--best-of": best_of if best_of > 1 else None}
+        if refused := [option for option, value in given.items() if value]:
+            raise ValueError(
+                f"{refused[0]} has no effect on the task {FORGETTING}: nothing is judged, answers are greedy"
+            )
+        chosen: dict[str, Any] = {"split": split, "column": column, "where": where, "limit": limit}
+        told = _forgetting(model, data, chosen, questions, trust_remote_code)
+        told["seconds"] = round(time.monotonic() - started, 1)
+        if json:
+            emit(told)
+        elif is_first():
+            _say_forgetting(told)
+        return
+    if questions is not None:
+        raise ValueError(f"--questions has no effect on task {task!r}, but on {FORGETTING}")
+    ends_in = parse_task(SHORT_NAMES.get(task, task)).targets[-1]
     if output is not None:
         check_output(output, overwrite)
         read = {"the model": model, "the data": data, "the judge": judge}
@@ -86,8 +111,8 @@ def evaluate(
     parse_task(SHORT_NAMES.get(task, task), loaded.names)  # before a judge is fitted
     codec = loaded.processor.codecs.get(ends_in) if loaded.processor is not None else None
     judged = ends_in != "text" and not counts_tokens(ends_in, codec)
-    for option, given in (("--output", output), ("--judge", judge)):
-        if given is not None and not judged:
+    for option, named in (("--output", output), ("--judge", judge)):
+        if named is not None and not judged:
             raise ValueError(f"{option}: task {task!r} writes {ends_in} only, nothing to be judged")
     worded = scorable(rows, ends_in, codec)
     if wordless := len(rows) - len(worded):
@@ -127,6 +152,52 @@ def evaluate(
         for name in ("judge_wer_on_originals", "oracle_wer"):
             if name in result:
                 say(f"{name.replace('_', ' ')}: {result[name]} %")
+
+
+def _forgetting(
+    model: str, data: str, chosen: Mapping[str, Any], questions: Path | None, trust_remote_code: bool
+) -> dict[str, Any]:
+    """What the text decoder of a model has forgotten, kept beside the model."""
+    from zipper_lm.evaluation.forgetting import FORGETTING, measure_forgetting, read_questions
+    from zipper_lm.models.records import read_results
+    from zipper_lm.utils.hub import local_folder
+    from zipper_lm.utils.places import place_of
+    from zipper_lm.utils.processes import several
+
+    if Path(model).is_dir():
+        read_results(model)
+    texts, asked = _texts(data, **chosen), read_questions(questions) if questions else read_questions()
+    several()
+    loaded = load_model(model, trust_remote_code)
+    found = measure_forgetting(loaded, texts, asked, folder=local_folder(model))
+    told = {"task": FORGETTING, "template": FORGETTING, "data": place_of(data)}
+    result = told | {k: v for k, v in chosen.items() if v} | found.summary()
+    if Path(model).is_dir() and is_first():
+        _keep(Path(model), loaded, result)
+    return result
+
+
+def _texts(data: str, split: str, column: list[str] | None, where: list[str] | None, limit: int | None) -> list[str]:
+    """The texts of a data set's rows."""
+    from zipper_lm.data.document import Document
+    from zipper_lm.data.sources.readers import read_rows
+
+    found = read_rows(data, _columns(column or []), split=split, limit=None if where else limit)
+    rows = _chosen([row for row in found if not isinstance(row, Document)], where or [])[:limit]
+    texts = [row["text"] for row in rows if isinstance(row.get("text"), str)]
+    if not texts:
+        raise ValueError(f"{data}: no row of split {split!r} has a text")
+    return texts
+
+
+def _say_forgetting(told: Mapping[str, Any]) -> None:
+    for when in ("before", "after"):
+        known = told[when]
+        say(
+            f"{when}: perplexity {known['perplexity']} a token, {known['bits_per_character']} bits a character, "
+            f"{known['right']} of {told['questions']} answers right"
+        )
+    say(f"answers that stay the same: {told['same_answers']} of {told['questions']}")
 
 
 def _keep(folder: Path, model: Writer, result: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from zipper_lm.fusion.tower import Tower
 from zipper_lm.utils.hub import CONFIG_FILE, local_folder
 from zipper_lm.utils.processes import shared
 from zipper_lm.utils.shards import gathered
-from zipper_lm.utils.tensors import stored
+from zipper_lm.utils.tensors import stored, weights_hash
 
 if TYPE_CHECKING:
     from zipper_lm.fusion.network import ZippedTowers
@@ -86,8 +86,7 @@ def _compare(model: ZippedTowers, name: str, spec: TowerSpec, folder: str | Path
     tower = model.tower(name)
     if spec.train == "full" and not spec.source:
         return TowerReport(name, spec.train, "", 0, 0, 0.0, False)
-    if folder is not None and spec.source and (Path(folder) / spec.source).is_dir():
-        spec.source = str(Path(folder) / spec.source)
+    spec = _placed(spec, folder)
     source = load_backbone(spec, dtype=tower.backbone.dtype, **hub)
     theirs = source.state_dict()
     ours = base_tensors(tower)
@@ -105,6 +104,30 @@ def _compare(model: ZippedTowers, name: str, spec: TowerSpec, folder: str | Path
         logits_equal=_same_logits(tower, source),
         source_as_fused=spec.train == "full" or _as_fused(name, spec, source, **hub),
     )
+
+
+def _placed(spec: TowerSpec, folder: str | Path | None) -> TowerSpec:
+    """With the place of a source that lies in the folder that the model was loaded from."""
+    inside = folder is not None and spec.source and (Path(folder) / spec.source).is_dir()
+    return replace(spec, source=str(Path(folder) / spec.source)) if folder is not None and inside else spec
+
+
+def load_source(model: Writer, name: str, folder: str | Path | None = None, **hub: Any) -> PreTrainedModel:
+    """The checkpoint that a decoder of a model came from, loaded anew, in the dtype that the decoder has.
+
+    Args:
+        model: the model. name: of the decoder. folder: where the model was loaded from. hub: see `fuse`.
+
+    Raises:
+        ValueError: if it is not recorded where it came from, cannot be loaded, or is no longer what it was.
+    """
+    spec, dtype = model.config.tower_specs[name], model.backbones()[name].dtype
+    if not spec.source:
+        raise ValueError(f"tower {name!r}: it is not recorded where it came from, so there is nothing to compare with")
+    source = load_backbone(_placed(spec, folder), dtype=dtype, **hub)
+    if spec.weights_hash and dtype == recorded_dtype(spec) and weights_hash(source) != spec.weights_hash:
+        raise ValueError(f"tower {name!r}: {spec.source} is no longer what it came from: other weights")
+    return source
 
 
 def _as_fused(name: str, spec: TowerSpec, source: PreTrainedModel, **hub: Any) -> bool:

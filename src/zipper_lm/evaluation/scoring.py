@@ -166,6 +166,17 @@ def score_task(
     return Score(template, rates.wer, cer, bootstrap_interval(references, heard), references, heard, values)
 
 
+def heard_again(score: Score, judge: Judge) -> dict[str, float]:
+    """WER and CER in per cent of the sounds of a score, as another judge hears them. Several processes share them."""
+
+    def hear(part: Sequence[int]) -> list[str]:
+        return transcribe(judge, [score.values[i] for i in part])
+
+    heard = [text for part in shared(in_parts(range(len(score.values)), BATCH), hear) for text in part]
+    rates = word_error_rate(score.references, heard)
+    return {"wer": round(rates.wer, 2), "cer": round(rates.cer, 2)}
+
+
 def in_parts(order: Sequence[int], most: int) -> list[Sequence[int]]:
     """Cut into as few parts of at most so many as can be, of like sizes: processes that take turns do as much."""
     count = -(-len(order) // most)

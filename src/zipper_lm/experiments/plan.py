@@ -56,6 +56,11 @@ class Experiment:
         trial_seed: of the trials; not among `seeds`.
         trial_set: further changes for trials alone, such as fewer steps.
         tasks: what is scored on the test split.
+        forgetting: text that no run trains on (a folder or file as of data, its split ``test``), relative to the
+            experiment file: what a run's text decoder has forgotten is measured on it, and by questions; none measures
+            nothing. questions: a file of them, relative too, in place of the package's own (`evaluation.forgetting`).
+        second_judge: folder or Hub id of a speech recogniser that hears what the recipe's judge hears, or ``"fitted"``:
+            a small one is fitted on the data.
         finding: what came of it, in a sentence, for the report; written when it has run.
         notes: what a reader of the figures must know, a sentence each, for the report.
         paper: what the paper found for this question (arXiv 2405.18669), a sentence each, for the report.
@@ -71,6 +76,9 @@ class Experiment:
     trial_seed: int = 0
     trial_set: list[str] = field(default_factory=list)
     tasks: list[str] = field(default_factory=lambda: ["asr", "tts"])
+    forgetting: str = ""
+    questions: str = ""
+    second_judge: str = ""
     finding: str = ""
     notes: list[str] = field(default_factory=list)
     paper: list[str] = field(default_factory=list)
@@ -84,6 +92,8 @@ class Experiment:
             raise ValueError(
                 f"trial_seed {self.trial_seed} is among seeds {self.seeds}: choices need runs of their own"
             )
+        if self.questions and not self.forgetting:
+            raise ValueError(f"questions {self.questions!r} are asked only beside a text: set forgetting")
         if BEFORE in self.points:
             raise ValueError(f"points: {BEFORE!r} is taken")
         trials = {trial for arm in self.arms.values() for trial in arm.trials}
@@ -140,7 +150,9 @@ def read_experiment(path: str | Path, changes: Sequence[str] = ()) -> Experiment
     """
     experiment = read_recipe(path, [], Experiment)
     experiment.set += changes
-    experiment.recipe = str(Path(path).parent / experiment.recipe)
+    for name in ("recipe", "forgetting", "questions"):
+        if given := getattr(experiment, name):
+            setattr(experiment, name, str(Path(path).parent / given))
     return experiment
 
 
@@ -258,4 +270,8 @@ def run_hash(experiment: Experiment, run: Run) -> str:
     Settings left at their default do not count, so that a record stays valid when recipes learn a new one.
     """
     recipe = to_mapping(recipe_of(experiment, run, ""), defaults=False)
-    return recipe_hash({"recipe": recipe, "tasks": experiment.tasks if run.reported else []})
+    measured: dict[str, Any] = {"tasks": experiment.tasks if run.reported else []}
+    for name in ("forgetting", "questions", "second_judge"):  # by name alone: a folder may be moved
+        if run.reported and (given := getattr(experiment, name)):
+            measured[name] = Path(given).name
+    return recipe_hash({"recipe": recipe, **measured})

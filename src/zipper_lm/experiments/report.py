@@ -7,9 +7,11 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from zipper_lm.evaluation.forgetting import FORGETTING
 from zipper_lm.evaluation.scoring import SHORT_NAMES
 from zipper_lm.experiments.comparison import compare
 from zipper_lm.experiments.curves import draw
@@ -97,6 +99,8 @@ def _section(results: Results) -> str:
         lines += [f"Diverged, and are in no table: {', '.join(results.failed)}.\n"]
     if experiment.notes:
         lines += [*(f"- {note}" for note in experiment.notes), ""]
+    if experiment.forgetting and (found := headline(results)):
+        lines += [f"### {results.name}: what is learned, and what is forgotten\n", found, ""]
     for task in experiment.tasks:
         lines += [f"### {results.name}: {task}\n", table(results, task)]
         if differences := _differences(results, task):
@@ -152,6 +156,60 @@ def _preservation(results: Results) -> str:
     where = "" if point == PLAIN else f"At {point}. "
     heads = ["arm", "modality", "perplexity before", "after"]
     return f"{where}Perplexity per token on each modality alone, on the validation split.\n\n{_lines(heads, rows)}"
+
+
+def headline(results: Results) -> str:
+    """At each point, what every arm writes and says wrong, and what its text decoder has forgotten, in Markdown; empty
+    if no record tells of it."""
+    tasks = results.experiment.tasks
+    cells = {
+        (point, arm): cell for point, arm in cells_of(results.experiment) if (cell := results.cells.get((point, arm)))
+    }
+    if not any(FORGETTING in r for cell in cells.values() for r in cell):
+        return ""
+    judged = [task for task in tasks if any("oracle_wer" in r["scores"][task] for cell in cells.values() for r in cell)]
+    twice = [t for t in tasks if any("second_judge" in r["scores"][t] for cell in cells.values() for r in cell)]
+    heads = [results.experiment.axis or "data", "arm"]
+    for task in tasks:
+        heads += [f"{task}, WER %", *[f"{task}, above the codec"] * (task in judged)]
+        heads += [f"{task}, as the second judge hears it", f"{task}, above the codec by it"] * (task in twice)
+    heads += [
+        "perplexity of other text",
+        "times what it was",
+        "answers that stay the same, %",
+        "right before, %",
+        "right after, %",
+    ]
+    rows = []
+    for (point, arm), cell in cells.items():
+        row = [point, arm]
+        for task in tasks:
+            scores = [r["scores"][task] for r in cell]
+            row += [spread([s["wer"] for s in scores]), *[_above(scores)] * (task in judged)]
+            if task in twice:
+                second = [s["second_judge"] for s in scores if "second_judge" in s]
+                row += [spread([s["wer"] for s in second]), _above(second)]
+        rows.append([*row, *_forgotten([r[FORGETTING] for r in cell if FORGETTING in r])])
+    told = (
+        "The text decoder is asked as itself, without zips, and so is the checkpoint that it came from: perplexity a "
+        "token on text that no run trained on, and plain questions, answered greedily. Above the codec: points of WER "
+        "beyond what the same judge makes of the codec's copies of the originals."
+    )
+    return f"{told}\n\n{_lines(heads, rows)}"
+
+
+def _above(scores: Sequence[Mapping[str, Any]]) -> str:
+    return spread([s["wer"] - s["oracle_wer"] for s in scores if "oracle_wer" in s])
+
+
+def _forgotten(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The last cells of a row of `headline`: perplexity, its growth, answers kept, right ones before and after."""
+    after, before = ([_told(f[when]["perplexity"]) for f in found] for when in ("after", "before"))
+    times = [f"{value:.3g}" for value in (min(r), max(r))] if (r := [a / b for a, b in zip(after, before)]) else []
+    kept = [100 * f["same_answers"] / f["questions"] for f in found]
+    right = [[100 * f[when]["right"] / f["questions"] for f in found] for when in ("before", "after")]
+    growth = " to ".join(dict.fromkeys(times)) or "not run"
+    return [spread(after), growth, spread(kept), *map(_constant, right)]
 
 
 def _told(perplexity: float | None) -> float:

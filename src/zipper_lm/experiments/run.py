@@ -22,8 +22,9 @@ from rich.console import Console
 from zipper_lm.data.document import Document
 from zipper_lm.data.sources.readers import Rows, read_rows
 from zipper_lm.data.tasks import parse_task
-from zipper_lm.evaluation.judges import load_judge
-from zipper_lm.evaluation.scoring import SHORT_NAMES, counts_tokens, has_words, score_task, yardsticks
+from zipper_lm.evaluation.forgetting import FORGETTING, Question, measure_forgetting, read_questions
+from zipper_lm.evaluation.judges import Judge, load_judge
+from zipper_lm.evaluation.scoring import SHORT_NAMES, counts_tokens, has_words, heard_again, score_task, yardsticks
 from zipper_lm.experiments.plan import (
     BEFORE,
     Experiment,
@@ -38,6 +39,7 @@ from zipper_lm.experiments.plan import (
     whole,
 )
 from zipper_lm.experiments.records import keep, read_records, records_file
+from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.fuse import done, fuse
 from zipper_lm.jobs.pseudo_labels import labeller_recipe
 from zipper_lm.jobs.recipes.checks import check_settings
@@ -57,6 +59,8 @@ from zipper_lm.utils.processes import several
 from zipper_lm.utils.progress import plain_console
 
 TEST = "test"
+FITTED = "fitted"
+"""In place of a judge's name: one is fitted on the data."""
 LOCKS = "locks"
 LOOK_AGAIN_SECONDS = 10.0
 
@@ -174,6 +178,10 @@ def _check(experiment: Experiment, results: Path) -> None:
                 parse_task(SHORT_NAMES.get(task, task), list(recipe.towers))
             sources[recipe.data.source, recipe.data.revision] = recipe.data
             _known(experiment, runs, there, results)
+    if experiment.forgetting:
+        _asked(experiment)
+    if experiment.second_judge not in ("", FITTED):
+        load_judge(experiment.second_judge)
     for data in sources.values():
         rows = _test_rows(data)
         for number, row in enumerate(rows):
@@ -352,7 +360,7 @@ def _performed(experiment: Experiment, run: Run, results: Path, work: Path, cons
         **{k: made[k] for k in ("steps", "best_step", "frozen_unchanged", "signatures", "train_loss")},
         **{k: made[k] for k in ("perplexity_before", "perplexity_after", "parameters")},
         "seconds_training": made["seconds"],
-        "scores": _scores(experiment, recipe, output, console) if run.reported else {},
+        **(_measured(experiment, recipe, output, console) if run.reported else {"scores": {}}),
     }
     here = made_with()  # a model may have come from another machine, where its scores were cut off
     record |= {"seconds": round(time.monotonic() - started, 1), "made_with": made["made_with"]}
@@ -363,21 +371,54 @@ def _performed(experiment: Experiment, run: Run, results: Path, work: Path, cons
     return kept
 
 
-def _scores(experiment: Experiment, recipe: FuseRecipe, output: Path, console: Console) -> dict[str, Any]:
-    """Every task on the test split, with what was said and heard, and the judge's own errors."""
+def _measured(experiment: Experiment, recipe: FuseRecipe, output: Path, console: Console) -> dict[str, Any]:
+    """What is known of a run's model: its scores, and what its text decoder has forgotten."""
+    model = load(output, trust_remote_code=recipe.trust_remote_code)
+    found: dict[str, Any] = {"scores": _scores(experiment, recipe, model, generation_settings(output), console)}
+    if experiment.forgetting:
+        texts, questions = _asked(experiment)
+        found[FORGETTING] = measure_forgetting(model, texts, questions, folder=output).summary()
+    return found
+
+
+def _asked(experiment: Experiment) -> tuple[list[str], list[Question]]:
+    """Text and questions on which forgetting is measured."""
+    rows = read_rows(experiment.forgetting, split=TEST)
+    texts = [row["text"] for row in rows if not isinstance(row, Document) and isinstance(row.get("text"), str)]
+    if not texts:
+        raise ValueError(f"forgetting: {experiment.forgetting} has no text in split {TEST!r}")
+    return texts, read_questions(experiment.questions) if experiment.questions else read_questions()
+
+
+def _scores(
+    experiment: Experiment, recipe: FuseRecipe, model: Writer, settings: dict[str, dict[str, Any]], console: Console
+) -> dict[str, Any]:
+    """Every task on the test split, with what was said and heard, and the judges' own errors."""
     rows = [row for row in _test_rows(recipe.data) if not isinstance(row, Document)]
-    model, settings = load(output, trust_remote_code=recipe.trust_remote_code), generation_settings(output)
     assert model.processor is not None
     scores: dict[str, Any] = {}
     for task in experiment.tasks:
         ends_in = parse_task(SHORT_NAMES.get(task, task)).targets[-1]
         judge = None
         if ends_in != "text" and not counts_tokens(ends_in, model.processor.codecs.get(ends_in)):
-            originals = DataSource(recipe.data).originals
-            judge = judge_of(originals, ends_in, console) if recipe.judge is None else load_judge(recipe.judge)
+            judge = _judge(recipe.judge, recipe.data, ends_in, console)
         torch.manual_seed(recipe.seed)
         score = score_task(model, rows, task, judge=judge, settings=settings)
         scores[task] = {**score.summary(), "references": score.references, "hypotheses": score.hypotheses}
         if judge is not None:
             scores[task] |= {"judge": judge.digest(), **yardsticks(model, rows, judge, ends_in)}
+        if judge is not None and experiment.second_judge:
+            named = None if experiment.second_judge == FITTED else experiment.second_judge
+            second = _judge(named, recipe.data, ends_in, console)
+            heard = heard_again(score, second)
+            scores[task]["second_judge"] = {
+                **heard,
+                "judge": second.digest(),
+                **yardsticks(model, rows, second, ends_in),
+            }
     return scores
+
+
+def _judge(named: str | None, data: DataRecipe, modality: str, console: Console) -> Judge:
+    """The one that is named, else one that is fitted on the originals."""
+    return load_judge(named) if named is not None else judge_of(DataSource(data).originals, modality, console)

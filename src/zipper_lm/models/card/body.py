@@ -226,7 +226,7 @@ def _results(results: Sequence[Mapping[str, Any]]) -> str:
     if not results:
         return "No evaluation of these weights is recorded (`zipper evaluate` records one)."
     rows = []
-    for entry in results:
+    for entry in (scored := [entry for entry in results if "wer" in entry]):
         low, high = entry.get("wer_95", (None, None))
         part = [*entry.get("where", []), *([f"first {entry['limit']}"] if entry.get("limit") else [])]
         rows.append(
@@ -241,7 +241,18 @@ def _results(results: Sequence[Mapping[str, Any]]) -> str:
             )
         )
     heads = ("Task", "Data", "Rows", "WER % (95 % interval)", "CER %", "Generation", "What is written is read")
-    return _table(heads, rows)
+    told = [_table(heads, rows)] if scored else []
+    return "\n\n".join([*told, *map(_forgetting, (entry for entry in results if "same_answers" in entry))])
+
+
+def _forgetting(entry: Mapping[str, Any]) -> str:
+    """What its text decoder has forgotten, as `zipper_lm.evaluation.forgetting` has it."""
+    before, after = (entry[when]["perplexity"] for when in ("before", "after"))
+    return (
+        f"Asked as itself, the text decoder gives {entry['same_answers']} of {entry['questions']} plain questions the "
+        f"answer that it gave before fusion, to the letter; its perplexity on `{public_name(entry['data'])}`, split "
+        f"`{entry['split']}`, is {after} a token, and was {before}."
+    )
 
 
 def _yardsticks(entry: Mapping[str, Any]) -> str:

@@ -58,7 +58,7 @@ def _pipeline(model: Writer, records: Records) -> str | None:
 def _eval_results(results: Sequence[Mapping[str, Any]]) -> Iterator[EvalResult]:
     """Scores on whole splits; those on a part of one are in the table only."""
     for entry in results:
-        if entry.get("where") or entry.get("limit"):
+        if entry.get("where") or entry.get("limit") or "wer" not in entry:
             continue
         data = public_name(entry["data"])
         for metric in ("wer", "cer"):
