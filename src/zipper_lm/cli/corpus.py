@@ -24,9 +24,13 @@ def corpus(
         ),
     ] = None,
     train: Annotated[int | None, typer.Option(help="sentences: most for training (10 000).", min=1)] = None,
+    shortest: Annotated[int | None, typer.Option(help="sentences: fewest characters of one (1).", min=1)] = None,
     longest: Annotated[
         int | None, typer.Option(help="sentences: most characters of one (200); longer ones are cut.", min=1)
     ] = None,
+    flite: Annotated[
+        bool, typer.Option("--flite", help="sentences: half of train and test by the voices of the program flite.")
+    ] = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -38,8 +42,8 @@ def corpus(
     if (name in ("sentences", "spoken-digit-images")) != (source is not None):
         needs = "sentences and spoken-digit-images"
         raise ValueError(f"--source: needed for {needs}, and for nothing else; got {source} for {name}")
-    if name != "sentences" and (train, longest) != (None, None):
-        raise ValueError(f"--train and --longest are for sentences only, not for {name}")
+    if name != "sentences" and (train, shortest, longest, flite) != (None, None, None, False):
+        raise ValueError(f"--train, --shortest, --longest and --flite are for sentences only, not for {name}")
     if name == "digit-images":
         from zipper_lm.experiments.corpora.digit_images import write_digit_images
 
@@ -61,7 +65,15 @@ def corpus(
         from zipper_lm.experiments.corpora.sentences import write_sentences
 
         assert source is not None
-        counts = write_sentences(folder, source, train=train or 10_000, longest=longest or 200, overwrite=overwrite)
+        counts = write_sentences(
+            folder,
+            source,
+            train=train or 10_000,
+            shortest=shortest or 1,
+            longest=longest or 200,
+            flite=flite,
+            overwrite=overwrite,
+        )
     console().print(f"{folder}: " + ", ".join(f"{split} {count}" for split, count in counts.items()))
     if json:
         emit({"folder": str(folder), "rows": counts})

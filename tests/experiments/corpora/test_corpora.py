@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import soundfile
 
 from zipper_lm.codecs.picture import read_picture
 from zipper_lm.data.sources.readers import list_splits, read_rows
-from zipper_lm.experiments.corpora import genes, sentences, sounds
+from zipper_lm.experiments.corpora import flite, genes, sentences, sounds
 from zipper_lm.experiments.corpora.digit_images import WORDS, digit_splits, write_digit_images
 from zipper_lm.experiments.corpora.spoken_digit_images import write_spoken_digit_images
 
@@ -109,8 +111,46 @@ def test_sentences_keep_speakers_and_lines_apart(tmp_path: Path) -> None:
     assert (tmp_path / "train.txt").is_file()
     with pytest.raises(ValueError, match=r"no train\.txt"):
         sentences.write_sentences(tmp_path / "more", tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"at most 5 characters"):
+    with pytest.raises(ValueError, match=r"1 to 5 characters"):
         sentences.write_sentences(tmp_path / "more", tmp_path, longest=5)
+    with pytest.raises(ValueError, match=r"--shortest 30: must be at most --longest, 20"):
+        sentences.write_sentences(tmp_path / "more", tmp_path, shortest=30, longest=20)
+
+
+def test_half_of_the_sentences_are_read_by_flite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its program, here one that is called as flite is and writes noise as long as the text."""
+    program = tmp_path / "bin" / "flite"
+    program.parent.mkdir()
+    program.write_text(
+        f"#!{sys.executable}\nimport sys, wave, random\n"
+        "given = dict(zip(sys.argv[1::2], sys.argv[2::2]))\n"
+        "assert set(given) == {'-voice', '--setf', '-t', '-o'}, given\n"
+        "if given['-t'] == 'two dogs bark': sys.exit('a dog')\n"
+        "file = wave.open(given['-o'], 'wb')\n"
+        "file.setparams((1, 2, 16000, 0, 'NONE', ''))\n"
+        "file.writeframes(bytes(4000) + random.Random(given['-voice']).randbytes(3200 * len(given['-t'])))\n"
+    )
+    program.chmod(0o755)
+    words = ("one", "six", "red", "dog")
+    train = [f"a {a} {b}" for a in words for b in words]
+    for split, lines in {"train": train, "validation": ["the sun"], "test": ["it is so", "we are"]}.items():
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    with monkeypatch.context() as bare:
+        bare.setenv("PATH", str(tmp_path))
+        with pytest.raises(ValueError, match=r"--flite: there is no program 'flite' here"):
+            sentences.write_sentences(tmp_path / "out", tmp_path, flite=True)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    counts = sentences.write_sentences(tmp_path / "out", tmp_path, train=8, shortest=7, flite=True)
+    assert counts == {"validation": 1, "test": 1, "judge": 2, "train": 8}, "of seven letters or more"
+    who = [row["speaker"] for row in read_rows(str(tmp_path / "out"), split="train")]
+    assert [name for name in who if "flite" in name] == ["flite slt", "flite awb", "flite kal16", "flite slt"]
+    assert all("flite" in name for name in who[1::2])
+    assert not any("flite" in r["speaker"] for s in ("judge", "test") for r in read_rows(str(tmp_path / "out"), split=s))
+    with pytest.raises(ValueError, match=r"flite cannot say 'two dogs bark' as rms: a dog"):
+        flite.synthesise("two dogs bark", flite.FliteVoice(speaker="rms"), 0)
+    assert (flite.synthesise("a b", flite.FliteVoice(speaker="rms"), 1) != 0).any()
+    with pytest.raises(ValueError, match="one of slt, rms, awb, kal16, got 'joe'"):
+        flite.FliteVoice(speaker="joe")
 
 
 def test_genes_are_coding_sequences_of_their_proteins(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""sentences: lines of text, read by many synthetic voices (espeak-ng); speakers of one split are in no other."""
+"""sentences: lines of text, read by many synthetic voices (espeak-ng, flite); speakers of one split are in no other."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ import numpy as np
 
 from zipper_lm.codecs.audio import write_audio
 from zipper_lm.evaluation.word_error_rate import normalise
+from zipper_lm.experiments.corpora import flite as flite_program
+from zipper_lm.experiments.corpora.flite import FliteVoice
 from zipper_lm.experiments.corpora.voices import VARIANTS, Voice, espeak, synthesise, voices
 from zipper_lm.experiments.corpora.writing import write_corpus
 from zipper_lm.utils.files import check_apart
 
 SPEAKERS = {"train": 0.55, "validation": 0.1, "test": 0.1, "judge": 0.25}
 """Share of the voice variants that each split has for itself."""
+FLITE = {"train": ("slt", "awb", "kal16"), "test": ("rms",)}
+"""Flite's speakers, where they are asked for: they read every other sentence of their split."""
 VOICES = 100
 SEED = 0
 _PAUSES = re.compile(r"[,;:.?!()\"]+|--+")
@@ -29,7 +33,9 @@ def write_sentences(
     source: str | Path,
     *,
     train: int = 10_000,
+    shortest: int = 1,
     longest: int = 200,
+    flite: bool = False,
     overwrite: bool = False,
 ) -> dict[str, int]:
     """Write rows ``{"speech": file, "text": sentence, "speaker": voice}`` in splits train, validation, test and judge,
@@ -40,18 +46,24 @@ def write_sentences(
         source: folder with ``train.txt``, ``validation.txt`` and ``test.txt``, a sentence a line. A fifth of the lines
             of ``train.txt`` are the judge's, and nobody else's.
         train: most sentences for training; for the judge, a quarter of it.
+        shortest: fewest characters of a sentence.
         longest: most characters of a sentence; longer lines are cut into phrases, at their punctuation.
+        flite: half of the sentences of train and test are read by flite's voices, see `FLITE`.
         overwrite: replace what is there.
 
     Returns:
         Rows in each split.
 
     Raises:
-        ValueError: if a file is missing or holds no such line, or `folder` would replace `source`; and as
-            `write_corpus`.
+        ValueError: if a file is missing or holds no such line, `folder` would replace `source`, or the program of
+            `flite` is missing; and as `write_corpus`.
         ImportError: without `espeakng-loader` (the extra ``zipper-lm[demo]``).
     """
     check_apart(folder, {"--source": source})
+    if shortest > longest:
+        raise ValueError(f"--shortest {shortest}: must be at most --longest, {longest}")
+    if flite:
+        flite_program.check_flite()
     espeak()  # or its absence is found by the first worker
     lines = {name: _lines(Path(source) / f"{name}.txt") for name in ("train", "validation", "test")}
     fifth = max(1, len(lines["train"]) // 5)
@@ -59,21 +71,21 @@ def write_sentences(
     sentences: dict[str, list[str]] = {}
     taken: set[str] = set()
     for name, most in (("validation", None), ("test", None), ("judge", max(1, train // 4)), ("train", train)):
-        found = dict.fromkeys(phrase for line in lines[name] for phrase in _phrases(line, longest))
+        found = dict.fromkeys(phrase for line in lines[name] for phrase in _phrases(line, shortest, longest))
         sentences[name] = [phrase for phrase in found if phrase not in taken][:most]
         taken |= set(sentences[name])
     if empty := [name for name, found in sentences.items() if not found]:
-        raise ValueError(f"{source}: no sentences of at most {longest} characters for {empty}")
-    spoken = {name: {p for line in lines[name] for p in _phrases(line, longest)} for name in ("validation", "test")}
+        raise ValueError(f"{source}: no sentences of {shortest} to {longest} characters for {empty}")
+    spoken = {name: {p for line in lines[name] for p in _phrases(line, shortest, longest)} for name in ("validation", "test")}
     texts = {
         f"text/{name}": [
             {"text": text}
             for line in lines[name]
-            if _can_be_said(text := normalise(line)) and not held_out.intersection([text, *_phrases(line, longest)])
+            if _can_be_said(text := normalise(line)) and not held_out.intersection([text, *_phrases(line, shortest, longest)])
         ]
         for name, held_out in (("train", spoken["validation"] | spoken["test"]), ("validation", spoken["test"]))
     }
-    return write_corpus(folder, _read_aloud(sentences), "speech", ".flac", write_audio, texts, overwrite=overwrite)
+    return write_corpus(folder, _read_aloud(sentences, flite), "speech", ".flac", write_audio, texts, overwrite=overwrite)
 
 
 def _lines(file: Path) -> list[str]:
@@ -83,11 +95,11 @@ def _lines(file: Path) -> list[str]:
     return list(dict.fromkeys(line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()))
 
 
-def _phrases(line: str, longest: int) -> list[str]:
+def _phrases(line: str, shortest: int, longest: int) -> list[str]:
     """The line, or what is between its punctuation if it is longer: two words or more that can be said."""
     whole = normalise(line)
     parts = [whole] if len(whole) <= longest else [p for p in map(normalise, _PAUSES.split(line)) if " " in p]
-    return [part for part in parts if _can_be_said(part) and len(part) <= longest]
+    return [part for part in parts if _can_be_said(part) and shortest <= len(part) <= longest]
 
 
 def _can_be_said(text: str) -> bool:
@@ -95,19 +107,33 @@ def _can_be_said(text: str) -> bool:
     return bool(text) and text.isascii() and not any(c.isdigit() for c in text)
 
 
-def _read_aloud(lines: Mapping[str, list[str]]) -> dict[str, Iterator[tuple[Any, dict[str, Any]]]]:
+def _read_aloud(lines: Mapping[str, list[str]], flite: bool) -> dict[str, Iterator[tuple[Any, dict[str, Any]]]]:
     """By split, sounds with the other fields of their rows."""
     order = np.random.default_rng(SEED).permutation(len(VARIANTS))
     ends = np.cumsum([round(share * len(VARIANTS)) for share in list(SPEAKERS.values())[:-1]])
     owned = dict(zip(SPEAKERS, np.split(order, ends)))
     return {
-        name: _spoken(texts, voices(VOICES, SEED, tuple(VARIANTS[i] for i in owned[name])))
+        name: _spoken(
+            texts,
+            voices(VOICES, SEED, tuple(VARIANTS[i] for i in owned[name])),
+            [FliteVoice(speaker=speaker) for speaker in FLITE.get(name, ())] if flite else [],
+        )
         for name, texts in lines.items()
     }
 
 
-def _spoken(texts: list[str], speakers: list[Voice]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    who = [speakers[i % len(speakers)] for i in range(len(texts))]
+def _spoken(
+    texts: list[str], speakers: list[Voice], flites: list[FliteVoice]
+) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    who: list[Voice | FliteVoice] = [
+        flites[i // 2 % len(flites)] if flites and i % 2 else speakers[i % len(speakers)] for i in range(len(texts))
+    ]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:  # espeak-ng keeps one state a process
-        for wave, text, voice in zip(pool.map(synthesise, texts, who, range(len(texts)), chunksize=16), texts, who):
+        for wave, text, voice in zip(pool.map(_say, texts, who, range(len(texts)), chunksize=16), texts, who):
             yield wave, {"text": text, "speaker": voice.name}
+
+
+def _say(text: str, voice: Voice | FliteVoice, seed: int) -> np.ndarray:
+    if isinstance(voice, FliteVoice):
+        return flite_program.synthesise(text, voice, seed)
+    return synthesise(text, voice, seed)

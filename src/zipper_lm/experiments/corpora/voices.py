@@ -57,7 +57,7 @@ _SYNCHRONOUS, _DONT_EXIT, _UTF8 = (
 )  # AUDIO_OUTPUT_SYNCHRONOUS, espeakINITIALIZE_DONT_EXIT, CHARS_UTF8
 _RATE_PARAMETER, _PITCH_PARAMETER, _RANGE_PARAMETER = 1, 3, 4  # espeak_PARAMETER
 _PAD_SECONDS = 0.1
-_SILENCE = 100 / 32768
+_QUIET = 100 / 32768
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +159,21 @@ def synthesise(text: str, voice: Voice, seed: int | None = None) -> np.ndarray:
         pitch_range=voice.pitch_range,
         speed=speed,
     )
-    wave = _spoken(text, said)
+    return as_recorded(_spoken(text, said), rng)
+
+
+def as_recorded(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Speech ``[samples]`` at 16 kHz as another recording of it: quiet at the ends, level, and noise as `synthesise` says."""
     loudness = float(np.sqrt(np.mean(wave**2)))
     wave = _padded(wave, *rng.uniform(0.05, 0.2, size=2))
     noise = rng.standard_normal(len(wave)) * loudness * 10 ** (-rng.uniform(35, 55) / 20)
     return np.clip((wave + noise) * 10 ** (-rng.uniform(0, 12) / 20), -1, 1).astype(np.float32)
+
+
+def without_quiet(wave: np.ndarray) -> np.ndarray:
+    """Samples, float, from the first that can be heard to the last; none if none can."""
+    loud = np.flatnonzero(np.abs(wave) > _QUIET)
+    return wave[loud[0] : loud[-1] + 1] if len(loud) else wave[:0]
 
 
 def _padded(wave: np.ndarray, before: float, after: float) -> np.ndarray:
@@ -174,10 +184,10 @@ def _padded(wave: np.ndarray, before: float, after: float) -> np.ndarray:
 def _spoken(text: str, voice: Voice) -> np.ndarray:
     """espeak-ng's samples at 16 kHz without the quiet at the ends."""
     pcm, rate = _speak(text, voice)
-    loud = np.flatnonzero(np.abs(pcm) > _SILENCE)
+    loud = without_quiet(pcm)
     if not len(loud):
         raise ValueError(f"text {text!r} holds nothing that espeak-ng can say as {voice.name!r}")
-    return np.clip(soxr.resample(pcm[loud[0] : loud[-1] + 1], rate, SAMPLE_RATE), -1, 1)
+    return np.clip(soxr.resample(loud, rate, SAMPLE_RATE), -1, 1)
 
 
 _lock = threading.Lock()  # espeak-ng is one process-wide speaker
