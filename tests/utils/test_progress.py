@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 import pytest
 from rich.console import Console
 
 from zipper_lm.utils import progress
-from zipper_lm.utils.progress import bar, barred
+from zipper_lm.utils.progress import bar, barred, run_bar, show_on
 
 
 class Clock:
@@ -120,3 +121,17 @@ def test_a_quiet_console_swallows_nothing(capsys: pytest.CaptureFixture[str]) ->
         advance(1, 2, "loss 1")
         print("from elsewhere")
     assert capsys.readouterr().out == "from elsewhere\n"
+
+
+def test_what_is_below_a_command_tells_on_its_console(clock: Clock) -> None:
+    """The fit of units of a Whisper on ten hours of sound said nothing for ten minutes."""
+    file = io.StringIO()
+    for console in (Console(file=file), None):
+        with contextlib.ExitStack() as stack:
+            if console is not None:
+                stack.enter_context(show_on(console))
+            with run_bar("sounds") as advance:
+                advance(0, 3)
+                clock.now += 20
+                advance(1, 3)
+    assert [line.split(",")[0] for line in file.getvalue().splitlines()] == ["sounds 1/3"]

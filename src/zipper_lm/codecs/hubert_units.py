@@ -50,6 +50,7 @@ from zipper_lm.codecs.unit_vocoder import UnitVocoder
 from zipper_lm.utils.files import files_into, write_json
 from zipper_lm.utils.hub import check_hub_arguments, reaching
 from zipper_lm.utils.json_files import read_mapping
+from zipper_lm.utils.progress import run_bar
 
 WEIGHTS_FILE = "codec.safetensors"
 VOCODER_FOLDER = "vocoder"
@@ -435,13 +436,17 @@ class _Fitted:
         vectors: list[Tensor] = []
         self.frames: list[Tensor] = []
         order, total = np.random.default_rng(seed).permutation(len(values)).tolist(), 0
-        while order and total < ENOUGH:
-            waves = [_read(values[number]) for number in order[: encoder.batch]]
-            order = order[encoder.batch :]
-            found = features(waves, encoder, config.layer, config.pool)
-            vectors += found
-            self.frames += [_mels(wave, len(row), samples) for wave, row in zip(waves, found)]
-            total += sum(len(row) for row in found)
+        with run_bar("sounds of which units are made") as advance:
+            advance(0, len(order))
+            while order and total < ENOUGH:
+                waves = [_read(values[number]) for number in order[: encoder.batch]]
+                order = order[encoder.batch :]
+                found = features(waves, encoder, config.layer, config.pool)
+                vectors += found
+                self.frames += [_mels(wave, len(row), samples) for wave, row in zip(waves, found)]
+                total += sum(len(row) for row in found)
+                needed = round(len(vectors) * max(1.0, ENOUGH / total))
+                advance(len(vectors), min(len(values), needed))
         if total < units:
             raise ValueError(
                 f"hubert-units: {total} vectors are too few for units={units}: at least {units} "

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from zipper_lm.codecs.mel import BANDS, FLOOR
 from zipper_lm.utils.files import write_json
 from zipper_lm.utils.json_files import read_mapping
+from zipper_lm.utils.progress import run_bar
 from zipper_lm.utils.weights import check_shapes, on_meta, shapes_of, stored_shapes
 
 DECODER_FOLDER = "decoder"
@@ -177,7 +178,8 @@ def fit_mel_decoder(
     optimizer = torch.optim.AdamW(parameters, lr=_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps + 1, pct_start=0.1)
     within, each = torch.arange(crop), torch.arange(crop * config.frames)
-    with torch.enable_grad():
+    with torch.enable_grad(), run_bar("decoder of units") as advance:
+        advance(0, steps)
         for step in range(1, steps + 1):
             start = torch.randint(len(units) - crop + 1, (_ROWS, 1), generator=drawn)
             places = start + within
@@ -190,8 +192,9 @@ def fit_mel_decoder(
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
+            advance(step, steps, loss.item())
             if progress is not None:
-                progress(step, steps, float(loss.detach()))
+                progress(step, steps, loss.item())
     return network.half().float().eval().requires_grad_(False)  # as it is stored
 
 

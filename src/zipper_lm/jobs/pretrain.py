@@ -35,7 +35,7 @@ from zipper_lm.training.callbacks import StopOnInterrupt, callbacks_of, train_wi
 from zipper_lm.training.parameters import check_precision
 from zipper_lm.utils.files import check_apart, check_output, holding, new_folder, remove_folder
 from zipper_lm.utils.processes import is_main, made_by_main, main_console, naming_lost_peers, wait
-from zipper_lm.utils.progress import warn
+from zipper_lm.utils.progress import show_on, warn
 from zipper_lm.utils.randomness import randomness_kept
 
 
@@ -193,7 +193,8 @@ def pretrain(
         check_data(working, identity)
     held_values = column(held_out, recipe.modality, broken) if held_out else []
     values = column(source.training_rows(recipe.seed, opened, broken), recipe.modality, broken)
-    codec = made_by_main(partial(recipe.codec.make, values, recipe.seed))
+    with show_on(console):
+        codec = made_by_main(partial(recipe.codec.make, values, recipe.seed))
     if isinstance(codec, RunsModel) and arguments.device.type == "cuda":
         codec.to(arguments.device)
     backbone = make_backbone(recipe.backbone, codec)

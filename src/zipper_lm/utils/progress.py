@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -84,6 +85,30 @@ def barred(steps: Iterable[T], console: Console, what: str, total: int | None = 
         for done, step in enumerate(steps, 1):
             yield step
             advance(done, total)
+
+
+_console: ContextVar[Console | None] = ContextVar("console", default=None)
+
+
+@contextmanager
+def show_on(console: Console) -> Iterator[None]:
+    """Within, what is far below a command, such as the fit of a codec, tells here how far it is: see `run_bar`."""
+    token = _console.set(console)
+    try:
+        yield
+    finally:
+        _console.reset(token)
+
+
+@contextmanager
+def run_bar(what: str) -> Iterator[Callable[..., None]]:
+    """A `bar` that goes away, on the console of the run, by `show_on`; nothing at all where there is none."""
+    console = _console.get()
+    if console is None:
+        yield lambda *_: None
+        return
+    with bar(console, what, transient=True) as advance:
+        yield advance
 
 
 def _shown(note: Any) -> str:

@@ -1,4 +1,4 @@
-"""Flite's voices (Black and Lenzo 2001), by its program ``flite``: Debian's package of that name, `brew install flite`."""
+"""Flite's voices (Black and Lenzo 2001), by its program, which Debian has as the package of that name."""
 
 from __future__ import annotations
 

@@ -76,16 +76,21 @@ def write_sentences(
         taken |= set(sentences[name])
     if empty := [name for name, found in sentences.items() if not found]:
         raise ValueError(f"{source}: no sentences of {shortest} to {longest} characters for {empty}")
-    spoken = {name: {p for line in lines[name] for p in _phrases(line, shortest, longest)} for name in ("validation", "test")}
+    spoken = {
+        name: {p for line in lines[name] for p in _phrases(line, shortest, longest)} for name in ("validation", "test")
+    }
     texts = {
         f"text/{name}": [
             {"text": text}
             for line in lines[name]
-            if _can_be_said(text := normalise(line)) and not held_out.intersection([text, *_phrases(line, shortest, longest)])
+            if _can_be_said(text := normalise(line))
+            and not held_out.intersection([text, *_phrases(line, shortest, longest)])
         ]
         for name, held_out in (("train", spoken["validation"] | spoken["test"]), ("validation", spoken["test"]))
     }
-    return write_corpus(folder, _read_aloud(sentences, flite), "speech", ".flac", write_audio, texts, overwrite=overwrite)
+    return write_corpus(
+        folder, _read_aloud(sentences, flite), "speech", ".flac", write_audio, texts, overwrite=overwrite
+    )
 
 
 def _lines(file: Path) -> list[str]:

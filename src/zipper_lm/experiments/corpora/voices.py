@@ -163,7 +163,7 @@ def synthesise(text: str, voice: Voice, seed: int | None = None) -> np.ndarray:
 
 
 def as_recorded(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Speech ``[samples]`` at 16 kHz as another recording of it: quiet at the ends, level, and noise as `synthesise` says."""
+    """Speech ``[samples]`` at 16 kHz in another recording: quiet at the ends, level, and noise as of `synthesise`."""
     loudness = float(np.sqrt(np.mean(wave**2)))
     wave = _padded(wave, *rng.uniform(0.05, 0.2, size=2))
     noise = rng.standard_normal(len(wave)) * loudness * 10 ** (-rng.uniform(35, 55) / 20)
