@@ -8,8 +8,9 @@ from tiny_recipes import say, tiny_recipe, workshop
 
 from zipper_lm import Segment, ZipperModel
 from zipper_lm.data.sources.readers import read_rows
+from zipper_lm.evaluation.public_recogniser import PublicRecogniser
 from zipper_lm.evaluation.recogniser import Recogniser
-from zipper_lm.evaluation.scoring import score_task, transcribe
+from zipper_lm.evaluation.scoring import heard_again, score_task, transcribe, yardsticks
 from zipper_lm.jobs.towers import build_model
 
 SETTINGS = {"text": {"max_new_tokens": 4}, "speech": {"max_new_tokens": 8}}
@@ -85,3 +86,26 @@ def test_what_cannot_be_scored(fused: ZipperModel) -> None:
         score_task(fused, [rows[0], {"text": "one"}], "asr")
     with pytest.raises(ValueError, match="image"):
         score_task(fused, rows, "image->text")
+
+
+def test_another_normaliser_compares_what_a_public_judge_spells(
+    fused: ZipperModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a judge writes numbers as digits and titles short; the plain normaliser would count each as an error, and
+    what it takes from them cannot be put back."""
+    judge = PublicRecogniser(None)  # type: ignore[arg-type]
+    monkeypatch.setattr(PublicRecogniser, "_heard", lambda *_: "Um, $2.")
+    monkeypatch.setattr(PublicRecogniser, "letters", lambda _: None)
+    rows = [{"text": "two dollars", "speech": say("two")}]
+    settings = {"speech": {"min_new_tokens": 8, "max_new_tokens": 8}}
+    rates = []
+    for name in ("plain", "whisper-english"):
+        how = {"judge": judge, "settings": settings, "normaliser": name}
+        monkeypatch.setattr(fused.processor.codecs["text"], "encode", lambda values: [[4, 5] for _ in values])
+        score = score_task(fused, rows, "tts", **how)
+        rates.append((score.wer, score.exact, score.summary().get("normaliser")))
+        assert yardsticks(fused, rows, judge, normaliser=name)["judge_wer_on_originals"] == score.wer
+        assert heard_again(score, judge)["wer"] == score.wer
+    assert rates == [(100.0, 0.0, None), (0.0, 100.0, "whisper-english")]
+    with pytest.raises(ValueError, match="normaliser must be one of"):
+        score_task(fused, rows, "tts", judge=judge, normaliser="none")

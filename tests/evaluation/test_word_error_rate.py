@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from zipper_lm.evaluation.word_error_rate import bootstrap_interval, normalise, paired_interval, word_error_rate
+from zipper_lm.evaluation.word_error_rate import (
+    bootstrap_interval,
+    normalise,
+    normaliser_of,
+    paired_interval,
+    word_error_rate,
+)
 
 
 @pytest.mark.parametrize(
@@ -129,3 +135,19 @@ def test_seeds_that_differ_widen_the_interval():
     unsteady = paired_interval(references, [good, bad], [bad] * 2)
     assert unsteady[0] == steady[0]
     assert unsteady[2] - unsteady[1] > 2 * (steady[2] - steady[1])
+
+
+def test_the_fields_english_normaliser() -> None:
+    clean = normaliser_of("whisper-english")
+    assert clean("Mr. Smith, um, didn't pay $5.20 for [noise] twenty-one!") == "mister smith did not pay $5.20 for 21"
+    assert clean("...") == clean("um") == ""
+    assert clean("colour") != clean("color"), "it has no table of spellings here"
+    said, heard = ["Mister Smith can't come at twenty past."], ["Mr. Smith can not come at 20 past"]
+    assert word_error_rate(said, heard).wer > 40
+    assert word_error_rate(said, heard, clean).wer == 0
+    assert bootstrap_interval(said, heard, clean=clean) == (0, 0)
+    assert paired_interval(said, [heard], [said], clean=clean) == (0, 0, 0)
+    with pytest.raises(ValueError, match="holds no words"):
+        word_error_rate(["um"], ["um"], clean)
+    with pytest.raises(ValueError, match=r"normaliser must be one of \['plain', 'whisper-english'\], got 'english'"):
+        normaliser_of("english")

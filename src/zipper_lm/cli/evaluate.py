@@ -48,6 +48,9 @@ def evaluate(
     questions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Of the task forgetting: JSONL of text and answers.")
     ] = None,
+    normaliser: Annotated[
+        str, typer.Option(help="How texts are written before words are compared: plain or whisper-english.")
+    ] = "plain",
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write what was generated: sounds or pictures, metadata.csv.")
     ] = None,
@@ -71,6 +74,7 @@ def evaluate(
     from zipper_lm.data.tasks import parse_task
     from zipper_lm.evaluation.forgetting import FORGETTING
     from zipper_lm.evaluation.scoring import SHORT_NAMES, counts_tokens, scorable, score_task, told_unscored, yardsticks
+    from zipper_lm.evaluation.word_error_rate import normaliser_of
     from zipper_lm.models.records import read_results
     from zipper_lm.utils.files import check_apart, check_output
     from zipper_lm.utils.places import place_of
@@ -79,8 +83,10 @@ def evaluate(
 
     if limit is not None and limit < 1:
         raise ValueError(f"--limit must be at least 1, got {limit}")
+    normaliser_of(normaliser)
     if task == FORGETTING:
-        given = {"--judge": judge, "--output": output, "--set": changes, "--best-of": best_of if best_of > 1 else None}
+        given: dict[str, Any] = {"--judge": judge, "--output": output, "--set": changes, "--best-of": best_of > 1}
+        given["--normaliser"] = normaliser != "plain"
         if refused := [option for option, value in given.items() if value]:
             raise ValueError(
                 f"{refused[0]} has no effect on the task {FORGETTING}: nothing is judged, answers are greedy"
@@ -114,7 +120,7 @@ def evaluate(
     for option, named in (("--output", output), ("--judge", judge)):
         if named is not None and not judged:
             raise ValueError(f"{option}: task {task!r} writes {ends_in} only, nothing to be judged")
-    worded = scorable(rows, ends_in, codec)
+    worded = scorable(rows, ends_in, codec, normaliser)
     if wordless := len(rows) - len(worded):
         if not worded:
             raise ValueError(f"{data}: none of {len(rows)} rows has anything to compare with")
@@ -127,11 +133,12 @@ def evaluate(
     with bar(console(), "generating", transient=True) as advance:
         advance(0, len(rows))
         best: dict[str, Any] = {"best_of": best_of, "best_by": best_by}
-        score = score_task(loaded, rows, task, judge=listener, settings=settings, progress=advance, **best)
+        how: dict[str, Any] = best | {"settings": settings, "normaliser": normaliser}
+        score = score_task(loaded, rows, task, judge=listener, progress=advance, **how)
     result = {**score.summary(), "task": task, "template": score.task, "split": split}
     result |= {k: v for k, v in {"column": column, "where": where, "not_scored": wordless}.items() if v}
     if listener is not None:
-        result |= yardsticks(loaded, rows, listener, ends_in)
+        result |= yardsticks(loaded, rows, listener, ends_in, score.normaliser)
     asked = {"data": place_of(data), "limit": limit, "set": changes, "seed": seed or None}
     if best_of > 1:
         asked |= best

@@ -7,7 +7,7 @@ from typing import Any
 
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.evaluation.judges import Judge, can_be_judged, suits, transcribe
-from zipper_lm.evaluation.word_error_rate import normalise, word_error_rate
+from zipper_lm.evaluation.word_error_rate import Normaliser, normalise, word_error_rate
 from zipper_lm.generation.writer import Modalities
 
 
@@ -18,19 +18,21 @@ class Heard:
 
     Args:
         model: that writes; its codecs say what the judge can judge. judge: hears or sees candidates.
+        clean: normalises what is compared.
     """
 
-    def __init__(self, model: Modalities, judge: Judge) -> None:
+    def __init__(self, model: Modalities, judge: Judge, clean: Normaliser = normalise) -> None:
         self.codecs, self.judge = (model.processor.codecs if model.processor is not None else {}), judge
+        self.clean = clean
 
     def __call__(self, documents: Sequence[Document], candidates: Sequence[Sequence[Segment]]) -> list[int]:
         """The number of a candidate for each document; those to be judged have values."""
         said = [self._said(d) if self._judges(row[0].modality) else "" for d, row in zip(documents, candidates)]
         values = [c.value for text, row in zip(said, candidates) if text for c in row]
-        heard = iter(transcribe(self.judge, values) if values else [])
+        heard = iter(transcribe(self.judge, values, self.clean) if values else [])
         numbers = []
         for text, row in zip(said, candidates):
-            errors = [word_error_rate([text], [next(heard)]).wer if text else 0.0 for _ in row]
+            errors = [word_error_rate([text], [next(heard)], self.clean).wer if text else 0.0 for _ in row]
             numbers.append(min(range(len(row)), key=lambda i, e=errors, r=row: (e[i], -r[i].score)))  # type: ignore[misc]
         return numbers
 
@@ -45,7 +47,7 @@ class Heard:
                 text = segment.value
                 if text is None and "text" in self.codecs:
                     text = self.codecs["text"].decode([segment.ids or []])[0]
-                return text if isinstance(text, str) and normalise(text) else ""
+                return text if isinstance(text, str) and self.clean(text) else ""
         return ""
 
 

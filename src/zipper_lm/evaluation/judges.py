@@ -25,7 +25,7 @@ from zipper_lm.data.sources.readers import list_splits, read_rows
 from zipper_lm.evaluation.classifier import KIND, PictureClassifier
 from zipper_lm.evaluation.public_recogniser import PublicRecogniser
 from zipper_lm.evaluation.recogniser import CONFIG_FILE, Recogniser
-from zipper_lm.evaluation.word_error_rate import normalise
+from zipper_lm.evaluation.word_error_rate import Normaliser, normalise
 from zipper_lm.utils.files import new_folder, sweep
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.places import cache_folder
@@ -78,15 +78,21 @@ def check_writes(judge: Judge, texts: Sequence[str]) -> None:
         )
 
 
-def transcribe(judge: Judge, values: Sequence[Any]) -> list[str]:
-    """What the judge hears or sees; nothing in a wave that is too short to hold a word."""
+def transcribe(judge: Judge, values: Sequence[Any], clean: Normaliser = normalise) -> list[str]:
+    """What the judge hears or sees; nothing in a wave that is too short to hold a word.
+
+    Args:
+        judge: any. values: for it. clean: how a judge's own spelling, of one that was published, is normalised; others
+            have none.
+    """
     if isinstance(judge, PictureClassifier):
         return judge.transcribe(values)
     waves: Sequence[np.ndarray] = values
     audible = [i for i, wave in enumerate(waves) if len(wave) >= 1600]
     heard = [""] * len(waves)
-    for i, text in zip(audible, judge.transcribe([waves[i] for i in audible]) if audible else []):
-        heard[i] = text
+    hear = judge.spelled if isinstance(judge, PublicRecogniser) and clean is not normalise else judge.transcribe
+    for i, text in zip(audible, hear([waves[i] for i in audible]) if audible else []):
+        heard[i] = text if clean is normalise else clean(text)
     return heard
 
 

@@ -47,7 +47,11 @@ class PublicRecogniser:
         Args:
             waves: float arrays [samples], mono at 16 kHz.
         """
-        return [normalise(self._heard(np.asarray(wave, dtype=np.float32))) for wave in waves]
+        return [normalise(text) for text in self.spelled(waves)]
+
+    def spelled(self, waves: Sequence[np.ndarray]) -> list[str]:
+        """As `transcribe`, as the recogniser writes it: a normaliser of its kind knows ``$5`` and ``Mr.``."""
+        return [self._heard(np.asarray(wave, dtype=np.float32)) for wave in waves]
 
     def _heard(self, wave: np.ndarray) -> str:
         rate = self.recogniser.feature_extractor.sampling_rate

@@ -21,7 +21,14 @@ from zipper_lm.data.tasks import parse_task
 from zipper_lm.evaluation.best_of import Heard, sampled
 from zipper_lm.evaluation.classifier import PictureClassifier
 from zipper_lm.evaluation.judges import Judge, check_writes, suits, transcribe
-from zipper_lm.evaluation.word_error_rate import bootstrap_interval, normalise, word_error_rate
+from zipper_lm.evaluation.word_error_rate import (
+    PLAIN,
+    Normaliser,
+    bootstrap_interval,
+    normalise,
+    normaliser_of,
+    word_error_rate,
+)
 from zipper_lm.utils.processes import from_main, shared
 from zipper_lm.utils.randomness import draws_of, new_seed
 
@@ -48,6 +55,7 @@ class Score:
         references, hypotheses: what should have been and what was written, or heard or seen by the judge; of a sequence
             of symbols, its ids.
         values: the raw values that were generated, such as waveforms or pictures.
+        normaliser: by which texts were compared (`word_error_rate.normaliser_of`).
     """
 
     task: str
@@ -57,11 +65,13 @@ class Score:
     references: list[str] = field(repr=False)
     hypotheses: list[str] = field(repr=False)
     values: list[Any] = field(repr=False)
+    normaliser: str = PLAIN
 
     @property
     def exact(self) -> float:
         """Per cent of the rows without a single error: the accuracy, where a text is a label."""
-        right = [normalise(r) == normalise(h) for r, h in zip(self.references, self.hypotheses)]
+        clean = normaliser_of(self.normaliser)
+        right = [clean(r) == clean(h) for r, h in zip(self.references, self.hypotheses)]
         return 100 * float(np.mean(right))
 
     def summary(self) -> dict[str, Any]:
@@ -74,6 +84,7 @@ class Score:
             "wer_95": [low, high],
             "exact": round(self.exact, 2),
             "utterances": len(self.references),
+            **({"normaliser": self.normaliser} if self.normaliser != PLAIN else {}),
         }
 
 
@@ -86,6 +97,7 @@ def score_task(
     settings: Mapping[str, Any] | None = None,
     best_of: int = 1,
     best_by: str = "score",
+    normaliser: str = PLAIN,
     batch_size: int = BATCH,
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
@@ -101,6 +113,7 @@ def score_task(
         settings: generation settings per modality; `None`: those kept beside the model.
         best_of: samples of what the task ends in, of which one counts. best_by: ``"score"``, the one that the model
             gives the highest probability, or ``"judge"``, the one that the judge hears best (see `best_of.Heard`).
+        normaliser: by which texts are compared (`word_error_rate.normaliser_of`).
         batch_size: documents written together.
         progress: called with (rows done, rows in all).
 
@@ -110,6 +123,7 @@ def score_task(
     """
     if best_by not in BEST_BY:
         raise ValueError(f"best_by must be one of {list(BEST_BY)}, got {best_by!r}")
+    clean = normaliser_of(normaliser)
     template = SHORT_NAMES.get(task, task)
     parsed = parse_task(template, model.names)
     ends_in = parsed.targets[-1]
@@ -117,6 +131,8 @@ def score_task(
         raise ValueError(f"task {template!r}: the model has no codec for {ends_in!r}, so what it writes stays ids")
     codec = model.processor.codecs[ends_in]
     by_token = counts_tokens(ends_in, codec)
+    if by_token:
+        normaliser, clean = PLAIN, normalise
     if by_token or ends_in == "text":
         judge = None
     elif judge is None:
@@ -133,12 +149,12 @@ def score_task(
             raise ValueError(f"task {template!r}: row {number} has no {missing}; it has {sorted(row)}")
     references = [_reference(row, ends_in, codec) for row in rows]
     for number, reference in enumerate(references):
-        if not _has_words(reference):
+        if not _is_worded(reference, clean):
             raise ValueError(f"task {template!r}: {compared} of row {number} holds nothing to compare: {reference!r}")
     if judge is not None:
         check_writes(judge, references)
     settings = sampled(model.generation_settings if settings is None else settings, [ends_in], best_of)
-    choose = Heard(model, judge) if judge is not None and best_by == "judge" else None
+    choose = Heard(model, judge, clean) if judge is not None and best_by == "judge" else None
     order = sorted(range(len(rows)), key=lambda i: len(references[i]))  # like lengths are written together
     batches, seed = in_parts(order, batch_size), from_main(new_seed())
 
@@ -151,7 +167,7 @@ def score_task(
         if by_token:
             return [(segment, _spelled(segment.ids or [])) for segment in segments]
         said = [segment.value for segment in segments]
-        return list(zip(segments, said if judge is None else transcribe(judge, said)))
+        return list(zip(segments, said if judge is None else transcribe(judge, said, clean)))
 
     values, heard = [None] * len(rows), [""] * len(rows)
     done = 0
@@ -161,19 +177,21 @@ def score_task(
         done += len(batch)
         if progress is not None:
             progress(done, len(rows))
-    rates = word_error_rate(references, heard)
+    rates = word_error_rate(references, heard, clean)
     cer = rates.wer if by_token else rates.cer
-    return Score(template, rates.wer, cer, bootstrap_interval(references, heard), references, heard, values)
+    interval = bootstrap_interval(references, heard, clean=clean)
+    return Score(template, rates.wer, cer, interval, references, heard, values, normaliser)
 
 
 def heard_again(score: Score, judge: Judge) -> dict[str, float]:
     """WER and CER in per cent of the sounds of a score, as another judge hears them. Several processes share them."""
+    clean = normaliser_of(score.normaliser)
 
     def hear(part: Sequence[int]) -> list[str]:
-        return transcribe(judge, [score.values[i] for i in part])
+        return transcribe(judge, [score.values[i] for i in part], clean)
 
     heard = [text for part in shared(in_parts(range(len(score.values)), BATCH), hear) for text in part]
-    rates = word_error_rate(score.references, heard)
+    rates = word_error_rate(score.references, heard, clean)
     return {"wer": round(rates.wer, 2), "cer": round(rates.cer, 2)}
 
 
@@ -191,25 +209,29 @@ def counts_tokens(modality: str, codec: Codec | None) -> bool:
 
 
 def yardsticks(
-    model: Writer, rows: Sequence[Mapping[str, Any]], judge: Judge, modality: str = "speech"
+    model: Writer,
+    rows: Sequence[Mapping[str, Any]],
+    judge: Judge,
+    modality: str = "speech",
+    normaliser: str = PLAIN,
 ) -> dict[str, float]:
     """WER in per cent of the same judge on the originals (``judge_wer_on_originals``), and on what the codec alone
     makes of them (``oracle_wer``); empty if there are none. Several processes share the work."""
     if any(row.get(modality) is None for row in rows):
         return {}
     assert model.processor is not None
-    codec = model.processor.codecs[modality]
+    codec, clean = model.processor.codecs[modality], normaliser_of(normaliser)
 
     def hear(part: Sequence[int]) -> list[tuple[str, str]]:
         originals = [rows[i][modality] for i in part]
         if not isinstance(judge, PictureClassifier):
             originals = [read_audio(value) for value in originals]
         again = codec.decode(codec.encode(originals))
-        return list(zip(transcribe(judge, originals), transcribe(judge, again)))
+        return list(zip(transcribe(judge, originals, clean), transcribe(judge, again, clean)))
 
     heard = [both for part in shared(in_parts(range(len(rows)), BATCH), hear) for both in part]
     texts = [_text(row) for row in rows]
-    rates = [round(word_error_rate(texts, list(each)).wer, 2) for each in zip(*heard, strict=True)]
+    rates = [round(word_error_rate(texts, list(each), clean).wer, 2) for each in zip(*heard, strict=True)]
     return dict(zip(("judge_wer_on_originals", "oracle_wer"), rates))
 
 
@@ -232,29 +254,32 @@ def _spelled(ids: Sequence[int]) -> str:
     return " ".join(str(i) for i in ids)
 
 
-def has_words(row: Mapping[str, Any]) -> bool:
+def has_words(row: Mapping[str, Any], normaliser: str = PLAIN) -> bool:
     """Whether errors in a row's text can be counted."""
-    return _has_words(_text(row))
+    return _is_worded(_text(row), normaliser_of(normaliser))
 
 
-def scorable(rows: Sequence[Mapping[str, Any]], modality: str, codec: Codec | None) -> list[Mapping[str, Any]]:
+def _is_worded(text: Any, clean: Normaliser) -> bool:
+    return isinstance(text, str) and bool(clean(text))
+
+
+def scorable(
+    rows: Sequence[Mapping[str, Any]], modality: str, codec: Codec | None, normaliser: str = PLAIN
+) -> list[Mapping[str, Any]]:
     """The rows with which something written can be compared: silence has no words to get wrong.
 
     Args:
         rows: as of `score_task`; one without the column to compare with stays, to be named there.
-        modality: what is written. codec: its.
+        modality: what is written. codec: its. normaliser: as of `score_task`.
     """
-    compared = modality if counts_tokens(modality, codec) else "text"
-    return [row for row in rows if row.get(compared) is None or _has_words(_reference(row, modality, codec))]
+    if counts_tokens(modality, codec):
+        return [row for row in rows if row.get(modality) is None or _reference(row, modality, codec)]
+    return [row for row in rows if row.get("text") is None or has_words(row, normaliser)]
 
 
 def told_unscored(count: int, rows: str) -> str:
     """That so many rows (``"validation rows"``) are not `scorable`."""
     return f"{count} {rows} have no words in their text, so they are not scored"
-
-
-def _has_words(text: Any) -> bool:
-    return isinstance(text, str) and bool(normalise(text))
 
 
 def _reference(row: Mapping[str, Any], modality: str, codec: Codec | None) -> str:

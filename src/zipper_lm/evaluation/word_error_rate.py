@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import jiwer
 import numpy as np
 from scipy.stats import t
+
+Normaliser = Callable[[str], str]
+"""Brings a text to the form in which words are compared."""
+
+PLAIN, WHISPER_ENGLISH = "plain", "whisper-english"
+NORMALISERS = (PLAIN, WHISPER_ENGLISH)
+"""What `normaliser_of` knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +52,34 @@ def normalise(text: str) -> str:
     return " ".join(text.split())
 
 
+def normaliser_of(name: str) -> Normaliser:
+    """A normaliser by its name.
+
+    ``"plain"`` is `normalise`. ``"whisper-english"`` is the one by which English recognisers are compared in the field
+    (Radford et al. 2022, appendix C), as transformers has it: numbers become digits, contractions and titles are
+    written out, fillers such as "um" and what stands in brackets go. Its table of British and American spellings,
+    which comes with checkpoints of Whisper and not with transformers, is empty here: "colour" is not "color".
+
+    Raises:
+        ValueError: for another name.
+    """
+    if name not in NORMALISERS:
+        raise ValueError(f"normaliser must be one of {list(NORMALISERS)}, got {name!r}")
+    return normalise if name == PLAIN else _whisper_english
+
+
+@cache
+def _english() -> Normaliser:
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    return EnglishTextNormalizer({})
+
+
+def _whisper_english(text: str) -> str:
+    cleaned = _english()(text)
+    return " ".join(word for word in cleaned.split() if any(map(str.isalnum, word)))  # it leaves a full stop alone
+
+
 def _kept(before: str, character: str) -> str:
     """Letters, the marks upon them (vowel signs of many scripts are marks), and numbers. Joiners of no width, and marks
     upon what is no letter, such as an emoji's, are nothing; all else, spaces of no width too, parts words."""
@@ -58,13 +94,13 @@ def _kept(before: str, character: str) -> str:
     return "" if kind == "Cf" and character != "\u200b" else " "
 
 
-def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRates:
-    """Corpus-level error rates of normalised texts; an empty hypothesis counts as deletions.
+def word_error_rate(references: Sequence[str], hypotheses: Sequence[str], clean: Normaliser = normalise) -> ErrorRates:
+    """Corpus-level error rates of texts normalised by `clean`; an empty hypothesis counts as deletions.
 
     Raises:
         ValueError: no references, lengths differ, or a reference holds no words.
     """
-    clean_references, clean_hypotheses = _checked(references, hypotheses)
+    clean_references, clean_hypotheses = _checked(references, hypotheses, clean)
     words = jiwer.process_words(clean_references, clean_hypotheses)
     return ErrorRates(
         wer=100 * words.wer,
@@ -84,6 +120,7 @@ def bootstrap_interval(
     level: float = 0.95,
     samples: int = 1000,
     seed: int = 0,
+    clean: Normaliser = normalise,
 ) -> tuple[float, float]:
     """Percentile interval of the WER in per cent, by drawing utterances with replacement (Bisani & Ney 2004).
 
@@ -93,12 +130,13 @@ def bootstrap_interval(
         level: share of the draws inside the interval, between 0 and 1.
         samples: number of draws.
         seed: the same seed gives the same interval.
+        clean: normalises both.
 
     Raises:
         ValueError: as `word_error_rate`; or `level` or `samples` out of range.
     """
     _check_sampling(level, samples)
-    errors, words = _counts(references, hypotheses)
+    errors, words = _counts(references, hypotheses, clean)
     draws = np.random.default_rng(seed).integers(len(words), size=(samples, len(words)))
     rates = 100 * errors[draws].sum(1) / words[draws].sum(1)
     low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
@@ -113,6 +151,7 @@ def paired_interval(
     level: float = 0.95,
     samples: int = 2000,
     seed: int = 0,
+    clean: Normaliser = normalise,
 ) -> tuple[float, float, float]:
     """WER of `ours` minus that of `theirs` in points, and its interval over utterances and seeds.
 
@@ -125,7 +164,7 @@ def paired_interval(
     Args:
         references: what was said.
         ours, theirs: per seed, what two systems made of it; as many seeds of each.
-        level, samples, seed: as in `bootstrap_interval`.
+        level, samples, seed, clean: as in `bootstrap_interval`.
 
     Raises:
         ValueError: as `bootstrap_interval`, or without seeds or with unequal numbers of them.
@@ -133,8 +172,9 @@ def paired_interval(
     _check_sampling(level, samples)
     if not ours or len(ours) != len(theirs):
         raise ValueError(f"ours and theirs need the same number of seeds, at least one; got {len(ours)}, {len(theirs)}")
-    more = np.stack([_counts(references, a)[0] - _counts(references, b)[0] for a, b in zip(ours, theirs)])
-    _, words = _counts(references, ours[0])
+    counted = [[_counts(references, each, clean) for each in of] for of in (ours, theirs)]
+    more = np.stack([a[0] - b[0] for a, b in zip(*counted)])
+    words = counted[0][0][1]
     drawn = np.random.default_rng(seed).integers(len(words), size=(samples, len(words)))
     rates = 100 * more.mean(0)[drawn].sum(1) / words[drawn].sum(1)
     low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
@@ -153,14 +193,14 @@ def _check_sampling(level: float, samples: int) -> None:
         raise ValueError(f"samples must be at least 1, got {samples}")
 
 
-def _counts(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _counts(references: Sequence[str], hypotheses: Sequence[str], clean: Normaliser) -> tuple[np.ndarray, np.ndarray]:
     """Errors and reference words of each utterance, int64 ``[utterances]``."""
-    each = [jiwer.process_words([r], [h]) for r, h in zip(*_checked(references, hypotheses))]
+    each = [jiwer.process_words([r], [h]) for r, h in zip(*_checked(references, hypotheses, clean))]
     errors = np.array([w.substitutions + w.deletions + w.insertions for w in each])
     return errors, np.array([w.hits + w.substitutions + w.deletions for w in each])
 
 
-def _checked(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[list[str], list[str]]:
+def _checked(references: Sequence[str], hypotheses: Sequence[str], clean: Normaliser) -> tuple[list[str], list[str]]:
     """Both normalised. Raises `ValueError` where no rate is defined."""
     if not len(references):
         raise ValueError("references must hold at least one text, got none")
@@ -168,8 +208,8 @@ def _checked(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[list
         raise ValueError(
             f"references and hypotheses must have the same length, got {len(references)} and {len(hypotheses)}"
         )
-    clean = [normalise(text) for text in references]
-    for number, text in enumerate(clean):
+    said = [clean(text) for text in references]
+    for number, text in enumerate(said):
         if not text:
             raise ValueError(f"references[{number}] holds no words: {references[number]!r}")
-    return clean, [normalise(text) for text in hypotheses]
+    return said, [clean(text) for text in hypotheses]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zipper_lm.evaluation.word_error_rate import paired_interval
+from zipper_lm.evaluation.word_error_rate import PLAIN, normaliser_of, paired_interval
 from zipper_lm.experiments.records import Cell
 
 
@@ -38,7 +38,7 @@ def compare(mine: Cell, other: Cell, task: str) -> Comparison | None:
     """One cell minus another; `None` without a common seed.
 
     Raises:
-        ValueError: if they were scored on different rows.
+        ValueError: if they were scored on different rows, or texts were normalised in different ways.
     """
     ours, theirs = ({r["run"]["seed"]: r["scores"][task] for r in cell} for cell in (mine, other))
     if not (seeds := sorted(ours.keys() & theirs.keys())):
@@ -50,7 +50,10 @@ def compare(mine: Cell, other: Cell, task: str) -> Comparison | None:
     # A judge says the same of the same originals, and no two that were fitted apart do.
     judges = {x[s].get("judge_wer_on_originals") for x in (ours, theirs) for s in seeds} - {None}
     a, b = ([x[s]["hypotheses"] for s in seeds] for x in (ours, theirs))
-    difference, low, high = paired_interval(references, a, b)
+    named = {x[s].get("normaliser", PLAIN) for x in (ours, theirs) for s in seeds}
+    if len(named) > 1:
+        raise ValueError(f"{task}: texts were compared by {sorted(named)}: such rates are not of one kind")
+    difference, low, high = paired_interval(references, a, b, clean=normaliser_of(named.pop()))
     rates = [float(np.mean([x[s]["wer"] for s in seeds])) for x in (ours, theirs)]
     above = None
     if all("oracle_wer" in x[s] for x in (ours, theirs) for s in seeds):

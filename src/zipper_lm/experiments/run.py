@@ -176,16 +176,16 @@ def _check(experiment: Experiment, results: Path) -> None:
             check_settings(recipe)
             for task in experiment.tasks:
                 parse_task(SHORT_NAMES.get(task, task), list(recipe.towers))
-            sources[recipe.data.source, recipe.data.revision] = recipe.data
+            sources[recipe.data.source, recipe.data.revision, recipe.normaliser] = recipe.data
             _known(experiment, runs, there, results)
     if experiment.forgetting:
         _asked(experiment)
     if experiment.second_judge not in ("", FITTED):
         load_judge(experiment.second_judge)
-    for data in sources.values():
+    for (_, _, normaliser), data in sources.items():
         rows = _test_rows(data)
         for number, row in enumerate(rows):
-            if not isinstance(row, Document) and row.get("text") is not None and not has_words(row):
+            if not isinstance(row, Document) and row.get("text") is not None and not has_words(row, normaliser):
                 raise ValueError(f"{rows.where(number)}: its text has no words, so no error rate of it is defined")
 
 
@@ -403,10 +403,10 @@ def _scores(
         if ends_in != "text" and not counts_tokens(ends_in, model.processor.codecs.get(ends_in)):
             judge = _judge(recipe.judge, recipe.data, ends_in, console)
         torch.manual_seed(recipe.seed)
-        score = score_task(model, rows, task, judge=judge, settings=settings)
+        score = score_task(model, rows, task, judge=judge, settings=settings, normaliser=recipe.normaliser)
         scores[task] = {**score.summary(), "references": score.references, "hypotheses": score.hypotheses}
         if judge is not None:
-            scores[task] |= {"judge": judge.digest(), **yardsticks(model, rows, judge, ends_in)}
+            scores[task] |= {"judge": judge.digest(), **yardsticks(model, rows, judge, ends_in, recipe.normaliser)}
         if judge is not None and experiment.second_judge:
             named = None if experiment.second_judge == FITTED else experiment.second_judge
             second = _judge(named, recipe.data, ends_in, console)
@@ -414,7 +414,7 @@ def _scores(
             scores[task]["second_judge"] = {
                 **heard,
                 "judge": second.digest(),
-                **yardsticks(model, rows, second, ends_in),
+                **yardsticks(model, rows, second, ends_in, recipe.normaliser),
             }
     return scores
 

@@ -257,7 +257,7 @@ def _scorer(
 ) -> Scorer:
     recipe = plan.recipe
     size, settings = recipe.training.batch_size, recipe.generation
-    best: dict[str, Any] = {"best_of": recipe.best_of, "best_by": recipe.best_by}
+    best: dict[str, Any] = {"best_of": recipe.best_of, "best_by": recipe.best_by, "normaliser": recipe.normaliser}
     scorer = Scorer(model, validation, plan.trained, recipe.scored, settings=settings, batch_size=size, **best)
     scorer.find_judges(model, judge, partial(judge_of, source.originals), console)
     if not scorer.tasks:

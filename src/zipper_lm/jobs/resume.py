@@ -22,7 +22,7 @@ from zipper_lm.utils.json_files import read_json, read_mapping
 logger = logging.getLogger(__name__)
 
 RECIPE_FILE, DATA_FILE = "recipe.json", "data.json"
-SCORING = ("judge", "generation", "scored", "best_of", "best_by")
+SCORING = ("judge", "generation", "scored", "best_of", "best_by", "normaliser")
 """Keys of a recipe that say how it is scored."""
 _KEPT = ("training.save_every", "towers.*.pretrain.training.save_every", "training.prefix_cache")
 FREE = ("overwrite", "output", *SCORING, *_KEPT)

@@ -14,6 +14,7 @@ from zipper_lm.data.tasks import parse_task
 from zipper_lm.evaluation.best_of import sampled
 from zipper_lm.evaluation.judges import Judge, can_be_judged, judge_told, suits
 from zipper_lm.evaluation.scoring import counts_tokens, scorable, score_task, told_unscored
+from zipper_lm.evaluation.word_error_rate import PLAIN
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.failures import losses_on, some_batches
 from zipper_lm.jobs.recipes.schema import DataRecipe
@@ -29,7 +30,8 @@ class Scorer:
     Args:
         model: that will be scored. rows: encoded. trained: templates of the tasks that have a weight.
         scored: those that are scored; `None` is all. settings: of generation, by modality.
-        batch_size: documents that are read together, for the loss. best_of, best_by: as of `score_task`.
+        batch_size: documents that are read together, for the loss. best_of, best_by,
+            normaliser: as of `score_task`.
     """
 
     def __init__(
@@ -43,10 +45,11 @@ class Scorer:
         batch_size: int,
         best_of: int = 1,
         best_by: str = "score",
+        normaliser: str = PLAIN,
     ) -> None:
         assert model.processor is not None
         self.trained, self.settings, self.batch_size, self.all_rows = trained, settings, batch_size, rows
-        self.best: dict[str, Any] = {"best_of": best_of, "best_by": best_by}
+        self.best: dict[str, Any] = {"best_of": best_of, "best_by": best_by, "normaliser": normaliser}
         self.rows = [r for r in rows if not isinstance(r, Document)]
         self.wordless = 0
         tasks = {t: parse_task(t) for t in trained if scored is None or t in scored}
@@ -58,7 +61,7 @@ class Scorer:
             by_text = set()
         worded = self.rows  # an error rate is of words: one row without any would end the run after its last step
         for end in sorted(by_token | by_text):
-            worded = scorable(worded, end, codecs.get(end))
+            worded = scorable(worded, end, codecs.get(end), normaliser)
         self.wordless, self.rows = len(self.rows) - len(worded), worded
         self.tasks = [t for t, end in ends.items() if end in by_token | by_text] if self.rows else []
         self.judged = sorted({ends[t] for t in self.tasks} - by_token - {"text"})

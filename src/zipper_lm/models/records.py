@@ -30,6 +30,7 @@ ASKED = (
     "judge",
     "best_of",
     "best_by",
+    "normaliser",
 )
 """Fields that say what was asked; an entry replaces the one that agrees in all of them."""
 

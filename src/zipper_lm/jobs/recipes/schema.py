@@ -338,6 +338,8 @@ class FuseRecipe:
             that the model gives the highest probability, or ``"judge"``, the one that the judge hears best.
         judge: folder of a recogniser or picture classifier, to score what is generated, or folder or Hub id of a public
             speech recogniser; null fits one on the data set's split ``judge``, else on the training split, once.
+        normaliser: how texts are written before words are compared: ``"plain"`` (small letters, no punctuation) or
+            ``"whisper-english"``.
         output: folder for the model.
         overwrite: replace what is at `output`.
         seed: of everything.
@@ -356,6 +358,7 @@ class FuseRecipe:
     best_of: int = 1
     best_by: Literal["score", "judge"] = "score"
     judge: str | None = None
+    normaliser: Literal["plain", "whisper-english"] = "plain"
     output: str
     overwrite: bool = False
     seed: int = 0
