@@ -42,7 +42,7 @@ CASES = [
 
 @pytest.mark.parametrize("stretch", [0.3, 4.0])
 def test_greedy_with_stretched_positions(stretch: float) -> None:
-    model = lively(zips=ZipSpec(layers=3, gate_start=1.0, stretch=stretch))
+    model = lively(zips=ZipSpec(layers=3, gate_start=1.0, stretch=stretch, scale=[0.5, 1.0, 2.0]))
     schedule = ["speech", "text", "speech"]
     got = spoken(model, RAGGED, schedule, 7)
     assert got == naive_greedy(model, RAGGED, schedule, 7)

@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -70,7 +70,17 @@ def test_crossed_zips_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "field",
-    [{"layers": 0}, {"heads": 0}, {"dropout": 1.0}, {"positions": "left"}, {"projection": "cubic"}],
+    [
+        {"layers": 0},
+        {"heads": 0},
+        {"dropout": 1.0},
+        {"positions": "left"},
+        {"projection": "cubic"},
+        *(
+            {"scale": wrong}
+            for wrong in (0, -1.0, "rms", [], [2.0, 0.0], ["2"], float("nan"), float("inf"), True, None)
+        ),
+    ],
     ids=str,
 )
 def test_impossible_zip_settings(field: dict) -> None:
@@ -86,6 +96,8 @@ def test_impossible_zip_settings(field: dict) -> None:
         {"input_projection_layer": "last"},
         {"input_projection_layer": -1},
         {"input_projection_layer": True},
+        *({"input_projection_scale": wrong} for wrong in (0, -1.0, "rms", [2.0], float("nan"), True, None)),
+        {"input_projection_scale": 2.0, "input_projection": "paper"},
     ],
     ids=str,
 )
@@ -129,6 +141,26 @@ def test_where_input_projections_stand() -> None:
     there, elsewhere = (ZipperConfig(towers, zips).fingerprint for towers in (before, placed))
     old = {n: {k: v for k, v in asdict(s).items() if k != "input_projection_layer"} for n, s in before.items()}
     assert there == ZipperConfig(old, zips).fingerprint != elsewhere
+
+
+def test_scales() -> None:
+    """One for each layer, known before a model is made; in the fingerprint only where it is not 1: what was made before
+    keeps its own."""
+    zips = expand([ZipSpec(layers=2), ZipSpec(reader="text", layers=2, scale=[2.0, 3.0])], DEPTHS)
+    assert {tuple(z.scales) for z in zips} == {(1.0, 1.0), (2.0, 3.0)}
+    with pytest.raises(ValueError, match="3 layers but 2 numbers in scale"):
+        expand([ZipSpec(layers=3, scale=[2.0, 3.0])], DEPTHS)
+    with pytest.raises(ValueError, match="scale='stream': needs numbers here"):
+        assert expand([ZipSpec(layers=2, scale="stream")], DEPTHS)[0].scales
+    towers = {n: TowerSpec(source="x", backbone={}) for n in DEPTHS}
+    plain = expand([ZipSpec(layers=2)], DEPTHS)
+    before = [{k: v for k, v in asdict(z).items() if k != "scale"} for z in plain]
+    old = {n: {k: v for k, v in asdict(s).items() if k != "input_projection_scale"} for n, s in towers.items()}
+    scaled = {n: replace(s, input_projection_scale=0.5) for n, s in towers.items()}
+    pairs = [(old, before), (towers, plain), (towers, zips), (scaled, plain)]
+    found = [ZipperConfig(t, z).fingerprint for t, z in pairs]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
 
 
 def test_sets_become_lists() -> None:

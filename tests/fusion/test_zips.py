@@ -63,6 +63,26 @@ def test_closed_gates_add_exactly_nothing() -> None:
     assert (zip_layer(x["hidden"], x["at"], memory, View.of(x["visible"])) == 0).all()
 
 
+def test_what_is_added_is_scaled() -> None:
+    """Of a zip the attention's part and the feed-forward's, which reads the stream with the former in it; of an input
+    projection what is beside the stream."""
+    x = inputs()
+    plain, scaled, both = layer(), layer(), layer(feed_forward=True)
+    scaled.scale = both.scale = 3.0
+    both.load_state_dict(plain.state_dict(), strict=False)
+    memory, view = plain.remember(x["source"], x["source_at"]), View.of(x["visible"])
+    once, thrice, further = (each(x["hidden"], x["at"], memory, view) for each in (plain, scaled, both))
+    torch.testing.assert_close(thrice, 3.0 * once)
+    assert both.feed_forward is not None
+    fed = 3.0 * both.feed_forward_gate(both.feed_forward(x["hidden"] + thrice))
+    torch.testing.assert_close(further, torch.where(view.seen, thrice + fed, 0.0))
+    projection = InputProjection(D, "residual", 3.0)
+    torch.nn.init.normal_(projection.down.weight)
+    added = projection(x["hidden"]) - x["hidden"]
+    projection.scale = 1.0
+    torch.testing.assert_close(added, 3.0 * (projection(x["hidden"]) - x["hidden"]), rtol=1e-4, atol=1e-4)
+
+
 def test_positions_matter_only_where_asked_for() -> None:
     for positions in ("none", "sinusoid", "rotary"):
         zip_layer, x = layer(positions=positions), inputs()

@@ -192,7 +192,7 @@ def test_what_cannot_be_combined(models: tuple[ZipperModel, ZipperModel]) -> Non
 
 
 def test_input_projections_of_one_tower_stand_at_one_place(tmp_path: Path) -> None:
-    """Wherever that is; a model without any has no say."""
+    """Wherever that is, and in whatever scale; a model without any has no say."""
     tiny_backbone("llama", 31, 4).save_pretrained(tmp_path / "text")
 
     def fused(other: str, kind: str, **how: object) -> ZipperModel:
@@ -201,14 +201,18 @@ def test_input_projections_of_one_tower_stand_at_one_place(tmp_path: Path) -> No
         open_gates(model, 0.7)
         return model.eval()
 
-    none, speech = fused("image", "qwen3", input_projection="none"), fused("speech", "gpt2", input_projection_layer=1)
+    none, speech = (
+        fused("image", "qwen3", input_projection="none"),
+        fused("speech", "gpt2", input_projection_layer=1, input_projection_scale=2.0),
+    )
     before = speech(collate(SPOKEN, speech.specials)).logits
     for both in (combine([none, speech]), combine([speech, none])):
         assert both.projection_layer("text") == 1
         after = both(collate(SPOKEN, both.specials)).logits
         assert all(torch.equal(before[n], after[n]) for n in before)
-    with pytest.raises(ValueError, match=r"before layer 1 and, in model 2, before layer 0"):
-        combine([speech, fused("image", "qwen3")])
+    for other in ({}, {"input_projection_layer": 1}):
+        with pytest.raises(ValueError, match=r"tower 'text' has .*_layer': 1.*in model 2, .*_scale': 1.0"):
+            combine([speech, fused("image", "qwen3", **other)])
 
 
 def test_codecs_of_a_shared_tower_must_be_one() -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
 from functools import cache
 from itertools import permutations
+from math import inf
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -22,6 +23,7 @@ Positions = Literal["none", "sinusoid", "rotary"]
 Projection = Literal["linear", "relu", "mlp"]
 InputProjectionForm = Literal["none", "residual", "paper"]
 FirstZip = Literal["first_zip"]
+Stream = Literal["stream"]
 Training = Literal["frozen", "full", "lora"]
 LORA_STARTS = (True, False, "gaussian", "orthogonal")
 """How adapters may start (PEFT's `init_lora_weights`): such as leave the base weights alone and ask for no data."""
@@ -49,6 +51,8 @@ class ZipSpec:
         stretch: reader tokens per source token. Places of both are counted in tokens of the coarser stream, so that
             attention starts near the diagonal. `None` is 1; `zipper fuse` measures it on the aligned data.
         projection: from the source's width to the reader's: one matrix, the paper's relu(linear), or a 3-layer MLP.
+        scale: what the zip adds is multiplied by this: a number, one for each layer, or ``"stream"``, which becomes the
+            size of the reader's residual stream after each layer when the model is fused (`zipper_lm.fusion.stream`).
         dropout: on attention weights, in training.
         attention: name in transformers' attention interface, of a function that obeys a bool mask: ``"sdpa"``,
             ``"eager"``, or one that you registered there.
@@ -64,6 +68,7 @@ class ZipSpec:
     positions: Positions = "sinusoid"
     stretch: float | None = None
     projection: Projection = "relu"
+    scale: float | list[float] | Stream = 1.0
     dropout: float = 0.0
     attention: str = "sdpa"
 
@@ -76,8 +81,21 @@ class ZipSpec:
             raise ValueError(f"zip.heads must be at least 1, got {self.heads}")
         if self.stretch is not None and not self.stretch > 0:
             raise ValueError(f"zip.stretch must be above 0, got {self.stretch}")
+        check_scale("zip.scale", self.scale)
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"zip.dropout must be in [0, 1), got {self.dropout}")
+
+    @property
+    def scales(self) -> list[float]:
+        """Of each layer, of a zip with explicit layers.
+
+        Raises:
+            ValueError: if they are not known yet.
+        """
+        assert isinstance(self.layers, list)
+        if self.scale == "stream":
+            raise ValueError(f"zip {self.reader}<-{self.source}: scale='stream': needs numbers here; see `fuse`")
+        return self.scale if isinstance(self.scale, list) else [self.scale] * len(self.layers)
 
     def resolve(self, depths: dict[str, int]) -> ZipSpec:
         """This zip with explicit layer lists.
@@ -110,6 +128,8 @@ class ZipSpec:
                 raise ValueError(f"{name}: {field} must be in rising order without repeats, got {chosen}")
         if not layers or len(layers) != len(source_layers):
             raise ValueError(f"{name}: {len(layers)} layers but {len(source_layers)} source_layers")
+        if isinstance(self.scale, list) and len(self.scale) != len(layers):
+            raise ValueError(f"{name}: {len(layers)} layers but {len(self.scale)} numbers in scale")
         return replace(self, layers=layers, source_layers=list(source_layers))
 
 
@@ -164,6 +184,25 @@ def check_projection_layer(layer: Any) -> None:
     """Raise `ValueError` for what is neither a layer's index nor ``"first_zip"``."""
     if layer != "first_zip" and (isinstance(layer, bool) or not isinstance(layer, int) or layer < 0):
         raise ValueError(f"tower.input_projection_layer must be 'first_zip' or a layer from 0 on, got {layer!r}")
+
+
+def check_scale(where: str, scale: Any) -> None:
+    """Raise `ValueError` for what is neither ``"stream"``, nor a number above 0, nor, of a zip, a list of such."""
+    numbers = scale if isinstance(scale, list) and where == "zip.scale" else [scale]
+    if scale != "stream" and not (
+        numbers and all(isinstance(n, (int, float)) and not isinstance(n, bool) and 0 < n < inf for n in numbers)
+    ):
+        several = ", or a list of such" if where == "zip.scale" else ""
+        raise ValueError(f"{where} must be 'stream' or a number above 0{several}, got {scale!r:.60}")
+
+
+def check_projection_scale(form: str, scale: Any) -> None:
+    """Raise `ValueError` for a scale that is none, or that nothing is multiplied by."""
+    check_scale("tower.input_projection_scale", scale)
+    if form == "paper" and scale != 1:
+        raise ValueError(
+            f"tower.input_projection_scale={scale!r}: input_projection 'paper' adds nothing, so it has none"
+        )
 
 
 def place_projections(towers: Mapping[str, TowerSpec], zips: Sequence[ZipSpec]) -> dict[str, TowerSpec]:
@@ -222,6 +261,8 @@ class TowerSpec:
         input_projection: see `zipper_lm.fusion.zips.InputProjection`.
         input_projection_layer: index of the layer before which it stands, 0 to stand at the embeddings; ``"first_zip"``
             is the first layer at which the tower reads another one, and becomes its index when the model is fused.
+        input_projection_scale: what a residual input projection adds is multiplied by this number; ``"stream"`` becomes
+            the size of the tower's residual stream where it stands when the model is fused.
         layers: dotted name of the layer list where it is not found by itself.
         weights_hash: fingerprint of the source's tensors (see `zipper_lm.utils.tensors.weights_hash`).
         trust_remote_code: whether the backbone's own code from the Hub may run.
@@ -245,6 +286,7 @@ class TowerSpec:
     lora: dict[str, Any] | None = None
     input_projection: InputProjectionForm = "residual"
     input_projection_layer: int | FirstZip = 0
+    input_projection_scale: float | Stream = 1.0
     layers: str | None = None
     weights_hash: str | None = None
     trust_remote_code: bool = False
@@ -258,6 +300,7 @@ class TowerSpec:
         _one_of("tower.train", self.train, Training)
         _one_of("tower.input_projection", self.input_projection, InputProjectionForm)
         check_projection_layer(self.input_projection_layer)
+        check_projection_scale(self.input_projection, self.input_projection_scale)
         check_lora(self.lora)
         self.lora = without_sets(self.lora)
         if self.quantization is not None and self.train == "full":
@@ -450,10 +493,14 @@ class ZipperConfig(Followed):
         )
         towers = {n: {k: v for k, v in asdict(s).items() if k not in free} for n, s in self.tower_specs.items()}
         for fields in towers.values():
-            if not fields["input_projection_layer"]:  # as of what was made before there was a choice
-                del fields["input_projection_layer"]
+            for field, plain_value in (("input_projection_layer", 0), ("input_projection_scale", 1)):
+                if fields[field] == plain_value:  # as of what was made before there was a choice
+                    del fields[field]
         hashes = {n: s.config_hash for n, s in self.tower_specs.items()}
         zips = [{k: v for k, v in asdict(z).items() if k not in ("dropout", "attention")} for z in self.zip_specs]
+        for fields in zips:
+            if fields["scale"] == 1:
+                del fields["scale"]
         return _hash([towers, hashes, zips, *([self.groups] if self.groups else [])])
 
     @property

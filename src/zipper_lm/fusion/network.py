@@ -74,7 +74,12 @@ class ZippedTowers(DocumentModel):
             for group in config.projection_groups:
                 if (form := group.get(name, "none")) != "none":
                     key = f"{name}@{len(self.projection_keys[name])}" if self.projection_keys[name] else name
-                    self.input_projections[key] = InputProjection(tower.hidden_size, form)
+                    scale = spec.input_projection_scale if form == "residual" else 1.0
+                    if not isinstance(scale, (int, float)):
+                        raise ValueError(
+                            f"tower {name!r}: input_projection_scale={scale!r}: needs a number here; see `fuse`"
+                        )
+                    self.input_projections[key] = InputProjection(tower.hidden_size, form, scale)
                     self.projection_keys[name].append((key, [list(specs).index(member) for member in group]))
             head = nn.Linear(tower.hidden_size, len(specs) + 1)
             nn.init.zeros_(head.weight)
@@ -92,7 +97,7 @@ class ZippedTowers(DocumentModel):
             zip_spec.resolve({name: self.tower(name).depth for name in (reader, source)})
             self.layer_pairs[reader, source] = list(zip(zip_spec.layers, zip_spec.source_layers))
             width, source_width = self.tower(reader).hidden_size, self.tower(source).hidden_size
-            layers = nn.ModuleList(ZipLayer(zip_spec, width, source_width) for _ in zip_spec.layers)
+            layers = nn.ModuleList(ZipLayer(zip_spec, width, source_width, scale) for scale in zip_spec.scales)
             if reader not in self.zips:
                 self.zips[reader] = nn.ModuleDict()
             self.zips[reader][source] = layers  # type: ignore[operator]

@@ -117,11 +117,14 @@ class InputProjection(nn.Module):
     ``residual``: ``h + W2 relu(W1 norm(h))`` with W2 zero at the start, so that a frozen tower starts out as itself.
     ``paper``: ``relu(W2 relu(W1 h))`` (arXiv 2405.18669, section 3): replaces the embeddings, so it is not the
     identity at the start.
+
+    Args:
+        width: D. form: one of these. scale: what the first adds is multiplied by.
     """
 
-    def __init__(self, width: int, form: str) -> None:
+    def __init__(self, width: int, form: str, scale: float = 1.0) -> None:
         super().__init__()
-        self.residual = form == "residual"
+        self.residual, self.scale = form == "residual", scale
         self.norm = nn.LayerNorm(width) if self.residual else nn.Identity()
         self.up = nn.Linear(width, width)
         self.down = nn.Linear(width, width)
@@ -133,7 +136,13 @@ class InputProjection(nn.Module):
         """``[B, Q, D]`` to the same, computed in this module's dtype, returned in the input's."""
         x = hidden_states.to(self.up.weight.dtype)
         y = self.down(F.relu(self.up(self.norm(x))))
+        y = scaled(y, self.scale)
         return hidden_states + y.to(hidden_states.dtype) if self.residual else F.relu(y).to(hidden_states.dtype)
+
+
+def scaled(update: Tensor, scale: float) -> Tensor:
+    """What is added to a stream, in its size."""
+    return update if scale == 1.0 else scale * update
 
 
 def _projection(form: str, source: int, width: int) -> nn.Sequential:
@@ -179,11 +188,12 @@ class ZipLayer(nn.Module):
 
     Args:
         spec: the zip's settings.
-        width: D. source_width: S.
+        width: D. source_width: S. scale: what it adds is multiplied by.
     """
 
-    def __init__(self, spec: ZipSpec, width: int, source_width: int) -> None:
+    def __init__(self, spec: ZipSpec, width: int, source_width: int, scale: float = 1.0) -> None:
         super().__init__()
+        self.scale = scale
         self.heads = spec.heads or max(4, width // 64)
         self.head_width = 2 * -(-width // (2 * self.heads))  # rounded up to even, for rotary positions
         inner = self.heads * self.head_width
@@ -299,7 +309,7 @@ class ZipLayer(nn.Module):
             scaling=self.head_width**-0.5,
             is_causal=False,  # the interface's default is causal
         )
-        update = self.gate(self.o_proj(attended.flatten(2)))
+        update = scaled(self.gate(self.o_proj(attended.flatten(2))), self.scale)
         if self.feed_forward is not None:
-            update = update + self.feed_forward_gate(self.feed_forward(x + update))
+            update = update + scaled(self.feed_forward_gate(self.feed_forward(x + update)), self.scale)
         return torch.where(view.seen, update, 0.0).to(hidden_states.dtype)

@@ -78,6 +78,7 @@ def tower_spec(tower: TowerRecipe) -> TowerSpec:
         lora=tower.lora,
         input_projection=tower.input_projection,
         input_projection_layer=tower.input_projection_layer,
+        input_projection_scale=tower.input_projection_scale,
         layers=tower.layers,
         trust_remote_code=tower.trust_remote_code,
         architecture=tower.architecture,

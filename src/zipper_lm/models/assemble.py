@@ -19,6 +19,7 @@ from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec, expand, pl
 from zipper_lm.fusion.decoders import check_decoder
 from zipper_lm.fusion.interface import embedding_of
 from zipper_lm.fusion.network import ZippedTowers
+from zipper_lm.fusion.stream import measure_scales
 from zipper_lm.fusion.tower import depth_of
 from zipper_lm.utils.hub import HUB_ARGUMENTS, local_folder
 from zipper_lm.utils.tensors import dtype_name
@@ -128,8 +129,9 @@ def connect(
     if strangers := [each for each in chosen if not isinstance(each, ZipSpec)]:
         raise ValueError(f"fuse: zips must be ZipSpecs, such as ZipSpec(layers=4), got {strangers[0]!r}")
     resolved = expand(chosen, depths)
+    placed, resolved = measure_scales(place_projections(specs, resolved), resolved, backbones)
     config = ZipperConfig(
-        towers=place_projections(specs, resolved),
+        towers=placed,
         zips=resolved,
         loss_weights=dict(loss_weights or {}),
         handover_weight=handover_weight,

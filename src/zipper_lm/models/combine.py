@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,8 @@ from zipper_lm.models.zipper import ZipperModel
 
 SAME = ("train", "layers", "bos_token_id", "eos_token_id", "pad_token_id", "config_hash", "weights_hash")
 """What must agree in a tower that several models share."""
+NOWHERE = {"input_projection_layer": 0, "input_projection_scale": 1.0}
+"""Of a tower without input projections."""
 
 
 def combine(models: Sequence[ZipperModel]) -> ZipperModel:
@@ -47,7 +50,7 @@ def combine(models: Sequence[ZipperModel]) -> ZipperModel:
             raise ValueError(f"combine: model {number} is a {type(model).__name__}; ZipperModels are combined")
     towers: dict[str, TowerSpec] = {}
     owner: dict[str, ZipperModel] = {}
-    places: dict[str, int] = {}
+    places: dict[str, dict[str, Any]] = {}
     zips, groups = [], []
     pairs: dict[tuple[str, str], int] = {}
     for number, model in enumerate(models, start=1):
@@ -62,10 +65,13 @@ def combine(models: Sequence[ZipperModel]) -> ZipperModel:
                 _check_codecs(name, owner[name], model)
             else:
                 towers[name], owner[name] = spec, model
-            if (place := model.projection_layer(name)) is not None and places.setdefault(name, place) != place:
+            if (layer := model.projection_layer(name)) is None:
+                continue
+            place = {"input_projection_layer": layer, "input_projection_scale": spec.input_projection_scale}
+            if (before := places.setdefault(name, place)) != place:
                 raise ValueError(
-                    f"combine: tower {name!r} has its input projection before layer {places[name]} and, in model "
-                    f"{number}, before layer {place}; those of one tower stand at one place"
+                    f"combine: tower {name!r} has {before} and, in model {number}, {place}; the input projections of "
+                    "one tower stand at one place, and have one scale"
                 )
         for zip_spec in model.config.zip_specs:
             pair = (zip_spec.reader, zip_spec.source)
@@ -76,7 +82,7 @@ def combine(models: Sequence[ZipperModel]) -> ZipperModel:
         groups += model.config.projection_groups
     check_order(zips, {name: model.tower(name).depth for name, model in owner.items()})
     config = ZipperConfig(
-        {name: replace(spec, input_projection_layer=places.get(name, 0)) for name, spec in towers.items()},
+        {name: replace(spec, **places.get(name, NOWHERE)) for name, spec in towers.items()},
         zips,
         loss_weights={k: v for model in models for k, v in model.config.loss_weights.items()},
         handover_weight=0.0,

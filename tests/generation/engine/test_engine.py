@@ -117,7 +117,7 @@ def test_given_segments_between() -> None:
 def test_a_projection_before_another_layer_and_other_zips() -> None:
     from zipper_lm import ZipSpec
 
-    zips = ZipSpec(layers=3, gate_start=1.0, positions="rotary", feed_forward=True, stretch=2.0)
+    zips = ZipSpec(layers=3, gate_start=1.0, positions="rotary", feed_forward=True, stretch=2.0, scale=1.5)
     model = lively(zips=zips)
     with Engine(model, slots=3, compile=False) as engine:
         check_same(model, engine, RAGGED, ["text", "speech", "text"])

@@ -10,10 +10,12 @@ from zipper_lm.codecs.codec import CODECS, Codec, make_codec
 from zipper_lm.fusion.config import (
     FirstZip,
     InputProjectionForm,
+    Stream,
     Training,
     ZipSpec,
     check_lora,
     check_projection_layer,
+    check_projection_scale,
 )
 from zipper_lm.training.recipe import BESIDE, TrainingRecipe, at_least
 
@@ -230,6 +232,7 @@ class TowerRecipe:
         train: ``"frozen"``, ``"full"`` or ``"lora"``. lora: arguments of `peft.LoraConfig`.
         input_projection: ``"residual"``, ``"paper"`` or ``"none"``.
         input_projection_layer: the layer before which it stands, 0 for the embeddings, or ``"first_zip"``.
+        input_projection_scale: what it adds is multiplied by this number; ``"stream"`` measures it.
         layers: dotted name of the layer list, where it is not found.
         trust_remote_code: let code from the Hub run.
         architecture: class of the tower in transformers, where the checkpoint does not say.
@@ -249,6 +252,7 @@ class TowerRecipe:
     lora: dict[str, Any] | None = None
     input_projection: InputProjectionForm = "residual"
     input_projection_layer: int | FirstZip = 0
+    input_projection_scale: float | Stream = 1.0
     layers: str | None = None
     trust_remote_code: bool = False
     architecture: str = ""
@@ -262,6 +266,7 @@ class TowerRecipe:
     def __post_init__(self) -> None:
         check_lora(self.lora)
         check_projection_layer(self.input_projection_layer)
+        check_projection_scale(self.input_projection, self.input_projection_scale)
 
     @classmethod
     def from_string(cls, text: str) -> dict[str, Any]:
