@@ -12,7 +12,7 @@ from zipper_lm.cli.common import Json, Overwrite, console, emit
 
 def corpus(
     name: Annotated[
-        Literal["digit-images", "sounds", "genes", "sentences", "spoken-digit-images"],
+        Literal["digit-images", "sounds", "genes", "sentences", "prompts", "spoken-digit-images"],
         typer.Argument(help="Which one."),
     ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="To be made.")],
@@ -20,13 +20,17 @@ def corpus(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="sentences: folder of train.txt, validation.txt and test.txt; spoken-digit-images: recordings.",
+            help="sentences: folder of train.txt, validation.txt and test.txt; spoken-digit-images: recordings; "
+            "prompts: Asterisk's WAV files.",
         ),
     ] = None,
     train: Annotated[int | None, typer.Option(help="sentences: most for training (10 000).", min=1)] = None,
     shortest: Annotated[int | None, typer.Option(help="sentences: fewest characters of one (1).", min=1)] = None,
     longest: Annotated[
-        int | None, typer.Option(help="sentences: most characters of one (200); longer ones are cut.", min=1)
+        int | None,
+        typer.Option(
+            help="sentences, prompts: most characters of one (200); longer sentences are cut, prompts left out.", min=1
+        ),
     ] = None,
     flite: Annotated[
         bool, typer.Option("--flite", help="sentences: half of train and test by the voices of the program flite.")
@@ -34,16 +38,18 @@ def corpus(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Make an aligned data set for experiments on the spot: handwritten digits, instrument notes, genes, or read
-    sentences.
+    """Make an aligned data set for experiments on the spot: handwritten digits, instrument notes, genes, read
+    sentences, or the prompts of a telephone exchange.
 
     Example: [bold]zipper corpus digit-images data/digit-images[/bold]
     """
-    if (name in ("sentences", "spoken-digit-images")) != (source is not None):
-        needs = "sentences and spoken-digit-images"
+    if (name in ("sentences", "prompts", "spoken-digit-images")) != (source is not None):
+        needs = "sentences, prompts and spoken-digit-images"
         raise ValueError(f"--source: needed for {needs}, and for nothing else; got {source} for {name}")
-    if name != "sentences" and (train, shortest, longest, flite) != (None, None, None, False):
-        raise ValueError(f"--train, --shortest, --longest and --flite are for sentences only, not for {name}")
+    if name != "sentences" and (train, shortest, flite) != (None, None, False):
+        raise ValueError(f"--train, --shortest and --flite are for sentences only, not for {name}")
+    if name not in ("sentences", "prompts") and longest is not None:
+        raise ValueError(f"--longest is for sentences and prompts only, not for {name}")
     if name == "digit-images":
         from zipper_lm.experiments.corpora.digit_images import write_digit_images
 
@@ -61,6 +67,11 @@ def corpus(
 
         assert source is not None
         counts = write_spoken_digit_images(folder, source, overwrite=overwrite)
+    elif name == "prompts":
+        from zipper_lm.experiments.corpora.prompts import write_prompts
+
+        assert source is not None
+        counts = write_prompts(folder, source, longest=longest or 200, overwrite=overwrite)
     else:
         from zipper_lm.experiments.corpora.sentences import write_sentences
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import sys
@@ -13,7 +14,7 @@ import soundfile
 
 from zipper_lm.codecs.picture import read_picture
 from zipper_lm.data.sources.readers import list_splits, read_rows
-from zipper_lm.experiments.corpora import flite, genes, sentences, sounds
+from zipper_lm.experiments.corpora import flite, genes, prompts, sentences, sounds
 from zipper_lm.experiments.corpora.digit_images import WORDS, digit_splits, write_digit_images
 from zipper_lm.experiments.corpora.spoken_digit_images import write_spoken_digit_images
 
@@ -152,6 +153,28 @@ def test_half_of_the_sentences_are_read_by_flite(tmp_path: Path, monkeypatch: py
     assert (flite.synthesise("a b", flite.FliteVoice(speaker="rms"), 1) != 0).any()
     with pytest.raises(ValueError, match="one of slt, rms, awb, kal16, got 'joe'"):
         flite.FliteVoice(speaker="joe")
+
+
+def test_prompts_are_sounds_whose_words_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tones, no figures, no single words, nothing twice, and what is not on the list is not there."""
+    monkeypatch.setattr(prompts, "DEBIAN", tmp_path / "doc")
+    said = (
+        "; Sounds\n\nagent: Agent logged in.\nagain: Agent, logged in\nbeep: [this is a beep]\ndigits/four: 4 or four\n"
+    )
+    said += "added: Added.\ngone: It is not there.\ndigits/both: Press the key: now.\nlong: This one is rather longer\n"
+    for name in ("agent", "again", "beep", "digits/four", "added", "digits/both", "long", "other"):
+        (tmp_path / "en" / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / "en" / f"{name}.wav", np.full(800, 0.1), 8000)
+    with pytest.raises(ValueError, match=r"no core-sounds-en\.txt there, nor in .*doc"):
+        prompts.write_prompts(tmp_path / "out", tmp_path / "en")
+    (tmp_path / "doc").mkdir()
+    (tmp_path / "doc" / "core-sounds-en.txt.gz").write_bytes(gzip.compress(said.encode()))
+    assert prompts.write_prompts(tmp_path / "out", tmp_path / "en", longest=20) == {"test": 2}
+    rows = list(read_rows(str(tmp_path / "out"), split="test"))
+    assert [row["text"] for row in rows] == ["agent logged in", "press the key now"]
+    assert soundfile.info(rows[0]["speech"]).samplerate == 16000
+    with pytest.raises(ValueError, match="none of the 8 sounds"):
+        prompts.write_prompts(tmp_path / "more", tmp_path / "doc")
 
 
 def test_genes_are_coding_sequences_of_their_proteins(tmp_path: Path) -> None:

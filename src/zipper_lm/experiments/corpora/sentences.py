@@ -83,7 +83,7 @@ def write_sentences(
         f"text/{name}": [
             {"text": text}
             for line in lines[name]
-            if _can_be_said(text := normalise(line))
+            if can_be_said(text := normalise(line))
             and not held_out.intersection([text, *_phrases(line, shortest, longest)])
         ]
         for name, held_out in (("train", spoken["validation"] | spoken["test"]), ("validation", spoken["test"]))
@@ -104,10 +104,10 @@ def _phrases(line: str, shortest: int, longest: int) -> list[str]:
     """The line, or what is between its punctuation if it is longer: two words or more that can be said."""
     whole = normalise(line)
     parts = [whole] if len(whole) <= longest else [p for p in map(normalise, _PAUSES.split(line)) if " " in p]
-    return [part for part in parts if _can_be_said(part) and shortest <= len(part) <= longest]
+    return [part for part in parts if can_be_said(part) and shortest <= len(part) <= longest]
 
 
-def _can_be_said(text: str) -> bool:
+def can_be_said(text: str) -> bool:
     """Letters alone: how a number is read, its digits do not say."""
     return bool(text) and text.isascii() and not any(c.isdigit() for c in text)
 
