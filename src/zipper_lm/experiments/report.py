@@ -189,7 +189,7 @@ def headline(results: Results) -> str:
             if task in twice:
                 second = [s["second_judge"] for s in scores if "second_judge" in s]
                 row += [spread([s["wer"] for s in second]), _above(second)]
-        rows.append([*row, *_forgotten([r[FORGETTING] for r in cell if FORGETTING in r])])
+        rows.append([*row, *_forgotten([f for r in cell if "after" in (f := r.get(FORGETTING, {}))])])
     told = (
         "The text decoder is asked as itself, without zips, and so is the checkpoint that it came from: perplexity a "
         "token on text that no run trained on, and plain questions, answered greedily. Above the codec: points of WER "
@@ -208,8 +208,9 @@ def _forgotten(found: Sequence[Mapping[str, Any]]) -> list[str]:
     times = [f"{value:.3g}" for value in (min(r), max(r))] if (r := [a / b for a, b in zip(after, before)]) else []
     kept = [100 * f["same_answers"] / f["questions"] for f in found]
     right = [[100 * f[when]["right"] / f["questions"] for f in found] for when in ("before", "after")]
-    growth = " to ".join(dict.fromkeys(times)) or "not run"
-    return [spread(after), growth, spread(kept), *map(_constant, right)]
+    if not found:
+        return ["not measured"] * 5
+    return [spread(after), " to ".join(dict.fromkeys(times)), spread(kept), *map(_constant, right)]
 
 
 def _told(perplexity: float | None) -> float:
