@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 import yaml
+from tiny_recipes import say, tiny_recipe
 
 from zipper_lm.fusion.config import ZipSpec
 from zipper_lm.jobs.recipes import schema
 from zipper_lm.jobs.recipes.reader import build, read_recipe, to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe, PretrainRecipe
+from zipper_lm.jobs.towers import build_model
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -74,15 +77,36 @@ def test_python_marked_run_runs(page: str) -> None:
             exec(compile(block.values[1], block.id, "exec"), names)
 
 
-def test_python_example_learns_writes_saves_and_loads() -> None:
-    path = ROOT / "examples" / "python_api.py"
-    spec = importlib.util.spec_from_file_location("python_api", path)
+def program(name: str) -> Any:
+    """A module of an example."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    losses = module.main(steps=8)
+    return module
+
+
+def test_python_example_learns_writes_saves_and_loads() -> None:
+    losses = program("python_api").main(steps=8)
     assert losses[-1] < losses[0]
+
+
+def test_talking_to_an_llm(tmp_path: Path) -> None:
+    """The example, with a tiny model that has a chat template."""
+    model: Any = build_model(tiny_recipe(tmp_path / "unused"))
+    model.processor.codecs["text"].tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}<s>"
+    model.generation_settings = {"text": {"max_new_tokens": 3}, "speech": {"min_new_tokens": 8, "max_new_tokens": 8}}
+    model.save_pretrained(tmp_path / "model")
+    example = program("talk_to_smollm2")
+    soundfile.write(tmp_path / "asked.wav", say("one two"), 16_000)
+    turns = example.main(str(tmp_path / "model"), [str(tmp_path / "asked.wav")] * 2, str(tmp_path / "talk"), tokens=4)
+    page = (tmp_path / "talk" / "index.html").read_text()
+    assert turns[0].heard == turns[1].heard
+    assert f"Heard: {turns[0].heard}" in page
+    for name in ("question-1.wav", "answer-2.wav"):
+        assert f'src="{name}"' in page
+        assert (tmp_path / "talk" / name).is_file()
 
 
 # Links
