@@ -33,7 +33,7 @@ from tests.codecs.test_speech import voice
 from tests.codecs.test_unit_vocoder import network, published
 from tests.tiny import tiny_backbone
 from zipper_lm import ZipperModel, ZipperProcessor
-from zipper_lm.codecs import hubert_units, pretrained, unit_vocoder
+from zipper_lm.codecs import codebook, hubert_units, pretrained, unit_vocoder
 from zipper_lm.codecs.codec import Codec, can_decode, codec_hash, load_codec, make_codec
 from zipper_lm.codecs.hubert_units import HubertUnits
 from zipper_lm.codecs.kmeans import nearest
@@ -387,7 +387,7 @@ def test_what_the_hub_needs_is_passed_on_and_the_token_not_kept(
     hubert, folder = source / "hubert", published(network(), tmp_path / "vocoder")
     info: dict[str, list[str]] = {"missing_keys": [], "mismatched_keys": []}
     monkeypatch.setattr(hubert_units, "cached_file", heard("preprocessor", lambda: None))
-    monkeypatch.setattr(hubert_units, "hf_hub_download", heard("codebook", lambda: str(hubert / "km.npy")))
+    monkeypatch.setattr(codebook, "hf_hub_download", heard("codebook", lambda: str(hubert / "km.npy")))
     monkeypatch.setattr(hubert_units.EncoderModel, "from_pretrained", heard("model", lambda: (encoder(), info)))
     monkeypatch.setattr(pretrained.AutoConfig, "from_pretrained", heard("config", lambda: encoder().config))
     monkeypatch.setattr(pretrained, "weight_files", heard("weights", list))

@@ -9,7 +9,6 @@ in the user's sound, or a decoder trained on that (`zipper_lm.codecs.mel_decoder
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,24 +17,17 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import PreTrainedModel, WhisperFeatureExtractor
 from transformers.utils import FEATURE_EXTRACTOR_NAME, cached_file
 
-from zipper_lm.codecs.audio import SAMPLING_RATE, read_audio
+from zipper_lm.codecs.audio import SAMPLING_RATE
+from zipper_lm.codecs.codebook import read_codebook
 from zipper_lm.codecs.codec import CODEC_FILE, read_codec_file
-from zipper_lm.codecs.kmeans import ENOUGH, fit_centroids, means, nearest
+from zipper_lm.codecs.kmeans import nearest
 from zipper_lm.codecs.layout import IdLayout, LaidOut
-from zipper_lm.codecs.mel import BANDS, HOP, log_mel, mel_to_sound, normalise_loudness
-from zipper_lm.codecs.mel_decoder import (
-    DECODER_FOLDER,
-    MelDecoder,
-    MelDecoderConfig,
-    check_training,
-    fit_mel_decoder,
-)
+from zipper_lm.codecs.mel_decoder import DECODER_FOLDER, MelDecoder, check_training
 from zipper_lm.codecs.pretrained import ModelSource, RunsModel, keep_model, kept_model, open_model
 from zipper_lm.codecs.speech_encoder import (
     BATCH,
@@ -46,16 +38,14 @@ from zipper_lm.codecs.speech_encoder import (
     pool_of,
     speech_encoder,
 )
+from zipper_lm.codecs.unit_sounds import FittedUnits, UnitSounds, read_sound, unit_decoder, unit_frames
 from zipper_lm.codecs.unit_vocoder import UnitVocoder
 from zipper_lm.utils.files import files_into, write_json
 from zipper_lm.utils.hub import check_hub_arguments, reaching
 from zipper_lm.utils.json_files import read_mapping
-from zipper_lm.utils.progress import run_bar
 
 WEIGHTS_FILE = "codec.safetensors"
 VOCODER_FOLDER = "vocoder"
-LONGEST_RUN = 10_000
-"""Of one unit, on average: more than there are in the longest sound that is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,33 +79,6 @@ class HubertUnitsConfig:
         """What makes it again. Of `pool` and `window` only what was chosen: so codecs without stay what they were."""
         rest = {"pool": 1, "window": None}
         return {name: value for name, value in asdict(self).items() if name not in rest or value != rest[name]}
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnitSounds:
-    """What each of K units stands for in the sound that a codebook was fitted on.
-
-    Args:
-        mels: float32 [K, frames, 80], mean log-mel frames of 10 ms. runs: float32 [K], mean length of a run of it.
-    """
-
-    mels: Tensor
-    runs: Tensor
-
-    def __post_init__(self) -> None:
-        if self.mels.ndim != 3 or self.mels.shape[2] != BANDS or self.runs.shape != self.mels.shape[:1]:
-            shapes = [list(self.mels.shape), list(self.runs.shape)]
-            raise ValueError(f"hubert-units: mels and runs must be [units, frames, {BANDS}] and [units], got {shapes}")
-        if not (torch.isfinite(self.runs).all() and (self.runs <= LONGEST_RUN).all()):
-            raise ValueError(f"hubert-units: runs must be at most {LONGEST_RUN} units, got {float(self.runs.max()):g}")
-
-    def sound(self, units: Sequence[int], *, deduplicated: bool, decoder: MelDecoder | None = None) -> np.ndarray:
-        """Units to sound, float32 [time] at 16 kHz; `deduplicated` ones last as long as their mean run."""
-        row = torch.tensor(list(units), dtype=torch.long)
-        if deduplicated:
-            row = row.repeat_interleave(self.runs[row].round().long().clamp_min(1))
-        plain = self.mels[row].reshape(-1, BANDS)
-        return mel_to_sound(plain if decoder is None else decoder.frames(row, plain))
 
 
 class HubertUnits(LaidOut, RunsModel):
@@ -202,7 +165,7 @@ class HubertUnits(LaidOut, RunsModel):
         """
         rows: list[list[int]] = []
         for start in range(0, len(values), BATCH):
-            found = self._units([_read(value) for value in values[start : start + BATCH]])
+            found = self._units([read_sound(value) for value in values[start : start + BATCH]])
             rows += [
                 self.layout.to_ids((u.unique_consecutive() if self.config.deduplicate else u).tolist()) for u in found
             ]
@@ -355,7 +318,7 @@ class HubertUnits(LaidOut, RunsModel):
         pool = pool_of(rate, encoder)
         config = HubertUnitsConfig(layer=layer, normalize=normalize, deduplicate=deduplicate, pool=pool, window=window)
         if centroids is None:
-            fitted = _Fitted(values, encoder, config, size, seed)
+            fitted = FittedUnits(values, encoder, layer, pool, size, seed)
             centroids, sounds = fitted.centroids, fitted.sounds
             if refine_steps:
                 decoder = fitted.decoder(refine_steps, width, seed)
@@ -399,15 +362,15 @@ class HubertUnits(LaidOut, RunsModel):
             ValueError: if the units have no sounds, a sound cannot be read, or a setting is out of range.
         """
         check_training(steps, width)
-        sounds = [_read(wave) for wave in waves]
+        sounds = [read_sound(wave) for wave in waves]
         if self.sounds is None or not steps or not sounds:
             raise ValueError(
                 "hubert-units: a decoder needs units that were fitted on sound, sounds, and at least 1 step; "
                 f"got {'no ' if self.sounds is None else ''}units, {len(sounds)} sounds, steps={steps}"
             )
         rows = [row for start in range(0, len(sounds), BATCH) for row in self._units(sounds[start : start + BATCH])]
-        frames = [_mels(wave, len(row), self._unit_samples) for wave, row in zip(sounds, rows)]
-        self.decoder = _decoder(rows, frames, self.sounds, steps, width, seed, progress)
+        frames = [unit_frames(wave, len(row), self._unit_samples) for wave, row in zip(sounds, rows)]
+        self.decoder = unit_decoder(rows, frames, self.sounds, steps, width, seed, progress)
 
     @property
     def _unit_samples(self) -> int:
@@ -417,123 +380,6 @@ class HubertUnits(LaidOut, RunsModel):
         """Units, long [time] each, of waves at 16 kHz."""
         found = features(waves, self.encoder, self.config.layer, self.config.pool)
         return [nearest(vectors, self.codebook) for vectors in found]
-
-
-class _Fitted:
-    """Centroids, float32 [units, width], of the sounds' features, and what each stands for in these sounds.
-
-    Of many hours of sound a part is read, drawn with `seed`: as much as k-means looks at. `sounds` is `None` where a
-    unit does not last whole frames of 10 ms.
-
-    Raises:
-        ValueError: if there is too little sound, or it cannot be read.
-    """
-
-    def __init__(
-        self, values: Sequence[Any], encoder: SpeechEncoder, config: HubertUnitsConfig, units: int, seed: int
-    ) -> None:
-        samples = encoder.stride * config.pool
-        vectors: list[Tensor] = []
-        self.frames: list[Tensor] = []
-        order, total = np.random.default_rng(seed).permutation(len(values)).tolist(), 0
-        with run_bar("sounds of which units are made") as advance:
-            advance(0, len(order))
-            while order and total < ENOUGH:
-                waves = [_read(values[number]) for number in order[: encoder.batch]]
-                order = order[encoder.batch :]
-                found = features(waves, encoder, config.layer, config.pool)
-                vectors += found
-                self.frames += [_mels(wave, len(row), samples) for wave, row in zip(waves, found)]
-                total += sum(len(row) for row in found)
-                needed = round(len(vectors) * max(1.0, ENOUGH / total))
-                advance(len(vectors), min(len(values), needed))
-        if total < units:
-            raise ValueError(
-                f"hubert-units: {total} vectors are too few for units={units}: at least {units} "
-                f"({units * samples / SAMPLING_RATE:.0f} s of sound) are needed, or the option codebook"
-            )
-        everything = torch.cat(vectors)
-        self.centroids = fit_centroids(everything, units, seed)
-        ids = nearest(everything, self.centroids)
-        self.rows = ids.split([len(v) for v in vectors])
-        self.sounds = None
-        if samples % HOP == 0:
-            runs = [row.unique_consecutive(return_counts=True) for row in self.rows]
-            lengths = torch.cat([counts for _, counts in runs])[:, None].float()
-            self.sounds = UnitSounds(
-                mels=means(torch.cat(self.frames).reshape(total, -1), ids, units).reshape(units, -1, BANDS),
-                runs=means(lengths, torch.cat([first for first, _ in runs]), units)[:, 0],
-            )
-
-    def decoder(self, steps: int, width: int, seed: int) -> MelDecoder:
-        """Trained on these sounds."""
-        if self.sounds is None:
-            raise ValueError("codec.options: refine_steps has no effect: a unit does not last whole frames of 10 ms")
-        return _decoder(self.rows, self.frames, self.sounds, steps, width, seed)
-
-
-def _decoder(
-    rows: Sequence[Tensor],
-    frames: Sequence[Tensor],
-    sounds: UnitSounds,
-    steps: int,
-    width: int,
-    seed: int,
-    progress: Callable[[int, int, float], None] | None = None,
-) -> MelDecoder:
-    units, each, _ = sounds.mels.shape
-    sizes = MelDecoderConfig(units=units, frames=each, width=width)
-    return fit_mel_decoder(rows, frames, sounds.mels.flatten(1), sizes, steps=steps, seed=seed, progress=progress)
-
-
-def _mels(wave: np.ndarray, units: int, samples: int) -> Tensor:
-    """Log-mel frames of a wave, as many as `units` of so many samples last; none if these are not whole frames."""
-    count = units * (samples // HOP) if samples % HOP == 0 else 0
-    padded = torch.nn.functional.pad(normalise_loudness(torch.from_numpy(wave)), (0, samples))
-    return log_mel(padded)[:count]
-
-
-def _read(value: Any) -> np.ndarray:
-    """A sound of any length: it is cut into pieces."""
-    return read_audio(value, max_seconds=math.inf)
-
-
-def read_codebook(codebook: str, source: str, revision: str | None = None, **hub: Any) -> Tensor:
-    """Centroids, float32 [K, width].
-
-    Args:
-        codebook: path, or the name of a file inside `source`: `.npy`, `.safetensors`, or `.pt` and `.bin`, which hold
-            one matrix. Nothing is unpickled that could run code.
-        source: folder or Hub id. revision: on the Hub. hub: `cache_dir`, `token`, `local_files_only`.
-
-    Raises:
-        ValueError: if it is not there, cannot be read, or does not hold exactly one matrix.
-    """
-    file = next((f for f in (Path(codebook), Path(source) / codebook) if f.is_file()), None)
-    if file is None and Path(source).is_dir():
-        raise ValueError(f"codebook {codebook!r}: no such file here nor in {source}")
-    if file is None:
-        with reaching(f"codebook {codebook!r} of", source, revision):
-            file = Path(hf_hub_download(source, codebook, revision=revision, **hub))
-    try:
-        content: Any
-        if file.suffix == ".npy":
-            content = torch.from_numpy(np.load(file, allow_pickle=False))
-        elif file.suffix == ".safetensors":
-            content = load_file(file)
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # numpy, safetensors, zip files and the restricted unpickler each have their own kinds
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"codebook {file}: cannot be read as .npy, .safetensors or plain tensors ({first}); docs/codecs.md says "
-            "how to convert one that scikit-learn pickled"
-        ) from error
-    tensors = list(content.values()) if isinstance(content, dict) else [content]
-    matrices = [t for t in tensors if isinstance(t, Tensor) and t.ndim == 2]
-    if len(matrices) != 1:
-        raise ValueError(f"codebook {file}: must hold one matrix [units, width], holds {len(matrices)}")
-    return matrices[0].float()
 
 
 def _normalizes(source: str, revision: str | None, **hub: Any) -> bool:
