@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from transformers import (
     pipeline,
 )
 
-from zipper_lm.codecs.audio import SAMPLING_RATE
+from zipper_lm.codecs.audio import SAMPLING_RATE, check_rate
 from zipper_lm.codecs.pretrained import UNUSED
 from zipper_lm.evaluation.word_error_rate import normalise
 from zipper_lm.utils.hub import reaching
@@ -61,7 +62,10 @@ class PublicRecogniser:
         return str(self.recogniser({"raw": wave, "sampling_rate": rate}, **whisper)["text"])
 
     def letters(self) -> frozenset[str] | None:
-        """What it can write; `None` if its tokens are not letters."""
+        """What it can write; `None` if its tokens are not letters. Of a Whisper for English alone, those of English."""
+        generation = getattr(self.recogniser.model, "generation_config", None)
+        if self.recogniser.type == "seq2seq_whisper" and getattr(generation, "is_multilingual", None) is False:
+            return frozenset(ascii_lowercase)
         if self.recogniser.type == "seq2seq_whisper" or self.recogniser.model.can_generate():
             return None
         special = set(self.recogniser.tokenizer.all_special_tokens)
@@ -98,7 +102,22 @@ class PublicRecogniser:
                 _check_head(at)
             gpu = torch.cuda.current_device() if torch.cuda.is_available() else -1  # of several processes each its own
             made: Any = pipeline("automatic-speech-recognition", model=at, device=gpu, trust_remote_code=False)
-        return cls(made)
+            check_rate(made.feature_extractor.sampling_rate, "its preprocessor: sampling_rate")
+            judge = cls(made)
+            judge._check_hears()
+        return judge
+
+    def _check_hears(self) -> None:
+        """Raise `ValueError` if its parts do not belong together. A preprocessor of another model is met with the first
+        sound alone; without the files of its tokenizer transformers makes an empty one, which spells nothing."""
+        tokens, ids = len(self.recogniser.tokenizer), int(self.recogniser.model.config.vocab_size)
+        if tokens < ids / 2:
+            raise ValueError(f"its tokenizer has {tokens} tokens, the model writes {ids}: files of it are missing")
+        try:
+            self._heard(np.zeros(SAMPLING_RATE, np.float32))
+        except Exception as error:  # whatever its parts raise
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"it cannot hear a second of silence: {first}") from error
 
 
 def _check_head(source: str) -> None:
