@@ -25,7 +25,8 @@ from transformers.utils import logging
 
 from zipper_lm import Document, Segment, ZipperModel
 from zipper_lm.data.collation import Batch, collate
-from zipper_lm.training.products import is_quicker, quick_products, scores_of
+from zipper_lm.training.products import quick_products, scores_of
+from zipper_lm.utils.products import is_quicker
 
 BATCH = 16
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from tiny import doc, open_gates, tiny_model
@@ -11,7 +9,7 @@ from torch.backends import mkldnn
 
 from zipper_lm.data.collation import collate
 from zipper_lm.training import products
-from zipper_lm.training.products import MOST_SCORES, is_quicker, quick_products, scores_of
+from zipper_lm.training.products import MOST_SCORES, quick_products, scores_of
 
 
 @pytest.fixture
@@ -45,33 +43,6 @@ def test_what_a_caller_set_is_left_alone(slow_mkl: None, monkeypatch: pytest.Mon
         assert seen(0) == ("tf32", True)
     finally:
         mkldnn.matmul.fp32_precision = before
-
-
-@pytest.mark.parametrize(
-    ("capability", "vendor", "exact"),
-    [("AVX2", "AuthenticAMD", True), ("AVX512", "GenuineIntel", True), ("AVX512", "AuthenticAMD", False)],
-)
-def test_it_is_not_done_where_it_is_not_quicker_or_not_exact(
-    monkeypatch: pytest.MonkeyPatch, capability: str, vendor: str, exact: bool
-) -> None:
-    """A processor that multiplies by bfloat16 in oneDNN would have trained with three digits, without a word."""
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(products, "_vendor", lambda: vendor)
-    monkeypatch.setattr(products, "_is_exact", lambda: exact)
-    assert is_quicker.__wrapped__() is False
-
-
-def test_exact_is_what_float32_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """bfloat16 is told from float32."""
-    real = torch.Tensor.__matmul__
-
-    def rough(left: Any, right: Any) -> Any:
-        if left.dtype == torch.float32:
-            left, right = (side.bfloat16().float() for side in (left, right))
-        return real(left, right)
-
-    monkeypatch.setattr(torch.Tensor, "__matmul__", rough)
-    assert products._is_exact() is False
 
 
 def test_a_step_is_the_same_up_to_rounding(slow_mkl: None) -> None:

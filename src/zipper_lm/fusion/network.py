@@ -123,7 +123,9 @@ class ZippedTowers(DocumentModel):
     @property
     def specials(self) -> dict[str, Specials]:
         """Each tower's special ids."""
-        return {n: Specials(s.bos_token_id, s.eos_token_id, s.pad_token_id) for n, s in self.config.tower_specs.items()}
+        towers = self.config.towers.items()  # not as typed specs: every request asks, and typing them takes longer
+        keys = "bos_token_id", "eos_token_id", "pad_token_id"
+        return {name: Specials(*(given.get(key, getattr(TowerSpec, key)) for key in keys)) for name, given in towers}
 
     def tower(self, name: str) -> Tower:
         """One tower. Raises `ValueError` for an unknown name."""
@@ -166,7 +168,14 @@ class ZippedTowers(DocumentModel):
         """The layer before which a tower's input projections stand, 0 for the embeddings; `None` if it has none."""
         return self._projection_layers[name] if self.projection_keys[name] else None
 
-    def project_input(self, name: str, depth: int, hidden_states: Tensor, involved: Tensor) -> Tensor:
+    def project_input(
+        self,
+        name: str,
+        depth: int,
+        hidden_states: Tensor,
+        involved: Tensor,
+        projections: Mapping[str, nn.Module] | None = None,
+    ) -> Tensor:
         """A tower's input projection, for the rows that involve several towers; before any other layer than that at
         which it stands, nothing.
 
@@ -175,6 +184,7 @@ class ZippedTowers(DocumentModel):
 
         Args:
             depth: of the layer. hidden_states: ``[batch, time, hidden]`` before it. involved: bool ``[batch, towers]``.
+            projections: others in place of the model's own, such as structural copies of them.
         """
         if depth != self._projection_layers[name]:
             return hidden_states
@@ -182,7 +192,7 @@ class ZippedTowers(DocumentModel):
         for key, members in self.projection_keys[name]:
             taking_part = torch.stack([involved[:, member] for member in members])  # a list as index would be sent
             rows = (taking_part.sum(0) > 1)[:, None, None]
-            projected = self.input_projections[key](hidden_states)
+            projected = (projections or self.input_projections)[key](hidden_states)
             if before is not None:
                 projected = torch.where(before, result + (projected - hidden_states), projected)
             result = torch.where(rows, projected, result)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from zipper_lm.data.collation import ABSENT, collate
+from zipper_lm.data.collation import ABSENT, Batch, collate
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.fusion.loss import targets
 from zipper_lm.fusion.reading import State, read
 from zipper_lm.generation.candidates import Choose, Written, candidates_of, logprobs_at, pick, wants_scores
 from zipper_lm.generation.segment import Stop, StreamedToken, write_segment
+from zipper_lm.utils.products import quick_layers
 
 if TYPE_CHECKING:
     from zipper_lm.fusion.network import ZippedTowers
@@ -55,14 +56,20 @@ class Request:
                 rows[name] = self.documents
         whole = [n for n, d in rows.items() if d is self.documents]
         if whole:
-            read(self.model, self._collate(self.documents, whole), self.state)
+            self.read(self._collate(self.documents, whole))
         for name in rows.keys() - set(whole):
             batch = self._collate(rows[name], [name])
             batch[name]["segments"] += torch.tensor([[len(d) - 1] for d in self.documents])
-            read(self.model, batch, self.state)
+            self.read(batch)
         self.pending = []
 
-    def _collate(self, documents: list[Document], towers: list[str]) -> Any:
+    def read(self, batch: Batch) -> None:
+        """Read tokens that go on from what was read."""
+        width = max(self.model.tower(name).hidden_size for name in batch)
+        with quick_layers(max(stream["input_ids"].numel() for stream in batch.values()), width):
+            read(self.model, batch, self.state)
+
+    def _collate(self, documents: list[Document], towers: list[str]) -> Batch:
         return collate(documents, self.model.specials, side="left", involved=self.involved, towers=towers)
 
     def append(self, modality: str, rows: Sequence[Sequence[int]], value: Any = None) -> None:

@@ -23,6 +23,7 @@ from zipper_lm.generation.candidates import Written, samples_of
 from zipper_lm.generation.logits import Guidance, StopStrings, StopThreshold, Suppression
 from zipper_lm.generation.sampling import Draw, SeededDraw, stream_key
 from zipper_lm.generation.settings import SEED, STOP_THRESHOLD, at_fault, generation_config
+from zipper_lm.utils.products import quick_layers
 
 if TYPE_CHECKING:
     from zipper_lm.fusion.network import ZippedTowers
@@ -214,6 +215,7 @@ def write_segment(
     ids, mask = batch["input_ids"].to(tower.device), batch["attention_mask"].to(tower.device)
     given = generation_config(name, settings, special)
     samples = samples_of(given)
+    copies = max(given.num_beams or 1, samples)
     writing, cached = tower.interface.writing, tower.interface.cache
     if writing == "wrong":
         raise ValueError(f"tower {name!r} can be read, but not written with: {tower.interface.faults[-1]}")
@@ -230,7 +232,7 @@ def write_segment(
     if given.use_cache and writing == "handed" and not anew and cached is not None and state.goes_on(tower):
         past = state.segments[name].shape[1]
         kwargs[cached.argument] = cache = copy.deepcopy(state.caches[name])  # generate() writes into it
-        if (copies := max(given.num_beams or 1, samples)) > 1:  # and repeats what it is given for each, but not this
+        if copies > 1:  # and repeats what it is given for each, but not this
             cache.batch_repeat_interleave(copies)
         assert past == ids.shape[1] - 1, "the cache holds the tower's stream up to BOS"
     if on_token is not None:
@@ -264,7 +266,7 @@ def write_segment(
     given.output_scores = None  # log-probabilities are worked out afterwards, by the model's own distribution
     given.disable_compile = True  # a compiled forward cannot ask a context variable who listens
     speaker = _Speaker(model, state, documents, involved, name, past)
-    with listening(tower.layers, speaker), at_fault(name):
+    with listening(tower.layers, speaker), at_fault(name), quick_layers(len(ids) * copies, tower.hidden_size):
         output = tower.backbone.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,

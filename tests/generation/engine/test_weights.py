@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tests.tiny import tiny_backbone, tiny_model
+from zipper_lm.generation.engine import weights
 from zipper_lm.generation.engine.weights import NarrowLinear, weights_as
+from zipper_lm.utils import products
 
 IDS = torch.tensor([[0, 5, 9, 7, 3], [0, 4, 4, 8, 6]])
 
@@ -105,3 +107,16 @@ def test_what_cannot_be_followed_is_refused() -> None:
         weights_as(backbone, "int4")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no linear layer"):
         weights_as(nn.Sequential(nn.Embedding(3, 4)), "int8")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt2-tied"])
+def test_where_onednn_is_quicker_a_step_multiplies_by_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "is_quicker", lambda: True)
+    monkeypatch.setattr(products, "LEAST", 1)
+    backbone = tiny_backbone(kind, 31)
+    made = weights_as(structural(backbone), None, rows=len(IDS), compiled=True)
+    ordered = [m for m in made.modules() if isinstance(m, NarrowLinear) and m.ordered is not None]
+    assert len(ordered) >= 4
+    torch.testing.assert_close(logits(made), logits(backbone), rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(products, "LEAST", 2**30)
+    assert not [m for m in weights_as(structural(backbone), None, rows=9).modules() if isinstance(m, NarrowLinear)]

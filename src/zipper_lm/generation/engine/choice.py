@@ -164,8 +164,9 @@ class Choice:
             decided = torch.where((ids == self.eos) == stops[:, None], scores, NEVER)
             scores = torch.where((self.threshold <= 1.0)[:, None], decided, scores)
         if kinds.guided:
-            bare, zipped = raw[self.bare].log_softmax(-1), scores.log_softmax(-1)
-            mixed = torch.where(zipped.isneginf(), zipped, bare + self.scale[:, None] * (zipped - bare))
+            # Of logits as of log-probabilities: they differ by one number a row, which changes no choice.
+            bare = raw[self.bare]
+            mixed = torch.where(scores.isneginf(), scores, bare + self.scale[:, None] * (scores - bare))
             scores = torch.where(self.guided[:, None], mixed, scores)
         if kinds.drawn:
             drawn = scores / self.temperature[:, None]

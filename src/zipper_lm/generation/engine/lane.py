@@ -11,7 +11,7 @@ from typing import Any
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.generation.engine.rows import Rows, bucket, needed_memory
 from zipper_lm.generation.engine.step import Step, copy_of, like_cache
-from zipper_lm.generation.engine.weights import FEW, Form, weights_as
+from zipper_lm.generation.engine.weights import Form, weights_as
 from zipper_lm.generation.engine.writing import Sample, Seats
 
 logger = logging.getLogger(__name__)
@@ -82,9 +82,8 @@ class Lane:
             self.step = old = None
             gc.collect()  # its hooks refer to it
         rows = Rows(self.model, self.name, self.slots, columns, sizes, self.model.specials[self.name].pad)
-        copied = weights_as(
-            copy_of(tower, self.attention), self.weights, tower.adapter_names, few=self.compile and self.slots <= FEW
-        )
+        copied = copy_of(tower, self.attention)
+        weights_as(copied, self.weights, tower.adapter_names, rows=self.slots, compiled=self.compile)
         self.step = Step(self.model, self.name, copied, rows, like_cache(tower), self.compile)
         logger.info(
             "tower %r: a step of %d rows, %d tokens each, memory %s%s",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -28,7 +29,7 @@ from zipper_lm.generation.engine.choice import Choice, Kinds, Wish
 from zipper_lm.generation.engine.column_cache import column_cache, kept_layers
 from zipper_lm.generation.engine.graph import Graph, graph_pool
 from zipper_lm.generation.engine.rows import Rows
-from zipper_lm.generation.engine.weights import FEW, weights_as
+from zipper_lm.generation.engine.weights import weights_as
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,10 @@ class Step:
         self.cache = column_cache(like, rows.count, rows.columns, rows.column)
         self.kept_layers = kept_layers(self.cache)
         self.choice = Choice(rows.count, self.tower.head_size, model.specials[name].eos, self.tower.device)
+        held = partial(weights_as, form=None, rows=rows.count, compiled=compile)
+        self.projections = {
+            key: held(structural_copy(model.input_projections[key]).eval()) for key, _ in model.projection_keys[name]
+        }
         self.zips: dict[int, list[tuple[str, int, Any]]] = {}
         for (reader, source), pairs in model.layer_pairs.items():
             if reader == name and source in rows.memories:
@@ -92,7 +97,7 @@ class Step:
                     zip_layer = structural_copy(model.zip_layer(reader, source, k)).eval()
                     if zip_layer.attention == "sdpa":
                         zip_layer.attention = ATTENTION
-                    weights_as(zip_layer, None, few=compile and rows.count <= FEW)
+                    held(zip_layer)
                     self.zips.setdefault(layer, []).append((source, k, zip_layer))
         self._listen()
         self.run_of: dict[Kinds, Callable[[], Tensor]] = {}
@@ -113,7 +118,8 @@ class Step:
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
-            projected = self.model.project_input(self.name, at or 0, per_token(hidden, axes), self.rows.involved)
+            states = per_token(hidden, axes)
+            projected = self.model.project_input(self.name, at or 0, states, self.rows.involved, self.projections)
             projected = shaped(projected, hidden, axes)
             return ((projected, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": projected})
 

@@ -5,7 +5,8 @@ the backbone that the copy was made of.
 
 A few rows, in a compiled step on a CPU, are sums that the compiler makes one loop of: the matrix is read once, its
 numbers are widened on the way, and what is read is used for every row. More rows are multiplied in bfloat16, summed in
-float32.
+float32. A matrix that stays as it is, in float32, is also laid out anew for oneDNN where that multiplies faster
+(`utils/products.py`): a second copy of it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from zipper_lm.utils.products import is_large, is_left_to_us, is_quicker, packed, product
 
 Form = Literal["bf16", "int8"]
 Module = TypeVar("Module", bound=nn.Module)
@@ -30,13 +33,22 @@ class NarrowLinear(nn.Module):
     Args:
         matrix: ``[out, in]``, any float dtype. bias: ``[out]`` or `None`; shared, not copied. form: of the matrix;
             `None`: as it is, and shared. transposed: whether `weight` is ``[in, out]``, as in GPT-2's `Conv1D`.
+            ordered: the matrix as oneDNN reads it (`packed`); what is multiplied, then.
     """
 
     narrow: Tensor
     scale: Tensor | None
 
-    def __init__(self, matrix: Tensor, bias: Tensor | None, form: Form | None, transposed: bool = False) -> None:
+    def __init__(
+        self,
+        matrix: Tensor,
+        bias: Tensor | None,
+        form: Form | None,
+        transposed: bool = False,
+        ordered: Tensor | None = None,
+    ) -> None:
         super().__init__()
+        self.ordered = ordered
         self.dtype, self.transposed, self.form, scale = matrix.dtype, transposed, form, None
         matrix = matrix.detach()
         if form == "int8":
@@ -64,7 +76,9 @@ class NarrowLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``, in the input's dtype."""
         count = x.numel() // self.width
-        if count <= FEW and x.device.type == "cpu" and torch.compiler.is_compiling():
+        if self.ordered is not None:
+            y = product(x.reshape(count, self.width), self.ordered).reshape(*x.shape[:-1], -1)
+        elif count <= FEW and x.device.type == "cpu" and torch.compiler.is_compiling():
             matrix, rows = self.narrow[:, : self.width].float(), x.reshape(count, self.width).float()
             y = torch.stack([(row * matrix).sum(-1) for row in rows.unbind()]).reshape(*x.shape[:-1], -1)
         elif self.form is None:
@@ -93,15 +107,24 @@ def _(x: Tensor, narrow: Tensor) -> Tensor:
     return x.new_empty(len(x), len(narrow))
 
 
-def weights_as(backbone: Module, form: Form | None, keep: Collection[str] = (), *, few: bool = False) -> Module:
-    """Hold the matrices of a backbone's linear layers in fewer bytes.
+def _ordered(matrix: Tensor, rows: int, compiled: bool) -> Tensor | None:
+    """A matrix as oneDNN reads it, where a step of so many rows is faster by it; one row in a compiled step is not."""
+    plain = matrix.dtype == torch.float32 and matrix.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    wanted = rows > (1 if compiled else 0) and is_large(rows, matrix.numel())
+    return packed(matrix, rows) if plain and wanted and is_left_to_us() and is_quicker() else None
+
+
+def weights_as(
+    backbone: Module, form: Form | None, keep: Collection[str] = (), *, rows: int = 0, compiled: bool = False
+) -> Module:
+    """Hold the matrices of a backbone's linear layers in fewer bytes, or as a step multiplies them best.
 
     Args:
         backbone: changed in place: a structural copy, whose modules are its own and whose tensors may be another's.
             No tensor is written to. Its weights can be trained no more.
         form: ``"bf16"``, ``"int8"``, or `None` for as they are. A matrix of 16 bits stays as it is under ``"bf16"``.
-        keep: names of parameters to leave alone, such as adapters. few: whether a compiled step multiplies at most
-            `FEW` rows: then a matrix that stays as it is is multiplied by the same loop.
+        keep: names of parameters to leave alone, such as adapters. rows: how many a step multiplies; 0: any number, and
+            a matrix that stays as it is is multiplied as it was. compiled: whether that step is.
 
     Returns:
         the backbone.
@@ -110,8 +133,7 @@ def weights_as(backbone: Module, form: Form | None, keep: Collection[str] = (), 
         ValueError: for another form, or a backbone without a linear layer (a mixture of experts may hold all its
             matrices in one tensor).
     """
-    if form is None and not few:
-        return backbone
+    few = compiled and 0 < rows <= FEW
     if form is not None and form not in get_args(Form):
         raise ValueError(f"weights {form!r}: give one of {', '.join(get_args(Form))}, or none")
     layers = {
@@ -123,13 +145,14 @@ def weights_as(backbone: Module, form: Form | None, keep: Collection[str] = (), 
         raise ValueError(f"weights {form!r}: {type(backbone).__name__} has no linear layer to hold so")
     made: dict[int, nn.Module] = {}
     for name, layer in layers.items():
-        weight = layer.weight
-        if form == "bf16" and weight.element_size() <= 2 and not few:
-            continue
+        transposed = isinstance(layer, Conv1D)
+        matrix = layer.weight.T if transposed else layer.weight
+        as_it_is = form is None or (form == "bf16" and matrix.element_size() <= 2)
         if id(layer) not in made:
-            transposed = isinstance(layer, Conv1D)
-            matrix = weight.T if transposed else weight
-            made[id(layer)] = NarrowLinear(matrix, layer.bias, form, transposed).train(layer.training)
+            ordered = _ordered(matrix, rows, compiled) if form is None else None
+            if as_it_is and not few and ordered is None:
+                continue
+            made[id(layer)] = NarrowLinear(matrix, layer.bias, form, transposed, ordered).train(layer.training)
         parent, _, attribute = name.rpartition(".")
         setattr(backbone.get_submodule(parent), attribute, made[id(layer)])
     return backbone
