@@ -619,7 +619,7 @@ def test_autocast() -> None:
     model = lively()
     with torch.autocast("cpu", torch.bfloat16), Engine(model, slots=2, compile=False) as engine:
         assert engine.submit(RAGGED[0], ["text", "speech"], limits(model)).result(60)
-        assert engine._faults == {"text": None, "speech": None}
+        assert {name: capture.fault for name, capture in engine._captures.items()} == {"text": None, "speech": None}
 
 
 def test_a_step_that_was_too_small_is_gone_before_the_next() -> None:

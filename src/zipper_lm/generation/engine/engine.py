@@ -31,11 +31,14 @@ from zipper_lm.generation.arguments import (
 )
 from zipper_lm.generation.candidates import Choose, decode_written, samples_of
 from zipper_lm.generation.engine.alone import Prompt
-from zipper_lm.generation.engine.capture import learn_capture
+from zipper_lm.generation.engine.capture import Capture, learn_capture
 from zipper_lm.generation.engine.lane import Lane, Sitting
+from zipper_lm.generation.engine.together import can_share, companions, pending_tokens, read_together
+from zipper_lm.generation.engine.watch import Watch
 from zipper_lm.generation.engine.weights import Form
 from zipper_lm.generation.engine.wishes import not_in_the_step
-from zipper_lm.generation.engine.writing import Apart, Order, Pause, Sample, Writing
+from zipper_lm.generation.engine.writing import Apart, Order, Pause, Read, Sample, Writing
+from zipper_lm.generation.request import Request
 from zipper_lm.generation.sampling import SEEDS
 from zipper_lm.generation.segment import Stop, StreamedToken
 from zipper_lm.utils.shards import is_sharded
@@ -43,6 +46,8 @@ from zipper_lm.utils.shards import is_sharded
 logger = logging.getLogger(__name__)
 
 APART = 2  # threads for what an engine does not do itself
+IDLE = 4
+"""Chunks that are read at once while no row writes, which would have to wait."""
 
 
 class EngineFull(RuntimeError):
@@ -189,15 +194,18 @@ class Engine:
         self._check_mode()
         frozen = {name for name, spec in model.config.tower_specs.items() if spec.train == "frozen"}
         self._lanes = {n: Lane(model, n, slots, compile, weights if n in frozen else None) for n in model.names}
-        self._faults: dict[str, str | None] = {}
+        self._captures: dict[str, Capture] = {}
+        self._shared: dict[str, bool] = {}
         self._said: set[tuple[str, str]] = set()
         self._new: deque[_Task] = deque()
         self._ready: deque[_Task] = deque()
+        self._readers: deque[tuple[_Task, Request]] = deque()
         self._tasks: dict[Handle, _Task] = {}
         self._awake = threading.Condition()
         self._back: deque[tuple[_Task, Future[Any]]] = deque()
         self._closed = False
         self._dead: BaseException | None = None
+        self._watch = Watch(model)
         self._version = self._weights_version()
         self._apart_here = threading.local()
         self._pool = ThreadPoolExecutor(APART, thread_name_prefix="zipper-apart")
@@ -414,16 +422,28 @@ class Engine:
                 )
 
     def _weights_version(self) -> int:
-        """A number that is another one after any weight was written to or replaced."""
-        return hash(tuple((p._version, p.data_ptr(), p.dtype) for p in self.model.parameters()))
+        """See `Watch`."""
+        while (version := self._watch.version()) is None:
+            self._watch = Watch(self.model)
+        return version
+
+    def _capture(self, name: str) -> Capture:
+        if name not in self._captures:
+            self._captures[name] = learn_capture(self.model, name)
+            self._lanes[name].attention = self._captures[name].attention
+        return self._captures[name]
+
+    def _can_share(self, name: str) -> bool:
+        """Whether several documents of a tower may be read in one pass."""
+        if name not in self._shared:
+            self._shared[name] = can_share(self.model, name) and self._capture(name).fault is None
+        return self._shared[name]
 
     def _fault(self, name: str, setting: str | None) -> str | None:
         """Why a segment of a tower is written on the plain path; said once."""
-        if name not in self._faults:
-            capture = learn_capture(self.model, name)
-            self._faults[name], self._lanes[name].attention = capture.fault, capture.attention
-        fault = self._faults[name] or (None if setting is None else f"{setting} is followed there only")
-        kind = name, self._faults[name] or (setting or "").partition("=")[0]  # not once for every value
+        unable = self._capture(name).fault
+        fault = unable or (None if setting is None else f"{setting} is followed there only")
+        kind = name, unable or (setting or "").partition("=")[0]  # not once for every value
         if fault is not None and kind not in self._said:
             self._said.add(kind)
             logger.warning("tower %r writes without a captured step: %s", name, fault)
@@ -460,7 +480,13 @@ class Engine:
         """Wait for something to do; whether there is."""
         with self._awake:
             while True:
-                if self._new or self._ready or self._back or any(lane.busy for lane in self._lanes.values()):
+                if (
+                    self._new
+                    or self._ready
+                    or self._readers
+                    or self._back
+                    or any(lane.busy for lane in self._lanes.values())
+                ):
                     return True
                 if any(task.handle.stop.now for task in self._tasks.values()):
                     return True
@@ -479,11 +505,11 @@ class Engine:
             unwanted = [t for t in self._tasks.values() if t.handle.stop.now]
         for task in unwanted:
             self._end(task, None, task.handle.failure or CancelledError())
-        if self._ready and (version := self._weights_version()) != self._version:
+        if (self._ready or self._readers) and (version := self._weights_version()) != self._version:
             self._renew(version)
-        budget = self.chunk
-        while self._ready and budget > 0:
-            budget -= self._advance(self._ready.popleft())
+        budget = self.chunk * (1 if any(lane.busy for lane in self._lanes.values()) else IDLE)
+        while (self._ready or self._readers) and budget > 0:
+            budget -= self._advance(self._ready.popleft()) if self._ready else self._read(budget)
         for lane in self._lanes.values():
             self._run(lane)
 
@@ -500,6 +526,26 @@ class Engine:
         for each in done:  # before whoever reads, as their rows are free then
             each.owner.answer = each.samples if each.error is None else each.error
             self._ready.appendleft(each.owner)
+
+    def _read(self, most: int) -> int:
+        """Read the document that has waited longest, with those of its kind that fit; returns how many tokens that
+        were. One that is alone, or fails with others, is left to itself."""
+        self._readers = deque((task, request) for task, request in self._readers if task.handle in self._tasks)
+        if not self._readers:
+            return 0
+        (_, first), *rest = self._readers
+        among = [request for _, request in rest] if all(map(self._can_share, first.pending)) else []
+        chosen = [first, *companions(first, among, most)]
+        tokens = sum(map(pending_tokens, chosen))
+        if len(chosen) > 1:
+            try:
+                read_together(chosen)
+            except Exception as error:  # of any kind: each will fail by itself, or not
+                logger.debug("%d documents are read one by one: %s", len(chosen), error)
+        taken = {id(request) for request in chosen}
+        self._ready.extend(task for task, request in self._readers if id(request) in taken)
+        self._readers = deque(pair for pair in self._readers if id(pair[1]) not in taken)
+        return tokens if len(chosen) > 1 else 0
 
     def _advance(self, task: _Task) -> int:
         """Let a document go on to its next wait; returns how many tokens were read."""
@@ -523,6 +569,9 @@ class Engine:
         if isinstance(command, Pause):
             self._ready.append(task)
             return command.tokens
+        if isinstance(command, Read):
+            self._readers.append((task, command.request))
+            return 0
         if isinstance(command, Apart):
             future = self._pool.submit(self._apart, command)
             future.add_done_callback(lambda f: self._call_back(task, f))
@@ -566,7 +615,8 @@ class Engine:
             self._end(task, None, RuntimeError("the model's weights changed while the document was written"))
         for lane in self._lanes.values():
             lane.renew()
-        self._faults.clear()
+        self._captures.clear()
+        self._shared.clear()
         self._version = version
 
     def _leave(self, samples: list[Sample]) -> None:

@@ -19,15 +19,17 @@ from zipper_lm.data.collation import Batch, collate, involvement, tokens_of
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.fusion.groups import towers_for
 from zipper_lm.fusion.network import ZippedTowers
-from zipper_lm.fusion.reading import State, read
+from zipper_lm.fusion.reading import State
 from zipper_lm.fusion.tower import Tower
 from zipper_lm.generation.candidates import Choose, pick
 from zipper_lm.generation.engine.choice import Wish
 from zipper_lm.generation.engine.step import Step
+from zipper_lm.generation.engine.together import pending_tokens
 from zipper_lm.generation.engine.wishes import Wanted, not_in_the_step, wanted_of
 from zipper_lm.generation.request import Request
 from zipper_lm.generation.segment import Stop, StreamedToken
 from zipper_lm.generation.settings import generation_config
+from zipper_lm.utils.products import quick_layers
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,13 @@ class Pause:
     """Others may go on; so many tokens were read."""
 
     tokens: int
+
+
+@dataclass(frozen=True)
+class Read:
+    """A request of which nothing was read; the engine may read it along with others, or leave it to be read."""
+
+    request: Request
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ class Sample:
     done: bool = False
 
 
-Command: TypeAlias = Pause | Apart | Seats
+Command: TypeAlias = Pause | Read | Apart | Seats
 Writing: TypeAlias = Generator[Command, Any, Document]
 
 
@@ -180,6 +189,8 @@ class Order(Terms):
     def _read(self, request: Request) -> Generator[Command, Any, None]:
         if whole_tokens(request) > self.chunk:
             yield Apart(request.read_pending)
+        if request.pending and not request.state.segments and pending_tokens(request) <= self.chunk:
+            yield Read(request)
         for tokens in read_in_chunks(request, self.chunk):
             yield Pause(tokens)
 
@@ -252,7 +263,7 @@ def whole_tokens(request: Request) -> int:
     caches = [request.model.tower(name).interface.cache for name in request.pending]
     if all(cache is not None and cache.several for cache in caches):
         return 0
-    return sum(len(s.ids or []) + 2 for s in request.documents[0] if s.modality in request.pending)
+    return pending_tokens(request)
 
 
 def read_alone(tower: Tower, ids: Tensor, size: int) -> Generator[Command, Any, Any]:
@@ -264,7 +275,8 @@ def read_alone(tower: Tower, ids: Tensor, size: int) -> Generator[Command, Any, 
     for begin in range(0, ids.shape[1], size):
         part = ids[:, begin : begin + size]
         read = torch.ones(1, begin + part.shape[1], dtype=torch.long, device=ids.device)
-        cache = tower(part, read, cache=cache, use_cache=True, logits=False)[1]
+        with quick_layers(part.numel(), tower.hidden_size):
+            cache = tower(part, read, cache=cache, use_cache=True, logits=False)[1]
         yield Pause(part.shape[1])
     return cache
 
@@ -273,8 +285,7 @@ def read_in_chunks(request: Request, size: int) -> Iterator[int]:
     """Read what is pending of one document, at most `size` tokens at once where every tower can go on by several.
     Yields how many were read, after each."""
     document, state = request.documents[0], request.state
-    pending = [s for s in document if s.modality in request.pending]
-    total = sum(len(s.ids or []) + 2 for s in pending)
+    total = pending_tokens(request)
     if total <= size or whole_tokens(request):
         if request.pending:
             request.read_pending()
@@ -309,5 +320,5 @@ def _read_part(request: Request, name: str, number: int, begin: int, end: int) -
     )[name]
     part = {k: v if k == "involved" else v[:, begin:end] for k, v in whole.items()}
     part["segments"] = torch.full_like(part["segments"], number)
-    read(request.model, Batch({name: part}), request.state)
+    request.read(Batch({name: part}))
     return part["input_ids"].shape[1]
