@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -181,8 +184,11 @@ def test_a_shard_that_is_damaged_with_its_hash(prepared: Path, tmp_path: Path) -
         open_prepared(folder).rows("train")
 
 
-@pytest.mark.parametrize("name", ["../secret.wav", "in/../../secret.wav", "link.wav", "far/secret.wav"])
-@pytest.mark.parametrize("form", ["metadata.csv", "audio", "row", "document"])
+OUT = ["../secret.wav", "in/../../secret.wav", "link.wav", "far/secret.wav", "{home}/secret.wav"]
+
+
+@pytest.mark.parametrize("name", OUT)
+@pytest.mark.parametrize("form", ["metadata.csv", "audio", "row", "feature", "document"])
 def test_files_that_rows_name_lie_in_their_folder(tmp_path: Path, name: str, form: str) -> None:
     """A data set's list could name any file here, and what was read of it went into the model that was shared."""
     (folder := tmp_path / "in").mkdir()
@@ -195,6 +201,7 @@ def test_files_that_rows_name_lie_in_their_folder(tmp_path: Path, name: str, for
         "metadata.csv": f"file_name,text\n{name},one\n",
         "audio": f"file_name,audio,text\n0.wav,{name},one\n",
         "row": json.dumps({"audio": name, "text": "one"}),
+        "feature": json.dumps({"audio": {"bytes": None, "path": name, "id": 1}, "text": "one"}),
         "document": json.dumps(
             {"segments": [{"modality": "speech", "value": name}, {"modality": "text", "value": "a", "target": True}]}
         ),
@@ -202,6 +209,64 @@ def test_files_that_rows_name_lie_in_their_folder(tmp_path: Path, name: str, for
     (folder / ("metadata.csv" if "file_name" in text else "train.jsonl")).write_text(text)
     with pytest.raises(ValueError, match="leads out of the folder"):
         read_rows(folder)
+
+
+def test_a_list_of_ones_own_names_files_anywhere(tmp_path: Path) -> None:
+    """One that is named by itself; of a folder that somebody may have sent the same list is refused, as above."""
+    (folder := tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "far.wav", np.zeros(160), 16_000)
+    for name, message in (("far.wav", None), ("../far.wav", "leads out")):
+        row = {"audio": str(tmp_path / name) if message is None else name, "text": "one"}
+        spoken = [{"modality": "speech", "value": row["audio"]}, {"modality": "text", "value": "a", "target": True}]
+        for line in (row, {"segments": spoken}):
+            (folder / "train.jsonl").write_text(json.dumps(line))
+            if message is None:
+                found = read_rows(folder / "train.jsonl")[0]
+                assert read_audio(found["speech"] if line is row else found[0].value).shape == (160,)
+            else:
+                with pytest.raises(ValueError, match=message):
+                    read_rows(folder / "train.jsonl")
+
+
+def test_rows_that_hold_their_files_name_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only lists were looked at: a field of JSON in a tar, or a column of texts on the Hub, named any file here."""
+    import datasets
+
+    soundfile.write(tmp_path / "secret.wav", np.zeros(160), 16_000)
+    secret = str(tmp_path / "secret.wav")
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        info = tarfile.TarInfo("0.json")
+        content = json.dumps({"audio": secret, "text": "one"}).encode()
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+    with pytest.raises(ValueError, match="hold their files, and name none"):
+        read_rows(tmp_path / "train.tar")[0]
+    plain = datasets.Dataset.from_dict({"audio": [secret], "text": ["one"]})
+    assert read_rows(plain)[0]["speech"] == secret, "what is given in Python is its owner's"
+    plain.save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match="leads out of the folder"):
+        read_rows(tmp_path / "saved")[0]
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, **__: ["train"])
+    kept = {"audio": [{"bytes": None, "path": secret}], "text": ["one"]}
+    for fetched in (plain, datasets.Dataset.from_dict(kept)):
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, of=fetched, **__: of)
+        with pytest.raises(ValueError, match="leads out of the folder"):
+            read_rows("owner/name")[0]
+    monkeypatch.setattr(datasets.config, "EXTRACTED_DATASETS_PATH", str(tmp_path))
+    assert read_rows("owner/name")[0]["speech"] == secret, "that of the sound's own file, where it was unpacked"
+
+
+@pytest.mark.parametrize("read", [read_audio, read_picture])
+@pytest.mark.parametrize("value", ["{file}", {"bytes": "{file}"}, {"bytes": None, "path": "{file}"}, {"bytes": 10**13}])
+def test_no_text_opens_just_any_file(tmp_path: Path, read: Any, value: Any) -> None:
+    """Text that a row has where a sound belongs named a file by any name; and a number asked for so many bytes."""
+    (tmp_path / "secret").write_bytes(b"nobody may read this")
+    filled = json.loads(json.dumps(value).replace("{file}", str(tmp_path / "secret")))
+    with (
+        mock.patch.object(Path, "open", side_effect=AssertionError),
+        pytest.raises(ValueError, match=r"no name of|cannot read|must have"),
+    ):
+        read(filled)
 
 
 def test_files_that_are_there_are_found(tmp_path: Path) -> None:
@@ -264,6 +329,16 @@ def test_a_watermark_that_is_none() -> None:
     """transformers asks it for its attributes before it looks at what it is."""
     with pytest.raises(ValueError, match="settings for 'text'"):
         generation_config("text", {"watermarking_config": 5})
+
+
+@pytest.mark.parametrize("field", ["max_length", "max_new_tokens"])
+def test_room_that_is_taken_at_once_is_bounded(field: str) -> None:
+    """A static cache has room for the longest that may be written: a billion tokens took all memory of the machine, for
+    a tower whose positions have no end."""
+    with pytest.raises(ValueError, match=f"takes room for all tokens at once, so {field} must be at most"):
+        generation_config("text", {"cache_implementation": "static", field: 10**9})
+    generation_config("text", {"cache_implementation": "static", field: 1000})
+    generation_config("text", {"cache_implementation": "dynamic", field: 10**9})
 
 
 def test_a_tar_of_a_size_that_no_file_has() -> None:

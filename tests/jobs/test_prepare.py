@@ -374,7 +374,8 @@ def test_a_source_that_changed_is_not_gone_on_with(tmp_path: Path, monkeypatch: 
         if kind == "jsonl":
             (tmp_path / "data.jsonl").write_text(json.dumps({"text": text, "speech": sound}) + "\n")
         elif kind == "disk":
-            Dataset.from_list([{"text": text, "speech": sound}]).save_to_disk(folder)
+            Dataset.from_list([{"text": text, "speech": "0.wav"}]).save_to_disk(folder)
+            shutil.copy(sound, folder)
         else:
             (tmp_path / "1.txt").write_text(text)
             with tarfile.open(tmp_path / "data.tar", "w") as archive:

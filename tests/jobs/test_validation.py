@@ -68,10 +68,10 @@ def test_sound_without_its_text_is_scored_by_the_loss(tmp_path: Path) -> None:
 
 
 def test_whole_documents_are_scored_by_their_loss(tmp_path: Path) -> None:
-    sound = str(workshop() / "data" / "train" / "0.wav")
-    speech, text = {"modality": "speech", "value": sound}, {"modality": "text", "value": "one two", "target": True}
+    speech, text = {"modality": "speech", "value": "0.wav"}, {"modality": "text", "value": "one two", "target": True}
     line = json.dumps({"segments": [speech, text]})
     (tmp_path / "data").mkdir()
+    shutil.copy(workshop() / "data" / "train" / "0.wav", tmp_path / "data")
     for split in ("train", "validation"):
         (tmp_path / "data" / f"{split}.jsonl").write_text(f"{line}\n" * 4)
     record = fuse(tiny_recipe(tmp_path / "m", data=str(tmp_path / "data"), tasks={}, judge=None))

@@ -15,6 +15,7 @@ import torch
 
 from zipper_lm.codecs.containers import with_true_length
 from zipper_lm.codecs.mp3 import with_length
+from zipper_lm.codecs.suffixes import named
 from zipper_lm.utils.files import new_file
 from zipper_lm.utils.places import is_file
 
@@ -115,7 +116,9 @@ def write_audio(path: str | Path, wave: Any, sampling_rate: int = SAMPLING_RATE)
 
 def _load(source: Any, sampling_rate: int, most: _Most) -> tuple[np.ndarray, int, str]:
     """Samples [time] or [time, channels], their rate, and a name for messages."""
-    if isinstance(source, str | os.PathLike):
+    if isinstance(source, str):
+        return _load_path(named(source, "audio"), most)
+    if isinstance(source, os.PathLike):
         return _load_path(Path(source), most)
     if isinstance(source, bytes | bytearray | memoryview):
         return _load_bytes(bytes(source), "audio bytes", most)
@@ -161,10 +164,10 @@ def _load_mapping(source: Mapping[str, Any], most: _Most) -> tuple[np.ndarray, i
         if wave.ndim != 1:
             raise ValueError(f"{name}, field 'array' must be 1-D [time], got shape {wave.shape}")
         return wave, check_rate(source["sampling_rate"], f"{name}, field 'sampling_rate'"), name
-    if source.get("bytes") is not None:
+    if isinstance(source.get("bytes"), bytes | bytearray | memoryview):
         return _load_bytes(bytes(source["bytes"]), str(path) if path else "audio bytes", most)
-    if path:
-        return _load_path(Path(path), most)
+    if path and isinstance(path, str | os.PathLike) and source.get("bytes") is None:
+        return _load(path, 1, most)
     raise ValueError(f"audio dict must have 'array' and 'sampling_rate', or 'bytes' or 'path', got {sorted(source)}")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from zipper_lm.codecs.suffixes import IMAGE_SUFFIXES
+from zipper_lm.codecs.suffixes import IMAGE_SUFFIXES, named
 from zipper_lm.utils.places import is_file
 
 MAX_PIXELS = 1 << 25
@@ -32,7 +32,7 @@ def read_picture(source: Any) -> Image.Image:
             holds NaN; if the source is of none of the types above.
     """
     if isinstance(source, Mapping) and "bytes" in source:
-        source = source["path"] if source["bytes"] is None else source["bytes"]
+        source = source.get("path") if source["bytes"] is None else source["bytes"]
     if isinstance(source, Image.Image):
         _check_size(source)  # one that is read lazily has its size from its file's header
         return source
@@ -40,10 +40,12 @@ def read_picture(source: Any) -> Image.Image:
         return _from_array(source)
     if isinstance(source, bytes):
         return _opened(io.BytesIO(source), f"{len(source)} bytes")
-    if isinstance(source, str | Path):
+    if isinstance(source, str):
+        source = named(source, "picture")
+    if isinstance(source, Path):
         if not is_file(source):
             raise ValueError(f"picture: no file {str(source)!r:.200}")
-        return _opened(Path(source), str(source))
+        return _opened(source, str(source))
     raise ValueError(f"picture: cannot read a {type(source).__name__}; give a path, bytes, a PIL image or an array")
 
 
@@ -64,7 +66,7 @@ def rgb(picture: Image.Image, size: tuple[int, int], resample: Image.Resampling 
 def is_picture(value: Any) -> bool:
     """Whether a value can only be a picture: an image, an array of two dimensions or more, or a picture file's name."""
     if isinstance(value, Mapping) and "bytes" in value:
-        value = value["path"] if value["bytes"] is None else value["bytes"]
+        value = value.get("path") if value["bytes"] is None else value["bytes"]
     if isinstance(value, bytes):
         try:
             Image.open(io.BytesIO(value))

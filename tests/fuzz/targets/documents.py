@@ -16,7 +16,6 @@ from tiny_served import sound_file
 
 from zipper_lm.codecs.audio import read_audio
 from zipper_lm.codecs.picture import is_picture, read_picture
-from zipper_lm.codecs.suffixes import is_media
 from zipper_lm.data.document import Document
 from zipper_lm.data.sources.readers import list_splits, read_rows
 
@@ -26,6 +25,7 @@ ROWS: list[Any] = [
     {"file_name": "0.wav", "transcription": "one", "speaker": 3},
     {"file_name": "train/0.wav", "transcription": "one"},
     {"image": "0.png", "text": "one", "labels": {"a": [1, 2.5, None]}},
+    {"audio": {"bytes": None, "path": "0.wav"}, "text": "one"},
     {"segments": [{"modality": "speech", "value": "0.wav"}, {"modality": "text", "value": "one", "target": True}]},
     {"segments": [{"modality": "image", "value": "0.png"}, {"modality": "text", "ids": [1, 2, 3], "target": True}]},
 ]
@@ -46,6 +46,7 @@ WORDS = [
     ),
     *(
         "train/0.wav",
+        "../secret",
         "1.wav",
         "test/0.wav",
         "validation/../../secret.wav",
@@ -60,7 +61,7 @@ WORDS = [
 
 def make() -> Target:
     """Of rows as users have them."""
-    return Target(name="documents", run=run, share=10, inputs=_inputs())
+    return Target(name="documents", run=run, share=65, inputs=_inputs())
 
 
 _SOUND = sound_file(seconds=0.02)
@@ -70,9 +71,6 @@ Image.new("L", (4, 4)).save(_PICTURE, "PNG")
 
 def run(data: bytes, folder: Path) -> None:
     """The first line is the file's name, the rest is the file."""
-    data = data.replace(
-        f"{folder.parent}/secret".encode(), b"../secret"
-    )  # who writes a list may name files from the root
     name, _, content = data.partition(b"\n")
     for place in (folder, folder / "train"):
         place.mkdir(exist_ok=True)
@@ -83,9 +81,9 @@ def run(data: bytes, folder: Path) -> None:
         rows = read_rows(folder, split=split)
         for number in range(min(len(rows), 50)):
             row = rows[number]
-            values = [s.value for s in row] if isinstance(row, Document) else list(row.values())
-            for value in values:
-                if is_media(value):
+            named = [(s.modality, s.value) for s in row] if isinstance(row, Document) else row.items()
+            for modality, value in named:
+                if modality in ("speech", "image") and value is not None:
                     (read_picture if is_picture(value) else read_audio)(value)
         rows.column("text")
         rows.fingerprint()

@@ -15,7 +15,7 @@ from pathlib import Path
 from zipper_lm.codecs.suffixes import IMAGE_SUFFIXES, is_media
 from zipper_lm.data.sources.jsonl import json_lines, jsonl_loader
 from zipper_lm.data.sources.objects import disk_splits
-from zipper_lm.data.sources.table import Loader, Row, Table, usual_name
+from zipper_lm.data.sources.table import Loader, Places, Row, Table, usual_name
 from zipper_lm.data.sources.tars import tar_loader, tar_splits
 from zipper_lm.utils.places import inside
 
@@ -138,12 +138,12 @@ def _read_metadata(metadata: Path, top: str, limit: int | None) -> Table:
     wheres, rows, missing = [], [], []
     for where, row in islice(lines, limit):
         name = _file_name(where, row)
-        path = Path(name) if Path(name).is_absolute() else inside(metadata.parent, name, f"data: {where}: file_name")
+        path = inside(metadata.parent, name, f"data: {where}: file_name")
         if not path.is_file():
             missing.append(f"{where}: file {str(path)!r} does not exist")
         wheres.append(where)
         rows.append({_kind_of(path): name} | row)
-    return Table(rows, wheres, folder=metadata.parent, problems=missing)
+    return Table(rows, wheres, files=Places((metadata.parent,)), problems=missing)
 
 
 def _file_name(where: str, row: Row) -> str:

@@ -12,13 +12,17 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from zipper_lm.data.document import Document, Segment
-from zipper_lm.data.sources.table import Loader, Row, Table, missing_file, resolve
+from zipper_lm.data.sources.table import Loader, Places, Row, Table, missing_file, undecoded
 from zipper_lm.utils.json_files import parse_json
 
 
-def jsonl_loader(file: Path) -> Loader:
-    """Reads the file when it is asked to."""
-    return lambda limit: read_jsonl(file, limit)
+def jsonl_loader(file: Path, from_root: bool = False) -> Loader:
+    """Reads the file when it is asked to.
+
+    Args:
+        file: the list. from_root: see `Places`.
+    """
+    return lambda limit: read_jsonl(file, limit, Places((file.parent,), from_root))
 
 
 def json_lines(file: Path) -> Iterator[tuple[str, Row]]:
@@ -58,18 +62,18 @@ def _parsed(file: Path, line: _Line) -> Row:
     return row
 
 
-def read_jsonl(file: Path, limit: int | None) -> Table:
+def read_jsonl(file: Path, limit: int | None, files: Places) -> Table:
     """The first `limit` lines of a file, as rows and documents. All are looked at once; of each, its place is kept."""
     places, problems = array("q"), list[str]()
     stamp = _stamp(file.stat())
     for line in islice(_lines(file), limit):
         places.extend((line.number, line.start, len(line.content)))
-        row = _row(file, line)
+        row = _row(file, line, files)
         for number, segment in enumerate(row) if isinstance(row, Document) else ():
             if segment.modality != "text":
                 problems += missing_file(segment.value, f"{_where(file, line.number)}: segment {number}")
-    rows = JsonlRows(file, np.array(places, np.int64).reshape(-1, 3), stamp)
-    return Table(rows, rows.where, folder=file.parent, problems=problems)
+    rows = JsonlRows(file, np.array(places, np.int64).reshape(-1, 3), stamp, files)
+    return Table(rows, rows.where, files=files, problems=problems)
 
 
 class JsonlRows(Sequence[Any]):  # of `Row | Document`
@@ -77,11 +81,11 @@ class JsonlRows(Sequence[Any]):  # of `Row | Document`
 
     Args:
         file: where they are. places: number, first byte and bytes of each line, int64 ``[rows, 3]``.
-        stamp: of the file as it was then.
+        stamp: of the file as it was then. files: where those may lie that documents name.
     """
 
-    def __init__(self, file: Path, places: np.ndarray, stamp: tuple[int, int]) -> None:
-        self._file, self._places, self._stamp = file, places, stamp
+    def __init__(self, file: Path, places: np.ndarray, stamp: tuple[int, int], files: Places) -> None:
+        self._file, self._places, self._stamp, self._files = file, places, stamp, files
 
     def __len__(self) -> int:
         return len(self._places)
@@ -100,7 +104,7 @@ class JsonlRows(Sequence[Any]):  # of `Row | Document`
     def __getitem__(self, index: int | slice) -> Any:
         """Raises `ValueError` if the file is gone or has changed."""
         if isinstance(index, slice):
-            return JsonlRows(self._file, self._places[index], self._stamp)
+            return JsonlRows(self._file, self._places[index], self._stamp, self._files)
         number, start, size = self._places[index].tolist()
         try:
             with self._file.open("rb", buffering=0) as stream:
@@ -110,7 +114,7 @@ class JsonlRows(Sequence[Any]):  # of `Row | Document`
                 content = stream.read(size)
         except OSError as error:
             raise ValueError(f"data: {_where(self._file, number)} cannot be read: {error}") from error
-        return _row(self._file, _Line(number, start, content))
+        return _row(self._file, _Line(number, start, content), self._files)
 
 
 class _Places(Sequence[str]):
@@ -129,24 +133,24 @@ def _stamp(file: os.stat_result) -> tuple[int, int]:
     return file.st_size, file.st_mtime_ns
 
 
-def _row(file: Path, line: _Line) -> Row | Document:
+def _row(file: Path, line: _Line, files: Places) -> Row | Document:
     row = _parsed(file, line)
-    return _read_document(row, file.parent, _where(file, line.number)) if "segments" in row else row
+    return _read_document(row, files, _where(file, line.number)) if "segments" in row else row
 
 
-def _read_document(raw: Row, folder: Path, where: str) -> Document:
+def _read_document(raw: Row, files: Places, where: str) -> Document:
     _check_keys(raw, ("segments",), f"{where}: document")
     if not isinstance(raw["segments"], list) or not raw["segments"]:
         raise ValueError(f"data: {where}: document has no segments")
     document = Document(
-        [_read_segment(s, folder, f"{where}: segment {number}") for number, s in enumerate(raw["segments"])]
+        [_read_segment(s, files, f"{where}: segment {number}") for number, s in enumerate(raw["segments"])]
     )
     if not any(segment.target for segment in document):
         raise ValueError(f'data: {where}: document has no target; give a segment "target": true')
     return document
 
 
-def _read_segment(raw: Any, folder: Path, where: str) -> Segment:
+def _read_segment(raw: Any, files: Places, where: str) -> Segment:
     if not isinstance(raw, dict):
         raise ValueError(f"data: {where}: expected a JSON object, got {type(raw).__name__}")
     _check_keys(raw, ("modality", "value", "ids", "target"), where)
@@ -158,7 +162,7 @@ def _read_segment(raw: Any, folder: Path, where: str) -> Segment:
     ):
         raise ValueError(f"data: {where}: ids must be a list of whole numbers from 0")
     if modality != "text":
-        value = resolve(value, folder, where)
+        value = files.resolve(undecoded(value), where)
     try:
         return Segment(modality, value=value, ids=ids, target=bool(target))  # type: ignore[arg-type]
     except ValueError as error:

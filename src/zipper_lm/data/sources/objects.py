@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.constants import HF_HUB_CACHE
+
 from zipper_lm.data.document import Document
-from zipper_lm.data.sources.table import WHOLE, Loader, Table, usual_name
+from zipper_lm.data.sources.table import ANYWHERE, WHOLE, Loader, Places, Table, usual_name
 from zipper_lm.utils.hub import reaching
 
 
@@ -19,15 +22,15 @@ def _list_table(rows: Sequence[Any], limit: int | None) -> Table:
     return Table(rows, [f"row {number}" for number in range(len(rows))])
 
 
-def object_splits(source: Any, streaming: bool = False) -> dict[str, Loader]:
+def object_splits(source: Any, streaming: bool = False, files: Places = ANYWHERE) -> dict[str, Loader]:
     """The splits of a list, a `Dataset` or a `DatasetDict`."""
     if isinstance(source, dict):  # DatasetDict and IterableDatasetDict are dicts
-        return {name: _object_loader(part, streaming) for name, part in source.items()}
-    return {WHOLE: _object_loader(source, streaming)}
+        return {name: _object_loader(part, streaming, files) for name, part in source.items()}
+    return {WHOLE: _object_loader(source, streaming, files)}
 
 
-def _object_loader(source: Any, streaming: bool = False) -> Loader:
-    return lambda limit: _object_table(source, limit, streaming)
+def _object_loader(source: Any, streaming: bool = False, files: Places = ANYWHERE) -> Loader:
+    return lambda limit: replace(_object_table(source, limit, streaming), files=files)
 
 
 def _object_table(source: Any, limit: int | None, streaming: bool) -> Table:
@@ -83,9 +86,10 @@ def disk_splits(folder: Path) -> dict[str, Loader]:
         loaded = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"data: {folder} is no whole data set of datasets' save_to_disk: {error}") from error
+    files = Places((folder,))
     if isinstance(loaded, datasets.DatasetDict):
-        return object_splits(loaded)
-    return {usual_name(folder.resolve().name, str(loaded.split or "train")): _object_loader(loaded)}
+        return object_splits(loaded, files=files)
+    return {usual_name(folder.resolve().name, str(loaded.split or "train")): _object_loader(loaded, files=files)}
 
 
 def hub_splits(identity: str, config: str | None, revision: str | None, streaming: bool) -> dict[str, Loader]:
@@ -99,14 +103,21 @@ def hub_splits(identity: str, config: str | None, revision: str | None, streamin
         def load(limit: int | None) -> Table:
             with reaching("data", identity, revision):
                 loaded = datasets.load_dataset(identity, config, split=name, revision=revision, streaming=streaming)
-                table = _object_table(loaded, limit, streaming)
-            if streaming:
-                return Table(_Reached(table.rows, identity, revision), columns=table.columns, labels=table.labels)
-            return table
+                table = replace(_object_table(loaded, limit, streaming), files=_of_hub())
+            return replace(table, rows=_Reached(table.rows, identity, revision)) if streaming else table
 
         return load
 
     return {name: loader(name) for name in names}
+
+
+def _of_hub() -> Places:
+    """Where `datasets` puts what it fetches: a row may name no other file of this machine."""
+    import datasets
+
+    known = datasets.config
+    here = known.HF_DATASETS_CACHE, known.DOWNLOADED_DATASETS_PATH, known.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE
+    return Places([Path(place) for place in here])
 
 
 class _Reached:

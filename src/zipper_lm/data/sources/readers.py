@@ -25,7 +25,7 @@ from zipper_lm.data.sources.table import (
     fingerprint_of,
     missing_file,
     readable,
-    resolve,
+    undecoded,
     usual_name,
 )
 from zipper_lm.data.sources.tars import find_shards, is_tar, tar_splits
@@ -199,15 +199,15 @@ def _as_row(table: Table, columns: Mapping[str, str], raw: Any) -> Any:
 
 
 def _value(table: Table, columns: Mapping[str, str], column: str, value: Any) -> Any:
-    if isinstance(value, dict) and {"bytes", "path"} == value.keys():  # an undecoded Audio or Image feature
-        return value["path"] if value["bytes"] is None else value["bytes"]
+    if column in columns.values() or (isinstance(value, dict) and {"bytes", "path"} == value.keys()):
+        value = undecoded(value)  # an Audio or Image feature
     if getattr(value, "ndim", None) == 0:  # a number of numpy or torch
         value = value.item()
     if column in table.labels and isinstance(value, int):
         return table.labels[column][value] if value >= 0 else None  # -1 is no class at all
-    if table.folder and column not in (columns.get("text"), *DEFAULT_COLUMNS["text"]):
+    if column not in (columns.get("text"), *DEFAULT_COLUMNS["text"]):
         try:
-            return resolve(value, table.folder, f"column {column!r}")
+            return table.files.resolve(value, f"column {column!r}")
         except ValueError:  # of a column that nobody reads it is but a text, such as where a sound came from
             if column in columns.values():
                 raise
@@ -319,7 +319,7 @@ def _splits(source: Any, revision: str | None = None, streaming: bool = False) -
         if is_tar(path) and not path.is_dir():
             return tar_splits(find_shards(path))
         if path.is_file():
-            return {usual_name(path.stem, "train"): jsonl_loader(path)}
+            return {usual_name(path.stem, "train"): jsonl_loader(path, from_root=True)}
         if (path / PREPARED_FILE).is_file():
             raise ValueError(
                 f"data: {source} holds prepared ids only (`zipper prepare`), to train on; give the raw data"
@@ -393,8 +393,8 @@ def _check_rows(rows: Rows, table: Table) -> None:
                     f"data: {table.where[number]}: no value in column {column!r} for modality {modality!r}; "
                     f"the columns are {sorted(raw)}"
                 )
-            if table.folder and modality != "text":
-                file = resolve(raw[column], table.folder, table.where[number])
+            if table.files.folders and modality != "text":
+                file = table.files.resolve(undecoded(raw[column]), table.where[number])
                 problems += missing_file(file, table.where[number])
     problems = list(dict.fromkeys(problems))  # a column may be a modality's and the metadata's file_name
     if problems:

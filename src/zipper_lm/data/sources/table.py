@@ -1,4 +1,4 @@
-"""What every kind of data source becomes first: rows, where each is written, and what relative paths start from."""
+"""What every kind of data source becomes first: rows, where each is written, and where the files lie that they name."""
 
 from __future__ import annotations
 
@@ -23,13 +23,53 @@ SPLIT_NAMES = {
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where files may lie that rows name.
+
+    Args:
+        folders: here or below; relative names start from the first one. Empty: rows name no files. `None`: rows are
+            given in Python, and name what they like.
+        from_root: whether names that begin at the root may lead anywhere: in a list that its user names by itself.
+    """
+
+    folders: Sequence[Path] | None = None
+    from_root: bool = False
+
+    def resolve(self, value: Any, where: str) -> Any:
+        """The name of a sound's or picture's file as a path; any other value as it is.
+
+        Raises:
+            ValueError: beginning with `where`, if the name leads elsewhere.
+        """
+        if self.folders is None or not is_media(value) or (self.from_root and Path(value).is_absolute()):
+            return value
+        problem = ValueError(f"data: {where}: file {value!r:.200}: rows of this source hold their files, and name none")
+        for folder in self.folders:
+            try:
+                return str(inside(folder, value, f"data: {where}: file"))
+            except ValueError as error:
+                problem = error
+        raise problem
+
+
+ANYWHERE = Places()
+
+
+def undecoded(value: Any) -> Any:
+    """The bytes, else the path, of a dict as in Hugging Face datasets that has no samples; any other value as it is."""
+    if isinstance(value, Mapping) and value.get("array") is None:
+        return next((value[key] for key in ("bytes", "path") if value.get(key) is not None), value)
+    return value
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows before columns are chosen.
 
     Args:
         rows: dicts and documents; a stream is an iterable without a length.
         where: for messages, where row i is written.
-        folder: what relative paths in the rows start from.
+        files: where those may lie that rows name.
         columns: their names, where the source knows them without reading a row; its rows are then not looked at before
             they are used.
         labels: names of the classes that a column of class numbers counts.
@@ -39,7 +79,7 @@ class Table:
 
     rows: Sequence[Any] | Iterable[Any]
     where: Sequence[str] = ()
-    folder: Path | None = None
+    files: Places = ANYWHERE
     columns: Sequence[str] | None = None
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     problems: Sequence[str] = ()
@@ -83,17 +123,6 @@ def fingerprint_of(parts: Iterable[Any]) -> str:
     for part in parts:
         digest.update(repr(part).encode() + b"\n")
     return digest.hexdigest()[:16]
-
-
-def resolve(value: Any, folder: Path, where: str) -> Any:
-    """A file's name as a path from `folder`; any other value as it is.
-
-    Raises:
-        ValueError: beginning with `where`, if the name leads out of that folder.
-    """
-    if not is_media(value) or Path(value).is_absolute():  # a list made on this machine names files wherever they are
-        return value
-    return str(inside(folder, value, f"data: {where}: file"))
 
 
 def missing_file(value: Any, where: str) -> list[str]:

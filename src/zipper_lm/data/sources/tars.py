@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
-from zipper_lm.data.sources.table import Loader, Row, Table, fingerprint_of, usual_name
+from zipper_lm.data.sources.table import Loader, Places, Row, Table, fingerprint_of, usual_name
 from zipper_lm.utils.json_files import parse_json
 
 KEY = "__key__"
@@ -87,7 +87,7 @@ def tar_loader(shards: Sequence[Path]) -> Loader:
                 for sample in islice(_samples(shard), None if limit is None else limit - len(places)):
                     places.add(number, sample)
         rows = TarRows(places)
-        return Table(rows, rows.where, columns=rows.columns(), fingerprint=_fingerprint(shards))
+        return Table(rows, rows.where, Places(()), columns=rows.columns(), fingerprint=_fingerprint(shards))
 
     return load
 
