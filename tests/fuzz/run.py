@@ -43,10 +43,7 @@ def main() -> None:
     parser.add_argument("--merge", type=Path, nargs="+", help="records of parts, to be made one; nothing is run")
     given = parser.parse_args()
     if given.merge:
-        parts = [json.loads(file.read_text().splitlines()[-1]) for file in given.merge]
-        told = {name: found for part in parts for name, found in part["targets"].items()}
-        assert len(told) == sum(len(part["targets"]) for part in parts), "each target in one part"
-        print(json.dumps(_record(told, parts[0]["seed"], any(part["coverage"] == "atheris" for part in parts))))
+        print(json.dumps(_merged([json.loads(file.read_text().splitlines()[-1]) for file in given.merge])))
         return
     led = _coverage()
     _settle()
@@ -67,6 +64,24 @@ def main() -> None:
         told[each.name]["bugs"] = sorted(bug["kind"] for bug in found["bugs"])
         print(each.name, json.dumps(told[each.name]), file=sys.stderr, flush=True)
     print(json.dumps(_record(told, given.seed, led)))
+
+
+def _merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The record of several processes; a target may be in several, each with another seed."""
+    told: dict[str, Any] = {}
+    seen: set[tuple[str, int]] = set()
+    for part in parts:
+        for name, found in part["targets"].items():
+            assert (name, part["seed"]) not in seen, f"{name} twice with seed {part['seed']}"
+            seen.add((name, part["seed"]))
+            other = told.setdefault(name, dict.fromkeys(found, 0) | {"bugs": []})
+            told[name] = {
+                **{key: other[key] + found[key] for key in ("inputs", "accepted", "refused")},
+                **{key: max(other[key], found[key]) for key in ("worst_seconds", "worst_mebibytes")},
+                "bugs": sorted({*other["bugs"], *found["bugs"]}),
+            }
+    told = {name: told[name] for name in sorted(told)}
+    return _record(told, min(seed for _, seed in seen), any(part["coverage"] == "atheris" for part in parts))
 
 
 def _record(told: dict[str, Any], seed: int, led: bool) -> dict[str, Any]:

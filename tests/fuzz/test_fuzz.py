@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,24 @@ def test_the_watch_sees(run: Any, kind: str, monkeypatch: pytest.MonkeyPatch) ->
             return
     with Watch(_swallows) as watch:
         assert watch.check(b"") is not None
+
+
+def test_what_was_slow_once_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An input was called slow on a machine that did other work, at seconds of the processor twice its usual ones."""
+    monkeypatch.setattr("fuzz.watch.CPU_SECONDS", 0.05)
+    slow = [True, False]
+
+    def run(data: bytes, folder: Path) -> None:
+        until = time.process_time() + (0.1 if not slow or slow.pop(0) else 0.0)
+        while time.process_time() < until:
+            pass
+        raise ValueError
+
+    with Watch(run) as watch:
+        assert watch.check(b"") is None
+        assert (watch.tally.inputs, watch.tally.refused, watch.tally.accepted) == (1, 1, 0)
+        assert (bug := watch.check(b"")) is not None
+        assert bug.kind == "slow"
 
 
 def _swallows(data: bytes, folder: Path) -> None:

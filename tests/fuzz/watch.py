@@ -6,6 +6,7 @@ A refusal counts only if our own code raises it: a `ValueError` that a library l
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import resource
 import shutil
@@ -24,7 +25,9 @@ from typing import Any
 import zipper_lm
 
 CPU_SECONDS, MEBIBYTES = 2.0, 500.0
-"""What one input may take, on a machine that does other work, too: so seconds of the processor, not of the clock."""
+"""What one input may take, on a machine that does other work, too: so seconds of the processor, not of the clock, and
+the least of three times, as others that use its caches cost the processor time, too."""
+TIMES = 3
 PATIENCE = 10.0
 """Seconds of the processor after which an input is interrupted."""
 OUTSIDE = "@outside@"
@@ -106,10 +109,17 @@ class Watch:
         """Run one input. Returns the bug that it shows, if it shows one."""
         if self.current is not None:
             self.current.write_bytes(data)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
-        bug, cpu, memory = self._watched(data.replace(OUTSIDE.encode(), str(self.home).encode()))
-        tally = self.tally
+        here = data.replace(OUTSIDE.encode(), str(self.home).encode())
+        tally, bug, cpu, memory = self.tally, None, math.inf, 0.0
+        known = tally.accepted, tally.refused
+        for _ in range(TIMES):
+            tally.accepted, tally.refused = known
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir()
+            bug, seconds, most = self._watched(here)
+            cpu, memory = min(cpu, seconds), max(memory, most)
+            if bug is not None or cpu <= CPU_SECONDS:
+                break
         tally.inputs += 1
         tally.seconds += cpu
         tally.worst_seconds, tally.worst_mebibytes = max(tally.worst_seconds, cpu), max(tally.worst_mebibytes, memory)

@@ -182,6 +182,13 @@ def _check_together(name: str, config: GenerationConfig) -> None:
     for field, most in _MOST.items():
         if (value := getattr(config, field, None)) is not None and value > most:
             raise ValueError(f"settings for {name!r}: {field} must be at most {most}, got {value}")
+    if config.cache_implementation not in (None, *_GROWS):
+        for field in ("max_length", "max_new_tokens"):
+            if (value := getattr(config, field)) is not None and value > _MOST["max_cache_len"]:
+                raise ValueError(
+                    f"settings for {name!r}: cache_implementation={config.cache_implementation!r} takes room for all "
+                    f"tokens at once, so {field} must be at most {_MOST['max_cache_len']}, got {value}"
+                )
     for field in ("num_beams", "num_return_sequences", "prefill_chunk_size"):
         if (value := getattr(config, field, None)) is not None and value < 1:
             raise ValueError(f"settings for {name!r}: {field} must be at least 1, got {value}")
@@ -202,6 +209,8 @@ def _check_together(name: str, config: GenerationConfig) -> None:
 
 _MOST = {"num_beams": 1024, "num_return_sequences": 1024, "max_cache_len": 1 << 17}
 """What is taken at once, each with the memory of a whole row or token."""
+_GROWS = ("dynamic", "dynamic_full", "offloaded", "quantized")
+"""Caches that take memory as tokens come."""
 
 
 def without_effect(config: GenerationConfig) -> list[tuple[str, str]]:

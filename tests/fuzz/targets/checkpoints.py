@@ -68,7 +68,7 @@ WORDS = (
 
 def make() -> Target:
     """Of a model of three towers: one frozen and stored beside it, one under LoRA, one trained."""
-    return Target(name="checkpoints", run=run, share=2, inputs=changes(saved(), NAMES, WORDS))
+    return Target(name="checkpoints", run=run, share=10, inputs=changes(saved(), NAMES, WORDS))
 
 
 def run(data: bytes, folder: Path) -> None:

@@ -42,7 +42,7 @@ WORDS = (
 def make() -> Target:
     """Of each kind that is made here."""
     names = [str(file.relative_to(saved())) for file in sorted(saved().rglob("*.json"))]
-    return Target(name="codecs", run=run, share=10, inputs=changes(saved(), names, WORDS))
+    return Target(name="codecs", run=run, share=55, inputs=changes(saved(), names, WORDS))
 
 
 def run(data: bytes, folder: Path) -> None:

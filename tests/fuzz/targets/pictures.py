@@ -46,7 +46,7 @@ def make() -> Target:
         return mend_png(new) if draw.random() < 0.8 else new
 
     return Target(
-        name="pictures", run=run, share=280, seeds=seeds, change=change, instrument=("zipper_lm.codecs", "PIL")
+        name="pictures", run=run, share=220, seeds=seeds, change=change, instrument=("zipper_lm.codecs", "PIL")
     )
 
 

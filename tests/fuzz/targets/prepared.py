@@ -19,7 +19,7 @@ WORDS = ("train", "validation", "clips", "text", "speech", "../secret.txt", "tra
 
 def make() -> Target:
     """Of the tiny recipe's data."""
-    return Target(name="prepared", run=run, share=5, inputs=changes(saved(), ["prepared.json"], WORDS))
+    return Target(name="prepared", run=run, share=25, inputs=changes(saved(), ["prepared.json"], WORDS))
 
 
 def run(data: bytes, folder: Path) -> None:

@@ -58,7 +58,7 @@ _LAST = {"type": "nonsense", "event_id": "the end"}
 
 def make() -> Target:
     """Of up to seven messages."""
-    return Target(name="realtime", run=run, share=3, inputs=_inputs(), around=server.around)
+    return Target(name="realtime", run=run, share=10, inputs=_inputs(), around=server.around)
 
 
 def run(data: bytes, folder: Path) -> None:

@@ -47,7 +47,7 @@ TAGS = (
 
 def make() -> Target:
     """Of the repository's own recipes."""
-    return Target(name="recipes", run=run, share=12, inputs=_inputs())
+    return Target(name="recipes", run=run, share=50, inputs=_inputs())
 
 
 def run(data: bytes, folder: Path) -> None:

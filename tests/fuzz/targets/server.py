@@ -163,7 +163,7 @@ HEADERS = (
 
 def make() -> Target:
     """Of requests as clients send them."""
-    return Target(name="server", run=run, share=6, inputs=_inputs(), around=around)
+    return Target(name="server", run=run, share=25, inputs=_inputs(), around=around)
 
 
 _clients: list[Any] = []

@@ -18,7 +18,7 @@ def make() -> Target:
     """Of the first shard."""
     seeds = [(saved() / NAME).read_bytes()]
     return Target(
-        name="shards", run=run, share=30, seeds=seeds, change=changing(seeds, bytes), instrument=("zipper_lm.data",)
+        name="shards", run=run, share=20, seeds=seeds, change=changing(seeds, bytes), instrument=("zipper_lm.data",)
     )
 
 

@@ -43,7 +43,7 @@ def make() -> Target:
         return mend_ogg(new) if draw.random() < 0.8 else new
 
     instrument = ("zipper_lm.codecs", "soundfile")
-    return Target(name="sounds", run=run, share=330, seeds=seeds, change=change, instrument=instrument)
+    return Target(name="sounds", run=run, share=260, seeds=seeds, change=change, instrument=instrument)
 
 
 def run(data: bytes, folder: Path) -> None:

@@ -19,7 +19,7 @@ def make() -> Target:
     seeds.append(_tar(tarfile.PAX_FORMAT, small=True))
     change = changing(seeds, mend_tar)
     instrument = ("zipper_lm.data", "zipper_lm.utils.json_files", "tarfile")
-    return Target(name="tars", run=run, share=210, seeds=seeds, change=change, instrument=instrument)
+    return Target(name="tars", run=run, share=170, seeds=seeds, change=change, instrument=instrument)
 
 
 def run(data: bytes, folder: Path) -> None:

@@ -70,7 +70,7 @@ def make() -> Target:
         return mend_safetensors(new) if draw.random() < 0.8 else new
 
     instrument = ("zipper_lm.utils.weights", "zipper_lm.models", "zipper_lm.codecs")
-    return Target(name="tensors", run=run, share=100, seeds=seeds, change=change, instrument=instrument)
+    return Target(name="tensors", run=run, share=80, seeds=seeds, change=change, instrument=instrument)
 
 
 def run(data: bytes, folder: Path) -> None:
