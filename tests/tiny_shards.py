@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from tiny import doc, open_gates, tiny_model
 from tiny_shared import fail_together, work_together
-from tiny_steps import DOCUMENTS, Documents, free_port, join
+from tiny_steps import DOCUMENTS, Documents, free_port, join, lettered
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -63,7 +63,9 @@ _ALONE = [doc(("text", [5, 6]), target=True), doc(("text", [9, 4, 11]), target=T
 DOCS = [*DOCUMENTS, *_ALONE, *DOCUMENTS[2:]]
 
 Found = tuple[list[float], dict[str, Tensor], dict[str, Tensor]]
-"""Losses of the steps; by name, gradients of the last one, and weights."""
+"""Losses of steps; by name, gradients of the last one, and weights after it."""
+Run = list[Found]
+"""All steps at once; or each by itself, where a run `parts_by_rounding`."""
 Batches = list[list[Any]]
 """Of a step, by process."""
 
@@ -111,7 +113,7 @@ def _drawn(towers: int = 2, **how: Any) -> ZipperModel:
     return model.train()
 
 
-def trained(way: Way, rank: int, world: int) -> tuple[Found, ZipperModel]:
+def trained(way: Way, rank: int, world: int) -> tuple[Run, ZipperModel]:
     """Some steps of `DOCS`, in one of several processes."""
     model = MODELS[way.model]()
     called: Any = model
@@ -133,7 +135,7 @@ def trained(way: Way, rank: int, world: int) -> tuple[Found, ZipperModel]:
         dist.all_reduce(loss)
         return float(loss)
 
-    return _steps(way, model, world, gradients), model
+    return _steps(way, model, world, gradients, apart=parts_by_rounding(way, world)), model
 
 
 _OF_MEMORY = ("memory_projection", "memory_position_scale", "k_proj", "v_proj")
@@ -141,16 +143,21 @@ _OF_MEMORY = ("memory_projection", "memory_position_scale", "k_proj", "v_proj")
 the batches before the last one then, and the last one's by themselves."""
 
 
-def trained_alone(way: Way, world: int) -> Found:
+def trained_alone(way: Way, world: int, lead: Run | None = None, last_first: bool = False) -> Run:
     """The same steps in one process, which adds gradients up as so many processes do: those of the batches of each, and
-    then these."""
+    then these.
+
+    Args:
+        way, world: as there. lead: a run of which each step is by itself: each step begins with its weights.
+        last_first: add those of the last process up first.
+    """
     model = MODELS[way.model]()
     ours = {n: p for n, p in model.named_parameters() if p.requires_grad}
     apart = {n for n in ours if way.wrap != "ddp" and n.startswith("zips.") and set(_OF_MEMORY) & set(n.split("."))}
 
     def gradients(batches: Batches, counts: dict[str, Tensor]) -> float:
         total, sums, before = torch.zeros(()), dict[str, Tensor](), dict[str, Tensor]()
-        for of_one in batches:
+        for of_one in batches[::-1] if last_first else batches:
             loss = torch.zeros(())
             model.zero_grad()
             for at, batch in enumerate(of_one):
@@ -169,7 +176,7 @@ def trained_alone(way: Way, world: int) -> Found:
             parameter.grad = sum(parts[1:], parts[0]) if parts else None
         return float(total)
 
-    return _steps(way, model, world, gradients)
+    return _steps(way, model, world, gradients, apart=lead is not None, lead=lead)
 
 
 def _add(parameters: dict[str, nn.Parameter], sums: dict[str, Tensor]) -> None:
@@ -180,7 +187,14 @@ def _add(parameters: dict[str, nn.Parameter], sums: dict[str, Tensor]) -> None:
             parameter.grad = None
 
 
-def _steps(way: Way, model: ZipperModel, world: int, gradients: Callable[[Batches, dict[str, Tensor]], float]) -> Found:
+def _steps(
+    way: Way,
+    model: ZipperModel,
+    world: int,
+    gradients: Callable[[Batches, dict[str, Tensor]], float],
+    apart: bool,
+    lead: Run | None = None,
+) -> Run:
     """`STEPS` of SGD with momentum; `gradients` are those of a step's batches, and it gives the loss."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.02, momentum=0.9)
     documents = _documents(way)
@@ -190,14 +204,21 @@ def _steps(way: Way, model: ZipperModel, world: int, gradients: Callable[[Batche
         [collate(cut[at * world + rank], model.specials) for at in range(way.accumulated)] for rank in range(world)
     ]
     counts = {name: number.clone() for name, number in model.target_counts(collate(documents, model.specials)).items()}
-    losses = []
-    for _ in range(STEPS):
+    run, losses = Run(), list[float]()
+    for step in range(STEPS):
         optimizer.zero_grad()
         losses.append(gradients(batches, counts))
         last = {n: whole(p.grad).clone() for n, p in model.named_parameters() if p.grad is not None}
         optimizer.step()
-    weights = {n: whole(p.detach()).clone() for n, p in model.named_parameters()}
-    return losses, {name: grad for name, grad in last.items() if grad.any()}, weights
+        if apart or step == STEPS - 1:
+            weights = {n: whole(p.detach()).clone() for n, p in model.named_parameters()}
+            run.append((losses, {name: grad for name, grad in last.items() if grad.any()}, weights))
+            losses = []
+        if lead is not None:
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    parameter.copy_(lead[step][2][name])
+    return run
 
 
 def _documents(way: Way) -> list[Document]:
@@ -220,10 +241,14 @@ def apart(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     return max(float((found[name] - tensor).norm()) / norms[name] for name, tensor in expected.items())
 
 
-def difference(found: Found, expected: Found) -> dict[str, float]:
+def difference(found: Run, expected: Run) -> dict[str, float]:
     """Of one process from another: the largest ones of a loss, and of a tensor among gradients and weights."""
-    losses = max(abs(ours - theirs) / theirs for ours, theirs in zip(found[0], expected[0], strict=True))
-    return {"loss": losses, "gradients": apart(found[1], expected[1]), "weights": apart(found[2], expected[2])}
+    most = {"loss": 0.0, "gradients": 0.0, "weights": 0.0}
+    for ours, theirs in zip(found, expected, strict=True):
+        losses = max(abs(one - other) / other for one, other in zip(ours[0], theirs[0], strict=True))
+        here = {"loss": losses, "gradients": apart(ours[1], theirs[1]), "weights": apart(ours[2], theirs[2])}
+        most = {name: max(most[name], here[name]) for name in most}
+    return most
 
 
 def limits(way: Way, world: int) -> dict[str, float]:
@@ -236,9 +261,15 @@ def limits(way: Way, world: int) -> dict[str, float]:
 
 
 def parts_by_rounding(way: Way, world: int) -> bool:
-    """Whether later steps part, as they do in one process that is nudged: a difference of 1e-7 is rounded to another
-    number of a bfloat16 tower."""
+    """Whether two runs part though each of their steps is the same: a difference of 1e-7, which another order of sums
+    makes, is rounded to another number of a bfloat16 tower. `parted` is how far one process parts from itself. Of such
+    ways each step is compared by itself, from the weights that the processes had before it."""
     return way.model == "frozen" and world > 2
+
+
+def parted(way: Way, world: int) -> dict[str, float]:
+    """What one process comes to, after all steps, apart from itself when it adds up in another order."""
+    return difference(trained_alone(way, world, last_first=True), trained_alone(way, world))
 
 
 def spawn(work: Callable[..., None], world: int, *given: Any) -> None:
@@ -272,11 +303,12 @@ def train_in_a_process(rank: int, world: int, port: int, folder: str, ways: list
 def compared(world: int, folder: Path, ways: list[Way]) -> dict[Way, dict[str, float]]:
     """By way, the largest differences of any of so many processes from one."""
     found = [torch.load(folder / f"trained-{rank}.pt") for rank in range(world)]
-    alone: dict[tuple[str, bool, int], Found] = {}
+    alone: dict[Any, Run] = {}
     differences: dict[Way, dict[str, float]] = {}
     for way in ways:
-        key = way.model, way.wrap == "ddp", way.accumulated
-        alone[key] = alone[key] if key in alone else trained_alone(way, world)
+        lead = found[0][str(way)] if parts_by_rounding(way, world) else None
+        key = way if lead else (way.model, way.wrap == "ddp", way.accumulated)
+        alone[key] = alone[key] if key in alone else trained_alone(way, world, lead)
         each = [difference(of_one[str(way)], alone[key]) for of_one in found]
         differences[way] = {name: max(one[name] for one in each) for name in each[0]}
     return differences
@@ -310,8 +342,10 @@ def by_trainer(
         use_cpu=True,
         **arguments,
     )
-    model = full()
-    beside: dict[str, Any] = {"guided": {("speech", "text"): 2.0}, "forward_sum": {("text", "speech"): 0.5}}
+    model = lettered(full())
+    heard = "text", "speech"
+    beside: dict[str, Any] = {"guided": {("speech", "text"): 2.0}, "forward_sum": {heard: 0.5}, "ctc": {heard: 0.5}}
+    torch.manual_seed(1)  # of what spells
     trainer = ZipperTrainer(model, given, Documents(DOCUMENTS), score=_score, **beside)
     trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2") if resumed else None)
     assert is_sharded(model) == bool(arguments.get("fsdp"))

@@ -6,7 +6,7 @@ A module of its own: processes that are spawned import it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from zipper_lm.data.document import Document
 from zipper_lm.data.encoding import encode_column, encode_rows
 from zipper_lm.data.sources.readers import read_rows
 from zipper_lm.data.tasks import parse_task
-from zipper_lm.evaluation import scoring
+from zipper_lm.evaluation import preservation, scoring
 from zipper_lm.evaluation.judges import load_judge
 from zipper_lm.evaluation.preservation import perplexity
 from zipper_lm.evaluation.scoring import Score, score_task, yardsticks
-from zipper_lm.jobs import pseudo_labels
+from zipper_lm.jobs import failures, pseudo_labels
 from zipper_lm.jobs.failures import _activity, losses_on, some_batches
 from zipper_lm.jobs.recipes.schema import PseudoLabelsRecipe
 from zipper_lm.models.zipper import ZipperModel
@@ -35,21 +35,31 @@ SETTINGS: dict[str, Any] = {"text": {"max_new_tokens": 4}, "speech": {"max_new_t
 DRAWN: dict[str, Any] = {name: given | {"do_sample": True} for name, given in SETTINGS.items()}
 
 
-def work_together(workshop: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """By kind of work, what it comes to; and how many values this process did of it."""
+def work_together(workshop: Path) -> tuple[dict[str, Any], dict[str, list[tuple[int, int]]]]:
+    """By kind of work, what it comes to; and which pieces this process did of it: numbers, and how many values each
+    has."""
     torch.manual_seed(0)
     model = ZipperModel.fuse({name: str(workshop / name) for name in ("text", "speech")}).eval()
     assert model.processor is not None
     rows, judge = read_rows(str(workshop / "data"), split="train"), load_judge(workshop / "judge")
     texts = [row["text"] for row in rows]
     spoiled = [row if n != 5 else {"text": "six"} for n, row in enumerate(rows)]
-    done: Counter[str] = Counter()
+    done: dict[str, Counter[int]] = {}
+    at = 0
+
+    def numbered(pieces: Iterable[Any], work: Callable[[Any], Any]) -> Iterator[Any]:
+        def one(piece: tuple[int, Any]) -> Any:
+            nonlocal at
+            at = piece[0]
+            return work(piece[1])
+
+        return shared(enumerate(pieces), one)
 
     def noted(kind: str, owner: Any, name: str, size: Callable[..., int]) -> Any:
         real = getattr(owner, name)
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            done[kind] += size(*args)
+            done.setdefault(kind, Counter())[at] += size(*args)
             return real(*args, **kwargs)
 
         return mock.patch.object(owner, name, counted)
@@ -62,6 +72,8 @@ def work_together(workshop: Path) -> tuple[dict[str, Any], dict[str, int]]:
     with ExitStack() as small:
         for owner, name in ((encoding, "CHUNK"), (pseudo_labels, "BATCH"), (scoring, "BATCH")):
             small.enter_context(mock.patch.object(owner, name, AT_ONCE))
+        for owner in (encoding, failures, preservation, pseudo_labels, scoring):
+            small.enter_context(mock.patch.object(owner, "shared", numbered))
         with noted("read", model, "generate", first):
             found["read"] = _plain(score_task(model, rows, "asr", settings=SETTINGS, batch_size=AT_ONCE))
         how: dict[str, Any] = {"settings": DRAWN, "batch_size": AT_ONCE, "best_of": 2, "best_by": "judge"}
@@ -81,14 +93,14 @@ def work_together(workshop: Path) -> tuple[dict[str, Any], dict[str, int]]:
             task = parse_task("speech->text")
             labels = pseudo_labels.label(model, model, task, rows, wanted, DRAWN, Broken())  # type: ignore[arg-type]
         found["labelled"] = [_ids(row) for row in labels]
-    batches = some_batches(model, ["speech->text", "text->speech"], AT_ONCE, encoded)
-    with noted("losses", model, "forward", lambda *_: 1):
-        found["losses"] = losses_on(model, batches)
-    found["activity"] = _activity(model, batches)
-    with noted("perplexity", model, "unimodal_loss", lambda _, rows: len(rows)):
-        found["perplexity"] = perplexity(model, "speech", [row["speech"].ids for row in encoded], AT_ONCE)
+        batches = some_batches(model, ["speech->text", "text->speech"], AT_ONCE, encoded)
+        with noted("losses", model, "forward", lambda *_: 1):
+            found["losses"] = losses_on(model, batches)
+        found["activity"] = _activity(model, batches)
+        with noted("perplexity", model, "unimodal_loss", lambda _, rows: len(rows)):
+            found["perplexity"] = perplexity(model, "speech", [row["speech"].ids for row in encoded], AT_ONCE)
     found["drawn after it"] = float(torch.rand(()))
-    return found, done
+    return found, {kind: sorted(pieces.items()) for kind, pieces in done.items()}
 
 
 def fail_together() -> list[str]:

@@ -129,7 +129,7 @@ def letters(ids: Sequence[Sequence[int]]) -> list[str]:
 def lettered(model: ZipperModel, decode: Callable[[Any], Any] = letters) -> ZipperModel:
     """A model of which the text tower's ids are letters."""
     codec = SimpleNamespace(decode=decode, vocab_size=31)
-    model.processor = SimpleNamespace(codecs={"text": codec}, save_pretrained=lambda folder: None)  # type: ignore
+    model.processor = SimpleNamespace(codecs={"text": codec}, save_pretrained=lambda folder: None, encode=list)  # type: ignore
     return model
 
 

@@ -20,7 +20,6 @@ from tiny_shards import (
     go_on_in_a_process,
     in_a_process,
     limits,
-    parts_by_rounding,
     spawn,
     train_in_a_process,
 )
@@ -39,8 +38,7 @@ from zipper_lm.training.trainer import ZipperTrainer
 def check(differences: dict[Way, dict[str, float]], world: int) -> None:
     """Of two processes, bit for bit; of four, but for the order of sums."""
     for way, apart in differences.items():
-        most = {"loss": 0.05} if parts_by_rounding(way, world) else limits(way, world)
-        assert all(apart[name] <= limit for name, limit in most.items()), (str(way), apart)
+        assert all(apart[name] <= limit for name, limit in limits(way, world).items()), (str(way), apart)
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -51,7 +49,7 @@ def test_processes_train_as_one(world: int, tmp_path: Path) -> None:
     check(compared(world, tmp_path, SAMPLE), world)
     trained = [torch.load(tmp_path / f"trained-{rank}.pt") for rank in range(world)]
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
-    expected = trained[0][str(SAMPLE[0])][2]
+    expected = trained[0][str(SAMPLE[0])][0][2]
     assert all(torch.equal(again[name], tensor) for _, again, _ in found for name, tensor in expected.items())
     check_saved(tmp_path, expected, [written for written, _, _ in found])
     check_shared(world, [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world)])
@@ -82,7 +80,7 @@ def test_a_run_of_two_processes_is_gone_on_with_by_more_or_one(world: int, tmp_p
 
 def check_shared(world: int, found: list[Any]) -> None:
     """Evaluation by generation, judging, encoding, pseudo-labels and losses on held-out data: every process did all of
-    it for itself, so that it took as long with many as with one."""
+    it for itself, so that it took as long with many as with one. They take turns at pieces, which are not divided."""
     expected, alone = json.loads(json.dumps(work_together(workshop())))
     for results, _, heard in found:
         for kind, value in expected.items():
@@ -90,10 +88,9 @@ def check_shared(world: int, found: list[Any]) -> None:
         assert heard[0] == "ValueError: piece 1"
     assert found[1][2][1] == "OSError: piece 1"
     assert found[0][2][1] == "RuntimeError: process 1: OSError: piece 1"
-    for kind, number in alone.items():
-        shares = [done.get(kind, 0) for _, done, _ in found]
-        assert sum(shares) == number, kind
-        assert max(shares) - min(shares) <= max(4, number / world / 2), f"{kind}: {shares} of {number}"
+    for kind, pieces in alone.items():
+        for rank, (_, done, _) in enumerate(found):
+            assert done.get(kind, []) == [each for each in pieces if each[0] % world == rank], (kind, rank)
 
 
 def check_runs(folder: Path, runs: list[list[tuple[list[float], dict[str, torch.Tensor]]]]) -> None:
@@ -131,9 +128,9 @@ def test_what_cannot_be_spread_is_refused_by_name(tmp_path: Path, monkeypatch: p
         wrapping = {"auto_wrap_policy": transformer_auto_wrap_policy, "transformer_cls_names_to_wrap": None}
         return SimpleNamespace(fsdp_plugin=SimpleNamespace(**plugin | wrapping))
 
-    assert not spread(model, args, SimpleNamespace(), {})
+    assert not spread(model, args, SimpleNamespace())
     told = state()
-    assert spread(model, args, told, {"ctc": {}})
+    assert spread(model, args, told)
     names = told.fsdp_plugin.transformer_cls_names_to_wrap
     assert names == ["GPT2Block", "InputProjection", "ZipLayer"]
     assert told.fsdp_plugin.ignored_modules == [model.tower("text")]
@@ -146,16 +143,16 @@ def test_what_cannot_be_spread_is_refused_by_name(tmp_path: Path, monkeypatch: p
         ({"activation_checkpointing": True}, "gradient_checkpointing"),
     ):
         with pytest.raises(ValueError, match=message):
-            spread(model, args, state(**fields), {})
-    with pytest.raises(ValueError, match="ctc cannot be had with it"):
-        spread(model, args, state(), {"ctc": {("text", "speech"): 1.0}, "guided_attention": {}})
+            spread(model, args, state(**fields))
+    with pytest.raises(ValueError, match="torch_compile together with it"):
+        spread(model, args, state(), compiled=True)
     with pytest.raises(ValueError, match="only a fused model"):
-        spread(torch.nn.Linear(2, 2), args, state(), {})
+        spread(torch.nn.Linear(2, 2), args, state())
     with pytest.raises(ValueError, match="a tower alone is whole"):
         training_arguments(TrainingRecipe(arguments={"fsdp": True}), tmp_path, seed=0, alone=True)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="would hold whole models here"):
-        spread(model, args, SimpleNamespace(), {})
+        spread(model, args, SimpleNamespace())
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ValueError, match="DeepSpeed cannot train a fused model"):
         ZipperTrainer(model, args, [])  # type: ignore[arg-type]

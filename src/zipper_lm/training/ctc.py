@@ -102,7 +102,7 @@ class Ctc(nn.Module):
                 rows = rows_that_see(batch[pair[0]], batch[pair[1]])
                 number = {row: n for n, row in enumerate([] if rows is None else rows.tolist())}
                 here = [each._replace(row=number.get(each.row, each.row)) for each in texts]
-                layers: Sequence[nn.Module] = list(heads)  # type: ignore[call-overload]
+                layers: Sequence[nn.Linear] = list(heads)  # type: ignore[call-overload]
                 for k, head in enumerate(layers):
                     watch = _Watch(costs, head, weight / len(layers), counts[pair], here)
                     remembers = model.zip_layer(*pair, k).memory_projection
@@ -133,16 +133,18 @@ class Ctc(nn.Module):
                 )
 
 
-def ctc(memory: Tensor, head: nn.Module, texts: Sequence[Spelled]) -> Tensor:
+def ctc(memory: Tensor, head: nn.Linear, texts: Sequence[Spelled]) -> Tensor:
     """Summed negative log-probability, in nats, that a head's reading of a memory spells texts.
 
     Args:
-        memory: ``[rows, time, width]``. head: ``[..., width]`` to ``[..., classes]``. texts: that fit.
+        memory: ``[rows, time, width]``. head: ``[..., width]`` to ``[..., classes]``, in a dtype of its own: FSDP may
+            compute zips in another. texts: that fit.
     """
     flat = padded([each.row * memory.shape[1] + each.read for each in texts])
     letters = padded([torch.tensor(each.letters) for each in texts])
     places, letters = send([flat, letters], memory.device)
-    logits = head(memory.flatten(0, 1).index_select(0, places.flatten())).unflatten(0, flat.shape)
+    read = memory.flatten(0, 1).index_select(0, places.flatten())
+    logits = head(read.to(head.weight.dtype)).unflatten(0, flat.shape)
     times, spelled = torch.tensor([len(e.read) for e in texts]), torch.tensor([len(e.letters) for e in texts])
     logits = logits.float().log_softmax(-1).transpose(0, 1)
     return F.ctc_loss(logits, letters, times, spelled, BLANK, "sum")
@@ -152,7 +154,7 @@ class _Watch:
     """A forward hook of a zip layer's memory projection, which writes its weighted cost down."""
 
     def __init__(
-        self, costs: list[Tensor], head: nn.Module, weight: float, count: Tensor, texts: Sequence[Spelled]
+        self, costs: list[Tensor], head: nn.Linear, weight: float, count: Tensor, texts: Sequence[Spelled]
     ) -> None:
         self.costs, self.head, self.weight, self.count, self.texts = costs, head, weight, count, texts
 

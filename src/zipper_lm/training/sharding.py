@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy
@@ -54,12 +55,11 @@ def join_in(args: TrainingArguments, state: Any) -> bool:
     return True
 
 
-def spread(model: Any, args: TrainingArguments, state: Any, without: dict[str, Any]) -> bool:
+def spread(model: Any, args: TrainingArguments, state: Any, *, compiled: bool = False) -> bool:
     """Tell accelerate's plugin what is to be gathered together, and what is frozen and left alone.
 
     Args:
-        model: to be trained. args: of it. state: accelerate's. without: what is asked for besides and cannot be had
-            with it, by the name of its field.
+        model: to be trained. args: of it. state: accelerate's. compiled: whether its layers are.
 
     Returns:
         Whether the model is going to be spread.
@@ -85,8 +85,8 @@ def spread(model: Any, args: TrainingArguments, state: Any, without: dict[str, A
         given = getattr(plugin, field, None)
         if isinstance(given, CPUOffloadPolicy) or given is True:
             raise ValueError(f"FSDP: {field} cannot be followed: {reason}")
-    if found := sorted(field for field, given in without.items() if given):
-        raise ValueError(f"FSDP: {', '.join(found)} cannot be had with it: all processes must compute the same parts")
+    if compiled:
+        raise ValueError("FSDP: torch_compile together with it was never tried: leave one of them out")
     check_shardable(model)
     if plugin.ignored_modules is None:
         plugin.ignored_modules = list(frozen_modules(model))
@@ -98,12 +98,19 @@ def spread(model: Any, args: TrainingArguments, state: Any, without: dict[str, A
 
 def prepared(model: Any, prepare: Callable[..., Any], *objects: Any, **how: Any) -> Any:
     """`Accelerator.prepare` for a model that is going to be spread. It asks for a model's embeddings, to make units of
-    them; a zipped one has several, and says so to transformers by raising."""
+    them; a zipped one has several, and says so to transformers by raising. It takes all that an optimizer steps for the
+    model's, so that groups of other tensors, which stay whole in each process, are kept from it."""
+    own, others = set(model.parameters()), list[tuple[torch.optim.Optimizer, list[Any]]]()
+    for optimizer in (each for each in objects if isinstance(each, torch.optim.Optimizer)):
+        others.append((optimizer, [group for group in optimizer.param_groups if own.isdisjoint(group["params"])]))
+        optimizer.param_groups = [group for group in optimizer.param_groups if not own.isdisjoint(group["params"])]
     model.get_input_embeddings = model.get_output_embeddings = lambda: None
     try:
         ready = prepare(*objects, **how)
     finally:
         del model.get_input_embeddings, model.get_output_embeddings
+        for optimizer, groups in others:
+            optimizer.param_groups += groups  # of a list that may be another one by now
     if any(each is model for each in objects) and not is_sharded(model):
         raise ValueError("FSDP: accelerate did not spread the model: each process would hold the whole of it")
     return ready

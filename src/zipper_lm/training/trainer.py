@@ -166,8 +166,7 @@ class ZipperTrainer(BaseTrainer):
         )
         if isinstance(model, ZippedTowers):
             model.check_freeze_state()
-        without = {"ctc": ctc, "torch_compile": compiled}
-        if spread(model, args, self.accelerator.state, without):
+        if spread(model, args, self.accelerator.state, compiled=bool(compiled)):
             module.to(args.device)  # what comes before the training is computed there
             self.accelerator.prepare = partial(prepared, module, self.accelerator.prepare)
         self.model_accepts_loss_kwargs = True  # so that Trainer does not divide by the number of batches once more
@@ -351,9 +350,22 @@ class ZipperTrainer(BaseTrainer):
             return
         plugin = self.accelerator.state.fsdp_plugin
         plugin.state_dict_config.offload_to_cpu = plugin.state_dict_config.rank0_only = several()
-        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self._learners(), output_dir)
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)  # type: ignore[union-attr]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        model = self.model
+        self.model = self._learners()  # FSDP looks the optimizer's tensors up in it
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        finally:
+            self.model = model
+
+    def _learners(self) -> Any:
+        """What has all tensors that the optimizer steps, under the names that FSDP saves their states by."""
+        model = cast(nn.Module, self.model)
+        return model if self.spelling is None else nn.ModuleDict({"model": model, "ctc": self.spelling})
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The checkpoint is the model's own: new weights only, no pickled arguments."""
