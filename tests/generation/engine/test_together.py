@@ -95,3 +95,16 @@ def test_an_engine_reads_those_that_wait_together(monkeypatch: pytest.MonkeyPatc
             handles = [engine.submit(d, ["text", "speech"], settings) for d in documents]
         assert ids_of([handle.result(60) for handle in handles]) == want
     assert counts == [6]
+
+
+def test_short_documents_do_not_wait_until_long_ones_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are read chunk by chunk were always ready, and who was to be read at once had its turn after them."""
+    model, settings = lively(), {"text": {"max_new_tokens": 2}}
+    with Engine(model, slots=1, compile=False, chunk=8) as engine:
+        engine.submit(doc(("speech", [5])), ["text"], settings).result(60)  # what is learned once is learned
+        with engine._awake:
+            long = [engine.submit(doc(("speech", [5] * 150)), ["text"], settings) for _ in range(4)]
+            short = engine.submit(doc(("speech", [5])), ["text"], settings)
+        short.result(60)
+        assert not any(handle.done() for handle in long)
+        engine.close(cancel=True)

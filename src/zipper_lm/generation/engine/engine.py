@@ -136,11 +136,12 @@ class Handle:
 
 
 class _Task:
-    """A document's coroutine and what it is to be sent next."""
+    """A document's coroutine, what it is to be sent next, and what it waits to have read, along with others' or not."""
 
     def __init__(self, handle: Handle, writing: Writing, version: int) -> None:
         self.handle, self.writing, self.version = handle, writing, version
         self.answer: Any = None
+        self.unread: Request | None = None
 
 
 class Engine:
@@ -199,7 +200,6 @@ class Engine:
         self._said: set[tuple[str, str]] = set()
         self._new: deque[_Task] = deque()
         self._ready: deque[_Task] = deque()
-        self._readers: deque[tuple[_Task, Request]] = deque()
         self._tasks: dict[Handle, _Task] = {}
         self._awake = threading.Condition()
         self._back: deque[tuple[_Task, Future[Any]]] = deque()
@@ -480,13 +480,7 @@ class Engine:
         """Wait for something to do; whether there is."""
         with self._awake:
             while True:
-                if (
-                    self._new
-                    or self._ready
-                    or self._readers
-                    or self._back
-                    or any(lane.busy for lane in self._lanes.values())
-                ):
+                if self._new or self._ready or self._back or any(lane.busy for lane in self._lanes.values()):
                     return True
                 if any(task.handle.stop.now for task in self._tasks.values()):
                     return True
@@ -505,11 +499,12 @@ class Engine:
             unwanted = [t for t in self._tasks.values() if t.handle.stop.now]
         for task in unwanted:
             self._end(task, None, task.handle.failure or CancelledError())
-        if (self._ready or self._readers) and (version := self._weights_version()) != self._version:
+        if self._ready and (version := self._weights_version()) != self._version:
             self._renew(version)
         budget = self.chunk * (1 if any(lane.busy for lane in self._lanes.values()) else IDLE)
-        while (self._ready or self._readers) and budget > 0:
-            budget -= self._advance(self._ready.popleft()) if self._ready else self._read(budget)
+        while self._ready and budget > 0:
+            task = self._ready.popleft()
+            budget -= (self._read(task, budget) if task.unread is not None else 0) or self._advance(task)
         for lane in self._lanes.values():
             self._run(lane)
 
@@ -527,25 +522,27 @@ class Engine:
             each.owner.answer = each.samples if each.error is None else each.error
             self._ready.appendleft(each.owner)
 
-    def _read(self, most: int) -> int:
-        """Read the document that has waited longest, with those of its kind that fit; returns how many tokens that
-        were. One that is alone, or fails with others, is left to itself."""
-        self._readers = deque((task, request) for task, request in self._readers if task.handle in self._tasks)
-        if not self._readers:
+    def _read(self, task: _Task, most: int) -> int:
+        """Read a document along with others of its kind that wait; returns how many tokens that were. 0: it is alone,
+        or fails with them, and is left to itself."""
+        first, task.unread = task.unread, None
+        if task.handle not in self._tasks or first is None or not all(map(self._can_share, first.pending)):
             return 0
-        (_, first), *rest = self._readers
-        among = [request for _, request in rest] if all(map(self._can_share, first.pending)) else []
-        chosen = [first, *companions(first, among, most)]
-        tokens = sum(map(pending_tokens, chosen))
-        if len(chosen) > 1:
-            try:
-                read_together(chosen)
-            except Exception as error:  # of any kind: each will fail by itself, or not
-                logger.debug("%d documents are read one by one: %s", len(chosen), error)
-        taken = {id(request) for request in chosen}
-        self._ready.extend(task for task, request in self._readers if id(request) in taken)
-        self._readers = deque(pair for pair in self._readers if id(pair[1]) not in taken)
-        return tokens if len(chosen) > 1 else 0
+        waiting = [each for each in self._ready if each.unread is not None and each.handle in self._tasks]
+        chosen = companions(first, [each.unread for each in waiting if each.unread is not None], most)
+        if not chosen:
+            return 0
+        tokens, taken = sum(map(pending_tokens, [first, *chosen])), {id(request) for request in chosen}
+        for each in waiting:
+            if id(each.unread) in taken:
+                each.unread = None
+        try:
+            read_together([first, *chosen])
+        except Exception as error:  # of any kind: each will fail by itself, or not
+            logger.debug("%d documents are read one by one: %s", 1 + len(chosen), error)
+            return 0
+        self._ready.appendleft(task)
+        return tokens
 
     def _advance(self, task: _Task) -> int:
         """Let a document go on to its next wait; returns how many tokens were read."""
@@ -570,7 +567,8 @@ class Engine:
             self._ready.append(task)
             return command.tokens
         if isinstance(command, Read):
-            self._readers.append((task, command.request))
+            task.unread = command.request
+            self._ready.append(task)
             return 0
         if isinstance(command, Apart):
             future = self._pool.submit(self._apart, command)
