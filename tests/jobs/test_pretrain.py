@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,10 +20,11 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from zipper_lm.codecs.codec import load_codec
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.encoding import column, encode_column
-from zipper_lm.jobs.pretrain import PadStreams, Streams, TowerTrainer, make_backbone, pretrain
+from zipper_lm.jobs.pretrain import make_backbone, pretrain
 from zipper_lm.jobs.recipes.reader import build
 from zipper_lm.jobs.recipes.schema import PretrainHere, PretrainRecipe
 from zipper_lm.training.callbacks import Interrupted
+from zipper_lm.training.tower import PadStreams, Streams, TowerTrainer
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -255,3 +257,93 @@ def test_settings_of_fusion_are_not_silently_ignored(setting: dict[str, Any]) ->
         build(PretrainRecipe, here)
     with pytest.raises(ValueError, match="no effect in pre-training"):
         build(PretrainHere, {"training": setting})
+
+
+def spoken(folder: Path, rows: list[dict[str, str]]) -> str:
+    """A data set of symbols, with what they say."""
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+def said(count: int) -> list[dict[str, str]]:
+    """Each letter is two symbols, which are drawn."""
+    draw = np.random.default_rng(0)
+    words = ["".join(draw.choice(list("abc"), 3)) for _ in range(count)]
+    pairs = {"a": ("uv", "vu"), "b": ("wx", "xw"), "c": ("yz", "zy")}
+    return [{"sign": "".join(pairs[letter][draw.integers(2)] for letter in word), "text": word} for word in words]
+
+
+def spelling(output: Path, data: str, **changes: Any) -> PretrainRecipe:
+    training = {"steps": 4, "batch_size": 4, "log_every": 1, "learning_rate": 0.02, "ctc": {"sign->text": 1}}
+    fields = {
+        "data": {"source": data, "validation": None},
+        "modality": "sign",
+        "codec": {"kind": "sequence", "options": {"alphabet": "uvwxyz"}},
+        "training": training | changes.pop("training", {}),
+        "context": 24,
+    }
+    return recipe(output, **fields | changes)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_tower_learns_to_spell_what_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cost of a letter falls, nothing of it is in the tower's folder, and accumulated batches are one."""
+    data, logged = spoken(tmp_path / "data", said(32)), list[float]()
+
+    def log(self: Trainer, logs: dict[str, float], *_: Any, **__: Any) -> None:
+        logged.append(logs.get("loss_ctc", -1.0))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "log", log)
+        pretrain(spelling(tmp_path / "long", data, training={"steps": 60}))
+    costs = [cost for cost in logged if cost >= 0]
+    assert costs[0] > 3.0, "257 letters, and a blank for most places"
+    assert sum(costs[-5:]) / 5 < 0.5
+    assert not [file.name for file in (tmp_path / "long").iterdir() if "ctc" in file.name]
+    pretrain(spelling(tmp_path / "whole", data))
+    halves = {"batch_size": 2, "arguments": {"disable_tqdm": True, "gradient_accumulation_steps": 2}}
+    pretrain(spelling(tmp_path / "halves", data, training=halves))
+    pretrain(spelling(tmp_path / "without", data, training={"ctc": {}}))
+    whole = weights(tmp_path / "whole")
+    for name, tensor in weights(tmp_path / "halves").items():
+        torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=1e-4)
+    assert any((weights(tmp_path / "without")[name] - tensor).abs().max() > 0.01 for name, tensor in whole.items())
+
+
+def test_a_tower_that_was_interrupted_goes_on_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads are no part of the tower: they are in the checkpoint, beside it."""
+    data = spoken(tmp_path / "data", said(16))
+    pretrain(spelling(tmp_path / "whole", data))
+    real = Trainer.training_step
+
+    def training_step(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "training_step", training_step)
+        with pytest.raises(Interrupted):
+            pretrain(spelling(tmp_path / "halted", data))
+    assert list((tmp_path / "halted.training").glob("checkpoint-*/ctc.safetensors"))
+    pretrain(spelling(tmp_path / "halted", data), resume=True)
+    whole = weights(tmp_path / "whole")
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(tmp_path / "halted").items())
+
+
+def test_what_cannot_be_spelled_is_said_before_training(tmp_path: Path) -> None:
+    data = spoken(tmp_path / "data", said(4))
+    for task in ("text->sign", "sign->sign", "sign->text->sign", "->text"):
+        with pytest.raises(ValueError, match="in pre-training it names one task, from 'sign' to the column"):
+            spelling(tmp_path / "t", data, training={"ctc": {task: 1}})
+    with pytest.raises(ValueError, match=r"training\.ctc: no row has 'word' beside it"):
+        pretrain(spelling(tmp_path / "t", data, training={"ctc": {"sign->word": 1}}))
+    long = spoken(tmp_path / "long", [row | {"text": row["text"] * 4} for row in said(4)])
+    with pytest.raises(ValueError, match=r"of 4 texts 4 have more letters than their rows have tokens"):
+        pretrain(spelling(tmp_path / "t", long))
+    part = spoken(tmp_path / "part", [said(4)[0], *({"sign": row["sign"]} for row in said(4)[1:])])
+    pretrain(spelling(tmp_path / "t", part, training={"steps": 1}))

@@ -184,7 +184,7 @@ def _shared(
         for found, left_out in shared(pieces, work):
             done += found
             broken.extend(left_out)
-            count += len(found) + len(left_out)
+            count += sum(each is not None for each in found) + len(left_out)
             advance(count, total)
     return done
 
@@ -213,8 +213,21 @@ def column(rows: Iterable[Any], modality: str, broken: Broken | None = None) -> 
     Raises:
         ValueError: if there is none, or `broken` is full.
     """
+    return column_with(rows, modality, None, broken)[0]
+
+
+def column_with(
+    rows: Iterable[Any], modality: str, other: str | None, broken: Broken | None = None
+) -> tuple[list[Any], list[Any]]:
+    """As `column`, and for each value what its row has of another modality, `None` where it has none.
+
+    Args:
+        rows, modality, broken: as of `column`. other: the other modality; of a whole document it is not known which
+            belongs to which.
+    """
     broken = broken or Broken()
     values: list[Any] = []
+    others: list[Any] = []
     first: Any = None
     for where, row in items(rows, broken):
         first = row if first is None else first
@@ -229,12 +242,13 @@ def column(rows: Iterable[Any], modality: str, broken: Broken | None = None) -> 
             for value in found if broken.limit and modality != "text" else ():
                 read_picture(value) if is_picture(value) else read_audio(value)
             values += found
+            others += [None if other is None or isinstance(row, Document) else row.get(other)] * len(found)
         except ValueError as error:
             broken.add(where, error)
     if not values:
         has = first.modalities if isinstance(first, Document) else sorted(first or {})
         raise ValueError(f"data: no row has {modality!r}; they have {has}; name the column in data.columns")
-    return values
+    return values, others
 
 
 def encode_column(codec: Codec, values: Sequence[Any], broken: Broken | None = None) -> list[list[int]]:
@@ -243,17 +257,23 @@ def encode_column(codec: Codec, values: Sequence[Any], broken: Broken | None = N
     Raises:
         ValueError: on a value that the codec cannot read, if `broken` has no room for it; the message says which row.
     """
+    return [ids for ids in encode_each(codec, values, broken) if ids is not None]
 
-    def encode(piece: range, left_out: Broken) -> list[list[int]]:
+
+def encode_each(codec: Codec, values: Sequence[Any], broken: Broken | None = None) -> list[list[int] | None]:
+    """As `encode_column`, with `None` in the place of a value that cannot be read."""
+
+    def encode(piece: range, left_out: Broken) -> list[list[int] | None]:
         try:
-            return codec.encode([values[number] for number in piece])
+            return list(codec.encode([values[number] for number in piece]))
         except ValueError:  # which of them it is, is found one by one
-            ids: list[list[int]] = []
+            ids: list[list[int] | None] = []
             for number in piece:
                 try:
                     ids += codec.encode([values[number]])
                 except ValueError as error:
                     left_out.add(f"row {number}", error)
+                    ids.append(None)
             return ids
 
     return _shared(_ranges(len(values)), encode, broken or Broken(), len(values))

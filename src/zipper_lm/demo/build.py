@@ -28,10 +28,11 @@ from zipper_lm.codecs.text import TextCodec
 from zipper_lm.demo.corpus import DemoCorpus, Utterance, render
 from zipper_lm.demo.sizes import DemoSizes
 from zipper_lm.evaluation.recogniser import Recogniser
-from zipper_lm.jobs.pretrain import PadStreams, Streams, make_backbone
+from zipper_lm.jobs.pretrain import make_backbone
 from zipper_lm.training.arguments import training_arguments
 from zipper_lm.training.callbacks import train_with_bar
 from zipper_lm.training.recipe import TrainingRecipe
+from zipper_lm.training.tower import PadStreams, Streams
 from zipper_lm.utils.files import new_folder, write_json
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.progress import bar, plain_console

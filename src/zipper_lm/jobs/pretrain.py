@@ -8,21 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from accelerate.data_loader import SeedableRandomSampler
 from rich.console import Console
-from torch.utils.data import Dataset, RandomSampler, Sampler, SequentialSampler
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from zipper_lm.codecs.codec import CODEC_FILE, Codec
 from zipper_lm.codecs.pretrained import RunsModel
 from zipper_lm.data.broken import Broken
-from zipper_lm.data.collation import IGNORED
-from zipper_lm.data.encoding import column, encode_column
+from zipper_lm.data.encoding import column, column_with, encode_column, encode_each
 from zipper_lm.data.prepared import TRAIN
 from zipper_lm.data.sources.readers import PREPARED_FILE
+from zipper_lm.data.tasks import parse_task
 from zipper_lm.evaluation.preservation import from_loss
+from zipper_lm.fusion.config import evenly_spaced
 from zipper_lm.fusion.limits import check_length
 from zipper_lm.jobs.failures import overfitted
 from zipper_lm.jobs.recipes.reader import to_mapping
@@ -30,98 +27,18 @@ from zipper_lm.jobs.recipes.schema import DataRecipe, PretrainRecipe
 from zipper_lm.jobs.resume import begin, check_data, check_working, clear_done, is_done, keep_logs, working_folder
 from zipper_lm.jobs.rows import DataSource, Opened
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
-from zipper_lm.training.base import IDLE, BaseTrainer, check_step_size, evened, step_size
+from zipper_lm.training.base import check_step_size, step_size
 from zipper_lm.training.callbacks import StopOnInterrupt, callbacks_of, train_with_bar
+from zipper_lm.training.ctc import TowerCtc
 from zipper_lm.training.parameters import check_precision
+from zipper_lm.training.recipe import TrainingRecipe
+from zipper_lm.training.tower import PadStreams, Spelling, Streams, TowerTrainer
 from zipper_lm.utils.files import check_apart, check_output, holding, new_folder, remove_folder
 from zipper_lm.utils.processes import is_main, made_by_main, main_console, naming_lost_peers, wait
 from zipper_lm.utils.progress import show_on, warn
-from zipper_lm.utils.randomness import randomness_kept
 
-
-class Streams(Dataset[dict[str, Any]]):
-    """Rows as the tower will read them, ``BOS ids EOS``, several in a stream of at most `context` tokens.
-
-    Rows are drawn together in an order from `seed`; none is cut, so a longer row makes a longer stream of its own.
-    """
-
-    def __init__(self, rows: Sequence[Sequence[int]], codec: Codec, context: int, seed: int) -> None:
-        self.streams: list[list[int]] = []
-        for index in np.random.default_rng(seed).permutation(len(rows)):
-            ids = [codec.bos_id, *rows[index], codec.eos_id]
-            if self.streams and len(self.streams[-1]) + len(ids) <= context:
-                self.streams[-1] += ids
-            else:
-                self.streams.append(ids)
-
-    def __len__(self) -> int:
-        return len(self.streams)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """A stream by its number; ``~number`` is the same one, read again for nothing (`training.order.Evened`)."""
-        return {"input_ids": self.streams[~index if index < 0 else index], IDLE: index < 0}
-
-
-class PadStreams:
-    """Right padding; padding is no target."""
-
-    def __init__(self, pad: int) -> None:
-        self.pad = pad
-
-    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        idle = all(i[IDLE] for i in items)
-        items = items[:1] if idle else [i for i in items if not i[IDLE]]
-        width = max(len(i["input_ids"]) for i in items)
-        rows = [i["input_ids"] for i in items]
-        ids = torch.tensor([r + [self.pad] * (width - len(r)) for r in rows])
-        mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows])
-        labels = ids.masked_fill((mask == 0) | idle, IGNORED)  # which Trainer counts
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels} | ({IDLE: True} if idle else {})
-
-
-class TowerTrainer(BaseTrainer):
-    """Trainer reads a checkpoint's file as it lies there, leniently. But `save_pretrained` writes tensors of some
-    families under other names than their modules have (the head of GPT-NeoX, the experts of mixtures), and those would
-    silently stay as they were: here `from_pretrained` reads it. Looking at the held-out rows draws no random numbers.
-    Several processes see the streams that one would see.
-    """
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        """Raises `ValueError` for an order that each process would draw for itself."""
-        strategy, order = self.args.train_sampling_strategy, super()._get_train_sampler(train_dataset)
-        if isinstance(order, RandomSampler):  # as accelerate draws it: from the seed and the epoch
-            order = SeedableRandomSampler(self.train_dataset, data_seed=self.args.data_seed)
-        elif not isinstance(order, SequentialSampler):
-            if self.args.world_size > 1:
-                raise ValueError(f"training.arguments: train_sampling_strategy={strategy!r} is for one process")
-            return order  # type: ignore[return-value]
-        return evened(order, self.args)
-
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's own; nothing of a batch that is there because the process has no stream left in this step."""
-        if not inputs.pop(IDLE, False):
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        loss: Any = super().compute_loss(model, inputs | {"labels": inputs["input_ids"]})
-        return 0.0 * loss
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Trainer's own; training goes on as if it had not happened."""
-        with randomness_kept():
-            return super().evaluate(*args, **kwargs)
-
-    def describe_step(self) -> str:
-        """What streams the step at hand is of, in this process."""
-        lengths = [int(n) for batch in self.batches for n in batch["attention_mask"].sum(1)]
-        return f"{len(lengths)} streams of {min(lengths)} to {max(lengths)} tokens"
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        tower = self.accelerator.unwrap_model(self.model)
-        saved = type(tower).from_pretrained(resume_from_checkpoint, dtype=tower.dtype)
-        tower.load_state_dict(saved.state_dict())
-
-    def _load_best_model(self) -> None:
-        assert self.state.best_model_checkpoint is not None
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+SPELLED_LAYERS = 4
+"""Evenly spaced, as zips read them where a recipe does not say otherwise."""
 
 
 def make_backbone(fields: dict[str, Any], codec: Codec) -> PreTrainedModel:
@@ -192,14 +109,22 @@ def pretrain(
     if checkpoint is not None:
         check_data(working, identity)
     held_values = column(held_out, recipe.modality, broken) if held_out else []
-    values = column(source.training_rows(recipe.seed, opened, broken), recipe.modality, broken)
+    spells = parse_task(next(iter(recipe.training.ctc))).targets[-1] if recipe.training.ctc else None
+    rows = source.training_rows(recipe.seed, opened, broken)
+    values, texts = column_with(rows, recipe.modality, spells, broken)
+    if spells is not None:
+        _check_texts(texts, spells)
     with show_on(console):
         codec = made_by_main(partial(recipe.codec.make, values, recipe.seed))
     if isinstance(codec, RunsModel) and arguments.device.type == "cuda":
         codec.to(arguments.device)
     backbone = make_backbone(recipe.backbone, codec)
     check_precision(backbone)
-    streams = Streams(encode_column(codec, values, broken), codec, recipe.context, recipe.seed)
+    each = zip(encode_each(codec, values, broken), texts, strict=True)
+    found = [(ids, text) for ids, text in each if ids is not None]
+    said = None if spells is None else [text for _, text in found]
+    streams = Streams([ids for ids, _ in found], codec, recipe.context, recipe.seed, said)
+    spelling = None if spells is None else _spelling(recipe.training, backbone, streams)
     held_streams = None
     if held_out:
         held_streams = Streams(encode_column(codec, held_values, broken), codec, 1, recipe.seed)
@@ -211,7 +136,7 @@ def pretrain(
     if broken.items:
         console.print(broken.told(), style="yellow")
     check_length(backbone, [len(s) for part in (streams, held_streams) if part for s in part.streams], recipe.modality)
-    del values, held_values, opened, held_out  # raw sound is large
+    del values, texts, found, held_values, opened, held_out  # raw sound is large
     if checkpoint is None and is_main():
         begin(working, plain, identity)
     wait()
@@ -222,6 +147,7 @@ def pretrain(
         train_dataset=streams,
         eval_dataset=held_streams,
         data_collator=PadStreams(codec.pad_id),
+        spelling=spelling,
         callbacks=[stop, *callbacks_of(recipe.training)],
     )
     try:
@@ -247,6 +173,29 @@ def pretrain(
         remove_folder(working)
     wait()
     return metrics
+
+
+def _check_texts(texts: Sequence[Any], name: str) -> None:
+    """Raise `ValueError` unless some of them are texts, and all others `None`."""
+    if all(text is None for text in texts):
+        raise ValueError(f"training.ctc: no row has {name!r} beside it; name the column in data.columns")
+    if (other := next((text for text in texts if not isinstance(text, str | None)), None)) is not None:
+        raise ValueError(f"training.ctc: {name!r} must be texts, which are spelled, got {str(other)!r:.80}")
+
+
+def _spelling(training: TrainingRecipe, backbone: PreTrainedModel, streams: Streams) -> Spelling:
+    """Raises `ValueError` where most texts have more letters than their rows have tokens."""
+    (template, weight), texts = next(iter(training.ctc.items())), [each for each in streams.spelled() if each.letters]
+    if 2 * sum(each.fits for each in texts) < len(texts):
+        short = sum(not each.fits for each in texts)
+        raise ValueError(
+            f"training.ctc: {template!r}: of {len(texts)} texts {short} have more letters than their rows have tokens, "
+            "so that they cannot be spelled; take a codec with more tokens a second"
+        )
+    depth = int(backbone.config.num_hidden_layers)
+    layers = evenly_spaced(min(SPELLED_LAYERS, depth), depth)
+    heads = TowerCtc(int(backbone.config.hidden_size), layers)
+    return Spelling(heads=heads, weight=weight, fade_out=training.fade_out)
 
 
 def clear_trained(recipe: PretrainRecipe) -> bool:

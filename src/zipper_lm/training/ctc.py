@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import TrainerCallback
 
 from zipper_lm.data.collation import Batch, Specials, collate
 from zipper_lm.data.document import Document
@@ -24,7 +26,10 @@ from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import rows_that_see
 from zipper_lm.training.beside import Pair, padded, segment_pairs
 from zipper_lm.utils.host import send
+from zipper_lm.utils.processes import several
 
+HEADS_FILE = "ctc.safetensors"
+"""In a training's checkpoint, what joint CTC spells with."""
 BLANK = 0
 CLASSES = 257
 """Blank, and the bytes."""
@@ -32,7 +37,8 @@ TRIED = 64
 """Documents that are looked at before training: at least half of their texts must be short enough."""
 
 
-class Spelled(NamedTuple):
+@dataclass(frozen=True)
+class Spelled:
     """A text, and where it is to be spelled.
 
     Attributes:
@@ -42,6 +48,11 @@ class Spelled(NamedTuple):
     row: int
     read: Tensor
     letters: list[int]
+
+    @classmethod
+    def of(cls, text: str, row: int, read: Tensor) -> Spelled:
+        """A text in the bytes of its small letters."""
+        return cls(row, read, [1 + letter for letter in text.lower().encode()])
 
     @property
     def fits(self) -> bool:
@@ -78,10 +89,7 @@ class Ctc(nn.Module):
         """The texts of a batch that a pair's reader writes from its source."""
         found = segment_pairs(batch, pair)
         texts = self._decode[pair[0]]([each.labels.tolist() for each in found]) if found else []
-        return [
-            Spelled(each.row, each.read, [1 + letter for letter in text.lower().encode()])
-            for each, text in zip(found, texts, strict=True)
-        ]
+        return [Spelled.of(text, each.row, each.read) for each, text in zip(found, texts, strict=True)]
 
     def served(self, batch: Batch, pair: Pair) -> list[Spelled]:
         """Those that are counted: of some letters, and not of too many."""
@@ -101,8 +109,8 @@ class Ctc(nn.Module):
                     continue
                 rows = rows_that_see(batch[pair[0]], batch[pair[1]])
                 number = {row: n for n, row in enumerate([] if rows is None else rows.tolist())}
-                here = [each._replace(row=number.get(each.row, each.row)) for each in texts]
-                layers: Sequence[nn.Linear] = list(heads)  # type: ignore[call-overload]
+                here = [replace(each, row=number.get(each.row, each.row)) for each in texts]
+                layers: Sequence[nn.Module] = list(heads)  # type: ignore[call-overload]
                 for k, head in enumerate(layers):
                     watch = _Watch(costs, head, weight / len(layers), counts[pair], here)
                     remembers = model.zip_layer(*pair, k).memory_projection
@@ -133,7 +141,49 @@ class Ctc(nn.Module):
                 )
 
 
-def ctc(memory: Tensor, head: nn.Linear, texts: Sequence[Spelled]) -> Tensor:
+class TowerCtc(nn.Module):
+    """The same for a tower that is pre-trained alone: what some of its layers hold of a row spells the row's text.
+
+    Several layers are spelled from, as Lee and Watanabe have it (arXiv 2102.03216); each is normalised first. A step is
+    far cheaper than one beside the tower that will write the text.
+
+    Args:
+        width: of the tower. layers: indices of those that are spelled from.
+    """
+
+    def __init__(self, width: int, layers: Sequence[int]) -> None:
+        super().__init__()
+        self.layers = list(layers)
+        self.heads = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, CLASSES)) for _ in layers)
+
+    def forward(self, states: Sequence[Tensor], texts: Sequence[Spelled], letters: int) -> Tensor:
+        """The mean cost of a letter, in nats, over the layers.
+
+        Args:
+            states: of each layer ``[rows, time, width]``, before the first one the embeddings. texts: that fit.
+            letters: by which the sum is divided, those of a step.
+        """
+        costs = [ctc(states[layer + 1], head, texts) for layer, head in zip(self.layers, self.heads)]
+        return torch.stack(costs).sum() / (len(costs) * max(1, letters))
+
+
+class HeadsCallback(TrainerCallback):
+    """What joint CTC spells with is no part of the model, whose gradients are averaged over processes and cleared."""
+
+    def __init__(self, heads: nn.Module, average: Callable[[Tensor], Tensor]) -> None:
+        self.heads, self.average = heads, average
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """All processes have the mean of their gradients."""
+        for parameter in self.heads.parameters() if several() else ():
+            parameter.grad = self.average(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Gradients are used."""
+        self.heads.zero_grad()
+
+
+def ctc(memory: Tensor, head: nn.Module, texts: Sequence[Spelled]) -> Tensor:
     """Summed negative log-probability, in nats, that a head's reading of a memory spells texts.
 
     Args:
@@ -144,7 +194,7 @@ def ctc(memory: Tensor, head: nn.Linear, texts: Sequence[Spelled]) -> Tensor:
     letters = padded([torch.tensor(each.letters) for each in texts])
     places, letters = send([flat, letters], memory.device)
     read = memory.flatten(0, 1).index_select(0, places.flatten())
-    logits = head(read.to(head.weight.dtype)).unflatten(0, flat.shape)
+    logits = head(read.to(next(head.parameters()).dtype)).unflatten(0, flat.shape)
     times, spelled = torch.tensor([len(e.read) for e in texts]), torch.tensor([len(e.letters) for e in texts])
     logits = logits.float().log_softmax(-1).transpose(0, 1)
     return F.ctc_loss(logits, letters, times, spelled, BLANK, "sum")
@@ -154,7 +204,7 @@ class _Watch:
     """A forward hook of a zip layer's memory projection, which writes its weighted cost down."""
 
     def __init__(
-        self, costs: list[Tensor], head: nn.Linear, weight: float, count: Tensor, texts: Sequence[Spelled]
+        self, costs: list[Tensor], head: nn.Module, weight: float, count: Tensor, texts: Sequence[Spelled]
     ) -> None:
         self.costs, self.head, self.weight, self.count, self.texts = costs, head, weight, count, texts
 

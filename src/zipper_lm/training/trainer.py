@@ -34,7 +34,7 @@ from zipper_lm.training.base import IDLE, PLACE, BaseTrainer, documents_of_a_ste
 from zipper_lm.training.beside import BesideLoss, Pair, check_pairs, faded
 from zipper_lm.training.compilation import compile_layers
 from zipper_lm.training.corruption import Again, CorruptedDocuments
-from zipper_lm.training.ctc import TRIED, Ctc
+from zipper_lm.training.ctc import HEADS_FILE, TRIED, Ctc, HeadsCallback
 from zipper_lm.training.forward_sum import ForwardSum
 from zipper_lm.training.guided_attention import GuidedAttention
 from zipper_lm.training.order import LikeLengths
@@ -46,9 +46,6 @@ from zipper_lm.utils.hub import WEIGHTS_FILE
 from zipper_lm.utils.processes import from_main, several
 from zipper_lm.utils.randomness import randomness_kept
 from zipper_lm.utils.shards import gathered, is_sharded
-
-HEADS_FILE = "ctc.safetensors"
-"""In a training's checkpoint, what joint CTC spells with."""
 
 
 class DocumentCollator:
@@ -156,13 +153,14 @@ class ZipperTrainer(BaseTrainer):
             compile_layers(model, {*weighted["guided_attention"], *weighted["forward_sum"]}, **how)
             args = copy.copy(args)  # else Trainer would compile the whole
             args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
+        heads = [] if self.spelling is None else [HeadsCallback(self.spelling, self._mean)]
         super().__init__(
             model=module,
             args=args,
             train_dataset=documents,
             eval_dataset=documents,  # evaluation is by `score`; Trainer wants to see one
             data_collator=DocumentCollator(model.specials, packing, self.prefixes),
-            callbacks=[*(callbacks or []), *([_Heads(self)] if self.spelling is not None else [])],
+            callbacks=[*(callbacks or []), *heads],
         )
         if isinstance(model, ZippedTowers):
             model.check_freeze_state()
@@ -175,6 +173,9 @@ class ZipperTrainer(BaseTrainer):
         """Trainer's own; models are spread on CPUs, too."""
         super().create_accelerator_and_postprocess()
         self.is_fsdp_enabled = join_in(self.args, self.accelerator.state)
+
+    def _mean(self, gradient: Tensor) -> Tensor:
+        return self.accelerator.reduce(gradient, "mean")
 
     def keep_prefixes(self, console: Console | None = None) -> None:
         """Compute the states that are kept, if that is not done; training begins with it.
@@ -391,20 +392,3 @@ def _loss(output: Any) -> Tensor:
     if output.loss is None:
         raise ValueError("training: a batch without a single target; every document needs one")
     return output.loss
-
-
-class _Heads(TrainerCallback):
-    """What joint CTC spells with is no part of the model, whose gradients are averaged over processes and cleared."""
-
-    def __init__(self, trainer: ZipperTrainer) -> None:
-        self.trainer = trainer
-
-    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        assert self.trainer.spelling is not None
-        for parameter in self.trainer.spelling.parameters() if several() else ():
-            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = self.trainer.accelerator.reduce(own, "mean")
-
-    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        assert self.trainer.spelling is not None
-        self.trainer.spelling.zero_grad()

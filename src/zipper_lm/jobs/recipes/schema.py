@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from zipper_lm.codecs.codec import CODECS, Codec, make_codec
+from zipper_lm.data.tasks import parse_task
 from zipper_lm.fusion.config import (
     FirstZip,
     InputProjectionForm,
@@ -17,7 +18,7 @@ from zipper_lm.fusion.config import (
     check_projection_layer,
     check_projection_scale,
 )
-from zipper_lm.training.recipe import BESIDE, TrainingRecipe, at_least
+from zipper_lm.training.recipe import TrainingRecipe, at_least
 
 
 @dataclass(kw_only=True)
@@ -100,8 +101,8 @@ class DataRecipe:
 
 
 _OF_FUSION = (
-    *("tower_learning_rate", "corrupt", "history_dropout", "interleave", "join", *BESIDE),
-    *("fade_out", "packing", "prefix_cache"),
+    *("tower_learning_rate", "corrupt", "history_dropout", "interleave", "join"),
+    *("guided_attention", "forward_sum", "packing", "prefix_cache"),
 )
 
 
@@ -111,6 +112,18 @@ def _check_pretraining(training: TrainingRecipe) -> None:
     for name in _OF_FUSION:
         if (value := getattr(training, name)) != getattr(plain, name):
             raise ValueError(f"training.{name}={value} has no effect in pre-training; leave it out")
+
+
+def _check_spelling(modality: str, training: TrainingRecipe) -> None:
+    """Raise `ValueError` unless joint CTC, if it is asked for, goes from the tower's modality to one other."""
+    if not training.ctc:
+        return
+    tasks = [parse_task(template) for template in training.ctc]
+    if len(tasks) > 1 or tasks[0].modalities != (modality, *tasks[0].modalities[1:2]) or tasks[0].repeats:
+        raise ValueError(
+            f"training.ctc={training.ctc}: in pre-training it names one task, from {modality!r} to the column that is "
+            f"spelled, such as '{modality}->text'"
+        )
 
 
 def _check_buffer(recipe: FuseRecipe) -> None:
@@ -176,7 +189,7 @@ class PretrainRecipe:
     """A small tower from scratch, for those who have none.
 
     Args:
-        data: unaligned data; only the modality's own column is read.
+        data: unaligned data; only the modality's own column is read, and what joint CTC spells.
         modality: the column.
         codec: the codec to fit or take.
         backbone: `model_type` and further fields of that family's config; vocabulary and special ids are set from
@@ -198,6 +211,7 @@ class PretrainRecipe:
 
     def __post_init__(self) -> None:
         _check_pretraining(self.training)
+        _check_spelling(self.modality, self.training)
         _check_patience(self.training, self.data)
         if self.data.buffer is not None:
             raise ValueError(f"data.buffer={self.data.buffer} has no effect in pre-training; leave it out")
