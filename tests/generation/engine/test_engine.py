@@ -18,6 +18,7 @@ from tiny import doc, ids_of, often_ending, open_gates, tiny_backbone, tiny_mode
 
 from zipper_lm import Document, Engine, Segment, ZipperModel, combine
 from zipper_lm.fusion.interface import PADDING_FAULT
+from zipper_lm.generation.engine import step as step_module
 from zipper_lm.generation.engine.engine import EngineClosed, EngineFull
 from zipper_lm.generation.request import Request
 
@@ -734,3 +735,25 @@ def test_who_has_heard_enough_gets_what_they_heard(schedule: Any, enough: int) -
     last = ours[-1][1]
     assert last == plain[-1][1][: len(last)]
     assert len(plain[-1][1]) - len(last) in (0, 1)
+
+
+def test_only_who_draws_without_a_seed_takes_one_of_torchs() -> None:
+    """A greedy document moved the state of torch's generator, and so what a training beside it drew."""
+    model = lively()
+    with Engine(model, slots=1, compile=False) as engine:
+        for more, moves in ({}, False), ({"do_sample": True, "seed": 3}, False), ({"do_sample": True}, True):
+            before = torch.get_rng_state()
+            engine.submit(RAGGED[0], ["text"], limits(model, **more)).result(60)
+            assert torch.equal(before, torch.get_rng_state()) is not moves
+
+
+def test_after_a_few_mixes_of_settings_one_step_does_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every mix of settings that came was compiled, up to 128 times, while others waited."""
+    monkeypatch.setattr(step_module, "MOST", 1)
+    model = lively()
+    with Engine(model, slots=4, compile=False) as engine:
+        for more in MORE:
+            check_same(model, engine, RAGGED, ["text"], **more)
+        step = engine._lanes["text"].step
+        assert step is not None
+        assert len(step.run_of) == 2

@@ -73,6 +73,11 @@ class Kinds:
         )
 
     @classmethod
+    def all(cls) -> Kinds:
+        """Every one."""
+        return cls(**{f.name: True for f in fields(cls)})
+
+    @classmethod
     def union(cls, wishes: Iterable[Wish]) -> Kinds:
         """Of several."""
         found = [cls.of(wish) for wish in wishes]
@@ -123,11 +128,15 @@ class Choice:
         self.leader[row] = row
         if bare is not None:
             self.leader[bare] = row
-        if self.kinds.penalised and self.written is None:
-            self.written = torch.zeros_like(self.allowed)
+        self.prepare(self.kinds)
         if self.written is not None:
             self.written[row] = False
             self.written[row, stream.to(self.device)] = True
+
+    def prepare(self, kinds: Kinds) -> None:
+        """Make what is needed for some kinds of work alone."""
+        if kinds.penalised and self.written is None:
+            self.written = torch.zeros_like(self.allowed)
 
     def leave(self, row: int) -> None:
         """Free a row, and the one beside it."""

@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
@@ -41,6 +41,7 @@ from zipper_lm.generation.engine.writing import Apart, Order, Pause, Read, Sampl
 from zipper_lm.generation.request import Request
 from zipper_lm.generation.sampling import SEEDS
 from zipper_lm.generation.segment import Stop, StreamedToken
+from zipper_lm.generation.settings import SEED
 from zipper_lm.utils.shards import is_sharded
 
 logger = logging.getLogger(__name__)
@@ -275,7 +276,7 @@ class Engine:
             settings=chosen,
             max_segments=max_segments,
             choose=choose,
-            **self._terms(handle, number),
+            **self._terms(handle, number, chosen.values()),
         )
         return self._enter(handle, order.write(), wait)
 
@@ -313,16 +314,17 @@ class Engine:
             name=name,
             ids=ids,
             settings=chosen,
-            **self._terms(handle, number),
+            **self._terms(handle, number, [chosen]),
         )
         return self._enter(handle, prompt.write())
 
-    def _terms(self, handle: Handle, number: int) -> dict[str, Any]:
-        """See `Terms`."""
+    def _terms(self, handle: Handle, number: int, settings: Iterable[GenerationConfig]) -> dict[str, Any]:
+        """See `Terms`. Only who draws without a seed takes one of torch's."""
+        unseeded = any(given.do_sample and getattr(given, SEED, None) is None for given in settings)
         return {
             "model": self.model,
             "number": number,
-            "seed": int(torch.randint(SEEDS, ()).item()),
+            "seed": int(torch.randint(SEEDS, ()).item()) if unseeded else 0,
             "chunk": self.chunk,
             "fault": self._fault,
             "leave": self._leave,

@@ -33,6 +33,9 @@ from zipper_lm.generation.engine.weights import weights_as
 
 logger = logging.getLogger(__name__)
 
+MOST = 8
+"""Steps for kinds of work alone; some of them take a compiler longer than a segment."""
+
 
 def copy_of(tower: Tower, attention: bool) -> PreTrainedModel:
     """A structural copy of a tower's backbone; `attention`: that attends as `attention.py` does."""
@@ -230,12 +233,19 @@ class Step:
     def __call__(self) -> tuple[list[int], list[float] | None]:
         """Every row's next id, and its log-probability where some row asked for it. Rows that are free have some, too,
         of no meaning."""
-        kinds = self.choice.kinds
+        chosen = self._run_for(self.choice.kinds)()
+        self.rows.at += 1
+        return chosen.tolist(), self.choice.logprobs.tolist() if self.choice.kinds.scored else None
+
+    def _run_for(self, kinds: Kinds) -> Callable[[], Tensor]:
+        """A step that does these kinds of work. Each is compiled, so after `MOST` of them one is made that does all:
+        kinds that no row asks for change nothing."""
+        if kinds not in self.run_of and len(self.run_of) >= MOST:
+            kinds = Kinds.all()
+            self.choice.prepare(kinds)
         if kinds not in self.run_of:
             self.run_of[kinds] = self._running(kinds)
-        chosen = self.run_of[kinds]()
-        self.rows.at += 1
-        return chosen.tolist(), self.choice.logprobs.tolist() if kinds.scored else None
+        return self.run_of[kinds]
 
     # --- who comes and goes --------------------------------------------------------------------------------------
 
