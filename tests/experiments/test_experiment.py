@@ -32,7 +32,7 @@ from zipper_lm.experiments.plan import (
 )
 from zipper_lm.experiments.records import keep, read_records, read_results
 from zipper_lm.experiments.report import write_report
-from zipper_lm.experiments.run import run_experiment
+from zipper_lm.experiments.run import differences, run_experiment, still_holds
 from zipper_lm.jobs.recipes.reader import build, to_mapping
 from zipper_lm.training.base import Diverged
 
@@ -361,6 +361,16 @@ def test_a_record_of_other_data_says_so(tmp_path: Path) -> None:
     moved = read_experiment(plan(tmp_path, points={}, seeds=[1], arms={"single": {}}), [f"data={tmp_path / 'link'}"])
     with pytest.raises(ValueError, match=rf"settings.*\(data.source: {workshop() / 'data'}, now .*link\)"):
         run_experiment(moved, tmp_path / "results", tmp_path / "work", Console(quiet=True))
+
+
+def test_a_setting_of_a_zip_that_was_new_since_leaves_records_valid() -> None:
+    """Zips are a list of mappings: a key that they learned made every record before it one of other settings."""
+    recorded, now = {"zips": [{"layers": 4}]}, {"zips": [{"layers": 4, "scale": 1.0}]}
+    assert still_holds(recorded, now)
+    assert differences(recorded, now) == []
+    for other in ([{"layers": 2, "scale": 1.0}], [], [{"layers": 4}, {"layers": 4}], [{"scale": 1.0}]):
+        assert not still_holds(recorded, {"zips": other})
+        assert differences(recorded, {"zips": other})
 
 
 def test_records_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:

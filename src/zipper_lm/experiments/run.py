@@ -224,6 +224,8 @@ def still_holds(recorded: Any, now: Any) -> bool:
     was changed since then is another setting, though no hash shows it."""
     if isinstance(recorded, dict):
         return isinstance(now, dict) and all(k in now and still_holds(v, now[k]) for k, v in recorded.items())
+    if isinstance(recorded, list) and isinstance(now, list):  # such as zips, each a mapping
+        return len(recorded) == len(now) and all(map(still_holds, recorded, now))
     return bool(recorded == now)
 
 
@@ -236,7 +238,7 @@ def differences(recorded: Any, now: Any, key: str = "") -> list[str]:
             if not (name == "source" and recorded.get("pretrain") and now.get("pretrain")):
                 found += differences(value, now.get(name), f"{key}.{name}" if key else name)
         return found
-    return [] if recorded == now else [f"{key}: {recorded}, now {now}"]
+    return [] if still_holds(recorded, now) else [f"{key}: {recorded}, now {now}"]
 
 
 def trained(recipe: FuseRecipe, work: Path, console: Console) -> dict[str, Any]:
