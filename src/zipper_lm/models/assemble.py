@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
+from zipper_lm.codecs.audio import SAMPLING_RATE
 from zipper_lm.codecs.codec import CODEC_FILE, Codec, load_codec
 from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion.backbones import came_from, check_same_backbone, dtype_in_training, load_backbone, recorded_dtype
@@ -97,6 +99,8 @@ def assemble(
             found[name] = codec
         else:
             lacking[name] = why_none
+        if codec is not None and (codecs or {}).get(name) is not None:
+            _check_units(name, spec, codec, **hub)
         specs[name] = _describe(name, spec, backbone, codec, **hub)
         if isinstance(given, PreTrainedModel) and not _is_there(name, specs[name], **hub):
             specs[name] = replace(specs[name], source="", revision=None, license=None)
@@ -177,6 +181,31 @@ def codec_of(spec: TowerSpec, given: Codec | str | Path | None, **hub: Any) -> t
     except ValueError as error:
         logger.warning("tower %s takes ids only: %s", spec.source, error)
         return None, str(error)
+
+
+def _check_units(name: str, spec: TowerSpec, given: Codec, **hub: Any) -> None:
+    """Tell whether a codec of sound that is given for a tower writes the ids that the tower's own does, by trying both.
+
+    Raises:
+        ValueError: if it does not, and the tower is not trained in full: to it, such ids mean something else. Of one
+            that is, it is a warning.
+    """
+    at = {"revision": spec.revision, **hub}
+    if given.rate is None or not spec.source or not _has(spec.source, CODEC_FILE, **at):
+        return
+    own = load_codec(local_folder(spec.source, **at), trust_remote_code=spec.trust_remote_code, **hub)
+    if own.rate is None:
+        return
+    sound = np.random.default_rng(0).normal(scale=0.1, size=SAMPLING_RATE).astype(np.float32)
+    if given.encode([sound]) == own.encode([sound]):
+        return
+    told = (
+        f"tower {name!r}: the codec that is given writes other ids than the one beside {spec.source}: units of another "
+        "codebook, which mean something else to the tower"
+    )
+    if spec.train != "full":
+        raise ValueError(f"{told}; leave it out, or train the tower in full")
+    logger.warning("%s, until training has taught it", told)
 
 
 def _has(source: str, file: str, **at: Any) -> bool:
