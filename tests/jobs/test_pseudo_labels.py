@@ -202,7 +202,7 @@ def test_whichever_are_too_few_are_repeated(share: float | None, pairs: int, lab
 def test_another_codec_is_refused(tmp_path: Path, model: ZipperModel) -> None:
     towers = {name: str(workshop() / name) for name in ("text", "speech")}
     other = type(model.processor.codecs["speech"]).fit([say("one")], units=4)  # type: ignore[union-attr]
-    stranger = ZipperModel.fuse(towers, codecs={"speech": other})
+    stranger = ZipperModel.fuse(towers, codecs={"speech": other}, train={"speech": "full"})
     with pytest.raises(ValueError, match="another codec of 'speech'"):
         check_labeller(stranger, model, parse_task(TASK), DataSource(recipe(tmp_path).data))
     check_labeller(model, model, parse_task(TASK), DataSource(recipe(tmp_path).data))
@@ -223,7 +223,8 @@ def test_prepared_rows_of_another_codec_are_refused(tmp_path: Path, model: Zippe
     made = label(Labeller(model, texts), model, task, rows, wanted.pseudo_labels, {}, Broken())  # type: ignore[arg-type]
     assert {row["text"].value for row in made} == {"six"}
     other = type(model.processor.codecs["speech"]).fit([say("one")], units=4)  # type: ignore[union-attr]
-    stranger = ZipperModel.fuse({n: str(workshop() / n) for n in ("text", "speech")}, codecs={"speech": other})
+    towers = {n: str(workshop() / n) for n in ("text", "speech")}
+    stranger = ZipperModel.fuse(towers, codecs={"speech": other}, train={"speech": "full"})
     with pytest.raises(ValueError, match="prepared with another codec of 'speech'"):
         check_labeller(stranger, stranger, task, source)
 
