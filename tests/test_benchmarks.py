@@ -195,6 +195,15 @@ def test_steps_to_click(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     ]
 
 
+def test_stream_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two steps do not suffice, whatever the stream."""
+    small = {"CAP": lambda _: 2, "FACTORS": lambda _: (16,)}
+    run_small("stream_scale.py", monkeypatch, tmp_path / "record.json", "--seeds", 1, **small)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads((tmp_path / "record.json").read_text())
+    assert [(row["factor"], row["worst"]) for row in record["rows"]] == [(16, 2)] * 4
+
+
 def test_what_the_script_for_a_gpu_names_exists() -> None:
     """On a GPU nobody has time to mend a flag: each command's script, files of tests and flags are there."""
     listed = subprocess.run([ROOT / "benchmarks/gpu.sh", "--list"], capture_output=True, text=True, check=True)

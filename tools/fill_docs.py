@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import re
+import statistics
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -366,6 +368,38 @@ def processes() -> str:
     return "\n".join(lines)
 
 
+def steps_to_click() -> str:
+    """How many steps each candidate takes until a task is being done (benchmarks/steps_to_click.py)."""
+    record = read("steps-to-click.json")
+    found: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
+    for run in record["runs"]:
+        click = math.inf if run["click"] is None else run["click"]
+        found.setdefault((run["task"], run["tower"], run["candidate"]), []).append((run["seed"], click))
+    cap = record["settings"]["cap"]
+
+    def told(steps: float) -> str:
+        return f"{steps:.0f}" if steps < math.inf else f"> {cap}"
+
+    lines = ["| task | text tower | what is changed | median | worst | each seed |", "|---|---|---|---|---|---|"]
+    for (task, tower, candidate), runs in sorted(found.items()):
+        change = " ".join(f"`{each}`" for each in record["candidates"][candidate]) or candidate
+        clicks = [click for _, click in sorted(runs)]
+        figures = f"{told(statistics.median(clicks))} | {told(max(clicks))} | {', '.join(map(told, clicks))}"
+        lines.append(f"| {task} | {tower} | {change} | {figures} |")
+    return "\n".join(lines)
+
+
+def stream_scale() -> str:
+    """Steps until a loss is half of what it was, by how large the stream is (benchmarks/stream_scale.py)."""
+    record = read("stream-scale.json")
+    lines = ["| stream, times as large | in its scale | median | worst | each seed |", "|---|---|---|---|---|"]
+    for row in record["rows"]:
+        steps = [f"> {record['cap']}" if n == record["cap"] else f"{n:.0f}" for n in (row["median"], row["worst"])]
+        each = ", ".join(f"> {record['cap']}" if n == record["cap"] else f"{n}" for n in row["steps"])
+        lines.append(f"| {row['factor']} | {row['scale']} | {' | '.join(steps)} | {each} |")
+    return "\n".join(lines)
+
+
 def _headed(told: str, models: list[str]) -> list[str]:
     heads = f"| batch | units of speech | what | {' | '.join(models)} |"
     return [told, "", heads, "|---|---|---|" + "---|" * len(models)]
@@ -481,6 +515,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "aims": aims,
     "cost": cost,
     "processes": processes,
+    "steps-to-click": steps_to_click,
+    "stream-scale": stream_scale,
     "decode-small": partial(decoders, "decode-small.json"),
     "decode-135m": partial(decoders, "decode-135m.json"),
     "cost-gpu": partial(cost_on_gpu, "cost-gpu.json"),
