@@ -104,7 +104,7 @@ MODELS: dict[str, Callable[[], ZipperModel]] = {
 MATRIX = [Way(model, wrap) for model in MODELS for wrap in ("ddp", "fsdp")]
 MATRIX += [Way(model, "fsdp of all") for model in ("frozen", "lora")]
 MATRIX += [Way("full", wrap, accumulated=1) for wrap in ("ddp", "fsdp")]
-SAMPLE = [Way("full", "fsdp"), Way("lora", "ddp"), Way("frozen", "ddp", accumulated=1)]
+SAMPLE = [Way("full", "fsdp"), Way("lora", "ddp", accumulated=1), Way("frozen", "ddp", accumulated=1)]
 
 
 def _drawn(towers: int = 2, **how: Any) -> ZipperModel:

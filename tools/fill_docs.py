@@ -349,6 +349,9 @@ def _recorded(name: str) -> dict[str, Any] | None:
     return read(name) if (RUNS / name).is_file() else None
 
 
+_ITSELF = "one_process_from_itself"
+
+
 def processes() -> str:
     """Trainings in several processes beside the same ones in one."""
     record = _recorded("processes.json")
@@ -364,7 +367,11 @@ def processes() -> str:
         apart = "same bits | same bits | same bits"
         if not way["same_bits"]:
             apart = " | ".join(f"{way[name]:.0e}" for name in ("loss", "gradients", "weights"))
-        lines.append(f"| {way['model']} | {way['wrap']} | {way['accumulated']} | {way['processes']} | {apart} |")
+        model = f"{way['model']}, step by step" if _ITSELF in way else way["model"]
+        lines.append(f"| {model} | {way['wrap']} | {way['accumulated']} | {way['processes']} | {apart} |")
+    for parted in [way[_ITSELF] for way in record["ways"] if _ITSELF in way][:1]:
+        apart = " | ".join(f"{parted[name]:.0e}" for name in ("loss", "gradients", "weights"))
+        lines.append(f"| frozen, from itself in another order | none | 2 | 1 | {apart} |")
     return "\n".join(lines)
 
 
