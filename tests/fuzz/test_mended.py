@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -323,6 +324,38 @@ def test_fields_that_transformers_finds_odd_are_named_with_their_file(tmp_path: 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "zipper", "id2label": 5}))
     with pytest.raises(ValueError, match=r"config\.json: "):
         read_config(tmp_path)
+
+
+OTHERS: tuple[Any, ...] = (0, "x", [0])
+
+
+def test_no_field_of_a_codecs_config_is_a_traceback_when_it_is_of_another_type() -> None:
+    """A separator that was a number was found when ids became text: an AttributeError in the midst of an evaluation."""
+    from fuzz.targets import codecs
+    from fuzz.watch import Watch
+
+    root, tried = codecs.saved(), 0
+    with Watch(codecs.run) as watch:
+        for file in sorted(file for file in root.rglob("*.json") if "tokenizer" not in file.name):
+            said = json.loads(file.read_text())
+            for place in _places(said):
+                for value in OTHERS:
+                    tried += 1
+                    changed = json.dumps(_with(said, place, value)).encode()
+                    bug = watch.check(str(file.relative_to(root)).encode() + b"\n" + changed)
+                    assert bug is None, (file.name, place, value, bug)
+    assert tried > 100
+    assert watch.tally.refused > tried / 2
+
+
+def _places(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield (*path, key)
+        yield from _places(inner, (*path, key))
+
+
+def _with(value: Any, path: tuple[str, ...], new: Any) -> Any:
+    return {**value, path[0]: _with(value[path[0]], path[1:], new)} if path else new
 
 
 def test_a_watermark_that_is_none() -> None:

@@ -37,6 +37,8 @@ class SequenceCodecConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "alphabet", tuple(self.alphabet))  # JSON has lists only
         object.__setattr__(self, "edges", tuple(self.edges))
+        if not isinstance(self.separator, str):
+            raise ValueError(f"sequence codec: separator must be a string, got {self.separator!r}")
         if bool(self.alphabet) == bool(self.edges):
             raise ValueError("sequence codec: it needs an alphabet or bins, and not both")
         if self.edges:
