@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, set_seed
+from transformers import set_seed
 
 from zipper_lm.codecs.codec import Codec
 from zipper_lm.codecs.speech import SpeechCodec
@@ -32,7 +32,7 @@ from zipper_lm.jobs.pretrain import make_backbone
 from zipper_lm.training.arguments import training_arguments
 from zipper_lm.training.callbacks import train_with_bar
 from zipper_lm.training.recipe import TrainingRecipe
-from zipper_lm.training.tower import PadStreams, Streams
+from zipper_lm.training.tower import PadStreams, Streams, TowerTrainer
 from zipper_lm.utils.files import new_folder, write_json
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.progress import bar, plain_console
@@ -95,7 +95,7 @@ def _wanted(part: str, sizes: DemoSizes) -> dict[str, Any]:
         "judge": ("seed", "judge", "judge_epochs"),
         "text": ("seed", "unaligned_text", "text_vocabulary", "text_tower", "text_training", "context"),
         "speech": (
-            *("seed", "unaligned_speech", "units", "frames_per_token", "whitening"),
+            *("seed", "unaligned_speech", "units", "frames_per_token", "whitening", "refine_steps"),
             *("speech_tower", "speech_training", "context"),
         ),
     }[part]
@@ -141,7 +141,11 @@ def _speech(folder: Path, sizes: DemoSizes, corpus: DemoCorpus, console: Console
             seed=sizes.seed,
         )
     rows = encode_sounds(codec, waves, console, "speech tower: encoding")
-    return _tower(folder, codec, rows, dict(sizes.speech_tower), sizes.speech_training, sizes, console, "speech")
+    loss = _tower(folder, codec, rows, dict(sizes.speech_tower), sizes.speech_training, sizes, console, "speech")
+    with bar(console, "speech codec: its way back") as advance:
+        codec.fit_decoder(waves, sizes.refine_steps, seed=sizes.seed, progress=advance)
+    codec.save_pretrained(folder)
+    return loss
 
 
 def encode_sounds(codec: Codec, waves: Sequence[np.ndarray], console: Console, what: str) -> list[list[int]]:
@@ -173,7 +177,7 @@ def _tower(
     set_seed(sizes.seed)
     backbone = make_backbone(fields, codec)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = Trainer(
+        trainer = TowerTrainer(
             model=backbone,
             args=training_arguments(training, scratch, sizes.seed, save_strategy="no", report_to=[]),
             train_dataset=Streams(rows, codec, sizes.context, sizes.seed),

@@ -1,6 +1,7 @@
 """The demo's sentences, speakers and splits: connected digits and short commands, all generated.
 
 - Every split is half digits (one to five words), half commands (from the small grammar below).
+- The judge knows more than all others: words, accents and speeds that are in no other split.
 - Test, validation and judge each own sentences and speakers (espeak-ng variants) that no other split has.
   The unaligned splits and train share a pool of both, as unaligned and aligned data do in the world.
 - Sound is rendered only when asked for, and is the same every time.
@@ -60,14 +61,19 @@ _COMMANDS = (
     "{raise} the {level} to {count}",
     "make the {room} {warmer}",
 )
+_NAMES = ("switch", "room", "device", "open", "door")
+WORDS = frozenset(("please", "turn", "the", "in", *DIGITS, *(word for name in _NAMES for word in _SLOTS[name])))
+"""Of all splits but the judge's."""
+ACCENT, SPEEDS = "en-us", range(150, 176)
+"""Of their speakers: espeak-ng's language, and words per minute."""
 _POLITE = ("{}", "please {}", "{} please")
 
 _LENGTH_WEIGHTS = (0.06, 0.16, 0.26, 0.28, 0.24)  # share of digit sentences of one to five words
 
 # (share of the sentences, share of the speakers, voices) of each pool; train and unaligned data share "common".
 _POOLS = {
-    "test": (0.1, 0.12, 25),
-    "validation": (0.1, 0.09, 20),
+    "test": (0.1, 0.12, 400),
+    "validation": (0.1, 0.09, 320),
     "judge": (0.25, 0.3, 800),
     "common": (0.55, 0.49, 1000),
 }
@@ -154,14 +160,18 @@ def demo_corpus(
         pool = split if split in _POOLS else "common"
         split_rng = np.random.default_rng([seed, 1, number])
         half = sizes[split] // 2
+        offered, chosen = spoken_commands[pool], speakers[pool]
+        if split != "judge":
+            offered = [[text for text in group if set(text.split()) <= WORDS] for group in offered]
+            chosen = [voice for voice in chosen if voice.language == ACCENT and voice.speed in SPEEDS]
         sentences = _draw(digits[pool], _LENGTH_WEIGHTS, half, split_rng)
-        sentences += _draw(spoken_commands[pool], None, sizes[split] - half, split_rng)
+        sentences += _draw([group for group in offered if group], None, sizes[split] - half, split_rng)
         sentences = [sentences[i] for i in split_rng.permutation(len(sentences))]
         spoken = []
         for _ in range(train_readings if split == "train" else 1):
-            turns = split_rng.permutation(len(sentences)) % len(speakers[pool])
+            turns = split_rng.permutation(len(sentences)) % len(chosen)
             seeds = split_rng.integers(2**31, size=len(sentences))
-            spoken += [Utterance(text, speakers[pool][turn], int(s)) for text, turn, s in zip(sentences, turns, seeds)]
+            spoken += [Utterance(text, chosen[turn], int(s)) for text, turn, s in zip(sentences, turns, seeds)]
         return sentences, spoken
 
     drawn = {split: draw(number, split) for number, split in enumerate(sizes)}

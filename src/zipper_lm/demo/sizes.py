@@ -30,7 +30,8 @@ class DemoSizes:
     Args:
         seed: of sentences, speakers and what is shipped. fusion_seed: of the fusion.
         unaligned_text, unaligned_speech, judge, train, train_readings, validation, test: see `demo_corpus`.
-        text_vocabulary: ids of the text tokenizer. units, frames_per_token, whitening: of the speech codec.
+        text_vocabulary: ids of the text tokenizer, enough for each word to be one.
+        units, frames_per_token, whitening: of the speech codec. refine_steps: of its decoder.
         text_tower, speech_tower: fields of their configs.
         text_training, speech_training: pre-training, each on its own unaligned data.
         context: tokens in one pre-training stream.
@@ -45,30 +46,39 @@ class DemoSizes:
     seed: int = 0
     fusion_seed: int = 0
     unaligned_text: int = 20_000
-    unaligned_speech: int = 16_000
+    unaligned_speech: int = 6_000
     judge: int = 12_000
     train: int = 3_200
     train_readings: int = 1
     validation: int = 60
     test: int = 100
-    text_vocabulary: int = 64
+    text_vocabulary: int = 192
     units: int = 1024
-    frames_per_token: int = 4
-    whitening: float = 1.0
+    frames_per_token: int = 6
+    whitening: float = 0.25
+    refine_steps: int = 2000
     text_tower: Mapping[str, Any] = field(default_factory=lambda: _llama(128, 4, 4, 1024))
     speech_tower: Mapping[str, Any] = field(default_factory=lambda: _llama(160, 4, 4, 2048))
     text_training: TrainingRecipe = field(
-        default_factory=lambda: TrainingRecipe(steps=400, batch_size=16, learning_rate=2e-3)
+        default_factory=lambda: TrainingRecipe(steps=100, batch_size=8, learning_rate=2e-3)
     )
     speech_training: TrainingRecipe = field(
-        default_factory=lambda: TrainingRecipe(steps=5000, batch_size=8, learning_rate=1.5e-3)
+        default_factory=lambda: TrainingRecipe(steps=1200, batch_size=8, learning_rate=1.5e-3)
     )
     context: int = 256
     judge_epochs: int = 5
     zips: ZipSpec = field(default_factory=lambda: ZipSpec(layers=4))
     tasks: Mapping[str, float] = field(default_factory=lambda: {"speech->text": 1.0, "text->speech": 1.26})
     fusion: TrainingRecipe = field(
-        default_factory=lambda: TrainingRecipe(steps=1700, batch_size=16, learning_rate=1e-3, tower_learning_rate=5e-4)
+        default_factory=lambda: TrainingRecipe(
+            steps=1400,
+            batch_size=16,
+            learning_rate=2e-3,
+            tower_learning_rate=1e-3,
+            ctc={"speech->text": 0.5},
+            guided_attention={"text->speech": 1.0},
+            fade_out=0.6,
+        )
     )
     generation: Mapping[str, Mapping[str, Any]] = field(
         default_factory=lambda: {
@@ -103,6 +113,7 @@ class DemoSizes:
             test=4,
             text_vocabulary=64,
             units=32,
+            refine_steps=2,
             text_tower=_llama(32, 2, 2, 256),
             speech_tower=_llama(32, 2, 2, 512),
             text_training=TrainingRecipe(steps=2, batch_size=4),
