@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-all test-oldest test-newest test-clients test-ray test-faults fuzz lint format clean
+.PHONY: setup demo test test-all test-processes test-oldest test-newest test-clients test-ray test-faults fuzz lint format clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,10 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest -n auto -m ""
+
+# Two and four processes train, evaluate and go on as one. TESTS: only these.
+test-processes: setup
+	$(BIN)/python -m pytest -m slow $(or $(TESTS),tests/training/test_sharding.py tests/training/test_order.py tests/jobs/test_fuse_in_processes.py)
 
 # The oldest versions that pyproject.toml allows but for torch, in a folder of their own; Python 3.11 or 3.12.
 test-oldest:

@@ -262,9 +262,10 @@ def limits(way: Way, world: int) -> dict[str, float]:
 
 def parts_by_rounding(way: Way, world: int) -> bool:
     """Whether two runs part though each of their steps is the same: a difference of 1e-7, which another order of sums
-    makes, is rounded to another number of a bfloat16 tower. `parted` is how far one process parts from itself. Of such
-    ways each step is compared by itself, from the weights that the processes had before it."""
-    return way.model == "frozen" and world > 2
+    makes, is rounded to another number of a bfloat16 tower, or is a larger share of adapters' gradients, which are near
+    nothing. `parted` is how far one process parts from itself. Of such ways each step is compared by itself, from the
+    weights that the processes had before it."""
+    return world > 2 and (way.model == "frozen" or (way.model == "lora" and way.accumulated == 1))
 
 
 def parted(way: Way, world: int) -> dict[str, float]:
