@@ -79,7 +79,9 @@ def run(data: bytes, folder: Path) -> None:
         warnings.simplefilter("ignore")
         for name in ("text", "speech"):
             generation_config(name, given, model.specials[name])
-        short = dict(given)  # how long a model may write is for its user to say
+        short = dict(given)  # how long a model may write is for its user to say, or else for the model's room
+        if not {"max_new_tokens", "max_length"} & set(short):
+            short["max_new_tokens"] = 4
         for key, few in (("max_new_tokens", 4), ("max_length", 20)):
             if isinstance(most := short.get(key), int) and most > few:
                 short[key] = few
