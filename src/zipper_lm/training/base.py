@@ -190,6 +190,10 @@ class BaseTrainer(Trainer):
         plain = self.args.device.type != "cpu" or self.args.torch_compile
         return nullcontext() if plain else quick_products(scores)
 
+    def mean_of_processes(self, gradient: Tensor) -> Tensor:
+        """The mean over processes of a gradient that no wrapper averages."""
+        return self.accelerator.reduce(gradient, "mean")
+
     def streams(self, inputs: Any) -> dict[str, Tensor]:
         """The ids of a batch, ``[batch, time]``, by tower."""
         return {"": inputs["input_ids"]}

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from torch.utils.data import Dataset, RandomSampler, Sampler, SequentialSampler
 from transformers import TrainerCallback
 
@@ -129,13 +128,10 @@ class TowerTrainer(BaseTrainer):
         self, *, spelling: Spelling | None = None, callbacks: list[TrainerCallback] | None = None, **kwargs: Any
     ) -> None:
         self.spelling, self._letters = spelling, 0
-        own = [] if spelling is None else [HeadsCallback(spelling.heads, self._mean)]
+        own = [] if spelling is None else [HeadsCallback(spelling.heads, self.mean_of_processes)]
         super().__init__(callbacks=[*(callbacks or []), *own], **kwargs)
         if spelling is not None:
             spelling.heads.to(self.args.device)
-
-    def _mean(self, gradient: Tensor) -> Tensor:
-        return self.accelerator.reduce(gradient, "mean")
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Trainer's own, and what spells."""

@@ -153,7 +153,7 @@ class ZipperTrainer(BaseTrainer):
             compile_layers(model, {*weighted["guided_attention"], *weighted["forward_sum"]}, **how)
             args = copy.copy(args)  # else Trainer would compile the whole
             args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
-        heads = [] if self.spelling is None else [HeadsCallback(self.spelling, self._mean)]
+        heads = [] if self.spelling is None else [HeadsCallback(self.spelling, self.mean_of_processes)]
         super().__init__(
             model=module,
             args=args,
@@ -173,9 +173,6 @@ class ZipperTrainer(BaseTrainer):
         """Trainer's own; models are spread on CPUs, too."""
         super().create_accelerator_and_postprocess()
         self.is_fsdp_enabled = join_in(self.args, self.accelerator.state)
-
-    def _mean(self, gradient: Tensor) -> Tensor:
-        return self.accelerator.reduce(gradient, "mean")
 
     def keep_prefixes(self, console: Console | None = None) -> None:
         """Compute the states that are kept, if that is not done; training begins with it.

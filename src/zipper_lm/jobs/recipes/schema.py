@@ -118,8 +118,8 @@ def _check_spelling(modality: str, training: TrainingRecipe) -> None:
     """Raise `ValueError` unless joint CTC, if it is asked for, goes from the tower's modality to one other."""
     if not training.ctc:
         return
-    tasks = [parse_task(template) for template in training.ctc]
-    if len(tasks) > 1 or tasks[0].modalities != (modality, *tasks[0].modalities[1:2]) or tasks[0].repeats:
+    task, *others = [parse_task(template) for template in training.ctc]
+    if others or task.given != (modality,) or len(task.targets) > 1 or task.repeats:
         raise ValueError(
             f"training.ctc={training.ctc}: in pre-training it names one task, from {modality!r} to the column that is "
             f"spelled, such as '{modality}->text'"
