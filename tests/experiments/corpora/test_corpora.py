@@ -150,6 +150,10 @@ def test_half_of_the_sentences_are_read_by_flite(tmp_path: Path, monkeypatch: py
     assert not any("flite" in row["speaker"] for row in others)
     with pytest.raises(ValueError, match=r"flite cannot say 'two dogs bark' as rms: a dog"):
         flite.synthesise("two dogs bark", flite.FliteVoice(speaker="rms"), 0)
+    with monkeypatch.context() as hung:
+        hung.setattr(flite, "_SECONDS", 0.0)
+        with pytest.raises(ValueError, match="flite was not done with 'a b' as rms after 0 s"):
+            flite.synthesise("a b", flite.FliteVoice(speaker="rms"), 1)
     assert (flite.synthesise("a b", flite.FliteVoice(speaker="rms"), 1) != 0).any()
     with pytest.raises(ValueError, match="one of slt, rms, awb, kal16, got 'joe'"):
         flite.FliteVoice(speaker="joe")
@@ -175,6 +179,9 @@ def test_prompts_are_sounds_whose_words_are_known(tmp_path: Path, monkeypatch: p
     assert soundfile.info(rows[0]["speech"]).samplerate == 16000
     with pytest.raises(ValueError, match="none of the 8 sounds"):
         prompts.write_prompts(tmp_path / "more", tmp_path / "doc")
+    (tmp_path / "doc" / "core-sounds-en.txt.gz").write_bytes(gzip.compress(said.encode())[:-9])
+    with pytest.raises(ValueError, match=r"core-sounds-en\.txt\.gz: cannot be read"):
+        prompts.write_prompts(tmp_path / "more", tmp_path / "en")
 
 
 def test_genes_are_coding_sequences_of_their_proteins(tmp_path: Path) -> None:

@@ -61,7 +61,10 @@ def synthesise(text: str, voice: FliteVoice, seed: int) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "spoken.wav"
         command = ["flite", "-voice", voice.speaker, "--setf", stretch, "-t", text, "-o", str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(f"flite was not done with {text!r} as {voice.speaker} after {_SECONDS:g} s") from error
         if done.returncode or not file.is_file():
             raise ValueError(f"flite cannot say {text!r} as {voice.speaker}: {done.stderr.strip()[-200:]}")
         wave = read_audio(file)

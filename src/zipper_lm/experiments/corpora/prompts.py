@@ -7,6 +7,7 @@ them. For tests only: there is one split.
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,10 @@ def _said(source: Path) -> dict[str, str]:
     """By name of a sound, without its ending, what is said."""
     for file in (place / f"{LIST}{ending}" for place in (source, DEBIAN) for ending in ("", ".gz")):
         if file.is_file():
-            data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+            try:
+                data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+            except (OSError, EOFError, zlib.error) as error:
+                raise ValueError(f"{file}: cannot be read: {error}") from error
             lines = (line.partition(":") for line in data.decode("utf-8", "replace").splitlines())
             return {name.strip(): text for name, colon, text in lines if colon and not name.startswith(";")}
     raise ValueError(f"{source}: no {LIST} there, nor in {DEBIAN}")
