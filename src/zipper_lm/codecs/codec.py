@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from zipper_lm.utils.hub import HUB_ARGUMENTS
 from zipper_lm.utils.json_files import read_mapping
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CODEC_FILE = "codec.json"
 ENTRY_POINTS = "zipper_lm.codecs"
@@ -135,6 +138,13 @@ def read_codec_file(path: str | Path, kind: str) -> dict[str, Any]:
 def can_decode(codec: Codec) -> bool:
     """Whether a codec has a way back to raw values. One that may have none says so by a property of this name."""
     return bool(getattr(codec, "can_decode", True))
+
+
+def unit_vectors(codec: Codec) -> tuple[range, Tensor] | None:
+    """Ids of a codec's units, and the vectors, float32 [units, width], of whose codebook they are; `None` where there
+    are none. A codec that has some says so by a property of this name."""
+    found: tuple[range, Tensor] | None = getattr(codec, "unit_vectors", None)
+    return found
 
 
 def own_codec(kind: str) -> Any:

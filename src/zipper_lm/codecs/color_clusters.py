@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors.numpy import load_file, save
 from scipy.spatial.distance import cdist
@@ -112,6 +113,11 @@ class ColorClusters(LaidOut):
             colors, read = _of_imagegpt(source, revision, **hub)
             size = PictureSize(**{**read, **given})
         return cls(colors, size, IdLayout(units=len(colors), offset=offset, bos=bos, eos=eos, pad=pad))
+
+    @property
+    def unit_vectors(self) -> tuple[range, torch.Tensor]:
+        """Ids of the clusters, and their colours, float32 [clusters, 3]."""
+        return self.layout.content, torch.from_numpy(self.colors)
 
     @property
     def rate(self) -> None:

@@ -152,6 +152,11 @@ class HubertUnits(LaidOut, RunsModel):
         return SAMPLING_RATE / self.encoder.stride / self.config.pool
 
     @property
+    def unit_vectors(self) -> tuple[range, Tensor]:
+        """Ids of the units, and their centroids, float32 [K, width of the model]."""
+        return self.layout.content, self.codebook
+
+    @property
     def can_decode(self) -> bool:
         """Whether it has a vocoder or sounds of its own: units of a published codebook alone cannot be spoken."""
         return self.vocoder is not None or self.sounds is not None

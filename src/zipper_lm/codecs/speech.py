@@ -182,6 +182,11 @@ class SpeechCodec:
         """Tokens per second of sound."""
         return SAMPLING_RATE / HOP / self.config.frames_per_token
 
+    @property
+    def unit_vectors(self) -> tuple[range, torch.Tensor]:
+        """Ids of the units, and their centroids, float32 [units, frames kept * cepstra]."""
+        return range(self.config.units), self.centroids
+
     @torch.inference_mode()
     def encode(self, values: Sequence[Any]) -> list[list[int]]:
         """Sounds (whatever `read_audio` reads) to units, one for every begun ``1 / rate`` seconds.

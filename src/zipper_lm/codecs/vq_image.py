@@ -133,6 +133,11 @@ class VqImageCodec(LaidOut, RunsModel):
         )
 
     @property
+    def unit_vectors(self) -> tuple[range, torch.Tensor]:
+        """Ids of the codes, and their vectors, float32 [codes, width]."""
+        return self.layout.content, self.model.quantize.embedding.weight.detach().float().cpu()
+
+    @property
     def rate(self) -> None:
         """`None`: a picture has no time."""
         return None

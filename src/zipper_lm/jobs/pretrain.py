@@ -21,6 +21,7 @@ from zipper_lm.data.tasks import parse_task
 from zipper_lm.evaluation.preservation import from_loss
 from zipper_lm.fusion.config import evenly_spaced
 from zipper_lm.fusion.limits import check_length
+from zipper_lm.jobs.embeddings import begin_at_codebook, check_codebook
 from zipper_lm.jobs.failures import overfitted
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import DataRecipe, PretrainRecipe
@@ -95,6 +96,8 @@ def pretrain(
     check_apart(recipe.output, read, holding(PREPARED_FILE, CODEC_FILE))
     if recipe.codec.source is None and (recipe.modality, recipe.codec.kind) in (("text", "speech"), ("speech", "text")):
         raise ValueError(f"codec.kind is {recipe.codec.kind!r}, but modality is {recipe.modality!r}")
+    if recipe.embeddings == "codebook" and recipe.codec.source is None:
+        check_codebook(recipe.codec.kind)
     working, plain = working_folder(recipe.output), to_mapping(recipe)
     checkpoint = check_working(working, recipe, resume=resume, overwrite=overwrite)
     evaluation = evaluation_arguments(recipe.training, recipe.data.validation, "eval_loss")
@@ -119,11 +122,15 @@ def pretrain(
     if isinstance(codec, RunsModel) and arguments.device.type == "cuda":
         codec.to(arguments.device)
     backbone = make_backbone(recipe.backbone, codec)
+    if recipe.embeddings == "codebook":
+        begin_at_codebook(backbone, codec)
     check_precision(backbone)
     each = zip(encode_each(codec, values, broken), texts, strict=True)
     found = [(ids, text) for ids, text in each if ids is not None]
     said = None if spells is None else [text for _, text in found]
-    streams = Streams([ids for ids, _ in found], codec, recipe.context, recipe.seed, said)
+    lost = recipe.training.corrupt
+    assert isinstance(lost, float | int)  # `_check_pretraining`
+    streams = Streams([ids for ids, _ in found], codec, recipe.context, recipe.seed, said, lost)
     spelling = None if spells is None else _spelling(recipe.training, backbone, streams)
     held_streams = None
     if held_out:

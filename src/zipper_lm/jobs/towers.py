@@ -64,6 +64,7 @@ def _pretrain_recipe(name: str, tower: TowerRecipe, recipe: FuseRecipe) -> Pretr
         backbone=here.backbone,
         training=here.training,
         context=here.context,
+        embeddings=here.embeddings,
         output=tower.source,
         seed=recipe.seed,
     )

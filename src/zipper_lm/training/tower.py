@@ -37,8 +37,9 @@ class Streams(Dataset[dict[str, Any]]):
     Rows are drawn together in an order from `seed`; none is cut, so a longer row makes a longer stream of its own.
 
     Args:
-        rows: ids. codec: whose. context: tokens. seed: of the order.
+        rows: ids. codec: whose. context: tokens. seed: of the order, and of what is lost.
         texts: what each row says, to be spelled; `None` for one that is not known.
+        corrupt: share of the tokens that are read as padding, drawn anew in each epoch; all are learned.
     """
 
     def __init__(
@@ -48,8 +49,13 @@ class Streams(Dataset[dict[str, Any]]):
         context: int,
         seed: int,
         texts: Sequence[str | None] | None = None,
+        corrupt: float = 0.0,
     ) -> None:
         self.spells = texts is not None
+        self.corrupt, self.seed, self.lost = corrupt, seed, codec.pad_id
+        self.kept = {codec.bos_id, codec.eos_id}
+        # In shared memory: workers that outlive an epoch (persistent_workers) see the new one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.streams: list[list[int]] = []
         self.texts: list[list[tuple[range, str]]] = []
         for index in np.random.default_rng(seed).permutation(len(rows)):
@@ -62,14 +68,25 @@ class Streams(Dataset[dict[str, Any]]):
             if (text := texts[index] if texts is not None else None) is not None:
                 self.texts[-1].append((places, text))
 
+    def set_epoch(self, epoch: int) -> None:
+        """Draw as in this epoch from now on. Accelerate's loaders call it."""
+        self._epoch.fill_(epoch)
+
     def __len__(self) -> int:
         return len(self.streams)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """A stream by its number; ``~number`` is the same one, read again for nothing (`training.order.Evened`)."""
         number = ~index if index < 0 else index
-        texts = {SPELLED: self.texts[number]} if self.spells else {}
-        return {"input_ids": self.streams[number], IDLE: index < 0} | texts
+        ids = self.streams[number]
+        item = {"input_ids": self._read(number), "labels": ids} if self.corrupt else {"input_ids": ids}
+        return item | {IDLE: index < 0} | ({SPELLED: self.texts[number]} if self.spells else {})
+
+    def _read(self, number: int) -> list[int]:
+        """A stream with what is lost in this epoch, which depends on nothing but seed, epoch and number."""
+        ids = self.streams[number]
+        hit = np.random.default_rng((self.seed, int(self._epoch), number, 1)).random(len(ids)) < self.corrupt
+        return [self.lost if gone and each not in self.kept else each for each, gone in zip(ids, hit.tolist())]
 
     def spelled(self) -> Iterator[Spelled]:
         """All texts that are to be spelled."""
@@ -91,14 +108,17 @@ class PadStreams:
         idle = all(i[IDLE] for i in items)
         items = items[:1] if idle else [i for i in items if not i[IDLE]]
         width = max(len(i["input_ids"]) for i in items)
-        rows = [i["input_ids"] for i in items]
-        ids = torch.tensor([r + [self.pad] * (width - len(r)) for r in rows])
-        mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows])
-        labels = ids.masked_fill((mask == 0) | idle, IGNORED)  # which Trainer counts
+        ids = self._padded([i["input_ids"] for i in items], width)
+        learned = self._padded([i.get("labels", i["input_ids"]) for i in items], width)
+        mask = torch.tensor([[1] * len(i["input_ids"]) + [0] * (width - len(i["input_ids"])) for i in items])
+        labels = learned.masked_fill((mask == 0) | idle, IGNORED)  # which Trainer counts
         texts = [each for row, i in enumerate(items) if not idle for each in _spelled(row, i.get(SPELLED, ()))]
         spelled = {SPELLED: served} if (served := [each for each in texts if each.letters and each.fits]) else {}
         made: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         return made | spelled | ({IDLE: True} if idle else {})
+
+    def _padded(self, rows: Sequence[list[int]], width: int) -> torch.Tensor:
+        return torch.tensor([row + [self.pad] * (width - len(row)) for row in rows])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,7 +101,7 @@ class DataRecipe:
 
 
 _OF_FUSION = (
-    *("tower_learning_rate", "corrupt", "history_dropout", "interleave", "join"),
+    *("tower_learning_rate", "history_dropout", "interleave", "join"),
     *("guided_attention", "forward_sum", "packing", "prefix_cache"),
 )
 
@@ -112,6 +112,8 @@ def _check_pretraining(training: TrainingRecipe) -> None:
     for name in _OF_FUSION:
         if (value := getattr(training, name)) != getattr(plain, name):
             raise ValueError(f"training.{name}={value} has no effect in pre-training; leave it out")
+    if isinstance(training.corrupt, dict):
+        raise ValueError(f"training.corrupt={training.corrupt}: in pre-training there is one modality; give one number")
 
 
 def _check_spelling(modality: str, training: TrainingRecipe) -> None:
@@ -196,6 +198,7 @@ class PretrainRecipe:
             the codec.
         training: how to train.
         context: tokens in one training stream; it holds as many rows as fit.
+        embeddings: what the tower's begin at: ``"random"``, or ``"codebook"``, the vectors of the codec's units.
         output: folder for the tower and its codec.
         seed: of everything.
     """
@@ -206,6 +209,7 @@ class PretrainRecipe:
     backbone: dict[str, Any] = field(default_factory=lambda: {"model_type": "llama"})
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     context: int = 256
+    embeddings: Literal["random", "codebook"] = "random"
     output: str
     seed: int = 0
 
@@ -223,7 +227,7 @@ class PretrainHere:
 
     Args:
         data: unaligned data; null is the fusion's own.
-        codec, backbone, training, context: as of a `PretrainRecipe`.
+        codec, backbone, training, context, embeddings: as of a `PretrainRecipe`.
     """
 
     data: DataRecipe | None = None
@@ -231,6 +235,7 @@ class PretrainHere:
     backbone: dict[str, Any] = field(default_factory=lambda: {"model_type": "llama"})
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     context: int = 256
+    embeddings: Literal["random", "codebook"] = "random"
 
     def __post_init__(self) -> None:
         _check_pretraining(self.training)
