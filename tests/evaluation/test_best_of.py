@@ -14,6 +14,7 @@ from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.evaluation.best_of import Heard, sampled
 from zipper_lm.evaluation.scoring import score_task
+from zipper_lm.generation.read_back import ReadBack
 
 WORDS = ("one", "two", "three", "four", "five")
 
@@ -81,6 +82,21 @@ def test_a_task_is_scored_by_the_best_of_several(best_by: str) -> None:
         more = {"best_of": samples, "best_by": best_by}
         wer[samples] = score_task(model, rows, "tts", judge=judge, settings=settings, **more).wer
     assert (wer[6] < wer[1] - 20) == (best_by == "judge")
+
+
+@pytest.mark.parametrize("best_by", ["score", "reading"])
+def test_a_task_is_scored_by_what_the_model_reads_best(best_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the settings that are kept beside the model say otherwise."""
+    model, asked = speaking(), []
+
+    def choose(self: ReadBack, documents: Any, found: Any) -> list[int]:
+        asked.append([len(row) for row in found])
+        return [0] * len(documents)
+
+    monkeypatch.setattr(ReadBack, "__call__", choose)
+    settings = {"speech": {"max_new_tokens": 3, "do_sample": True, "best_by": "reading"}}
+    score_task(model, [{"text": "one"}], "tts", judge=Listener(), settings=settings, best_of=3, best_by=best_by)
+    assert asked == [[3]] * (best_by == "reading")
 
 
 def test_who_may_choose() -> None:

@@ -224,6 +224,16 @@ def test_settings_that_generate_refuses_are_found_before_training(
     assert not list(tmp_path.iterdir())
 
 
+def test_who_cannot_read_its_samples_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def training_step(*_: Any, **__: Any) -> None:
+        raise AssertionError("begun")
+
+    monkeypatch.setattr(ZipperTrainer, "training_step", training_step)
+    how: dict[str, Any] = {"best_of": 3, "best_by": "reading", "scored": ["speech->text"]}
+    with pytest.raises(ValueError, match=r"tried before training: .* no tower reads 'text'"):
+        fuse(tiny_recipe(tmp_path / "m", zips=[{"reader": "text", "source": "speech", "layers": 2}], **how))
+
+
 @pytest.mark.parametrize("generation", [{"text": {"num_beams": 2}}, {"speech": {"max_new_tokens": 8}}])
 def test_samples_are_tried_before_training_as_they_are_scored(
     generation: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

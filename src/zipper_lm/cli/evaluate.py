@@ -44,7 +44,9 @@ def evaluate(
         typer.Option("--set", metavar="MODALITY.NAME=VALUE", help="A generation setting, as in transformers."),
     ] = None,
     best_of: Annotated[int, typer.Option(help="Samples of what is written, of which one counts.")] = 1,
-    best_by: Annotated[str, typer.Option(help="Which one: score (the likeliest) or judge (heard best).")] = "score",
+    best_by: Annotated[
+        str, typer.Option(help="Which one: score (likeliest), judge (heard best) or reading (read best by the model).")
+    ] = "score",
     questions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Of the task forgetting: JSONL of text and answers.")
     ] = None,

@@ -51,8 +51,11 @@ class Heard:
         return ""
 
 
-def sampled(settings: Mapping[str, Any], names: Iterable[str], samples: int) -> dict[str, Any]:
+def sampled(settings: Mapping[str, Any], names: Iterable[str], samples: int, by: str | None = None) -> dict[str, Any]:
     """Settings with so many samples of some modalities.
+
+    Args:
+        by: which of them goes on, as the setting ``best_by`` says it; `None` leaves that as it is.
 
     Raises:
         ValueError: for less than one sample.
@@ -61,5 +64,5 @@ def sampled(settings: Mapping[str, Any], names: Iterable[str], samples: int) -> 
         raise ValueError(f"best of {samples}: at least 1 sample is needed")
     if samples == 1:
         return dict(settings)
-    more = {"do_sample": True, "num_return_sequences": samples}
+    more = {"do_sample": True, "num_return_sequences": samples} | ({"best_by": by} if by is not None else {})
     return {**settings, **{name: {**settings.get(name, {}), **more} for name in names}}

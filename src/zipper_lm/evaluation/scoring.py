@@ -6,7 +6,7 @@ A sequence of symbols, such as a protein, is compared with the row's own, token 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from zipper_lm.evaluation.word_error_rate import (
     normaliser_of,
     word_error_rate,
 )
+from zipper_lm.generation.candidates import decode
 from zipper_lm.utils.processes import from_main, shared
 from zipper_lm.utils.randomness import draws_of, new_seed
 
@@ -41,7 +42,7 @@ BATCH = 32
 SHORT_NAMES = {"asr": "speech->text", "tts": "text->speech"}
 """Names that the field knows, for task templates."""
 
-BEST_BY = ("score", "judge")
+BEST_BY = ("score", "judge", "reading")
 """What may choose among samples."""
 
 
@@ -112,7 +113,8 @@ def score_task(
         judge: says what generated sounds or pictures show; needed if the task ends in either.
         settings: generation settings per modality; `None`: those kept beside the model.
         best_of: samples of what the task ends in, of which one counts. best_by: ``"score"``, the one that the model
-            gives the highest probability, or ``"judge"``, the one that the judge hears best (see `best_of.Heard`).
+            gives the highest probability; ``"judge"``, the one that the judge hears best (see `best_of.Heard`); or
+            ``"reading"``, the one that the model itself reads best (see `generation/read_back.py`).
         normaliser: by which texts are compared (`word_error_rate.normaliser_of`).
         batch_size: documents written together.
         progress: called with (rows done, rows in all).
@@ -153,7 +155,12 @@ def score_task(
             raise ValueError(f"task {template!r}: {compared} of row {number} holds nothing to compare: {reference!r}")
     if judge is not None:
         check_writes(judge, references)
-    settings = sampled(model.generation_settings if settings is None else settings, [ends_in], best_of)
+    settings = sampled(
+        model.generation_settings if settings is None else settings,
+        [ends_in],
+        best_of,
+        None if best_by == "judge" else best_by,
+    )
     choose = Heard(model, judge, clean) if judge is not None and best_by == "judge" else None
     order = sorted(range(len(rows)), key=lambda i: len(references[i]))  # like lengths are written together
     batches, seed = in_parts(order, batch_size), from_main(new_seed())
@@ -162,8 +169,9 @@ def score_task(
         """What is written in a batch, and what it says."""
         documents = [Document([_given(rows[i], m) for m in parsed.given]) for i in batches[number]]
         with draws_of(seed, number):
-            answers = model.generate(documents, list(parsed.targets), settings=settings, choose=choose)
-        segments = [document[-1] for document in answers]
+            answers = model.generate(documents, list(parsed.targets), settings=settings, decode=False, choose=choose)
+        segments = [replace(document[-1], candidates=None) for document in answers]
+        decode(model.processor, segments)  # and no candidate that does not count
         if by_token:
             return [(segment, _spelled(segment.ids or [])) for segment in segments]
         said = [segment.value for segment in segments]

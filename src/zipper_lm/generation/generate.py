@@ -31,6 +31,7 @@ from zipper_lm.generation.arguments import (
     encode_given,
 )
 from zipper_lm.generation.candidates import Choose, decode_written
+from zipper_lm.generation.read_back import check_reads_back
 from zipper_lm.generation.request import Request
 from zipper_lm.generation.segment import Stop, StreamedToken
 from zipper_lm.generation.writer import Writer
@@ -86,12 +87,13 @@ def generate(
             (`Segment` or ``(modality, value)``); or ``"auto"``: the model says who speaks next, until it says "done".
         settings: per modality, a `GenerationConfig` or its arguments (`do_sample`, `num_beams`, `max_new_tokens`, ...),
             or one `GenerationConfig` for all; `None`: those kept beside the model (`model.generation_settings`). What
-            nobody says: greedy, 256 new tokens. ``stop_threshold`` is ours (see `logits.py`).
+            nobody says: greedy, 256 new tokens. ``stop_threshold``, ``seed`` and ``best_by`` are ours.
         max_segments: with "auto", the most segments to write.
         decode: whether to decode written ids to raw values with the processor's codecs, where it has them.
         choose: with `num_return_sequences` above 1, which candidate for a segment goes on; it is given the documents
             before it and, for each, the candidates (decoded), and returns a number for each. `None`: the one that the
-            model gives the highest probability.
+            model gives the highest probability, or, with ``best_by: "reading"`` in settings, the one that it reads best
+            what comes before from (see `read_back.py`).
         on_token: told of every token of a single document as it comes; returns whether to go on.
         engine: of this model (`zipper_lm.Engine`), to write all documents side by side, each token by a captured step.
         flat: settings of every modality, where `settings` does not say otherwise.
@@ -112,6 +114,7 @@ def generate(
         raise ValueError(f"max_segments must be a whole number from 0 on, got {max_segments!r}")
     if not given:
         return []
+    check_reads_back(model, chosen)
     if on_token is not None:
         check_streamed(given, chosen)
     if engine is not None:

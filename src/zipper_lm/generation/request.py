@@ -14,10 +14,12 @@ from zipper_lm.data.document import Document, Segment
 from zipper_lm.fusion.loss import targets
 from zipper_lm.fusion.reading import State, read
 from zipper_lm.generation.candidates import Choose, Written, candidates_of, logprobs_at, pick, wants_scores
+from zipper_lm.generation.read_back import ReadBack, reads_back
 from zipper_lm.generation.segment import Stop, StreamedToken, write_segment
 from zipper_lm.utils.products import quick_layers
 
 if TYPE_CHECKING:
+    from zipper_lm.data.processor import ZipperProcessor
     from zipper_lm.fusion.network import ZippedTowers
 
 
@@ -93,8 +95,10 @@ class Request:
         """Read what is pending, write a segment of `name` in every row, and append it.
 
         Args:
-            name, settings, on_token, stop: see `segment.write_segment`. choose: see `candidates.pick`.
+            name, settings, on_token, stop: see `segment.write_segment`. choose: see `candidates.pick`; it goes before
+                what settings say.
         """
+        choose, processor = self.chooser(name, settings, choose)
         self.read_pending()
         given = self.model, self.state, self.documents, self.involved
         rows = write_segment(*given, name, settings, on_token, stop, self.numbers)
@@ -103,9 +107,21 @@ class Request:
             for number, column in enumerate(zip(*rows)):
                 for row, logprobs in zip(candidates, self._logprobs(name, column)):
                     row[number].logprobs = logprobs
-        for document, segment in zip(self.documents, pick(self.documents, candidates, choose, self.model.processor)):
+        for document, segment in zip(self.documents, pick(self.documents, candidates, choose, processor)):
             document.segments.append(segment)
         self._is_pending(name)
+
+    def chooser(
+        self, name: str, settings: GenerationConfig | None, choose: Choose | None
+    ) -> tuple[Choose | None, ZipperProcessor | None]:
+        """What chooses among the samples of the next segment, and what decodes them before: the model reads ids.
+
+        Raises:
+            ValueError: if the model is to read them, and cannot.
+        """
+        if choose is None and reads_back(settings):
+            return ReadBack(self.model, name, self.documents), None
+        return choose, self.model.processor
 
     def _logprobs(self, name: str, samples: Sequence[Written]) -> list[list[float]]:
         """What the model gives one sample of every row, token by token: they are read as segments that are finished,

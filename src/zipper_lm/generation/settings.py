@@ -1,4 +1,4 @@
-"""Settings of a segment: those of transformers' `GenerationConfig` and two of ours, checked before any is written.
+"""Settings of a segment: those of transformers' `GenerationConfig` and three of ours, checked before any is written.
 
 Each is either followed or refused by name. One that only a newer transformers knows is refused, too: nobody has tried
 what it does between zips.
@@ -25,8 +25,11 @@ MAX_NEW_TOKENS = 256
 STOP_THRESHOLD = "stop_threshold"
 """A setting of ours beside those of `GenerationConfig` (see `logits.py`)."""
 SEED = "seed"
-"""The other one: with it, what is drawn depends on nothing else (see `sampling.py`)."""
-OURS = (STOP_THRESHOLD, SEED)
+"""Another one: with it, what is drawn depends on nothing else (see `sampling.py`)."""
+BEST_BY = "best_by"
+"""The third: what chooses among several samples (see `read_back.py`)."""
+SCORE, READING = "score", "reading"
+OURS = (STOP_THRESHOLD, SEED, BEST_BY)
 
 FOLLOWED = {
     *OURS,
@@ -87,6 +90,7 @@ _SAYS_NOTHING = {"transformers_version"}  # of how to write
 _ONLY_WITH = {
     "do_sample": (SEED, "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
     "num_beams": ("early_stopping", "length_penalty"),
+    "num_return_sequences": (BEST_BY,),
     "prompt_lookup_num_tokens": ("max_matching_ngram_size",),
     "cache_implementation": ("cache_config", "max_cache_len"),
 }
@@ -177,6 +181,8 @@ def _check_together(name: str, config: GenerationConfig) -> None:
     threshold = getattr(config, STOP_THRESHOLD)
     if threshold is not None and not 0.0 < threshold <= 1.0:
         raise ValueError(f"settings for {name!r}: {STOP_THRESHOLD} must be in (0, 1], got {threshold}")
+    if (by := getattr(config, BEST_BY)) not in (None, SCORE, READING):
+        raise ValueError(f"settings for {name!r}: {BEST_BY} must be {SCORE!r} or {READING!r}, got {by!r}")
     _check_seed(name, config)
     _check_choice(name, config)
     for field, most in _MOST.items():

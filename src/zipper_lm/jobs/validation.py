@@ -124,7 +124,8 @@ def try_settings(
     tries = [(f"generation.{name}", name, given) for name, given in settings.items()]
     if scorer is not None and (samples := scorer.best["best_of"]) > 1:
         ends = sorted({scorer.ends[task] for task in scorer.tasks})
-        several = sampled(settings, ends, samples)
+        by = scorer.best["best_by"]
+        several = sampled(settings, ends, samples, None if by == "judge" else by)
         tries += [(f"generation.{name} with best_of={samples}", name, several[name]) for name in ends]
     training = model.training
     model.eval()

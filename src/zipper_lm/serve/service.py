@@ -263,6 +263,7 @@ class Service:
             **self.settings({modality: changes})[modality],
             "guidance_scale": None,
             "num_return_sequences": None,
+            "best_by": None,
         }
         return await self._live(lambda tell: self.engine.submit_alone(modality, ids, settings, on_token=tell), param)
 

@@ -38,6 +38,7 @@ from zipper_lm.generation.engine.watch import Watch
 from zipper_lm.generation.engine.weights import Form
 from zipper_lm.generation.engine.wishes import not_in_the_step
 from zipper_lm.generation.engine.writing import Apart, Order, Pause, Read, Sample, Writing
+from zipper_lm.generation.read_back import check_reads_back
 from zipper_lm.generation.request import Request
 from zipper_lm.generation.sampling import SEEDS
 from zipper_lm.generation.segment import Stop, StreamedToken
@@ -266,6 +267,7 @@ class Engine:
         entries = checked_schedule(self.model, schedule)
         if not isinstance(max_segments, int) or max_segments < 0:
             raise ValueError(f"max_segments must be a whole number from 0 on, got {max_segments!r}")
+        check_reads_back(self.model, chosen)
         encoded = encode_given(self.model, given)[0]
         self._check_mode()
         self._check_room(encoded, entries, chosen)

@@ -14,10 +14,10 @@ from zipper_lm.generation.engine.choice import Wish
 from zipper_lm.generation.logits import StopStrings
 from zipper_lm.generation.sampling import Draw
 from zipper_lm.generation.segment import unwritten_ids
-from zipper_lm.generation.settings import FOLLOWED, SEED, STOP_THRESHOLD
+from zipper_lm.generation.settings import BEST_BY, FOLLOWED, SEED, STOP_THRESHOLD
 
 IN_THE_STEP = {
-    *(STOP_THRESHOLD, SEED, "max_length", "max_new_tokens", "min_length", "min_new_tokens", "do_sample"),
+    *(BEST_BY, STOP_THRESHOLD, SEED, "max_length", "max_new_tokens", "min_length", "min_new_tokens", "do_sample"),
     *("num_return_sequences", "output_scores", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
     *("suppress_tokens", "guidance_scale", "stop_strings", "disable_compile"),
 }

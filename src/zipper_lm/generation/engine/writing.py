@@ -206,6 +206,7 @@ class Order(Terms):
             self.on_token(StreamedToken(name, token, number))
 
         given = generation_config(name, self.settings.get(name), special)
+        choose, processor = request.chooser(name, given, self.choose)
         if self.fault(name, not_in_the_step(given)) is not None:
             yield Apart(lambda: self._write_plainly(request, name, given, tell))
             return
@@ -230,7 +231,7 @@ class Order(Terms):
         candidates = [Segment(name, ids=s.ids, logprobs=s.logprobs if s.wish.scored else None) for s in samples]
         segment = candidates[0]
         if len(candidates) > 1:
-            before, choose, processor = [Document(document.segments)], self.choose, self.model.processor
+            before = [Document(document.segments)]
             if choose is None:
                 segment = pick(before, [candidates], None, processor)[0]
             else:

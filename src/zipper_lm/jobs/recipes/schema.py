@@ -359,7 +359,8 @@ class FuseRecipe:
         training: how to train.
         generation: per modality, arguments of `transformers.GenerationConfig` for evaluation, kept with the model.
         best_of: samples of what a task ends in, when it is scored; one of them counts. best_by: ``"score"``, the one
-            that the model gives the highest probability, or ``"judge"``, the one that the judge hears best.
+            that the model gives the highest probability; ``"judge"``, the one that the judge hears best; or
+            ``"reading"``, the one that the model itself reads best.
         judge: folder of a recogniser or picture classifier, to score what is generated, or folder or Hub id of a public
             speech recogniser; null fits one on the data set's split ``judge``, else on the training split, once.
         normaliser: how texts are written before words are compared: ``"plain"`` (small letters, no punctuation) or
@@ -380,7 +381,7 @@ class FuseRecipe:
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     generation: dict[str, dict[str, Any]] = field(default_factory=dict)
     best_of: int = 1
-    best_by: Literal["score", "judge"] = "score"
+    best_by: Literal["score", "judge", "reading"] = "score"
     judge: str | None = None
     normaliser: Literal["plain", "whisper-english"] = "plain"
     output: str

@@ -49,6 +49,7 @@ from zipper_lm.generation.arguments import (
     encode_given,
 )
 from zipper_lm.generation.candidates import Choose, candidates_of, decode_written, pick, wants_scores
+from zipper_lm.generation.read_back import reads_back
 from zipper_lm.generation.segment import Stop, StreamedToken
 from zipper_lm.models import export, sharing
 from zipper_lm.models.baseline.config import SingleDecoderConfig, is_single_decoder
@@ -294,6 +295,8 @@ class SingleDecoder(DocumentModel):
         entries = checked_schedule(self, schedule)
         if entries is None:
             raise ValueError('schedule "auto": a single decoder does not say who speaks next; name the modalities')
+        if by_reading := [name for name, own in chosen.items() if reads_back(own)]:
+            raise ValueError(f"settings for {by_reading[0]!r}: best_by='reading' is for zips; here it is by score")
         if not given:
             return []
         if on_token is not None:
