@@ -21,6 +21,7 @@ from tiny_recipes import plain_recipe
 from zipper_lm import ZipperModel
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.processor import ZipperProcessor
+from zipper_lm.experiments.plan import read_experiment
 from zipper_lm.fusion import backbones
 from zipper_lm.fusion.backbones import from_config
 from zipper_lm.utils.tensors import weights_hash
@@ -226,6 +227,28 @@ def test_a_part_that_fails_on_a_gpu_does_not_keep_the_others_from_running(tmp_pa
     assert done.returncode == 1
     assert len(ended) >= 4
     assert set(ended) == {1}
+
+
+def test_the_real_llm_on_a_gpu_is_one_run_of_the_experiment_and_says_how_it_ended() -> None:
+    """The recipe once said that `gpu.sh` ran it, where it was not in there."""
+
+    def run(python: str, *given: str) -> subprocess.CompletedProcess[str]:
+        script = [ROOT / "benchmarks/gpu_real_llm.sh", *given]
+        return subprocess.run(script, env={**os.environ, "PYTHON": python}, capture_output=True, text=True)
+
+    module, name, command, file, flag, runs, *_ = run("echo").stdout.split(maxsplit=6)
+    assert (module, name, command, flag, runs) == (
+        "-m",
+        "zipper_lm",
+        "experiment",
+        "--only",
+        "zipper--10000-pairs--seed1",
+    )
+    assert (ROOT / file).is_file()
+    read_experiment(ROOT / file, ["training.save_every=200", "training.arguments={bf16: true}"])
+    assert run("echo", "*--seed2", "data=here").stdout.rstrip().endswith("data=here")
+    assert "--only *--seed2" in run("echo", "*--seed2").stdout
+    assert run("false").returncode == 1
 
 
 def test_plain_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
