@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from zipper_lm.generation.engine.once import once
+
 NAME = "zipper_step"
 _OF_THE_MASK = {"is_causal", "sliding_window", "position_ids", "use_cache", "output_attentions", "cache_position"}
 """What else a family may hand over, and what changes nothing for one query under its own mask."""
@@ -47,7 +49,7 @@ def attend(
     if asked := sorted(name for name, value in more.items() if value is not None and name not in _OF_THE_MASK):
         raise TypeError(f"attention with {asked}")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q = query[:, :, 0].unflatten(1, (key.shape[1], -1)) * scaling  # [R, K, G, D]
+    q = once(query[:, :, 0].unflatten(1, (key.shape[1], -1)) * scaling)  # [R, K, G, D]
     scores = (q @ key.transpose(-1, -2)).float()
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, float("-inf"))

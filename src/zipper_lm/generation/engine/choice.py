@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from zipper_lm.generation.engine.reach import Reach
 from zipper_lm.generation.sampling import NEVER, Draw, gumbel, keep_likely, stream_key
 
 
@@ -151,41 +152,46 @@ class Choice:
         """What a choice writes, and reads in the next one."""
         return [] if self.written is None else [self.written]
 
-    def choose(self, logits: Tensor, place: Tensor, kinds: Kinds) -> Tensor:
-        """Ids ``[R]`` of logits ``[R, V]``, and their log-probabilities in `logprobs` where they are asked for.
+    def choose(self, logits: Tensor, place: Tensor, kinds: Kinds, reach: Reach) -> Tensor:
+        """Ids ``[r]`` of logits ``[r, V]``, and their log-probabilities in `logprobs` where they are asked for.
 
         Args:
-            logits: what each tower says. place: int64 ``[R]``: how many tokens each segment has. kinds: of work.
+            logits: what each tower says. place: int64 ``[r]``: how many tokens each segment has. kinds: of work.
+            reach: which rows they are of.
         """
-        raw = logits.float()
+        raw, rows, here = logits.float(), reach.rows, reach.here
+        threshold = here(self.threshold)
+        # Their places among the rows that are computed: who writes is one of them, and so is who writes beside it.
+        bare, leader = (n if rows is None else torch.searchsorted(rows, n[rows]) for n in (self.bare, self.leader))
         scores = raw
         if kinds.penalised and self.written is not None:
-            penalty = self.penalty[:, None]
+            penalty = here(self.penalty)[:, None]
             changed = torch.where(scores < 0, scores * penalty, scores / penalty)
-            scores = torch.where(self.written, changed, scores)
+            scores = torch.where(here(self.written), changed, scores)
         ids = torch.arange(raw.shape[-1], device=raw.device)
-        allowed = self.allowed
+        allowed = here(self.allowed)
         if kinds.least:
-            allowed = allowed & ~((ids == self.eos) & (place < self.least)[:, None])
+            allowed = allowed & ~((ids == self.eos) & (place < here(self.least))[:, None])
         scores = torch.where(allowed, scores, NEVER)
         if kinds.threshold:
-            stops = scores.softmax(-1)[:, self.eos] >= self.threshold
+            stops = scores.softmax(-1)[:, self.eos] >= threshold
             decided = torch.where((ids == self.eos) == stops[:, None], scores, NEVER)
-            scores = torch.where((self.threshold <= 1.0)[:, None], decided, scores)
+            scores = torch.where((threshold <= 1.0)[:, None], decided, scores)
         if kinds.guided:
             # Of logits as of log-probabilities: they differ by one number a row, which changes no choice.
-            bare = raw[self.bare]
-            mixed = torch.where(scores.isneginf(), scores, bare + self.scale[:, None] * (scores - bare))
-            scores = torch.where(self.guided[:, None], mixed, scores)
+            alone = raw[bare]
+            mixed = torch.where(scores.isneginf(), scores, alone + here(self.scale)[:, None] * (scores - alone))
+            scores = torch.where(here(self.guided)[:, None], mixed, scores)
         if kinds.drawn:
-            drawn = scores / self.temperature[:, None]
+            drawn = scores / here(self.temperature)[:, None]
             if kinds.filtered:
-                drawn = keep_likely(drawn, self.top_k, self.top_p, self.min_p)
-            drawn = drawn + gumbel(stream_key(self.keys, place), raw.shape[-1])
-            scores = torch.where(self.drawn[:, None], drawn, scores)
-        chosen = scores.argmax(-1)[self.leader]
+                drawn = keep_likely(drawn, here(self.top_k), here(self.top_p), here(self.min_p))
+            drawn = drawn + gumbel(stream_key(here(self.keys), place), raw.shape[-1])
+            scores = torch.where(here(self.drawn)[:, None], drawn, scores)
+        chosen = scores.argmax(-1)[leader]
+        numbers = torch.arange(self.rows, device=raw.device) if rows is None else rows
         if kinds.scored:
-            self.logprobs.copy_(raw.log_softmax(-1).gather(1, chosen[:, None])[:, 0])
+            self.logprobs.index_copy_(0, numbers, raw.log_softmax(-1).gather(1, chosen[:, None])[:, 0])
         if kinds.penalised and self.written is not None:
-            self.written.scatter_(1, chosen[:, None], True)
+            self.written.index_put_((numbers, chosen), torch.ones_like(chosen, dtype=torch.bool))
         return chosen

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer, StaticLayer
 
+from zipper_lm.generation.engine.reach import SPARE, Reach
 from zipper_lm.generation.engine.state_layer import StateLayer
 
 
@@ -30,22 +31,22 @@ class ColumnLayer(StaticLayer):
 
     Args:
         like_keys, like_values: ``[1, heads, any, width]``, whose heads, widths, dtype and device these have.
-        rows: R. columns: C.
+        rows: R. reach: how many columns there are, and are read; shared by all layers.
         column: int64 ``[1]``, shared by all layers: where the next token is written. It is not moved by `update`.
 
     Attributes:
-        keys, values: ``[R, heads, C, width]``.
+        keys, values: ``[R, heads, C + SPARE, width]``.
     """
 
     is_sliding = False  # a window is a matter of the mask
     keys: Tensor
     values: Tensor
 
-    def __init__(self, like_keys: Tensor, like_values: Tensor, rows: int, columns: int, column: Tensor) -> None:
-        super().__init__(max_cache_len=columns)
-        self.column = column
+    def __init__(self, like_keys: Tensor, like_values: Tensor, rows: int, reach: Reach, column: Tensor) -> None:
+        super().__init__(max_cache_len=reach.most)
+        self.reach, self.column = reach, column
         self.keys, self.values = (
-            torch.zeros(rows, like.shape[1], columns, like.shape[-1], dtype=like.dtype, device=like.device)
+            torch.zeros(rows, like.shape[1], reach.most + SPARE, like.shape[-1], dtype=like.dtype, device=like.device)
             for like in (like_keys, like_values)
         )
         self.dtype, self.device = self.keys.dtype, self.keys.device
@@ -55,10 +56,21 @@ class ColumnLayer(StaticLayer):
             torch._dynamo.mark_static_address(tensor)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write one token of every row, ``[R, heads, 1, width]``; returns all columns."""
+        """Write one token of every row that is computed, ``[r, heads, 1, width]``; returns what is read of these."""
+        rows, size = self.reach.rows, len(self.reach.columns)
         for own, new in ((self.keys, key_states), (self.values, value_states)):
-            own.index_copy_(2, self.column, new.to(own.dtype))  # autocast may make one narrower than the other
-        return self.keys, self.values
+            new = new.to(own.dtype)  # autocast may make one narrower than the other
+            if rows is None:
+                own.index_copy_(2, self.column, new)
+            else:
+                heads = torch.arange(new.shape[1], device=new.device)
+                own.index_put_((rows[:, None], heads, self.column), new[:, :, 0])
+        keys, values = self.reach.here(self.keys), self.reach.here(self.values)
+        return keys[:, :, :size], values[:, :, :size]
+
+    def get_mask_sizes(self, *_: Any) -> tuple[int, int]:
+        """How many columns are read, and from which one on."""
+        return len(self.reach.columns), 0
 
     def get_seq_length(self, *_: Any) -> Any:
         """The column of the token that is being read, counted from 0."""
@@ -94,11 +106,11 @@ class StateAndColumnLayer(StateLayer, ColumnLayer):  # type: ignore[misc, overri
     """A layer that keeps both.
 
     Args:
-        like, rows, columns, column: see `StateLayer` and `ColumnLayer`.
+        like, rows, reach, column: see `StateLayer` and `ColumnLayer`.
     """
 
-    def __init__(self, like: Any, rows: int, columns: int, column: Tensor) -> None:
-        ColumnLayer.__init__(self, like.keys, like.values, rows, columns, column)
+    def __init__(self, like: Any, rows: int, reach: Reach, column: Tensor) -> None:
+        ColumnLayer.__init__(self, like.keys, like.values, rows, reach, column)
         StateLayer.__init__(self, like, rows)
 
     def join(self, row: int, layer: Any, column: int) -> None:
@@ -147,16 +159,16 @@ def kept_layers(cache: Cache) -> list[tuple[int, KeptLayer]]:
     return [(n, layer) for n, layer in enumerate(cache.layers) if isinstance(layer, ColumnLayer | StateLayer)]
 
 
-def column_cache(like: Cache, rows: int, columns: int, column: Tensor) -> Cache:
+def column_cache(like: Cache, rows: int, reach: Reach, column: Tensor) -> Cache:
     """A cache of columns for rows of which `like`, of any number of tokens, is one.
 
     Raises:
         NotInColumns: if a layer keeps anything but keys and values of attention and recurrent states.
     """
-    return Cache(layers=[_layer(layer, rows, columns, column) for layer in like.layers])
+    return Cache(layers=[_layer(layer, rows, reach, column) for layer in like.layers])
 
 
-def _layer(like: Any, rows: int, columns: int, column: Tensor) -> Any:
+def _layer(like: Any, rows: int, reach: Reach, column: Tensor) -> Any:
     states, attends = isinstance(like, LinearAttentionLayer), isinstance(getattr(like, "keys", None), Tensor)
     known = {*(("keys", "values") if attends else ()), *(("conv_states", "recurrent_states") if states else ())}
     if more := sorted(name for name, value in vars(like).items() if name not in known and _keeps(value)):
@@ -164,9 +176,9 @@ def _layer(like: Any, rows: int, columns: int, column: Tensor) -> Any:
     if attends and (like.keys.ndim != 4 or like.values.ndim != 4):
         raise NotInColumns(f"its {type(like).__name__} keeps keys and values of other axes")
     if states and attends:
-        return StateAndColumnLayer(like, rows, columns, column)
+        return StateAndColumnLayer(like, rows, reach, column)
     if attends:
-        return ColumnLayer(like.keys, like.values, rows, columns, column)
+        return ColumnLayer(like.keys, like.values, rows, reach, column)
     if states:
         return StateLayer(like, rows)
     if isinstance(like, DynamicLayer):  # it would grow

@@ -6,7 +6,7 @@ R rows, C columns, M memory tokens, H heads of a zip, D width of a tower's hidde
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import State
 from zipper_lm.fusion.zips import Memory, View
+from zipper_lm.generation.engine.reach import SPARE, Reach
 
 LEAST = 64
 
@@ -29,12 +30,14 @@ class Seat:
 
     Attributes:
         begin: the column of its stream's first token. first: the column of its segment's BOS. end: the column behind
-            its last token that was read, once it rests; `None` while it writes.
+            its last token that was read, once it rests; `None` while it writes. memory: by source, how many tokens it
+            reads.
     """
 
     begin: int
     first: int
     end: int | None = None
+    memory: dict[str, int] = field(default_factory=dict)
 
 
 class Rows:
@@ -47,8 +50,8 @@ class Rows:
         column: int64 ``[1]``: where the next token is written. begin: int64 ``[R]``: where each row's stream begins.
         place: int64 ``[R]``: of the token that is read next, in its segment. ids: int64 ``[R]``: that token.
         active: bool ``[R]``. involved: bool ``[R, T]``.
-        memories: by source, one `Memory` ``[R, H, M, C]`` for each zip layer. allowed: by source, bool ``[R, 1, 1,
-            M]``. seen: by source, bool ``[R, 1, 1]``.
+        memories: by source, one `Memory` ``[R, H, M + SPARE, C]`` for each zip layer. allowed: by source, bool ``[R, 1,
+            1, M + SPARE]``. seen: by source, bool ``[R, 1, 1]``. reach: how much of columns and memories is read.
         kept: by depth, ``[R, C, D]``: states that others will read, as exactly as their zips do.
         at: `column` on the host. seats: of the rows that are taken.
     """
@@ -60,6 +63,7 @@ class Rows:
         tower = model.tower(name)
         device = tower.device
         self.at = 0
+        self.reach = Reach(count, columns, {source: size for source, size in memory.items() if size}, device)
         self.seats: dict[int, Seat] = {}
         self.column = torch.zeros(1, dtype=torch.long, device=device)
         self.begin, self.place = (torch.zeros(count, dtype=torch.long, device=device) for _ in range(2))
@@ -75,10 +79,10 @@ class Rows:
             self.memories[source] = []
             for k in range(len(model.layer_pairs[name, source])):
                 layer = model.zip_layer(name, source, k)
-                shape = count, layer.heads, size, layer.head_width
+                shape = count, layer.heads, size + SPARE, layer.head_width
                 zeros = (torch.zeros(shape, dtype=layer.dtype, device=layer.q_proj.weight.device) for _ in range(2))
                 self.memories[source].append(Memory(*zeros))
-            self.allowed[source] = torch.ones(count, 1, 1, size, dtype=torch.bool, device=device)
+            self.allowed[source] = torch.ones(count, 1, 1, size + SPARE, dtype=torch.bool, device=device)
             self.seen[source] = torch.zeros(count, 1, 1, dtype=torch.bool, device=device)
         width = tower.hidden_size
         self.kept = {
@@ -88,11 +92,20 @@ class Rows:
 
     def memory_sizes(self) -> dict[str, int]:
         """M of each source."""
-        return {source: allowed.shape[-1] for source, allowed in self.allowed.items()}
+        return self.reach.most_memory()
 
-    def view(self, source: str) -> View:
-        """What every row may read of a source: all that it has."""
-        return View(self.allowed[source], self.seen[source])
+    def readable(self, source: str, k: int) -> tuple[Memory, View]:
+        """What is read of a source at one of its zip layers, ``[r, H, m, C]``, and what every row may read of it: all
+        that it has."""
+        size, memory, here = len(self.reach.memory[source]), self.memories[source][k], self.reach.here
+        part = Memory(here(memory.keys)[:, :, :size], here(memory.values)[:, :, :size])
+        return part, View(here(self.allowed[source])[..., :size], here(self.seen[source]))
+
+    def reach_out(self) -> None:
+        """See that the next step reads whatever a row that writes has."""
+        writing = {row: seat.memory for row, seat in self.seats.items() if seat.end is None}
+        memory = {s: max((m.get(s, 0) for m in writing.values()), default=0) for s in self.memories}
+        self.reach.set(writing.keys(), self.at + 1, memory)
 
     def free(self) -> list[int]:
         """The rows that nobody has."""
@@ -125,6 +138,7 @@ class Rows:
             segments = None if state is None else state.segments.get(source)
             size = 0 if segments is None else segments.shape[1]
             self.seen[source][row] = bool(size)
+            self.seats[row].memory[source] = size
             if state is None or segments is None or not size:
                 continue
             here = torch.arange(self.allowed[source].shape[-1], device=self.allowed[source].device) < size
@@ -168,15 +182,31 @@ class Rows:
     # --- within a step -------------------------------------------------------------------------------------------
 
     def mask(self) -> Tensor:
-        """int64 ``[R, C]``: 1 for the tokens of each row's stream, the one that is read included. A free row has that
-        one alone."""
-        columns = torch.arange(self.columns, device=self.column.device)
-        begin = torch.where(self.active, self.begin, self.column)
+        """int64 ``[r, c]``, of the columns that are read: 1 for the tokens of each row's stream, the one that is read
+        included. A free row has that one alone."""
+        columns = self.reach.columns
+        begin = self.reach.here(torch.where(self.active, self.begin, self.column))
         return ((columns >= begin[:, None]) & (columns <= self.column)).long()
 
     def positions(self) -> Tensor:
-        """int64 ``[R, 1]``: of the token that is read, in its stream."""
-        return torch.where(self.active, self.column - self.begin, 0)[:, None]
+        """int64 ``[r, 1]``: of the token that is read, in its stream."""
+        return self.reach.here(torch.where(self.active, self.column - self.begin, 0))[:, None]
+
+    def write(self, ids: Tensor) -> None:
+        """The ids ``[r]`` that are read next."""
+        ids = torch.where(self.reach.here(self.active), ids, self.pad)
+        if self.reach.rows is None:
+            self.ids.copy_(ids)
+        else:
+            self.ids.index_copy_(0, self.reach.rows, ids)
+
+    def keep(self, depth: int, states: Tensor) -> None:
+        """The states ``[r, 1, D]`` of a token that others will read."""
+        kept, states = self.kept[depth], states.to(self.kept[depth].dtype)
+        if self.reach.rows is None:
+            kept.index_copy_(1, self.column, states)
+        else:
+            kept.index_put_((self.reach.rows, self.column), states[:, 0])
 
     def advance(self) -> None:
         """One token further."""

@@ -26,7 +26,7 @@ from zipper_lm.fusion.reading import State
 from zipper_lm.fusion.tower import Tower, per_token, shaped, structural_copy
 from zipper_lm.generation.engine.attention import NAME as ATTENTION
 from zipper_lm.generation.engine.choice import Choice, Kinds, Wish
-from zipper_lm.generation.engine.column_cache import column_cache, kept_layers
+from zipper_lm.generation.engine.column_cache import ColumnLayer, column_cache, kept_layers
 from zipper_lm.generation.engine.graph import Graph, graph_pool
 from zipper_lm.generation.engine.rows import Rows
 from zipper_lm.generation.engine.weights import weights_as
@@ -86,7 +86,7 @@ class Step:
         known = self.tower.interface.cache
         assert known is not None
         self.argument, self.whole_mask = known.argument, known.whole_mask
-        self.cache = column_cache(like, rows.count, rows.columns, rows.column)
+        self.cache = column_cache(like, rows.count, rows.reach, rows.column)
         self.kept_layers = kept_layers(self.cache)
         self.choice = Choice(rows.count, self.tower.head_size, model.specials[name].eos, self.tower.device)
         held = partial(weights_as, form=None, rows=rows.count, compiled=compile)
@@ -102,14 +102,24 @@ class Step:
                         zip_layer.attention = ATTENTION
                     held(zip_layer)
                     self.zips.setdefault(layer, []).append((source, k, zip_layer))
+        if compile and self._is_of_rows():
+            rows.reach.choose_rows()
         self._listen()
         self.run_of: dict[Kinds, Callable[[], Tensor]] = {}
         self.pool = graph_pool(self.tower.device)
         self.beside: dict[int, int] = {}
         self.compile = compile
-        self.logits_of = self._compiled(_own_code(self._make_forward()))
+        forward = self._make_forward()
+        self.logits_of = self._compiled(forward, lambda: rows.reach.read_all())
         for tensor in rows.tensors():
             torch._dynamo.mark_static_address(tensor)
+
+    def _is_of_rows(self) -> bool:
+        """Whether what a row comes to is its own, whichever rows are computed beside it: in float32 it is, but for the
+        order of sums; and it keeps columns alone."""
+        tensors = [*self.backbone.parameters(), *self.backbone.buffers()]
+        exact = {tensor.dtype for tensor in tensors} <= {torch.float32, torch.long, torch.bool}
+        return exact and all(type(layer) is ColumnLayer for _, layer in self.kept_layers)
 
     # --- what a step computes ------------------------------------------------------------------------------------
 
@@ -122,7 +132,8 @@ class Step:
         def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
             states = per_token(hidden, axes)
-            projected = self.model.project_input(self.name, at or 0, states, self.rows.involved, self.projections)
+            involved = self.rows.reach.here(self.rows.involved)
+            projected = self.model.project_input(self.name, at or 0, states, involved, self.projections)
             projected = shaped(projected, hidden, axes)
             return ((projected, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": projected})
 
@@ -143,15 +154,15 @@ class Step:
             layers[depth].register_forward_hook(leave(depth), with_kwargs=True)
 
     def _zipped(self, depth: int, hidden: Tensor) -> Tensor | None:
-        """Keep a layer's output ``[R, 1, D]`` where others read it; with what zips add, where there are any."""
+        """Keep a layer's output ``[r, 1, D]`` where others read it; with what zips add, where there are any."""
         rows = self.rows
         if depth in rows.kept:
-            rows.kept[depth].index_copy_(1, rows.column, hidden.to(rows.kept[depth].dtype))
+            rows.keep(depth, hidden)
         if depth not in self.zips:
             return None
-        result = hidden
+        result, place = hidden, rows.reach.here(rows.place)[:, None]
         for source, k, zip_layer in self.zips[depth]:
-            result = result + zip_layer(hidden, rows.place[:, None], rows.memories[source][k], rows.view(source))
+            result = result + zip_layer(hidden, place, *rows.readable(source, k))
         return result
 
     def _make_forward(self) -> Any:
@@ -162,39 +173,51 @@ class Step:
         whole_mask = self.whole_mask
 
         def logits_of() -> Tensor:
-            given = {**options, argument: cache}
+            given, ids = {**options, argument: cache}, rows.reach.here(rows.ids)[:, None]
             if masked:
-                given["attention_mask"] = rows.mask() if whole_mask else torch.ones_like(rows.ids[:, None])
+                given["attention_mask"] = rows.mask() if whole_mask else torch.ones_like(ids)
             if positions is not None:
                 given[positions] = rows.positions()
-            return backbone(input_ids=rows.ids[:, None], **given).logits[:, -1]
+            return backbone(input_ids=ids, **given).logits[:, -1]
 
         return logits_of
 
-    def _compiled(self, plain: Any) -> Any:
+    def _compiled(self, plain: Any, simplify: Callable[[], None] | None = None) -> Any:
         """A function, compiled where that is wanted and can be done; else as it is. Which it is shows at its first
-        call: nothing has been computed when compilation fails."""
+        call: nothing has been computed when compilation fails. `simplify`: makes it one of fixed sizes alone, which is
+        tried then."""
         if not self.compile:
             return plain
-        # Sizes, dtypes and addresses stay while this step lives, so nothing need be asked again at every token.
-        options: dict[str, Any] = {"guard_filter_fn": lambda guards: [False] * len(guards)}
-        compiled = torch.compile(plain, fullgraph=True, dynamic=False, options=options)
+        # Dtypes, addresses and all sizes but those of `reach` stay while this step lives, so nothing else need be asked
+        # again at every token.
+        options: dict[str, Any] = {"guard_filter_fn": lambda guards: [g.guard_type == "SHAPE_ENV" for g in guards]}
         settled: list[Any] = []
+
+        def compiled_call(*args: Any) -> Any:
+            made = torch.compile(_own_code(plain), fullgraph=True, dynamic=False, options=options)
+            result = made(*args)
+            settled.append(made)
+            return result
 
         def call(*args: Any) -> Any:
             if settled:
                 return settled[0](*args)
-            try:
-                result = compiled(*args) if self.compile else plain(*args)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # of any kind: what Dynamo, Inductor and a compiler say
-                if self.compile:
-                    logger.warning("tower %r: its step is not compiled: %s", self.name, say(error))
-                self.compile = False
-                result = plain(*args)
-            settled.append(compiled if self.compile else plain)
-            return result
+            said = ""
+            for before in (None, simplify) if simplify is not None else (None,):
+                if before is not None:
+                    before()
+                try:
+                    if self.compile:
+                        return compiled_call(*args)
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:  # of any kind: what Dynamo, Inductor and a compiler say
+                    said = say(error)
+            if self.compile:
+                logger.warning("tower %r: its step is not compiled: %s", self.name, said)
+            self.compile = False
+            settled.append(plain)
+            return plain(*args)
 
         return call
 
@@ -203,12 +226,12 @@ class Step:
         rows, choice = self.rows, self.choice
 
         def choose(logits: Tensor) -> Tensor:
-            chosen = choice.choose(logits, rows.place, kinds)
-            rows.ids.copy_(torch.where(rows.active, chosen, rows.pad))
+            chosen = choice.choose(logits, rows.reach.here(rows.place), kinds, rows.reach)
+            rows.write(chosen)
             rows.advance()
             return chosen
 
-        return self._compiled(_own_code(choose))
+        return self._compiled(choose)
 
     def _running(self, kinds: Kinds) -> Callable[[], Tensor]:
         """A whole step for these kinds of work: every row's next id."""
@@ -230,12 +253,14 @@ class Step:
             self.pool = None
             return run
 
-    def __call__(self) -> tuple[list[int], list[float] | None]:
-        """Every row's next id, and its log-probability where some row asked for it. Rows that are free have some, too,
-        of no meaning."""
+    def __call__(self) -> tuple[dict[int, int], list[float] | None]:
+        """By row, the next id, and the log-probability of every row's where some row asked for it. Rows that are free
+        may have some, too, of no meaning."""
+        self.rows.reach_out()
         chosen = self._run_for(self.choice.kinds)()
         self.rows.at += 1
-        return chosen.tolist(), self.choice.logprobs.tolist() if self.choice.kinds.scored else None
+        numbers = range(self.rows.count) if self.rows.reach.rows is None else self.rows.reach.rows.tolist()
+        return dict(zip(numbers, chosen.tolist())), self.choice.logprobs.tolist() if self.choice.kinds.scored else None
 
     def _run_for(self, kinds: Kinds) -> Callable[[], Tensor]:
         """A step that does these kinds of work. Each is compiled, so after `MOST` of them one is made that does all:

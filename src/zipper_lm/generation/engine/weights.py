@@ -19,12 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from zipper_lm.generation.engine.once import once
 from zipper_lm.utils.products import is_large, is_left_to_us, is_quicker, packed, product
 
 Form = Literal["bf16", "int8"]
 Module = TypeVar("Module", bound=nn.Module)
 FEW = 8
-"""Rows up to which a loop over the matrix is faster than a matrix product (measured on one core)."""
+"""Rows up to which a loop over the matrix is faster than a matrix product (measured on one core) ..."""
+FEWER = 2
+"""... and than oneDNN's, each of which is an operation of its own."""
 
 
 class NarrowLinear(nn.Module):
@@ -79,7 +82,7 @@ class NarrowLinear(nn.Module):
         if self.ordered is not None:
             y = product(x.reshape(count, self.width), self.ordered).reshape(*x.shape[:-1], -1)
         elif count <= FEW and x.device.type == "cpu" and torch.compiler.is_compiling():
-            matrix, rows = self.narrow[:, : self.width].float(), x.reshape(count, self.width).float()
+            matrix, rows = self.narrow[:, : self.width].float(), once(x.reshape(count, self.width).float())
             y = torch.stack([(row * matrix).sum(-1) for row in rows.unbind()]).reshape(*x.shape[:-1], -1)
         elif self.form is None:
             y = F.linear(x, self.narrow)
@@ -108,9 +111,9 @@ def _(x: Tensor, narrow: Tensor) -> Tensor:
 
 
 def _ordered(matrix: Tensor, rows: int, compiled: bool) -> Tensor | None:
-    """A matrix as oneDNN reads it, where a step of so many rows is faster by it; one row in a compiled step is not."""
+    """A matrix as oneDNN reads it, where a step of so many rows is faster by it."""
     plain = matrix.dtype == torch.float32 and matrix.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    wanted = rows > (1 if compiled else 0) and is_large(rows, matrix.numel())
+    wanted = rows > (FEWER if compiled else 0) and is_large(rows, matrix.numel())
     return packed(matrix, rows) if plain and wanted and is_left_to_us() and is_quicker() else None
 
 
