@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import doc, ids_of, limits, tiny_backbone, tiny_model
@@ -33,13 +34,14 @@ def read(model: ZipperModel, said: Segment, heard: Segment) -> float:
 
 
 def test_what_is_read_best_goes_on() -> None:
-    """By one forward over sound and text, EOS included; the score is another opinion."""
+    """By one forward over sound and text, EOS included, and its mean log-probability; the sum of those is another
+    opinion, and so is reading alone."""
     model = zipped()
     by_score = 0
     for given, row in zip(TEXTS, model.generate(TEXTS, ["speech"], settings=limits(model, 8, **BEST), decode=False)):
         said, written = given[-1], row[-1]
         assert len({tuple(c.ids) for c in written.candidates}) > 1
-        best = max(written.candidates, key=lambda c: read(model, said, c))
+        best = max(written.candidates, key=lambda c: read(model, said, c) + float(np.mean(c.logprobs)))
         assert (written.ids, written.logprobs) == (best.ids, best.logprobs)
         by_score += best.ids == max(written.candidates, key=lambda c: c.score).ids
     assert by_score < len(TEXTS), "else this test says little"

@@ -2,8 +2,9 @@
 
 A model that reads both ways can check what it writes, as a speech synthesiser's samples are reranked by a recogniser
 (Tortoise, arXiv 2305.07243, section 3: by CLVP), but with no other model. Of text before speech, a sample's measure is
-the log-probability that the model gives to the text, EOS included, after the sample alone: one pass for each sample,
-over a document of both.
+the log-probability that the model gives to the text, EOS included, after the sample alone (one pass for each sample,
+over a document of both), and the mean log-probability of the sample's own tokens, which tells clear samples from others
+where both are read well.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ def check_reads_back(model: ZippedTowers, settings: Mapping[str, GenerationConfi
             raise ValueError(f"settings for {name!r}: {BEST_BY}={READING!r}, but no tower reads {name!r}: no zip")
 
 
+def fluency(candidate: Segment) -> float:
+    """Mean log-probability of its tokens, EOS included where it ended; 0 for one that ended before any could."""
+    return candidate.score / max(1, len(candidate.logprobs or ()))
+
+
 class ReadBack:
     """Chooses among candidates, for `pick`, by their ids alone.
 
@@ -64,9 +70,12 @@ class ReadBack:
 
     @torch.no_grad()
     def __call__(self, documents: Sequence[Document], candidates: Sequence[Sequence[Segment]]) -> list[int]:
-        """The number of a candidate for each document."""
-        scores = list(zip(*(self.log_probabilities(column) for column in zip(*candidates))))
-        return [max(range(len(row)), key=row.__getitem__) for row in scores]
+        """The number of a candidate for each document; candidates have log-probabilities."""
+        read = zip(*(self.log_probabilities(column) for column in zip(*candidates)))
+        return [
+            max(range(len(row)), key=[value + fluency(c) for value, c in zip(values, row)].__getitem__)
+            for values, row in zip(read, candidates)
+        ]
 
     def log_probabilities(self, candidates: Sequence[Segment]) -> list[float]:
         """Natural logarithms of the probabilities of what was to be said, after one candidate for each document."""
