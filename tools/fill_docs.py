@@ -96,9 +96,11 @@ def demo() -> str:
         each = " / ".join(f"{rate:.1f}" for rate in rates) if len(set(rates)) > 1 else "the same"
         return what, f"{mean:.1f} | {each}", remark
 
+    samples = first["sizes"]["candidates"]["num_return_sequences"]
     rows = [
         row("speech to text", "asr_wer"),
         row("text to speech, as the judge hears it", "tts_wer"),
+        row(f"text to speech, of {samples} samples the one that the model reads best", "tts_best_wer"),
         row("speech codec alone, as the judge hears it", "oracle_wer"),
         row("original recordings, as the judge hears them", "judge_wer_on_originals"),
         row("spoken in, spoken out (one document): the text", "chain_text_wer"),

@@ -23,7 +23,15 @@ from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.models.records import weights_digest
 from zipper_lm.models.zipper import ZipperModel
 
-PERCENTAGES = ("asr_wer", "tts_wer", "oracle_wer", "judge_wer_on_originals", "chain_wer", "chain_text_wer")
+PERCENTAGES = (
+    "asr_wer",
+    "tts_wer",
+    "tts_best_wer",
+    "oracle_wer",
+    "judge_wer_on_originals",
+    "chain_wer",
+    "chain_text_wer",
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +93,7 @@ def test_what_it_prints_fits_80_columns(finished: Path, terminal: bool) -> None:
     run_module._print(run_module.narrow(console), results, Path("zipper-demo"))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
-    assert len([line for line in lines if "100.0 (100.0 to 100.0)" in line]) == 6
+    assert len([line for line in lines if "100.0 (100.0 to 100.0)" in line]) == 7
 
 
 def test_the_best_and_the_worst_are_played() -> None:

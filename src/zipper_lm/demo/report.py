@@ -109,6 +109,7 @@ def _cards(r: Mapping[str, Any]) -> str:
     cards = [
         (f"{r['asr_wer']:.1f} %", "word errors, speech to text"),
         (f"{r['tts_wer']:.1f} %", f"word errors, text to speech (codec alone: {r['oracle_wer']:.1f} %)"),
+        (f"{r['tts_best_wer']:.1f} %", "the same, of samples the one that the model reads best itself"),
         ("identical" if r["text_tower_identical"] else "changed", "frozen text tower, before and after"),
         (f"{r['seconds'] / 60:.1f} min", f"on {r['machine']['cores']} cores"),
     ]

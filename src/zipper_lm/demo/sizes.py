@@ -39,7 +39,7 @@ class DemoSizes:
         zips: all pairs, both directions.
         tasks: template to weight, in fusion.
         fusion: the training of the zips and the speech tower.
-        generation: settings per modality.
+        generation: settings per modality. candidates: those of speech where the model chooses among several samples.
         examples: test utterances that the report shows and plays, half of them the best, half the worst.
     """
 
@@ -86,6 +86,16 @@ class DemoSizes:
             "speech": {"max_new_tokens": 150, "guidance_scale": 1.5, "stop_threshold": 0.5},
         }
     )
+    candidates: Mapping[str, Any] = field(
+        default_factory=lambda: {
+            "do_sample": True,
+            "num_return_sequences": 16,
+            "best_by": "reading",
+            "temperature": 0.5,
+            "top_k": 0,
+            "seed": 0,
+        }
+    )
     examples: int = 6
 
     def corpus(self) -> DemoCorpus:
@@ -122,5 +132,6 @@ class DemoSizes:
             zips=ZipSpec(layers=2),
             fusion=TrainingRecipe(steps=4, batch_size=4, log_every=2, evaluate_every=4),
             generation={"text": {"max_new_tokens": 4}, "speech": {"max_new_tokens": 24}},
+            candidates={"do_sample": True, "num_return_sequences": 2, "best_by": "reading", "seed": 0},
             examples=2,
         )
