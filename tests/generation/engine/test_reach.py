@@ -11,6 +11,8 @@ from zipper_lm import Engine
 from zipper_lm.generation.engine import reach as reach_module
 from zipper_lm.generation.engine.reach import Reach
 from zipper_lm.generation.engine.rows import Rows
+from zipper_lm.generation.engine.step import Step, copy_of, like_cache
+from zipper_lm.generation.engine.weights import weights_as
 
 CPU = torch.device("cpu")
 
@@ -83,6 +85,28 @@ def test_rows_that_rest_are_left_out(monkeypatch: pytest.MonkeyPatch, more: dict
                 torch.testing.assert_close(mine.logprobs, plainly.logprobs, atol=1e-4, rtol=1e-4)
     assert min(sizes) == 4
     assert max(sizes) > 4
+
+
+@pytest.mark.parametrize(
+    ("narrow", "weights", "kind", "chooses"),
+    [
+        (None, None, "llama", True),
+        ("zips", None, "llama", False),
+        ("input_projections", None, "llama", False),
+        (None, "int8", "llama", False),
+        (None, None, "lfm2", False),
+    ],
+)
+def test_rows_are_left_out_where_that_changes_nothing(narrow: Any, weights: Any, kind: str, chooses: bool) -> None:
+    """In fewer bits a row would depend on how many are computed beside it; a recurrent state has no rows to choose."""
+    model = tiny_model(2, kinds={"text": kind}).eval()
+    if narrow is not None:
+        model.get_submodule(narrow).to(torch.bfloat16)
+    rows = Rows(model, "text", 20, 64, {"speech": 64}, model.specials["text"].pad)
+    tower = model.tower("text")
+    copied = weights_as(copy_of(tower, False), weights, rows=20, compiled=True)
+    Step(model, "text", copied, rows, like_cache(tower), compile=True)
+    assert rows.reach.chooses is chooses
 
 
 def test_a_row_that_joins_late_sees_all_of_its_memory() -> None:

@@ -117,7 +117,9 @@ class Step:
     def _is_of_rows(self) -> bool:
         """Whether what a row comes to is its own, whichever rows are computed beside it: in float32 it is, but for the
         order of sums; and it keeps columns alone."""
-        tensors = [*self.backbone.parameters(), *self.backbone.buffers()]
+        zips = [zip_layer for at_depth in self.zips.values() for _, _, zip_layer in at_depth]
+        modules = [self.backbone, *self.projections.values(), *zips]
+        tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         exact = {tensor.dtype for tensor in tensors} <= {torch.float32, torch.long, torch.bool}
         return exact and all(type(layer) is ColumnLayer for _, layer in self.kept_layers)
 
