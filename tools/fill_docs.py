@@ -390,9 +390,9 @@ def processes() -> str:
     return "\n".join(lines)
 
 
-def steps_to_click() -> str:
+def steps_to_click(name: str = "steps-to-click") -> str:
     """How many steps each candidate takes until a task is being done (benchmarks/steps_to_click.py)."""
-    record = read("steps-to-click.json")
+    record = read(f"{name}.json")
     found: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
     for run in record["runs"]:
         click = math.inf if run["click"] is None else run["click"]
@@ -538,6 +538,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cost": cost,
     "processes": processes,
     "steps-to-click": steps_to_click,
+    "steps-to-click-spelled": partial(steps_to_click, "steps-to-click-spelled"),
     "stream-scale": stream_scale,
     "decode-small": partial(decoders, "decode-small.json"),
     "decode-135m": partial(decoders, "decode-135m.json"),
