@@ -49,11 +49,12 @@ def test_every_split_is_half_digits_half_commands(corpus: DemoCorpus, split: str
 
 
 def test_sizes_and_distinctness(corpus: DemoCorpus) -> None:
+    """Of a thousand voices 52 had the accent and speed of the rest: the speech tower knew its sounds by heart."""
     assert [len(getattr(corpus, s)) for s in SPLITS] == [20_000, 4_000, 4_000, 1_200, 60, 100]
     for split in ("validation", "test"):
         assert len(set(texts(corpus, split))) == len(texts(corpus, split))
     assert len(variants(corpus, "test")) >= 8
-    assert len({u.voice for u in corpus.train}) >= 50
+    assert len({u.voice for u in corpus.train}) >= 300
 
 
 @pytest.mark.parametrize("split", [s for s in SPLITS if s != "judge"])

@@ -22,12 +22,13 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
-from zipper_lm.codecs.codec import Codec
+from zipper_lm.codecs.codec import Codec, unit_vectors
 from zipper_lm.codecs.speech import SpeechCodec
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.demo.corpus import DemoCorpus, Utterance, render
 from zipper_lm.demo.sizes import DemoSizes
 from zipper_lm.evaluation.recogniser import Recogniser
+from zipper_lm.jobs.embeddings import begin_at_codebook
 from zipper_lm.jobs.pretrain import make_backbone
 from zipper_lm.training.arguments import training_arguments
 from zipper_lm.training.callbacks import train_with_bar
@@ -175,12 +176,16 @@ def _tower(
 ) -> float:
     """Train a tower on token streams and write it, in half precision, with its codec beside it."""
     set_seed(sizes.seed)
+    lost = training.corrupt
+    assert isinstance(lost, float | int)
     backbone = make_backbone(fields, codec)
+    if unit_vectors(codec) is not None:
+        begin_at_codebook(backbone, codec)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = TowerTrainer(
             model=backbone,
             args=training_arguments(training, scratch, sizes.seed, save_strategy="no", report_to=[]),
-            train_dataset=Streams(rows, codec, sizes.context, sizes.seed),
+            train_dataset=Streams(rows, codec, sizes.context, sizes.seed, corrupt=lost),
             data_collator=PadStreams(codec.pad_id),
         )
         train_with_bar(trainer, console, f"{name} tower: pre-training")

@@ -46,7 +46,7 @@ class DemoSizes:
     seed: int = 0
     fusion_seed: int = 0
     unaligned_text: int = 20_000
-    unaligned_speech: int = 6_000
+    unaligned_speech: int = 9_000
     judge: int = 12_000
     train: int = 3_200
     train_readings: int = 1
@@ -63,7 +63,7 @@ class DemoSizes:
         default_factory=lambda: TrainingRecipe(steps=100, batch_size=8, learning_rate=2e-3)
     )
     speech_training: TrainingRecipe = field(
-        default_factory=lambda: TrainingRecipe(steps=1200, batch_size=8, learning_rate=1.5e-3)
+        default_factory=lambda: TrainingRecipe(steps=3000, batch_size=8, learning_rate=1.5e-3, corrupt=0.2)
     )
     context: int = 256
     judge_epochs: int = 5
