@@ -90,7 +90,9 @@ def test_a_tower_of_the_hub_whose_config_names_a_file(
     cache = hub_cache("org/text", {"a" * 40: tiny_backbone("llama", 31, 2)})
     for file in Path(cache["cache_dir"]).rglob("config.json"):
         with_places(file.parent)
-    model = ZipperModel.fuse({"text": "org/text", "speech": sources["speech"]}, **cache)
+    with monkeypatch.context() as alone:
+        alone.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        model = ZipperModel.fuse({"text": "org/text", "speech": sources["speech"]}, **cache)
     push(model, "me/shared", token="t")
     assert "/data/team" not in texts_in(hub.root)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -126,7 +128,9 @@ def test_a_tower_of_the_hub_is_bundled_only_if_asked(
     bundle: bool, sources: dict[str, Path], hub_cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = hub_cache("org/text", {"a" * 40: tiny_backbone("llama", 31, 2)})
-    model = ZipperModel.fuse({"text": "org/text", "speech": sources["speech"]}, **cache)
+    with monkeypatch.context() as alone:  # else it asks, and asks again, where nobody answers
+        alone.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        model = ZipperModel.fuse({"text": "org/text", "speech": sources["speech"]}, **cache)
     push(model, "me/shared", token="t", bundle_towers=bundle)
     shared = hub.root / "me/shared"
     assert {p.name for p in (shared / "towers").iterdir()} == ({"text", "speech"} if bundle else {"speech"})
