@@ -58,6 +58,18 @@ def test_units_lie_where_the_layout_says_and_narrow_vectors_leave_the_rest() -> 
     torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-4, atol=1e-4)
 
 
+def test_a_head_that_is_the_same_table_keeps_its_size() -> None:
+    """A GPT-2's logits had a spread of eight at its start, and a loss to match."""
+    codec = SpeechCodec.fit(noise(2), units=16)
+    tower = make_backbone({"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}, codec)
+    embeddings: Any = tower.get_input_embeddings()
+    size = embeddings.weight[:16].square().mean().sqrt().item()
+    begin_at_codebook(tower, codec)
+    assert embeddings.weight[:16].square().mean().sqrt().item() == pytest.approx(size, rel=1e-3)
+    wanted, found = torch.pdist(codec.centroids), torch.pdist(embeddings.weight[:16].detach())
+    torch.testing.assert_close(found / found.mean(), wanted / wanted.mean(), rtol=1e-3, atol=1e-3)
+
+
 def test_ids_that_stand_for_no_vector_are_refused_before_anything_is_fitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,8 +27,9 @@ def check_codebook(kind: str) -> None:
 def begin_at_codebook(backbone: PreTrainedModel, codec: Codec) -> None:
     """Set the input embeddings of a codec's units to their vectors, those of its other ids stay as they are.
 
-    Where vectors are wider than the embeddings, their first principal components are taken; where they are narrower,
-    the rest of each embedding stays as it is.
+    They have the size `SIZE`; where the head is the same table they keep the size that the decoder was made with, as
+    logits grow with it. Where vectors are wider than the embeddings, their first principal components are taken; where
+    they are narrower, the rest of each embedding stays as it is.
 
     Raises:
         ValueError: if the codec's units have no vectors.
@@ -43,7 +44,10 @@ def begin_at_codebook(backbone: PreTrainedModel, codec: Codec) -> None:
     width = min(table.shape[1], centred.shape[1])
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
     rows = centred @ directions[:width].T
-    rows *= SIZE / rows.square().mean().sqrt().clamp_min(1e-12)
+    head: Any = backbone.get_output_embeddings()
+    tied = head is not None and head.weight is table
+    size = table[ids.start : ids.stop].square().mean().sqrt() if tied else SIZE
+    rows *= size / rows.square().mean().sqrt().clamp_min(1e-12)
     table[ids.start : ids.stop, : rows.shape[1]] = rows.to(table)
 
 
