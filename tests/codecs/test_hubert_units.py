@@ -166,7 +166,7 @@ def test_codebooks_that_do_not_do(source: Path, tmp_path: Path) -> None:
         ({"units": 5}, "units=5 has no effect"),
         ({"pad": 3}, "pad=3 must lie outside of the units"),
         ({"colour": 1}, "codec.options: .*colour"),
-        ({"vocoder": "x", "codebook": None}, "speaks the units of one codebook"),
+        ({"vocoder": "x", "codebook": None}, "speaks the units of a codebook"),
         ({"vocoder": "nobody/nothing"}, "'nobody/nothing'.*cache does not have it"),
     ],
 )

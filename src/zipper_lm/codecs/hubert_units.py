@@ -4,7 +4,8 @@ Encoding: 16 kHz sound, an encoder of transformers (HuBERT, arXiv 2106.07447; wa
 2212.04356), the hidden states after one layer, pooled to a lower rate if one is named, the nearest centroid of each
 (Lakhotia et al. 2021, arXiv 2102.01192). The centroids are a published codebook, or fitted on the user's sound. Runs of
 one unit may be made one. Decoding: a unit vocoder (`zipper_lm.codecs.unit_vocoder`), or each unit's mean log-mel frames
-in the user's sound, or a decoder trained on that (`zipper_lm.codecs.mel_decoder`), and Griffin-Lim.
+in the user's sound, or a decoder trained on that (`zipper_lm.codecs.mel_decoder`), and Griffin-Lim or a vocoder of
+log-mel frames (`zipper_lm.codecs.mel_vocoder`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from zipper_lm.codecs.codebook import read_codebook
 from zipper_lm.codecs.codec import CODEC_FILE, read_codec_file
 from zipper_lm.codecs.kmeans import nearest
 from zipper_lm.codecs.layout import IdLayout, LaidOut
+from zipper_lm.codecs.mel import HOP
 from zipper_lm.codecs.mel_decoder import DECODER_FOLDER, MelDecoder, check_training
+from zipper_lm.codecs.mel_vocoder import MelVocoder
 from zipper_lm.codecs.pretrained import ModelSource, RunsModel, keep_model, kept_model, open_model
 from zipper_lm.codecs.speech_encoder import (
     BATCH,
@@ -140,8 +143,9 @@ class HubertUnits(LaidOut, RunsModel):
 
     def to(self, device: torch.device | str) -> Self:
         """Run on this device from now on, the vocoder too."""
-        if self.vocoder is not None:
-            self.vocoder.model.to(device)
+        for vocoder in (self.vocoder, self.decoder and self.decoder.vocoder):
+            if vocoder is not None:
+                vocoder.model.to(device)
         super().to(device)
         self.encoder.to(device)
         return self
@@ -286,8 +290,9 @@ class HubertUnits(LaidOut, RunsModel):
             rate: units a second, of which the encoder's own rate is a multiple: 25, 12.5 and 8.3 of one that gives 50.
             window: see `HubertUnitsConfig`.
             refine_steps, width: training steps and channels of a decoder, where units are fitted; see `MelDecoder`.
-            vocoder: folder, file or Hub id; see `UnitVocoder.load`. vocoder_revision: on the Hub.
-            speaker: which of its voices.
+            vocoder: folder, file or Hub id: with a codebook of its units, see `UnitVocoder.load`; without, of what a
+                decoder writes, see `MelVocoder.load`. vocoder_revision: on the Hub.
+            speaker: which of a unit vocoder's voices.
             offset, bos, eos, pad: of `IdLayout`. hub: `cache_dir`, `token`, `local_files_only`.
 
         Raises:
@@ -298,11 +303,16 @@ class HubertUnits(LaidOut, RunsModel):
         check_hub_arguments(hub)
         if codebook is not None and units is not None:
             raise ValueError(f"codec.options: units={units} has no effect: the codebook says how many there are")
-        if codebook is None and vocoder is not None:
-            raise ValueError("codec.options: a vocoder speaks the units of one codebook: give the option codebook too")
         if vocoder is None and vocoder_revision is not None:
             raise ValueError(f"codec.options: vocoder_revision={vocoder_revision!r} has no effect without a vocoder")
         check_training(refine_steps, width)
+        if codebook is None and vocoder is not None and not refine_steps:
+            raise ValueError(
+                "codec.options: a vocoder speaks the units of a codebook, or what a decoder writes: give codebook, or "
+                "refine_steps"
+            )
+        if codebook is None and speaker:
+            raise ValueError(f"codec.options: speaker={speaker} has no effect without a codebook and its vocoder")
         if refine_steps and codebook is not None:
             raise ValueError(f"codec.options: refine_steps={refine_steps} has no effect with a codebook")
         if normalize is None:
@@ -312,9 +322,11 @@ class HubertUnits(LaidOut, RunsModel):
         if isinstance(size, bool) or not isinstance(size, int) or size < 2:
             raise ValueError(f"hubert-units: units must be a whole number of at least 2, got {size!r}")
         placed = IdLayout(units=size, offset=offset, bos=bos, eos=eos, pad=pad)
-        speaks = sounds = decoder = None
-        if vocoder is not None:
+        speaks = says = sounds = decoder = None
+        if vocoder is not None and codebook is not None:
             speaks = UnitVocoder.load(vocoder, revision=vocoder_revision, speaker=speaker, **hub)
+        elif vocoder is not None:
+            says = MelVocoder.load(vocoder, revision=vocoder_revision, **hub)
         model, at = open_model(EncoderModel, ModelSource(source=source, revision=revision, hub=hub))
         encoder = speech_encoder(model, normalize=normalize, window=window)
         if isinstance(encoder, MelEncoder):
@@ -322,8 +334,10 @@ class HubertUnits(LaidOut, RunsModel):
         _check_layer(encoder, layer)
         pool = pool_of(rate, encoder)
         config = HubertUnitsConfig(layer=layer, normalize=normalize, deduplicate=deduplicate, pool=pool, window=window)
+        if refine_steps and (encoder.stride * pool) % HOP:
+            raise ValueError("codec.options: refine_steps has no effect: a unit does not last whole frames of 10 ms")
         if centroids is None:
-            fitted = FittedUnits(values, encoder, layer, pool, size, seed)
+            fitted = FittedUnits(values, encoder, layer, pool, size, seed, says)
             centroids, sounds = fitted.centroids, fitted.sounds
             if refine_steps:
                 decoder = fitted.decoder(refine_steps, width, seed)
@@ -355,13 +369,14 @@ class HubertUnits(LaidOut, RunsModel):
         width: int = 160,
         seed: int = 0,
         progress: Callable[[int, int, float], None] | None = None,
+        vocoder: MelVocoder | None = None,
     ) -> None:
         """Train a decoder for units that were fitted on sound, in place of the one that there is: no id changes.
 
         Args:
             waves: sounds, whatever `read_audio` reads: those that the units were fitted on, or others of such voices.
             steps: at least 1. width: channels. seed: of weights and order.
-            progress: called as ``progress(step, steps, loss)``.
+            progress: called as ``progress(step, steps, loss)``. vocoder: that speaks what the decoder writes.
 
         Raises:
             ValueError: if the units have no sounds, a sound cannot be read, or a setting is out of range.
@@ -374,8 +389,8 @@ class HubertUnits(LaidOut, RunsModel):
                 f"got {'no ' if self.sounds is None else ''}units, {len(sounds)} sounds, steps={steps}"
             )
         rows = [row for start in range(0, len(sounds), BATCH) for row in self._units(sounds[start : start + BATCH])]
-        frames = [unit_frames(wave, len(row), self._unit_samples) for wave, row in zip(sounds, rows)]
-        self.decoder = unit_decoder(rows, frames, self.sounds, steps, width, seed, progress)
+        frames = [unit_frames(wave, len(row), self._unit_samples, vocoder) for wave, row in zip(sounds, rows)]
+        self.decoder = unit_decoder(rows, frames, self.sounds, steps, width, seed, progress, vocoder)
 
     @property
     def _unit_samples(self) -> int:

@@ -5,20 +5,26 @@ frames. Untrained it gives these unchanged. What a unit sounds like depends on w
 network that is not told either draws the mean of all who say it. So in training it is told whose voice it is, by the
 mean and spread of the bands over the sound. Speaking, it has the mean voice, for which it needs to be told nothing.
 
+Its frames become sound by Griffin-Lim, or by a published vocoder: then they are of the vocoder's own kind, and the
+decoder has a table of its own of what look-up gives of these.
+
 Letters: B rows of T units, N frames (T times those of a unit), M bands, W width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from zipper_lm.codecs.mel import BANDS, FLOOR
+from zipper_lm.codecs.kmeans import means
+from zipper_lm.codecs.mel import BANDS, FLOOR, mel_to_sound
+from zipper_lm.codecs.mel_vocoder import MelVocoder
 from zipper_lm.utils.files import write_json
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.progress import run_bar
@@ -26,11 +32,11 @@ from zipper_lm.utils.weights import check_shapes, on_meta, shapes_of, stored_sha
 
 DECODER_FOLDER = "decoder"
 """Where a codec's folder keeps it: no id depends on it."""
-_CONFIG_FILE, _WEIGHTS_FILE = "config.json", "model.safetensors"
-_CENTER, _SCALE = FLOOR / 2, -FLOOR / 2  # the network sees and writes log-mel values near [-1, 1]
-_AUDIBLE = -7.0  # mean of a frame's bands that a voice is measured above
+_CONFIG_FILE, _WEIGHTS_FILE, _VOCODER_FOLDER = "config.json", "model.safetensors", "vocoder"
+_AUDIBLE = 1 - 7.0 / -FLOOR  # of the way from the lowest to the highest value: frames that a voice is measured by
 _ROWS, _CROP = 16, 40  # of a training step: units of each row
 _RATE = 3e-3
+_LOUDEST = 1e3  # of a log-mel value: no sound is as loud, nor as quiet
 _MAY_LACK = 16  # tensors of a damaged file, which is told what it lacks; a config may ask for a million
 
 
@@ -41,6 +47,8 @@ class MelDecoderConfig:
     Args:
         units: how many there are. frames: of 10 ms, to a unit. width: channels.
         dilations: of the convolutions over three units each; they add up to the neighbours seen on either side.
+        bands: of a frame. low, high: values of a frame that the network sees as -1 and 1; none is lower.
+        vocoder: whether a vocoder speaks the frames; then they are of its kind.
 
     Raises:
         ValueError: on a value out of range.
@@ -50,29 +58,57 @@ class MelDecoderConfig:
     frames: int
     width: int = 160
     dilations: tuple[int, ...] = (1, 2, 4, 1)
+    bands: int = BANDS
+    low: float = FLOOR
+    high: float = 0.0
+    vocoder: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dilations", tuple(self.dilations))  # JSON has lists only
-        sizes = {name: getattr(self, name) for name in ("units", "frames", "width")}
+        sizes = {name: getattr(self, name) for name in ("units", "frames", "width", "bands")}
         for name, value in (sizes | {f"dilations[{i}]": d for i, d in enumerate(self.dilations)}).items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"decoder: {name} must be a whole number of at least 1, got {value!r}")
+        if not isinstance(self.vocoder, bool):
+            raise ValueError(f"decoder: vocoder must be true or false, got {self.vocoder!r}")
+        ends = [self.low, self.high]
+        if any(isinstance(end, bool) or not isinstance(end, int | float) for end in ends) or not (
+            -_LOUDEST < self.low < self.high < _LOUDEST
+        ):
+            raise ValueError(f"decoder: low and high must be rising numbers within {_LOUDEST:g} of 0, got {ends}")
+        if not self.vocoder and (self.bands, *ends) != (BANDS, FLOOR, 0.0):
+            raise ValueError(f"decoder: bands={self.bands}, low={self.low:g} and high={self.high:g} need a vocoder")
+
+    @property
+    def middle(self) -> float:
+        """Value that the network sees as 0."""
+        return (self.low + self.high) / 2
+
+    @property
+    def reach(self) -> float:
+        """From there to what it sees as 1."""
+        return (self.high - self.low) / 2
 
 
 class MelDecoder(nn.Module):
     """Units to log-mel frames.
 
     Args:
-        config: sizes.
+        config: sizes. vocoder: speaks the frames, if the config says that one does.
     """
 
-    def __init__(self, config: MelDecoderConfig) -> None:
+    mels: Tensor
+    """With a vocoder, what look-up gives: float32 [units, frames * M]."""
+
+    def __init__(self, config: MelDecoderConfig, vocoder: MelVocoder | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.vocoder = config, vocoder
+        if config.vocoder:
+            self.register_buffer("mels", torch.zeros(config.units, config.frames * config.bands))
         self.embedding = nn.Embedding(config.units, config.width)
         self.blocks = nn.ModuleList(_Block(config.width, dilation) for dilation in config.dilations)
         self.norm = nn.LayerNorm(config.width)
-        self.head = nn.Linear(config.width, config.frames * BANDS)
+        self.head = nn.Linear(config.width, config.frames * config.bands)
         nn.init.normal_(self.embedding.weight, std=0.5)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -92,17 +128,30 @@ class MelDecoder(nn.Module):
 
     @torch.inference_mode()
     def frames(self, units: Tensor, plain: Tensor) -> Tensor:
-        """Log-mel frames, float32 [N, M], of a row of units, long [T], given those that look-up gives."""
+        """Log-mel frames, float32 [N, M], of a row of units, long [T].
+
+        Args:
+            units: the row. plain: what look-up gives in the codec; a decoder with a vocoder has its own.
+        """
+        own = laid_out(self.mels[units], self.config.frames, self.config.bands) if self.config.vocoder else plain
         if not len(units):
-            return plain
-        return _to_log(self(units[None], _to_unit(plain)[None])[0])
+            return own
+        scaled = self(units[None], ((own - self.config.middle) / self.config.reach)[None])[0]
+        return (scaled * self.config.reach + self.config.middle).clamp_min(self.config.low)
+
+    def sound(self, units: Tensor, plain: Tensor) -> np.ndarray:
+        """Sound of these frames, float32 [N * 160] at 16 kHz, in [-1, 1]."""
+        mel = self.frames(units, plain)
+        return mel_to_sound(mel) if self.vocoder is None else self.vocoder(mel)
 
     def save(self, folder: Path) -> None:
-        """Write `config.json` and `model.safetensors` (half precision)."""
+        """Write `config.json` and `model.safetensors` (half precision), and a vocoder into the folder `vocoder`."""
         folder.mkdir()
         write_json(folder / _CONFIG_FILE, asdict(self.config))
         # not save_file: it makes files that only their owner can read
         (folder / _WEIGHTS_FILE).write_bytes(save({k: v.half().contiguous() for k, v in self.state_dict().items()}))
+        if self.vocoder is not None:
+            self.vocoder.save(folder / _VOCODER_FOLDER)
 
     @classmethod
     def load(cls, folder: Path, *, units: int, frames: int) -> MelDecoder:
@@ -127,16 +176,19 @@ class MelDecoder(nn.Module):
         check_shapes(
             str(weights), there, shapes_of(on_meta(str(config_file), lambda: cls(config), len(there) + _MAY_LACK))
         )
-        network = cls(config)
+        vocoder = MelVocoder.load(folder / _VOCODER_FOLDER) if config.vocoder else None
+        if vocoder is not None and vocoder.bands != config.bands:
+            raise ValueError(f"{config_file}: bands={config.bands}, but the vocoder takes {vocoder.bands}")
+        network = cls(config, vocoder)
         network.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
         return network.eval().requires_grad_(False)
 
 
-def laid_out(mels: Tensor, frames: int) -> Tensor:
+def laid_out(mels: Tensor, frames: int, bands: int = BANDS) -> Tensor:
     """Units' own frames, float32 [..., T, D], as frames [..., T * frames, M]: D is that of all frames, or of one."""
-    if mels.shape[-1] == BANDS:
+    if mels.shape[-1] == bands:
         return mels.repeat_interleave(frames, -2)
-    return mels.reshape(*mels.shape[:-2], -1, BANDS)
+    return mels.reshape(*mels.shape[:-2], -1, bands)
 
 
 def check_training(steps: int, width: int) -> None:
@@ -155,25 +207,35 @@ def fit_mel_decoder(
     steps: int,
     seed: int = 0,
     progress: Callable[[int, int, float], None] | None = None,
+    vocoder: MelVocoder | None = None,
 ) -> MelDecoder:
     """Train a decoder; L1 loss on log-mel frames. Of many hours a part is used, as much as so many steps see.
 
     Args:
-        rows: units of each sound, long [T]. frames: its log-mel frames, float32 [N, M].
-        mels: float32 [units, frames * M], or [units, M] where all of a unit's frames are alike.
+        rows: units of each sound, long [T]. frames: its log-mel frames, float32 [N, M], of the vocoder's kind.
+        mels: float32 [units, frames * M], or [units, M] where all of a unit's frames are alike: what look-up gives;
+            with a vocoder it is made of the frames.
         config: sizes. steps: of the optimizer, each of 16 stretches of 40 units.
-        seed: of weights and order. progress: called as ``progress(step, steps, loss)``.
+        seed: of weights and order. progress: called as ``progress(step, steps, loss)``. vocoder: speaks the frames.
     """
+    if vocoder is not None:
+        low, high = min(float(f.min()) for f in frames), max(float(f.max()) for f in frames)
+        config = replace(config, bands=vocoder.bands, low=low, high=max(high, low + 1.0), vocoder=True)
+        each = torch.cat(list(frames)).reshape(-1, config.frames * config.bands)
+        mels = means(each, torch.cat(list(rows)), config.units)
     drawn = torch.Generator().manual_seed(seed)
     sounds = _enough(rows, steps, drawn)
     units = torch.cat([rows[i] for i in sounds])
     wanted = torch.cat([frames[i] for i in sounds])
-    voices, owner = _voices([frames[i] for i in sounds]), torch.arange(len(sounds))
+    audible = config.low + _AUDIBLE * (config.high - config.low)
+    voices, owner = _voices([frames[i] for i in sounds], audible), torch.arange(len(sounds))
     owner = owner.repeat_interleave(torch.tensor([len(rows[i]) for i in sounds]))
     crop = min(_CROP, len(units))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network, told = MelDecoder(config), nn.Linear(voices.shape[1], config.width, bias=False)
+        network, told = MelDecoder(config, vocoder), nn.Linear(voices.shape[1], config.width, bias=False)
+    if vocoder is not None:
+        network.mels.copy_(mels)
     parameters = [*network.parameters(), *told.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps + 1, pct_start=0.1)
@@ -184,8 +246,8 @@ def fit_mel_decoder(
             start = torch.randint(len(units) - crop + 1, (_ROWS, 1), generator=drawn)
             places = start + within
             given = units[places]
-            plain = _to_unit(laid_out(mels[given], config.frames))
-            goal = _to_unit(wanted[start * config.frames + each])
+            plain = (laid_out(mels[given], config.frames, config.bands) - config.middle) / config.reach
+            goal = (wanted[start * config.frames + each] - config.middle) / config.reach
             loss = nn.functional.l1_loss(network(given, plain, told(voices[owner[places]])), goal)
             optimizer.zero_grad()
             loss.backward()
@@ -222,21 +284,13 @@ def _enough(rows: Sequence[Tensor], steps: int, drawn: torch.Generator) -> list[
     return order
 
 
-def _voices(frames: Sequence[Tensor]) -> Tensor:
-    """Mean and spread of the bands of each sound's audible frames, brought to mean zero and variance one over the
-    sounds: float32 [sounds, 2 * M]."""
+def _voices(frames: Sequence[Tensor], audible: float) -> Tensor:
+    """Mean and spread of the bands of each sound's frames above the mean `audible`, brought to mean zero and variance
+    one over the sounds: float32 [sounds, 2 * M]."""
     found = []
     for each in frames:
-        heard = each[each.mean(1) > _AUDIBLE]
+        heard = each[each.mean(1) > audible]
         heard = heard if len(heard) > 1 else each
         found.append(torch.cat([heard.mean(0), heard.std(0, correction=0)]))
     voices = torch.stack(found)
     return (voices - voices.mean(0)) / voices.std(0, correction=0).clamp_min(1e-3)
-
-
-def _to_unit(mel: Tensor) -> Tensor:
-    return (mel - _CENTER) / _SCALE
-
-
-def _to_log(scaled: Tensor) -> Tensor:
-    return (scaled * _SCALE + _CENTER).clamp_min(FLOOR)

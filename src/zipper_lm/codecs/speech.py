@@ -4,8 +4,8 @@ Encoding: loudness brought to one level, log-mel frames (10 ms), the first `ceps
 (large ones scaled down), `frames_per_token` of them stacked (or averaged) to one vector, nearest of `units` centroids.
 Few cepstra hold what is said and little of who says it: the pitch of the voice, which log-mel bands resolve, splits a
 sound into many units. Decoding: each unit's mean log-mel frames, or, if one was trained, a small convolutional
-network that also sees the neighbouring units (`zipper_lm.codecs.mel_decoder`); then Griffin-Lim turns the log-mel
-frames into sound.
+network that also sees the neighbouring units (`zipper_lm.codecs.mel_decoder`); then Griffin-Lim, or a published
+vocoder, turns the log-mel frames into sound.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ from zipper_lm.codecs.mel_decoder import (
     fit_mel_decoder,
     laid_out,
 )
+from zipper_lm.codecs.mel_vocoder import MelVocoder
 from zipper_lm.utils.files import files_into, write_json
+from zipper_lm.utils.hub import HUB_ARGUMENTS
 from zipper_lm.utils.weights import check_shapes, on_meta, shapes_of, stored_shapes
 
 WEIGHTS_FILE = "codec.safetensors"
@@ -204,10 +206,14 @@ class SpeechCodec:
             ValueError: if an id is not in ``[0, units)``, special ids included.
         """
         rows = [self._checked(number, row) for number, row in enumerate(ids)]
-        return [mel_to_sound(self.decode_mel(row)) for row in rows]
+        speak = mel_to_sound
+        if self.decoder is not None and self.decoder.vocoder is not None:
+            speak = self.decoder.vocoder
+        return [speak(self.decode_mel(row)) for row in rows]
 
     def decode_mel(self, ids: Sequence[int]) -> torch.Tensor:
-        """Log-mel spectrogram, float32 [len(ids) * frames_per_token, 80], that `decode` turns to sound."""
+        """Log-mel spectrogram, float32 [len(ids) * frames_per_token, 80], that `decode` turns to sound; with a vocoder
+        of its bands, and of its kind."""
         row = torch.tensor(self._checked(0, ids), dtype=torch.long)
         vectors = self.mels[row]
         plain = laid_out(vectors, self.config.frames_per_token)
@@ -271,16 +277,28 @@ class SpeechCodec:
         source: str | None = None,
         revision: str | None = None,
         seed: int = 0,
+        vocoder: str | None = None,
+        vocoder_revision: str | None = None,
         **options: Any,
     ) -> SpeechCodec:
         """As a recipe asks for it: fitted on the `values`.
 
+        Args:
+            values: sounds. seed: of the fit. options: of `fit`; `cache_dir`, `token`, `local_files_only` for the Hub.
+            vocoder: folder or Hub id; see `MelVocoder.load`. vocoder_revision: on the Hub.
+
         Raises:
-            ValueError: as `fit`, or if a `source` is given that holds no codec.
+            ValueError: as `fit`, if a `source` is given that holds no codec, or the vocoder cannot be loaded.
         """
         if source is not None:
             raise ValueError(f"codec.source: no {CODEC_FILE} in {source}")
-        return cls.fit(values, seed=seed, **options)
+        hub = {name: options.pop(name) for name in HUB_ARGUMENTS if name in options}
+        if vocoder is None and (unused := [*hub, *["vocoder_revision"] * (vocoder_revision is not None)]):
+            raise ValueError(f"codec.options: {unused} have no effect without a vocoder")
+        if vocoder is not None and not options.get("refine_steps"):
+            raise ValueError("codec.options: a vocoder speaks what a decoder writes: give refine_steps, too")
+        speaks = None if vocoder is None else MelVocoder.load(vocoder, revision=vocoder_revision, **hub)
+        return cls.fit(values, seed=seed, vocoder=speaks, **options)
 
     @classmethod
     def fit(
@@ -295,6 +313,7 @@ class SpeechCodec:
         width: int = 160,
         seed: int = 0,
         progress: Callable[[int, int, float], None] | None = None,
+        vocoder: MelVocoder | None = None,
     ) -> SpeechCodec:
         """Fit units on sounds (k-means, Sculley 2010), and train a decoder on them if asked to.
 
@@ -312,6 +331,7 @@ class SpeechCodec:
             width: channels of the decoder.
             seed: of k-means and of the training.
             progress: called as ``progress(step, refine_steps, loss)`` after every step of the decoder.
+            vocoder: that speaks what the decoder writes, in place of Griffin-Lim.
 
         Raises:
             ValueError: if a sound cannot be read, a setting is out of range, or there is too little sound.
@@ -326,7 +346,9 @@ class SpeechCodec:
             cepstra=cepstra,
             width=0,
         )
-        frames = [_log_mel_frames(wave, config) for wave in waves]
+        if vocoder is not None and not refine_steps:
+            raise ValueError("speech codec: a vocoder speaks what a decoder writes: refine_steps must be at least 1")
+        frames, goals = _frames_and_goals(waves, config, vocoder)
         vectors = torch.cat([_cepstra(f, config) for f in frames] or [torch.zeros(0, 1)])
         total = len(vectors)
         if total < units:
@@ -343,7 +365,7 @@ class SpeechCodec:
         codec = cls(config, centroids, scale, means(torch.cat([_stacked(f, config) for f in frames]), ids, units))
         if refine_steps:
             rows = ids.split([len(f) // frames_per_token for f in frames])
-            codec.decoder = codec._trained(rows, frames, refine_steps, width, seed, progress)
+            codec.decoder = codec._trained(rows, goals, refine_steps, width, seed, progress, vocoder)
         return codec
 
     def fit_decoder(
@@ -353,12 +375,13 @@ class SpeechCodec:
         width: int = 160,
         seed: int = 0,
         progress: Callable[[int, int, float], None] | None = None,
+        vocoder: MelVocoder | None = None,
     ) -> None:
         """Train a decoder for the units that there are, in place of the one that there is: no id changes.
 
         Args:
             waves: sounds, whatever `read_audio` reads: those that the units were fitted on, or others of such voices.
-            steps: at least 1. width, seed, progress: as of `fit`.
+            steps: at least 1. width, seed, progress, vocoder: as of `fit`.
 
         Raises:
             ValueError: if a sound cannot be read, there is none, or a setting is out of range.
@@ -366,11 +389,11 @@ class SpeechCodec:
         check_training(steps, width)
         if not steps:
             raise ValueError("speech codec: steps must be at least 1, got 0")
-        frames = [_log_mel_frames(wave, self.config) for wave in waves]
+        frames, goals = _frames_and_goals(waves, self.config, vocoder)
         if not frames:
             raise ValueError("speech codec: no sounds to train a decoder on")
         rows = [torch.tensor(self._units(f), dtype=torch.long) for f in frames]
-        self.decoder, self.unquantiser = self._trained(rows, frames, steps, width, seed, progress), None
+        self.decoder, self.unquantiser = self._trained(rows, goals, steps, width, seed, progress, vocoder), None
         self.config = replace(self.config, width=0)
 
     def _trained(
@@ -381,9 +404,11 @@ class SpeechCodec:
         width: int,
         seed: int,
         progress: Callable[[int, int, float], None] | None,
+        vocoder: MelVocoder | None,
     ) -> MelDecoder:
         sizes = MelDecoderConfig(units=self.config.units, frames=self.config.frames_per_token, width=width)
-        return fit_mel_decoder(rows, frames, self.mels, sizes, steps=steps, seed=seed, progress=progress)
+        how: dict[str, Any] = {"steps": steps, "seed": seed, "progress": progress, "vocoder": vocoder}
+        return fit_mel_decoder(rows, frames, self.mels, sizes, **how)
 
     def _units(self, frames: torch.Tensor) -> list[int]:
         """Of log-mel frames [frames, BANDS]."""
@@ -409,9 +434,25 @@ def _shapes(config: SpeechCodecConfig) -> dict[str, tuple[int, ...]]:
 
 def _log_mel_frames(value: Any, config: SpeechCodecConfig) -> torch.Tensor:
     """Log-mel frames [tokens * frames_per_token, BANDS] of one sound, silence appended to a whole token."""
+    return log_mel(_whole_tokens(value, config))
+
+
+def _frames_and_goals(
+    waves: Iterable[Any], config: SpeechCodecConfig, vocoder: MelVocoder | None
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Of each sound the log-mel frames that units are made of, and those that a decoder learns to write."""
+    frames, goals = [], []
+    for value in waves:
+        wave = _whole_tokens(value, config)
+        frames.append(log_mel(wave))
+        goals.append(frames[-1] if vocoder is None else vocoder.frames(wave, len(frames[-1])))
+    return frames, goals
+
+
+def _whole_tokens(value: Any, config: SpeechCodecConfig) -> torch.Tensor:
+    """A sound at one level, silence appended to a whole token."""
     wave = normalise_loudness(torch.from_numpy(read_audio(value)))
-    token = HOP * config.frames_per_token
-    return log_mel(nn.functional.pad(wave, (0, -wave.shape[0] % token)))
+    return nn.functional.pad(wave, (0, -wave.shape[0] % (HOP * config.frames_per_token)))
 
 
 def _stacked(frames: torch.Tensor, config: SpeechCodecConfig) -> torch.Tensor:

@@ -19,6 +19,7 @@ from zipper_lm.codecs.audio import SAMPLING_RATE, read_audio
 from zipper_lm.codecs.kmeans import ENOUGH, fit_centroids, means, nearest
 from zipper_lm.codecs.mel import BANDS, HOP, log_mel, mel_to_sound, normalise_loudness
 from zipper_lm.codecs.mel_decoder import MelDecoder, MelDecoderConfig, fit_mel_decoder
+from zipper_lm.codecs.mel_vocoder import MelVocoder
 from zipper_lm.codecs.speech_encoder import SpeechEncoder, features
 from zipper_lm.utils.progress import run_bar
 
@@ -50,7 +51,7 @@ class UnitSounds:
         if deduplicated:
             row = row.repeat_interleave(self.runs[row].round().long().clamp_min(1))
         plain = self.mels[row].reshape(-1, BANDS)
-        return mel_to_sound(plain if decoder is None else decoder.frames(row, plain))
+        return mel_to_sound(plain) if decoder is None else decoder.sound(row, plain)
 
 
 class FittedUnits:
@@ -62,17 +63,26 @@ class FittedUnits:
     Args:
         values: sounds, as `read_audio` reads them, of any length. encoder, layer, pool: as of `features`.
         units: number of centroids, at least 2. seed: of the draw and of k-means.
+        vocoder: that will speak them, of whose frames a decoder learns.
 
     Raises:
         ValueError: if there is too little sound, or it cannot be read.
     """
 
     def __init__(
-        self, values: Sequence[Any], encoder: SpeechEncoder, layer: int, pool: int, units: int, seed: int
+        self,
+        values: Sequence[Any],
+        encoder: SpeechEncoder,
+        layer: int,
+        pool: int,
+        units: int,
+        seed: int,
+        vocoder: MelVocoder | None = None,
     ) -> None:
         samples = encoder.stride * pool
         vectors: list[Tensor] = []
-        self.frames: list[Tensor] = []
+        frames: list[Tensor] = []
+        self.vocoder, self.goals = vocoder, frames if vocoder is None else []
         order, total = np.random.default_rng(seed).permutation(len(values)).tolist(), 0
         with run_bar("sounds of which units are made") as advance:
             advance(0, len(order))
@@ -81,7 +91,9 @@ class FittedUnits:
                 order = order[encoder.batch :]
                 found = features(waves, encoder, layer, pool)
                 vectors += found
-                self.frames += [unit_frames(wave, len(row), samples) for wave, row in zip(waves, found)]
+                frames += [unit_frames(wave, len(row), samples) for wave, row in zip(waves, found)]
+                if vocoder is not None:
+                    self.goals += [unit_frames(wave, len(row), samples, vocoder) for wave, row in zip(waves, found)]
                 total += sum(len(row) for row in found)
                 needed = round(len(vectors) * max(1.0, ENOUGH / total))
                 advance(len(vectors), min(len(values), needed))
@@ -99,7 +111,7 @@ class FittedUnits:
             runs = [row.unique_consecutive(return_counts=True) for row in self.rows]
             lengths = torch.cat([counts for _, counts in runs])[:, None].float()
             self.sounds = UnitSounds(
-                mels=means(torch.cat(self.frames).reshape(total, -1), ids, units).reshape(units, -1, BANDS),
+                mels=means(torch.cat(frames).reshape(total, -1), ids, units).reshape(units, -1, BANDS),
                 runs=means(lengths, torch.cat([first for first, _ in runs]), units)[:, 0],
             )
 
@@ -107,7 +119,7 @@ class FittedUnits:
         """Trained on these sounds."""
         if self.sounds is None:
             raise ValueError("codec.options: refine_steps has no effect: a unit does not last whole frames of 10 ms")
-        return unit_decoder(self.rows, self.frames, self.sounds, steps, width, seed)
+        return unit_decoder(self.rows, self.goals, self.sounds, steps, width, seed, vocoder=self.vocoder)
 
 
 def unit_decoder(
@@ -118,18 +130,23 @@ def unit_decoder(
     width: int,
     seed: int,
     progress: Callable[[int, int, float], None] | None = None,
+    vocoder: MelVocoder | None = None,
 ) -> MelDecoder:
     """Trained on units, long [T] each, and the log-mel frames of their sounds; see `fit_mel_decoder`."""
     units, each, _ = sounds.mels.shape
     sizes = MelDecoderConfig(units=units, frames=each, width=width)
-    return fit_mel_decoder(rows, frames, sounds.mels.flatten(1), sizes, steps=steps, seed=seed, progress=progress)
+    mels = sounds.mels.flatten(1)
+    return fit_mel_decoder(rows, frames, mels, sizes, steps=steps, seed=seed, progress=progress, vocoder=vocoder)
 
 
-def unit_frames(wave: np.ndarray, units: int, samples: int) -> Tensor:
-    """Log-mel frames of a wave, as many as `units` of so many samples last; none if these are not whole frames."""
+def unit_frames(wave: np.ndarray, units: int, samples: int, vocoder: MelVocoder | None = None) -> Tensor:
+    """Log-mel frames of a wave, of the vocoder's kind if there is one, as many as `units` of so many samples last; none
+    if these are not whole frames."""
     count = units * (samples // HOP) if samples % HOP == 0 else 0
-    padded = torch.nn.functional.pad(normalise_loudness(torch.from_numpy(wave)), (0, samples))
-    return log_mel(padded)[:count]
+    level = normalise_loudness(torch.from_numpy(wave))
+    if vocoder is not None:
+        return vocoder.frames(level, count)
+    return log_mel(torch.nn.functional.pad(level, (0, samples)))[:count]
 
 
 def read_sound(value: Any) -> np.ndarray:
