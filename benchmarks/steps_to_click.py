@@ -40,6 +40,7 @@ from zipper_lm.jobs.fuse import make_trainer, train
 from zipper_lm.jobs.materials import Materials, check, gather
 from zipper_lm.jobs.recipes.reader import read_recipe, to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe
+from zipper_lm.training.recipe import BESIDE
 from zipper_lm.training.trainer import ZipperTrainer
 from zipper_lm.utils.files import as_json, new_file
 from zipper_lm.utils.places import public
@@ -69,13 +70,20 @@ def recipe_of(file: Path, given: argparse.Namespace, task: str, seed: int, outpu
         name: replace(tower, source=str(given.work / name)) if tower.pretrain is not None else tower
         for name, tower in recipe.towers.items()
     }
+    # Of the losses beside the main one, those of a task that is not trained would be refused.
+    beside: dict[str, Any] = {
+        name: {template: weight for template, weight in getattr(recipe.training, name).items() if template == task}
+        for name in BESIDE
+    }
+    if not any(beside.values()):
+        beside["fade_out"] = None
     return replace(
         recipe,
         towers=towers,
         tasks={task: 1.0},
         scored=None,
         data=replace(recipe.data, validation_limit=given.rows),
-        training=replace(recipe.training, evaluate_every=None, save_every=None, patience=None),
+        training=replace(recipe.training, evaluate_every=None, save_every=None, patience=None, **beside),
         output=str(output),
     )
 

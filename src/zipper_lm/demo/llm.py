@@ -2,6 +2,7 @@
 
 - Thirty questions, of the capitals of countries, and the sentences that answer them, in synthetic voices. Sentences are
   those of training, voices are not: those of test, and of what the judge is fitted on, are in no other split.
+- The shipped codec keeps its units, and learns here what they sound like in these words.
 - What is heard is given to the LLM as itself, by its chat template. What it says to it is its own, right or wrong, and
   is spoken as it is; a speech tower of this size speaks well only what it has heard in training.
 """
@@ -9,8 +10,9 @@
 from __future__ import annotations
 
 import html
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from typing import Any
 import numpy as np
 import soundfile
 from rich.console import Console
+from transformers import AutoConfig
 
+from zipper_lm.codecs.speech import SpeechCodec
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.sources.readers import read_rows
 from zipper_lm.demo.build import ASSETS
@@ -30,7 +34,7 @@ from zipper_lm.evaluation.scoring import score_task, yardsticks
 from zipper_lm.evaluation.word_error_rate import normalise
 from zipper_lm.experiments.corpora.voices import VARIANTS, voices
 from zipper_lm.experiments.corpora.writing import write_corpus
-from zipper_lm.fusion.config import ZipSpec
+from zipper_lm.fusion.config import ZipSpec, evenly_spaced
 from zipper_lm.generation.bare import chat_prompt, has_chat_template, write_greedily
 from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.recipes.reader import recipe_hash
@@ -66,28 +70,42 @@ class LlmSizes:
 
     Args:
         seed: of voices, sentences and the fusion. train, judge, test: utterances. speakers: voices of training.
-        judge_epochs: passes over the judge's own utterances. fusion, zips: as of a recipe.
+        judge_epochs: passes over the judge's own utterances. decoder_steps: of the codec's way back to sound.
+        zips: layers of each tower that read the other. fusion: as of a recipe.
+        candidates: settings of speech where the model chooses among several samples, as it does for its answers.
         answered: questions of the test split that are answered aloud, for the page. units: of speech, at most in one
             sentence.
     """
 
     seed: int = 0
-    train: int = 1500
-    judge: int = 600
+    train: int = 3000
+    judge: int = 3000
     test: int = 60
     speakers: int = 300
-    judge_epochs: int = 8
-    zips: ZipSpec = field(default_factory=lambda: ZipSpec(layers=4, scale="stream"))
+    judge_epochs: int = 6
+    decoder_steps: int = 1500
+    zips: int = 4
     fusion: TrainingRecipe = field(
         default_factory=lambda: TrainingRecipe(
-            steps=600,
+            steps=1500,
             batch_size=16,
             learning_rate=1e-3,
             tower_learning_rate=5e-4,
             ctc={"speech->text": 1.0},
-            guided_attention={"text->speech": 1.0},
+            guided_attention={"speech->text": 0.5, "text->speech": 1.0},
+            fade_out=0.6,
             prefix_cache="memory",
         )
+    )
+    candidates: Mapping[str, Any] = field(
+        default_factory=lambda: {
+            "do_sample": True,
+            "num_return_sequences": 8,
+            "best_by": "reading",
+            "temperature": 0.5,
+            "top_k": 0,
+            "seed": 0,
+        }
     )
     answered: int = 12
     units: int = 120
@@ -101,10 +119,12 @@ class LlmSizes:
             test=4,
             speakers=4,
             judge_epochs=1,
-            zips=ZipSpec(layers=2),
+            decoder_steps=2,
+            zips=2,
             fusion=TrainingRecipe(steps=2, batch_size=4, prefix_cache="memory"),
             answered=1,
             units=12,
+            candidates={"do_sample": True, "num_return_sequences": 2, "best_by": "reading", "seed": 0},
         )
 
 
@@ -130,29 +150,47 @@ def utterances(sizes: LlmSizes) -> dict[str, list[Utterance]]:
     return found
 
 
-def check_llm(source: str) -> TextCodec:
-    """The tokenizer of an LLM that can be asked something.
+def check_llm(source: str) -> tuple[TextCodec, int]:
+    """The tokenizer of an LLM that can be asked something, and how many layers it has.
 
     Raises:
-        ValueError: if there is none, or it has no chat template.
+        ValueError: if there is no tokenizer, or it has no chat template; if there is no model's configuration.
     """
     codec = TextCodec.from_pretrained(source)
     if not has_chat_template(codec):
         raise ValueError(f"--llm {source}: its tokenizer has no chat template; an instruct model is needed")
-    return codec
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--llm {source}: {str(error).splitlines()[0]}") from error
+    return codec, int(config.num_hidden_layers)
 
 
-def llm_recipe(llm: str, work: Path, sizes: LlmSizes, parts: Path = ASSETS) -> FuseRecipe:
+def upper_layers(depth: int, count: int) -> list[int]:
+    """Every other layer of the last ``2 * count``, but for the very last; evenly spaced where there are fewer.
+
+    What lies below is computed once for all steps, and no gradient goes down there.
+    """
+    return [*range(depth - 2 * count, depth, 2)] if depth > 2 * count else evenly_spaced(count, depth)
+
+
+def llm_recipe(llm: str, depth: int, work: Path, sizes: LlmSizes) -> FuseRecipe:
     """What `zipper fuse` is told."""
+    layers = upper_layers(depth, min(sizes.zips, depth))
     return FuseRecipe(
         towers={
             # What is below the projection is the same in every step, and kept.
-            "text": TowerRecipe(source=llm, train="frozen", input_projection_layer="first_zip"),
-            "speech": TowerRecipe(source=str(parts / "speech"), train="full"),
+            "text": TowerRecipe(
+                source=llm, train="frozen", input_projection_layer="first_zip", input_projection_scale="stream"
+            ),
+            "speech": TowerRecipe(source=str(work / "speech"), train="full"),
         },
         data=DataRecipe(source=str(work / "data"), validation=None),
         tasks={"speech->text": 1.0, "text->speech": 1.0},
-        zips=[sizes.zips],
+        zips=[
+            ZipSpec(reader="text", source="speech", layers=layers, scale="stream"),
+            ZipSpec(reader="speech", source="text", layers=sizes.zips),
+        ],
         training=sizes.fusion,
         generation={
             "text": {"max_new_tokens": 24},
@@ -193,12 +231,12 @@ def demo_llm(
     check_output(output, overwrite)
     if not (ASSETS / "speech").is_dir():
         raise ValueError("demo: the package lacks its speech tower; run zipper demo --from-scratch")
-    codec = check_llm(llm)
+    codec, depth = check_llm(llm)
     started = time.monotonic()
     made_of = recipe_hash({"sizes": asdict(sizes), "llm": llm})[:8]
     work = output.resolve().with_name(f"{output.name}.work") / made_of
     _prepare(work, sizes, console)
-    recipe = llm_recipe(llm, work, sizes)
+    recipe = llm_recipe(llm, depth, work, sizes)
     if not Path(recipe.output).is_dir():
         fuse(recipe, resume=latest_checkpoint(working_folder(recipe.output)) is not None, console=console)
     fused = time.monotonic()
@@ -208,6 +246,7 @@ def demo_llm(
     results |= {
         "llm": llm,
         "steps": sizes.fusion.steps,
+        "candidates": sizes.candidates["num_return_sequences"],
         "frozen_unchanged": all(report.identical for report in verify(model) if report.train == "frozen"),
         "seconds_fusing": round(fused - started, 1),
         "seconds": round(time.monotonic() - started, 1),
@@ -227,7 +266,7 @@ def demo_llm(
 
 
 def _prepare(work: Path, sizes: LlmSizes, console: Console) -> None:
-    """Sounds, and a judge that is fitted on some of them."""
+    """Sounds, a judge fitted on some of them, and the shipped speech tower, whose codec learns what they sound like."""
     if not (work / "data").is_dir():
         splits = {name: [(u, {"text": u.text}) for u in said] for name, said in utterances(sizes).items()}
 
@@ -242,6 +281,14 @@ def _prepare(work: Path, sizes: LlmSizes, console: Console) -> None:
             judge = Recogniser.fit(waves, [row["text"] for row in rows], epochs=sizes.judge_epochs, progress=advance)
         with new_folder(work / "judge") as folder:
             judge.save_pretrained(folder)
+    if not (work / "speech").is_dir():
+        codec = SpeechCodec.from_pretrained(ASSETS / "speech")
+        said = (row["speech"] for row in read_rows(str(work / "data"), split="train"))
+        with bar(console, "speech codec: its way back") as advance:
+            codec.fit_decoder(said, sizes.decoder_steps, seed=sizes.seed, progress=advance)
+        with new_folder(work / "speech") as folder:
+            shutil.copytree(ASSETS / "speech", folder, dirs_exist_ok=True)
+            codec.save_pretrained(folder)
 
 
 def _asked(
@@ -254,11 +301,17 @@ def _asked(
         heard = score_task(model, rows, "asr", progress=advance)
     with bar(console, "speaking") as advance:
         spoken = score_task(model, rows, "tts", judge=judge, progress=advance)
+    settings: dict[str, Any] = {**model.generation_settings}
+    chosen = {**settings, "speech": {**settings["speech"], **sizes.candidates}}
+    with bar(console, "speaking, best of several") as advance:
+        best = score_task(model, rows, "tts", judge=judge, settings=chosen, progress=advance)
     questions = [row for row in rows if row["text"].startswith("what is")][: sizes.answered]
     turns = []
     with bar(console, "asking") as advance:
         for number, row in enumerate(questions):
-            turns.append((row, answer_aloud(model, row["speech"], tokens=ANSWER_TOKENS, written_as=normalise)))
+            turns.append(
+                (row, answer_aloud(model, row["speech"], tokens=ANSWER_TOKENS, written_as=normalise, settings=chosen))
+            )
             advance(number + 1, len(questions))
     typed = [[{"role": "user", "content": row["text"]}] for row in questions]
     prompts = [chat_prompt(codec, messages) for messages in typed]
@@ -268,6 +321,7 @@ def _asked(
         "asr_wer": round(heard.wer, 2),
         "asr_exact": round(heard.exact, 2),
         "tts_wer": round(spoken.wer, 2),
+        "tts_best_wer": round(best.wer, 2),
         **yardsticks(model, rows, judge),
         "utterances": len(rows),
         "questions": len(questions),
@@ -280,7 +334,8 @@ def _told(results: dict[str, Any]) -> list[str]:
     """The figures in lines of at most 80 columns."""
     return [
         f"hears {results['asr_wer']} % of words wrong, {results['asr_exact']} % of sentences right",
-        f"speaks {results['tts_wer']} % wrong, as a small judge hears it",
+        f"speaks {results['tts_wer']} % wrong, as a small judge hears it,",
+        f"  of {results['candidates']} samples the one that it reads best itself {results['tts_best_wer']} %",
         f"  (codec copies {results['oracle_wer']} %, originals {results['judge_wer_on_originals']} %)",
         f"answers of {results['questions']} spoken questions: {results['right']} hold the capital,",
         f"  {results['as_typed']} are what it says to the same question typed",
