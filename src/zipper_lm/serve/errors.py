@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from zipper_lm.generation.engine.engine import EngineClosed, EngineFull
+from zipper_lm.generation.engine.handle import EngineClosed, EngineFull
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from tiny import doc, ids_of, often_ending, open_gates, tiny_backbone, tiny_mode
 from zipper_lm import Document, Engine, Segment, ZipperModel, combine
 from zipper_lm.fusion.interface import PADDING_FAULT
 from zipper_lm.generation.engine import step as step_module
-from zipper_lm.generation.engine.engine import EngineClosed, EngineFull
+from zipper_lm.generation.engine.handle import EngineClosed, EngineFull
 from zipper_lm.generation.request import Request
 
 RAGGED = [

@@ -7,7 +7,6 @@ wait for them, in turn, and forgets who does not want to hear more. Nothing is k
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,19 +28,20 @@ from zipper_lm.generation.arguments import (
     documents_in,
     encode_given,
 )
-from zipper_lm.generation.candidates import Choose, decode_written, samples_of
+from zipper_lm.generation.candidates import Choose, samples_of
 from zipper_lm.generation.engine.alone import Prompt
 from zipper_lm.generation.engine.capture import Capture, learn_capture
+from zipper_lm.generation.engine.handle import EngineClosed, EngineFull, Handle
 from zipper_lm.generation.engine.lane import Lane, Sitting
+from zipper_lm.generation.engine.room import Room
 from zipper_lm.generation.engine.together import can_share, companions, pending_tokens, read_together
 from zipper_lm.generation.engine.watch import Watch
 from zipper_lm.generation.engine.weights import Form
-from zipper_lm.generation.engine.wishes import not_in_the_step
 from zipper_lm.generation.engine.writing import Apart, Order, Pause, Read, Sample, Writing
 from zipper_lm.generation.read_back import check_reads_back
 from zipper_lm.generation.request import Request
 from zipper_lm.generation.sampling import SEEDS
-from zipper_lm.generation.segment import Stop, StreamedToken
+from zipper_lm.generation.segment import StreamedToken
 from zipper_lm.generation.settings import SEED
 from zipper_lm.utils.shards import is_sharded
 
@@ -50,91 +50,6 @@ logger = logging.getLogger(__name__)
 APART = 2  # threads for what an engine does not do itself
 IDLE = 4
 """Chunks that are read at once while no row writes, which would have to wait."""
-
-
-class EngineFull(RuntimeError):
-    """As many documents wait or are being written as the engine was told to hold."""
-
-
-class EngineClosed(RuntimeError):
-    """The engine takes nothing more."""
-
-
-class Handle:
-    """A document that is being written.
-
-    Iterating yields its tokens as they come (those of a segment with several samples once one was chosen), and ends
-    with the document.
-    """
-
-    def __init__(
-        self, given: Document, processor: Any, on_token: Callable[[StreamedToken], None] | None = None
-    ) -> None:
-        self.given, self.processor = Document(list(given)), processor  # the caller's own may grow meanwhile
-        self.stop = Stop()
-        self.failure: BaseException | None = None  # what `on_token` raised
-        self._tokens: queue.SimpleQueue[StreamedToken | None] = queue.SimpleQueue()
-        self._on_token = self._tokens.put if on_token is None else on_token
-        self._future: Future[Document] = Future()
-        self._decoding = threading.Lock()
-        self._decoded = False
-
-    def __iter__(self) -> Iterator[StreamedToken]:
-        while (token := self._tokens.get()) is not None:
-            yield token
-        self._tokens.put(None)  # for who iterates again
-
-    def cancel(self) -> None:
-        """Nobody wants to hear more: its rows are free at the next step. Nothing happens if it is done."""
-        self.stop.now = True
-
-    def done(self) -> bool:
-        """Whether it is finished, cancelled or failed."""
-        return self._future.done()
-
-    def add_done_callback(self, callback: Any) -> None:
-        """Call ``callback(handle)`` when it is done, in the engine's thread, or at once if it is."""
-        self._future.add_done_callback(lambda _: callback(self))
-
-    def result(self, timeout: float | None = None, *, decode: bool = True) -> Document:
-        """The finished document.
-
-        Args:
-            timeout: in seconds. decode: whether written ids are decoded to raw values, where there are codecs.
-
-        Raises:
-            CancelledError: if it was cancelled. TimeoutError: if it takes longer. ValueError: for what cannot be
-                written. RuntimeError: if the engine failed, or weights changed while it was written.
-        """
-        document = self._future.result(timeout)
-        if decode:
-            with self._decoding:
-                if not self._decoded:
-                    decode_written(self.processor, [self.given], [document])
-                    self._decoded = True
-        return document
-
-    # --- the engine's side ---------------------------------------------------------------------------------------
-
-    def tell(self, token: StreamedToken) -> None:
-        """One token has come. Whoever fails when told of it fails alone."""
-        if self.stop.now:
-            return
-        try:
-            self._on_token(token)
-        except BaseException as error:  # the caller's code, in a thread that is not the caller's
-            self.failure, self.stop.now = error, True
-
-    def finish(self, document: Document | None, error: BaseException | None) -> None:
-        """It is done."""
-        if self._future.done():
-            return
-        if error is not None:
-            self._future.set_exception(error)
-        else:
-            assert document is not None
-            self._future.set_result(document)
-        self._tokens.put(None)
 
 
 class _Task:
@@ -193,7 +108,7 @@ class Engine:
                 "Engine: a model that is spread over processes (FSDP) has no step of its own; load it whole"
             )
         self.model, self.slots, self.chunk, self.limit = model, slots, chunk, limit
-        self.tokens, self.memory = tokens, memory
+        self._room = Room(model, slots, tokens, memory)
         self._check_mode()
         frozen = {name for name, spec in model.config.tower_specs.items() if spec.train == "frozen"}
         self._lanes = {n: Lane(model, n, slots, compile, weights if n in frozen else None) for n in model.names}
@@ -270,7 +185,7 @@ class Engine:
         check_reads_back(self.model, chosen)
         encoded = encode_given(self.model, given)[0]
         self._check_mode()
-        self._check_room(encoded, entries, chosen)
+        self._room.check(encoded, entries, chosen)
         handle = Handle(given[0], self.model.processor, on_token)
         order = Order(
             document=encoded,
@@ -310,7 +225,7 @@ class Engine:
             raise ValueError(f"tower {name!r}: there are no ids to go on from")
         self.model.check_ids(name, min(ids), max(ids))
         self._check_mode()
-        self._check_sizes(name, len(ids), chosen, {})
+        self._room.check_sizes(name, len(ids), chosen, {})
         handle = Handle(Document([Segment(name, ids=list(ids))]), self.model.processor, on_token)
         prompt = Prompt(
             name=name,
@@ -390,40 +305,6 @@ class Engine:
     def _check_mode(self) -> None:
         if self.model.training:
             raise ValueError("Engine: the model is in training mode, where it drops out; call model.eval()")
-
-    def _check_room(
-        self, document: Document, entries: list[str | Segment] | None, settings: dict[str, GenerationConfig]
-    ) -> None:
-        """Refuse what can never fit, before any work."""
-        for name in set(self.model.names) if entries is None else {e for e in entries if isinstance(e, str)}:
-            given = settings.get(name)
-            if given is not None and not_in_the_step(given) is not None:
-                continue  # it is written on the plain path
-            scale = None if given is None else given.guidance_scale
-            rows = samples_of(given) * (1 if scale in (None, 1) else 2)
-            if rows > self.slots:
-                raise ValueError(
-                    f"settings for {name!r}: its samples take {rows} rows, the engine has slots={self.slots}"
-                )
-        read = {n: sum(len(s.ids or []) + 2 for s in document if s.modality == n) for n in self.model.names}
-        for entry in entries or []:
-            if isinstance(entry, Segment):
-                read[entry.modality] += len(entry.ids or []) + 2
-                continue
-            self._check_sizes(entry, read[entry] + 1, settings.get(entry), {n: read[n] for n in read if n != entry})
-            read[entry] += 3  # a segment has one token at least
-
-    def _check_sizes(self, name: str, size: int, given: GenerationConfig | None, read: dict[str, int]) -> None:
-        most = 1 if given is None or given.max_new_tokens is None else given.max_new_tokens
-        if self.tokens is not None and size + most > self.tokens:
-            raise ValueError(
-                f"tower {name!r}: {size} tokens are read and up to {most} written, the engine has tokens={self.tokens}"
-            )
-        for source, count in read.items():
-            if self.memory is not None and (name, source) in self.model.layer_pairs and count > self.memory:
-                raise ValueError(
-                    f"tower {name!r} would read {count} tokens of {source!r}, the engine has memory={self.memory}"
-                )
 
     def _weights_version(self) -> int:
         """See `Watch`."""
@@ -579,7 +460,7 @@ class Engine:
             future.add_done_callback(lambda f: self._call_back(task, f))
             return 1
         try:
-            self._check_sizes(
+            self._room.check_sizes(
                 command.name,
                 len(command.stream),
                 GenerationConfig(max_new_tokens=command.wanted.most),
