@@ -18,6 +18,15 @@ def test_frames_are_10_ms_and_begun_ones_count():
     assert mel.log_mel(torch.zeros(1601)).shape == (11, 80)
 
 
+def test_pieces_are_the_whole():
+    wave = chirp(1.013)
+    whole = mel.log_mel(wave)
+    for most in (1, 7, 50, 102, 1000):
+        pieces = list(mel.log_mel_pieces(wave, most))
+        assert max(map(len, pieces)) <= most
+        torch.testing.assert_close(torch.cat(pieces), whole, rtol=1e-5, atol=1e-5)
+
+
 def test_silence_is_the_floor():
     assert torch.equal(mel.log_mel(torch.zeros(800)), torch.full((5, 80), mel.FLOOR))
 

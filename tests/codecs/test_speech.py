@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from zipper_lm.codecs import speech
 from zipper_lm.codecs.codec import Codec, codec_hash, load_codec
 from zipper_lm.codecs.mel import log_mel, normalise_loudness
 from zipper_lm.codecs.speech import SpeechCodec, SpeechCodecConfig, Unquantiser
@@ -204,6 +205,24 @@ def test_empty_row_is_no_sound(codec):
 def test_ids_out_of_range_are_refused(codec, bad):
     with pytest.raises(ValueError, match=rf"row 1: id {bad} is not in \[0, 64\)"):
         codec.decode([[0], [3, bad]])
+
+
+@pytest.mark.parametrize(("reduce", "frames_per_token"), [("stack", 4), ("mean", 3)])
+def test_a_long_sound_is_read_in_pieces_that_give_its_units(monkeypatch, reduce, frames_per_token):
+    """Sounds of more than 120 s were refused. In pieces, whose seams are anywhere, each unit is that of the whole."""
+    codec = SpeechCodec.fit(WAVES, units=32, reduce=reduce, frames_per_token=frames_per_token)
+    wave = voice(77, 9.0)[:-100]
+    (whole,) = codec.encode([wave])
+    assert len(whole) == -(-len(wave) // (160 * frames_per_token))
+    for piece in (1, 10, 100, 333):
+        monkeypatch.setattr(speech, "PIECE", piece)
+        assert codec.encode([wave]) == [whole]
+    monkeypatch.undo()
+    long = np.tile(WAVES[0], 70)  # 140 s, the seam lies within
+    (units,) = codec.encode([long])
+    assert len(units) == -(-len(long) // (160 * frames_per_token))
+    monkeypatch.setattr(speech, "PIECE", 10**6)
+    assert codec.encode([long]) == [units]
 
 
 def test_bad_sound_is_refused(codec):

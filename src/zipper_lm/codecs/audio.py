@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,6 +65,11 @@ def read_audio(source: Any, sampling_rate: int = SAMPLING_RATE, max_seconds: flo
         if mono.shape[0] == 0:
             raise ValueError(f"{name}: {frames} samples at {rate} Hz are too few to resample")
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def read_sound(source: Any) -> np.ndarray:
+    """As `read_audio`, of any length that `MAX_SAMPLES` allows: for what reads a sound piece by piece."""
+    return read_audio(source, max_seconds=math.inf)
 
 
 def read_recording(data: bytes, max_seconds: float, max_samples: int) -> tuple[np.ndarray, int]:

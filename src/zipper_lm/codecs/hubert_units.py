@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, WhisperFeatureExtractor
 from transformers.utils import FEATURE_EXTRACTOR_NAME, cached_file
 
-from zipper_lm.codecs.audio import SAMPLING_RATE
+from zipper_lm.codecs.audio import SAMPLING_RATE, read_sound
 from zipper_lm.codecs.codebook import read_codebook
 from zipper_lm.codecs.codec import CODEC_FILE, read_codec_file
 from zipper_lm.codecs.kmeans import nearest
@@ -41,7 +41,7 @@ from zipper_lm.codecs.speech_encoder import (
     pool_of,
     speech_encoder,
 )
-from zipper_lm.codecs.unit_sounds import FittedUnits, UnitSounds, read_sound, unit_decoder, unit_frames
+from zipper_lm.codecs.unit_sounds import FittedUnits, UnitSounds, unit_decoder, unit_frames
 from zipper_lm.codecs.unit_vocoder import UnitVocoder
 from zipper_lm.utils.files import files_into, write_json
 from zipper_lm.utils.hub import check_hub_arguments, reaching

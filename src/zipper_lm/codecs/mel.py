@@ -6,6 +6,7 @@ Shapes: T samples, N frames of `HOP` samples (N = ceil(T / HOP)), F = N_FFT / 2 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -18,6 +19,8 @@ HOP = 160  # 10 ms
 WINDOW = 400
 N_FFT = 512
 BANDS = 80
+PIECE = 12_000
+"""Frames (120 s) that are computed at once: spectra take ten times the memory of their sound."""
 FLOOR = math.log(1e-4)
 """Lowest log-mel value: 80 dB below a band of magnitude one. Below it there is only noise."""
 
@@ -28,11 +31,19 @@ _SILENCE = 1e-4  # quieter than this is not amplified
 
 def log_mel(wave: torch.Tensor) -> torch.Tensor:
     """Natural logarithm of mel magnitudes, float32 [N, M], of a wave float32 [T] at 16 kHz."""
+    return torch.cat(list(log_mel_pieces(wave, PIECE)))
+
+
+def log_mel_pieces(wave: torch.Tensor, most: int) -> Iterator[torch.Tensor]:
+    """What `log_mel` gives, at most so many frames at a time."""
     frames = max(1, math.ceil(wave.shape[-1] / HOP))
     edge = (N_FFT - HOP) // 2
     padded = torch.nn.functional.pad(wave, (edge, edge + frames * HOP - wave.shape[-1]))
-    magnitude = torch.stft(padded, N_FFT, HOP, WINDOW, _window(), center=False, return_complex=True).abs()  # [F, N]
-    return (_filters().T @ magnitude).T.clamp_min(math.exp(FLOOR)).log()
+    for first in range(0, frames, most):
+        last = min(frames, first + most)
+        heard = padded[first * HOP : (last - 1) * HOP + N_FFT]
+        magnitude = torch.stft(heard, N_FFT, HOP, WINDOW, _window(), center=False, return_complex=True).abs()  # [F, N]
+        yield (_filters().T @ magnitude).T.clamp_min(math.exp(FLOOR)).log()
 
 
 def normalise_loudness(wave: torch.Tensor) -> torch.Tensor:

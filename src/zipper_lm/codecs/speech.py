@@ -10,6 +10,7 @@ vocoder, turns the log-mel frames into sound.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,10 +22,19 @@ from safetensors.torch import load_file, save
 from scipy.fft import dct
 from torch import nn
 
-from zipper_lm.codecs.audio import SAMPLING_RATE, read_audio
+from zipper_lm.codecs.audio import SAMPLING_RATE, read_sound
 from zipper_lm.codecs.codec import CODEC_FILE, read_codec_file
 from zipper_lm.codecs.kmeans import fit_centroids, means, nearest
-from zipper_lm.codecs.mel import BANDS, FLOOR, HOP, log_mel, mel_to_sound, normalise_loudness
+from zipper_lm.codecs.mel import (
+    BANDS,
+    FLOOR,
+    HOP,
+    PIECE,
+    log_mel,
+    log_mel_pieces,
+    mel_to_sound,
+    normalise_loudness,
+)
 from zipper_lm.codecs.mel_decoder import (
     DECODER_FOLDER,
     MelDecoder,
@@ -191,12 +201,16 @@ class SpeechCodec:
 
     @torch.inference_mode()
     def encode(self, values: Sequence[Any]) -> list[list[int]]:
-        """Sounds (whatever `read_audio` reads) to units, one for every begun ``1 / rate`` seconds.
+        """Sounds (whatever `read_audio` reads, of any length) to units, one for every begun ``1 / rate`` seconds.
+
+        A long sound is read in pieces, which give the units that it gives as a whole.
 
         Raises:
             ValueError: if a sound cannot be read; see `read_audio`.
         """
-        return [self._units(_log_mel_frames(value, self.config)) for value in values]
+        most = math.ceil(PIECE / self.config.frames_per_token) * self.config.frames_per_token
+        waves = (_whole_tokens(value, self.config) for value in values)
+        return [[unit for frames in log_mel_pieces(wave, most) for unit in self._units(frames)] for wave in waves]
 
     @torch.inference_mode()
     def decode(self, ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -432,11 +446,6 @@ def _shapes(config: SpeechCodecConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _log_mel_frames(value: Any, config: SpeechCodecConfig) -> torch.Tensor:
-    """Log-mel frames [tokens * frames_per_token, BANDS] of one sound, silence appended to a whole token."""
-    return log_mel(_whole_tokens(value, config))
-
-
 def _frames_and_goals(
     waves: Iterable[Any], config: SpeechCodecConfig, vocoder: MelVocoder | None
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -451,7 +460,7 @@ def _frames_and_goals(
 
 def _whole_tokens(value: Any, config: SpeechCodecConfig) -> torch.Tensor:
     """A sound at one level, silence appended to a whole token."""
-    wave = normalise_loudness(torch.from_numpy(read_audio(value)))
+    wave = normalise_loudness(torch.from_numpy(read_sound(value)))
     return nn.functional.pad(wave, (0, -wave.shape[0] % (HOP * config.frames_per_token)))
 
 

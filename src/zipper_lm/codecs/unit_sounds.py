@@ -6,7 +6,6 @@ may be trained on the same (`zipper_lm.codecs.mel_decoder`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zipper_lm.codecs.audio import SAMPLING_RATE, read_audio
+from zipper_lm.codecs.audio import SAMPLING_RATE, read_sound
 from zipper_lm.codecs.kmeans import ENOUGH, fit_centroids, means, nearest
 from zipper_lm.codecs.mel import BANDS, HOP, log_mel, mel_to_sound, normalise_loudness
 from zipper_lm.codecs.mel_decoder import MelDecoder, MelDecoderConfig, fit_mel_decoder
@@ -147,8 +146,3 @@ def unit_frames(wave: np.ndarray, units: int, samples: int, vocoder: MelVocoder 
     if vocoder is not None:
         return vocoder.frames(level, count)
     return log_mel(torch.nn.functional.pad(level, (0, samples)))[:count]
-
-
-def read_sound(value: Any) -> np.ndarray:
-    """A sound of any length: it is cut into pieces."""
-    return read_audio(value, max_seconds=math.inf)

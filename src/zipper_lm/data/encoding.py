@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from zipper_lm.codecs.audio import read_audio
+from zipper_lm.codecs.audio import read_sound
 from zipper_lm.codecs.codec import Codec
 from zipper_lm.codecs.picture import is_picture, read_picture
 from zipper_lm.data.broken import Broken
@@ -240,7 +240,7 @@ def column_with(
                 for problem in missing_file(value, where):
                     raise ValueError(f"data: {problem}")
             for value in found if broken.limit and modality != "text" else ():
-                read_picture(value) if is_picture(value) else read_audio(value)
+                read_picture(value) if is_picture(value) else read_sound(value)
             values += found
             others += [None if other is None or isinstance(row, Document) else row.get(other)] * len(found)
         except ValueError as error:

@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock
 from rich.console import Console
 
-from zipper_lm.codecs.audio import read_audio
+from zipper_lm.codecs.audio import read_audio, read_sound
 from zipper_lm.codecs.codec import PICTURE_KINDS, Codec, can_decode
 from zipper_lm.codecs.picture import is_picture, read_picture
 from zipper_lm.data.broken import Broken
@@ -224,7 +224,7 @@ def _digest(value: Any) -> str:
         return hashlib.sha256(value).hexdigest()
     if is_picture(value):
         return hashlib.sha256(read_picture(value).convert("RGB").tobytes()).hexdigest()
-    return hashlib.sha256(read_audio(value).tobytes()).hexdigest()
+    return hashlib.sha256(read_sound(value).tobytes()).hexdigest()
 
 
 def _pieces(file: Path) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +35,8 @@ WEIGHTS_FILE = "model.safetensors"
 _WINDOW, _HOP, _FFT = 400, 160, 512  # 25 ms, 10 ms
 _STRIDE = 3  # frames per step of the network
 _DYNAMICS = 1e-6  # mel power below the utterance's maximum that still counts: 60 dB
-_LONGEST_SECONDS = 120
+_LONGEST_SECONDS = 120  # to learn from, and to hear at once
+_MIDDLE, _SIDE = 2000, 100  # steps of a piece of what is longer: 60 s, with 3 s on either side that is not written
 
 
 @dataclass(kw_only=True)
@@ -152,7 +154,7 @@ class Recogniser(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             judge = cls(config)
-            judge._train(_checked(waves), clean, epochs, batch_size, learning_rate, progress)
+            judge._train(_checked(waves, _LONGEST_SECONDS), clean, epochs, batch_size, learning_rate, progress)
         for parameter in judge.parameters():
             parameter.data = parameter.data.half().float()
         return judge.eval()
@@ -207,23 +209,28 @@ class Recogniser(nn.Module):
         A wave of no or constant samples has no words: a generator that produced nothing must be judged, not crash.
 
         Raises:
-            ValueError: a wave is not one-dimensional, has NaN or infinite samples or exceeds two minutes.
+            ValueError: a wave is not one-dimensional, or has NaN or infinite samples.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.eval()
         device = self.head.weight.device
-        checked = _checked(waves)
-        heard = [""] * len(checked)
-        audible = [i for i, w in enumerate(checked) if len(w) >= _WINDOW and bool((w != w[0]).any())]
-        audible.sort(key=lambda i: len(checked[i]))
+        cuts = [list(_pieces(wave)) for wave in _checked(waves)]
+        pieces = [piece for found in cuts for piece, _ in found]
+        kept = [steps for found in cuts for _, steps in found]
+        paths = [torch.zeros(0, dtype=torch.long)] * len(pieces)
+        audible = [i for i, w in enumerate(pieces) if len(w) >= _WINDOW and bool((w != w[0]).any())]
+        audible.sort(key=lambda i: len(pieces[i]))
         for start in range(0, len(audible), batch_size):
             batch = audible[start : start + batch_size]
-            features, lengths = _pad([self.features(checked[i].to(device)) for i in batch])
+            features, lengths = _pad([self.features(pieces[i].to(device)) for i in batch])
             log_probs, out_lengths = self(_standardise(features, lengths), lengths)
             for i, best, length in zip(batch, log_probs.argmax(-1).cpu(), out_lengths):
-                path = torch.unique_consecutive(best[: int(length)]).tolist()
-                heard[i] = normalise("".join(self.config.characters[k - 1] for k in path if k))
+                paths[i] = best[: int(length)][kept[i]]
+        heard, rest = [], iter(paths)
+        for found in cuts:
+            path = torch.cat([next(rest) for _ in found]).unique_consecutive().tolist()
+            heard.append(normalise("".join(self.config.characters[k - 1] for k in path if k)))
         return heard
 
     def features(self, wave: Tensor) -> Tensor:
@@ -325,7 +332,18 @@ class _Convolution(nn.Module):
         return F.gelu(self.norm(hidden)) * _mask(hidden, lengths)
 
 
-def _checked(waves: Sequence[np.ndarray]) -> list[Tensor]:
+def _pieces(wave: Tensor) -> Iterator[tuple[Tensor, slice]]:
+    """What is heard at once of a wave: all, or pieces that overlap; and of each the steps that are written."""
+    if len(wave) <= _LONGEST_SECONDS * SAMPLE_RATE:
+        yield wave, slice(None)
+        return
+    step = _HOP * _STRIDE
+    for begin in range(0, len(wave) // step + 1, _MIDDLE):
+        first, last = max(0, begin - _SIDE), begin + _MIDDLE
+        yield wave[first * step : (last + _SIDE) * step], slice(begin - first, last - first)
+
+
+def _checked(waves: Sequence[np.ndarray], longest: float = math.inf) -> list[Tensor]:
     """Waves as fp32 tensors. Raises `ValueError` for the first that is not usable."""
     checked = []
     for number, wave in enumerate(waves):
@@ -334,10 +352,8 @@ def _checked(waves: Sequence[np.ndarray]) -> list[Tensor]:
             raise ValueError(f"waves[{number}] must have one dimension, got shape {tuple(tensor.shape)}")
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"waves[{number}] has NaN or infinite samples")
-        if len(tensor) > _LONGEST_SECONDS * SAMPLE_RATE:
-            raise ValueError(
-                f"waves[{number}] must last at most {_LONGEST_SECONDS} s, got {len(tensor) / SAMPLE_RATE:.0f} s"
-            )
+        if len(tensor) > longest * SAMPLE_RATE:
+            raise ValueError(f"waves[{number}] must last at most {longest:g} s, got {len(tensor) / SAMPLE_RATE:.0f} s")
         checked.append(tensor)
     return checked
 

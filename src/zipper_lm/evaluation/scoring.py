@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zipper_lm.codecs.audio import read_audio
+from zipper_lm.codecs.audio import read_sound
 from zipper_lm.codecs.codec import Codec
 from zipper_lm.codecs.sequence import SequenceCodec
 from zipper_lm.codecs.text import TextCodec
@@ -233,7 +233,7 @@ def yardsticks(
     def hear(part: Sequence[int]) -> list[tuple[str, str]]:
         originals = [rows[i][modality] for i in part]
         if not isinstance(judge, PictureClassifier):
-            originals = [read_audio(value) for value in originals]
+            originals = [read_sound(value) for value in originals]
         again = codec.decode(codec.encode(originals))
         return list(zip(transcribe(judge, originals, clean), transcribe(judge, again, clean)))
 
