@@ -17,8 +17,12 @@ import pytest
 import torch
 from tiny import doc, tiny_backbone, tiny_model
 from tiny_recipes import plain_recipe
+from transformers import WhisperFeatureExtractor
 
+from tests.codecs.test_hubert_units import whisper
+from tests.codecs.test_speech import voice
 from zipper_lm import ZipperModel
+from zipper_lm.codecs.audio import write_audio
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.experiments.plan import read_experiment
@@ -347,6 +351,34 @@ def test_codec_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert record == json.loads((tmp_path / "copies.json").read_text())
     assert record["rows"] == 2
     assert all(record[name]["wer_95"][0] <= record[name]["wer"] for name in ("originals", "looked_up", "decoded"))
+
+
+def test_unit_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A Whisper of random weights; one text has more letters than places, and is left out."""
+    whisper().save_pretrained(tmp_path / "whisper")
+    WhisperFeatureExtractor().save_pretrained(tmp_path / "whisper")
+    for split, count in (("train", 4), ("validation", 2)):
+        rows = [{"speech": f"{split}-{i}.wav", "text": "a bee" * (1 + 9 * (i == 3))} for i in range(count)]
+        for i, row in enumerate(rows):
+            write_audio(tmp_path / row["speech"], voice(i, 1.0))
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [
+        tmp_path / "spelling.json",
+        "--data",
+        tmp_path,
+        "--source",
+        tmp_path / "whisper",
+        "--layer",
+        2,
+        "--units",
+        8,
+    ]
+    run_small("unit_spelling.py", monkeypatch, *given, "--window", 3, "--rows", 4, 2, "--steps", 2)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads((tmp_path / "spelling.json").read_text())
+    assert record["texts"] == [3, 2]
+    assert list(record["rates"]) == ["25", "12.5", "8.3"]
+    assert all(rate["seeds"][0]["nats_a_letter"] > 0 for rate in record["rates"].values())
 
 
 def test_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

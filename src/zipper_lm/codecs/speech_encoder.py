@@ -195,9 +195,10 @@ def pool_of(rate: float | None, encoder: SpeechEncoder) -> int:
         raise ValueError(f"hubert-units: rate must be a positive number of units a second, got {rate!r}")
     pool = round(own / rate) if rate > own / encoder.window else 0
     if pool < 1 or abs(own / pool - rate) > 0.01 * rate:
-        possible = ", ".join(f"{own / n:.4g}" for n in range(1, 9))
+        wanted = min(max(own / rate, 1.0), encoder.window - 1)
+        near = " and ".join(f"{own / n:.4g}" for n in dict.fromkeys((math.floor(wanted), math.ceil(wanted))))
         raise ValueError(
-            f"hubert-units: rate={rate:g} must divide the encoder's {own:g} features a second: {possible}, and so on"
+            f"hubert-units: rate={rate:g} must divide the encoder's {own:g} features a second; {near} would be nearest"
         )
     return pool
 
