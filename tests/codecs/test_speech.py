@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from zipper_lm.codecs import speech
-from zipper_lm.codecs.codec import Codec, codec_hash, load_codec
+from zipper_lm.codecs.codec import Codec, codec_hash, load_codec, looked_up
 from zipper_lm.codecs.mel import log_mel, normalise_loudness
 from zipper_lm.codecs.speech import SpeechCodec, SpeechCodecConfig, Unquantiser
 
@@ -88,6 +88,13 @@ def test_decoder_comes_nearer_than_centroids(codec, plain):
 def test_a_decoder_changes_no_id(codec, plain):
     assert codec.encode(WAVES) == plain.encode(WAVES)
     assert codec_hash(codec) == codec_hash(plain)
+
+
+def test_the_decoder_can_be_put_aside(codec, plain):
+    ids = codec.encode(WAVES[:1])
+    np.testing.assert_array_equal(looked_up(codec).decode(ids)[0], plain.decode(ids)[0])
+    assert codec.decoder is not None
+    assert looked_up(plain) is None
 
 
 def test_a_decoder_for_units_that_there_are(codec, plain, tmp_path):

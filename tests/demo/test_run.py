@@ -28,6 +28,7 @@ PERCENTAGES = (
     "tts_wer",
     "tts_best_wer",
     "oracle_wer",
+    "look_up_wer",
     "judge_wer_on_originals",
     "chain_wer",
     "chain_text_wer",
@@ -49,7 +50,7 @@ def test_writes_what_it_promises(finished: Path) -> None:
     assert {p.name for p in finished.iterdir()} == {"audio", "model", "report.html", "results.json"}
     assert {p.name for p in finished.parent.iterdir()} == {"zipper-demo", "zipper-demo.towers"}
     sounds = sorted(finished.glob("audio/*.wav"))
-    assert len(sounds) == 8
+    assert len(sounds) == 10
     assert all(soundfile.info(s).samplerate == 16_000 for s in sounds)
 
 
@@ -93,7 +94,7 @@ def test_what_it_prints_fits_80_columns(finished: Path, terminal: bool) -> None:
     run_module._print(run_module.narrow(console), results, Path("zipper-demo"))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
-    assert len([line for line in lines if "100.0 (100.0 to 100.0)" in line]) == 7
+    assert len([line for line in lines if "100.0 (100.0 to 100.0)" in line]) == 8
 
 
 def test_the_best_and_the_worst_are_played() -> None:
@@ -110,7 +111,7 @@ def test_report_is_well_formed_and_has_its_players_and_pictures(finished: Path) 
     assert doctype == "<!DOCTYPE html>"
     root = ElementTree.fromstring(rest)
     players = [e.attrib["src"] for e in root.iter("audio")]
-    assert len(players) == 2 * (3 + 2)
+    assert len(players) == 2 * (4 + 2)
     assert [e.text for e in root.iter("h3") if e.text and e.text.startswith("The ")] == [
         "The best 1",
         "The worst 1",

@@ -109,3 +109,18 @@ def test_another_normaliser_compares_what_a_public_judge_spells(
     assert rates == [(100.0, 0.0, None), (0.0, 100.0, "whisper-english")]
     with pytest.raises(ValueError, match="normaliser must be one of"):
         score_task(fused, rows, "tts", judge=judge, normaliser="none")
+
+
+def test_copies_are_heard_with_the_learned_decoder_and_without(
+    fused: ZipperModel, judge: Recogniser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fused.processor is not None
+    codec = fused.processor.codecs["speech"]
+    rows = [{"text": "two", "speech": say("two")}]
+    plain = yardsticks(fused, rows, judge)
+    assert "look_up_wer" not in plain
+    monkeypatch.setattr(codec, "decoder", None)  # put back behind the test
+    codec.fit_decoder([say("two")], 1, width=4)
+    monkeypatch.setattr(type(codec.decoder), "frames", lambda self, units, plain: plain[:0])  # says nothing
+    both = yardsticks(fused, rows, judge)
+    assert (both["oracle_wer"], both["look_up_wer"]) == (100.0, plain["oracle_wer"])

@@ -158,7 +158,7 @@ def evaluate(
     elif is_first():
         low, high = result["wer_95"]
         say(f"{task}: WER {result['wer']} % ({low} to {high}), CER {result['cer']} %, {len(rows)} utterances")
-        for name in ("judge_wer_on_originals", "oracle_wer"):
+        for name in ("judge_wer_on_originals", "oracle_wer", "look_up_wer"):
             if name in result:
                 say(f"{name.replace('_', ' ')}: {result[name]} %")
 

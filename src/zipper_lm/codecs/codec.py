@@ -147,6 +147,13 @@ def unit_vectors(codec: Codec) -> tuple[range, Tensor] | None:
     return found
 
 
+def looked_up(codec: Codec) -> Codec | None:
+    """The codec without its trained way back: what it would decode to by look-up alone. `None` where it has none to put
+    aside. A codec that has one says so by a property of this name."""
+    found: Codec | None = getattr(codec, "looked_up", None)
+    return found
+
+
 def own_codec(kind: str) -> Any:
     """One of this package's codec classes; its module is imported only now."""
     module, _, name = CODECS[kind].partition(":")

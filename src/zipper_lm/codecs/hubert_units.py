@@ -10,6 +10,7 @@ log-mel frames (`zipper_lm.codecs.mel_vocoder`).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -164,6 +165,15 @@ class HubertUnits(LaidOut, RunsModel):
     def can_decode(self) -> bool:
         """Whether it has a vocoder or sounds of its own: units of a published codebook alone cannot be spoken."""
         return self.vocoder is not None or self.sounds is not None
+
+    @property
+    def looked_up(self) -> Self | None:
+        """The same units without the decoder; `None` where there is none."""
+        if self.decoder is None:
+            return None
+        plain = copy.copy(self)
+        plain.decoder = None
+        return plain
 
     @torch.inference_mode()
     def encode(self, values: Sequence[Any]) -> list[list[int]]:

@@ -10,11 +10,12 @@ vocoder, turns the log-mel frames into sound.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -198,6 +199,15 @@ class SpeechCodec:
     def unit_vectors(self) -> tuple[range, torch.Tensor]:
         """Ids of the units, and their centroids, float32 [units, frames kept * cepstra]."""
         return range(self.config.units), self.centroids
+
+    @property
+    def looked_up(self) -> Self | None:
+        """The same units without the decoder; `None` where there is none."""
+        if self.decoder is None:
+            return None
+        plain = copy.copy(self)
+        plain.decoder = None
+        return plain
 
     @torch.inference_mode()
     def encode(self, values: Sequence[Any]) -> list[list[int]]:

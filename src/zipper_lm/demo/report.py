@@ -25,8 +25,9 @@ class Example:
     Attributes:
         number: from 1. row: its place in the test split. text: what is said. voice: by whom.
         read: what the model wrote on hearing it. chain_text: the same, within the chain.
-        heard: what the judge hears in ``judge`` (the original), ``oracle``, ``tts`` and ``chain``.
-        sounds: ``input``, ``codec``, ``generated`` and ``chain``; float ``[samples]`` at 16 kHz.
+        heard: what the judge hears in ``judge`` (the original), ``oracle``, ``look_up``, ``tts`` and ``chain``.
+        sounds: ``input``, ``codec``, ``look_up`` (without its learned decoder), ``generated`` and ``chain``; float
+            ``[samples]`` at 16 kHz.
     """
 
     number: int
@@ -132,6 +133,7 @@ def _example(e: Example) -> str:
         f"<p>The model heard: {_marked(e.read, e.text)}</p><div class='players'>"
         + _player("input", e.sounds["input"], e.heard["judge"], e.text)
         + _player("input, codec only", e.sounds["codec"], e.heard["oracle"], e.text)
+        + _player("input, codec by look-up", e.sounds["look_up"], e.heard["look_up"], e.text)
         + _player("generated from the text", e.sounds["generated"], e.heard["tts"], e.text)
         + "</div></article>"
     )

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from zipper_lm.codecs.codec import Codec, looked_up
 from zipper_lm.data.collation import collate
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.tasks import build_document
@@ -238,9 +240,15 @@ def _score(model: ZipperModel, sizes: DemoSizes, test: Spoken, judge: Recogniser
     """Every figure of the table, on the test split."""
     texts, settings = test.texts, sizes.generation
     scores = {"judge": _heard("originals", texts, _transcribe(judge, test.waves, console, "originals"), test.waves)}
-    with bar(console, "codec copies: decoding") as advance:
-        copies = _in_batches(test.rows, lambda rows: _copies(model, rows), advance)
-    scores["oracle"] = _heard("codec only", texts, _transcribe(judge, copies, console, "codec copies"), copies)
+    assert model.processor is not None
+    codec = model.processor.codecs["speech"]
+    for name, way, what in (
+        ("oracle", codec, "codec copies"),
+        ("look_up", looked_up(codec) or codec, "codec copies by look-up"),
+    ):
+        with bar(console, f"{what}: decoding") as advance:
+            copies = _in_batches(test.rows, partial(_copies, way), advance)
+        scores[name] = _heard(what, texts, _transcribe(judge, copies, console, what), copies)
     best = {**settings, "speech": {**settings["speech"], **sizes.candidates}}
     for name, task, other, how in (
         ("asr", "speech->text", None, settings),
@@ -275,10 +283,9 @@ def _transcribe(judge: Recogniser, waves: Sequence[np.ndarray], console: Console
         return _in_batches(waves, lambda some: transcribe(judge, some), advance)
 
 
-def _copies(model: ZipperModel, rows: Sequence[Mapping[str, Segment]]) -> list[np.ndarray]:
+def _copies(codec: Codec, rows: Sequence[Mapping[str, Segment]]) -> list[np.ndarray]:
     """What the codec alone makes of sounds."""
-    assert model.processor is not None
-    return list(model.processor.decode("speech", [row["speech"].ids or [] for row in rows]))
+    return codec.decode([row["speech"].ids or [] for row in rows])
 
 
 def _chain(model: ZipperModel, sizes: DemoSizes, rows: Sequence[Mapping[str, Segment]]) -> list[Document]:
@@ -301,6 +308,7 @@ def _results(
         "tts": "tts",
         "tts_best": "tts_best",
         "oracle": "oracle",
+        "look_up": "look_up",
         "judge": "judge_{}_on_originals",
         "chain_text": "chain_text",
         "chain": "chain",
@@ -346,11 +354,12 @@ def _examples(
             text=test.texts[row],
             voice=test.utterances[row].voice.name,
             read=scores["asr"].hypotheses[row],
-            heard={k: scores[k].hypotheses[row] for k in ("judge", "oracle", "tts", "chain")},
+            heard={k: scores[k].hypotheses[row] for k in ("judge", "oracle", "look_up", "tts", "chain")},
             chain_text=scores["chain_text"].hypotheses[row],
             sounds={
                 "input": test.waves[row],
                 "codec": scores["oracle"].values[row],
+                "look_up": scores["look_up"].values[row],
                 "generated": scores["tts"].values[row],
                 "chain": scores["chain"].values[row],
             },
@@ -406,6 +415,7 @@ def _table(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         row("text to speech", "tts", goal("tts_wer")),
         row(f"  best of {results['sizes']['candidates']['num_return_sequences']}*", "tts_best", goal("tts_best_wer")),
         row("codec copies", "oracle", goal("oracle_wer")),
+        row("  by look-up", "look_up", "no learned decoder"),
         row("original sounds", "judge", "the judge's own"),
         row("in and out: text", "chain_text", "one document"),
         row("in and out: sound", "chain", "one document"),

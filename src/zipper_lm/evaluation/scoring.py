@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zipper_lm.codecs.audio import read_sound
-from zipper_lm.codecs.codec import Codec
+from zipper_lm.codecs.codec import Codec, looked_up
 from zipper_lm.codecs.sequence import SequenceCodec
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.document import Document, Segment
@@ -223,24 +223,27 @@ def yardsticks(
     modality: str = "speech",
     normaliser: str = PLAIN,
 ) -> dict[str, float]:
-    """WER in per cent of the same judge on the originals (``judge_wer_on_originals``), and on what the codec alone
-    makes of them (``oracle_wer``); empty if there are none. Several processes share the work."""
+    """WER in per cent of the same judge on the originals (``judge_wer_on_originals``), on what the codec alone makes of
+    them (``oracle_wer``), and, where it has a trained decoder, would make without (``look_up_wer``); empty if there are
+    none. Several processes share the work."""
     if any(row.get(modality) is None for row in rows):
         return {}
     assert model.processor is not None
     codec, clean = model.processor.codecs[modality], normaliser_of(normaliser)
+    ways = [way for way in (codec, looked_up(codec)) if way is not None]
 
-    def hear(part: Sequence[int]) -> list[tuple[str, str]]:
+    def hear(part: Sequence[int]) -> list[tuple[str, ...]]:
         originals = [rows[i][modality] for i in part]
         if not isinstance(judge, PictureClassifier):
             originals = [read_sound(value) for value in originals]
-        again = codec.decode(codec.encode(originals))
-        return list(zip(transcribe(judge, originals, clean), transcribe(judge, again, clean)))
+        ids = codec.encode(originals)
+        said = [originals, *(way.decode(ids) for way in ways)]
+        return list(zip(*(transcribe(judge, values, clean) for values in said), strict=True))
 
-    heard = [both for part in shared(in_parts(range(len(rows)), BATCH), hear) for both in part]
+    heard = [each for part in shared(in_parts(range(len(rows)), BATCH), hear) for each in part]
     texts = [_text(row) for row in rows]
     rates = [round(word_error_rate(texts, list(each), clean).wer, 2) for each in zip(*heard, strict=True)]
-    return dict(zip(("judge_wer_on_originals", "oracle_wer"), rates))
+    return dict(zip(("judge_wer_on_originals", "oracle_wer", "look_up_wer"), rates))
 
 
 def _given(row: Mapping[str, Any], modality: str) -> Any:

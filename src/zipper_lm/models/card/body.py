@@ -258,7 +258,7 @@ def _forgetting(entry: Mapping[str, Any]) -> str:
 def _yardsticks(entry: Mapping[str, Any]) -> str:
     if "judge" not in entry:
         return "as it is"
-    names = {"judge_wer_on_originals": "originals", "oracle_wer": "codec alone"}
+    names = {"judge_wer_on_originals": "originals", "oracle_wer": "codec alone", "look_up_wer": "codec by look-up"}
     found = [f"{words}: WER {entry[key]} %" for key, words in names.items() if key in entry]
     return "by an independent judge" + (f" ({', '.join(found)})" if found else "")
 
