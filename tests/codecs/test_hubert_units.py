@@ -19,6 +19,8 @@ from transformers import (
     LlamaConfig,
     LlamaModel,
     PreTrainedModel,
+    SEWConfig,
+    SEWModel,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2Model,
@@ -187,6 +189,17 @@ def test_sources_that_do_not_do(tmp_path: Path) -> None:
     ).save_pretrained(tmp_path / "llama")
     with pytest.raises(ValueError, match="LlamaModel takes no waves"):
         made(tmp_path, "llama", values=[voice(1)])
+
+
+def test_an_encoder_that_changes_the_rate_between_layers_is_refused(tmp_path: Path) -> None:
+    """SEW has half as many features in its layers as its convolutions give: units came out at half the rate that the
+    codec told, and pieces of long sounds were joined at wrong places."""
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+    convolutions = {"conv_dim": [8] * 7, "conv_stride": [5, *[2] * 6], "conv_kernel": [10, 3, 3, 3, 3, 2, 2]}
+    positions = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    SEWModel(SEWConfig(**sizes, **convolutions, **positions)).save_pretrained(tmp_path / "sew")
+    with pytest.raises(ValueError, match="SEWModel gives 49 features after layer 2 where its convolutions give 99"):
+        made(tmp_path, "sew", values=[voice(1)], units=8)
 
 
 def test_without_a_vocoder_there_is_no_way_back(source: Path) -> None:

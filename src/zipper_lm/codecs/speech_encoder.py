@@ -93,7 +93,13 @@ class WaveEncoder:
         """See `SpeechEncoder`."""
         prepare = Wav2Vec2FeatureExtractor(do_normalize=self.normalize)
         values = prepare(list(pieces), sampling_rate=SAMPLING_RATE, return_tensors="pt").input_values
-        return _hidden(self.model, values, layer)
+        found = _hidden(self.model, values, layer)
+        if found.shape[1] != (told := _count(len(pieces[0]), self)):
+            raise ValueError(
+                f"hubert-units: {type(self.model).__name__} gives {found.shape[1]} features after layer {layer} where "
+                f"its convolutions give {told}: encoders that change the rate between layers (SEW) are not taken"
+            )
+        return found
 
 
 class MelEncoder:
