@@ -1,5 +1,6 @@
 import json
 from dataclasses import asdict, replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from tiny import tiny_model
 from transformers import AutoConfig
 
 from zipper_lm import TowerSpec, ZipperConfig, ZipSpec
-from zipper_lm.fusion.config import config_hash, evenly_spaced, expand, place_projections
+from zipper_lm.fusion.config import EMBEDDINGS, config_hash, evenly_spaced, expand, place_projections
 from zipper_lm.jobs.recipes.schema import TowerRecipe
 
 DEPTHS = {"text": 4, "speech": 6}
@@ -38,6 +39,17 @@ def test_a_later_spec_replaces_an_earlier_one() -> None:
     ]
 
 
+def test_embeddings_in_the_place_of_layers() -> None:
+    """However shallow the source is, there are as many layers as the reader has or were asked for."""
+    zips = expand([ZipSpec(layers=5, source_layers="embeddings")], DEPTHS)
+    assert [(z.reader, z.source, len(z.pairs)) for z in zips] == [
+        (reader, source, min(5, DEPTHS[reader])) for reader, source in permutations(DEPTHS, 2)
+    ]
+    assert {m for z in zips for _, m in z.pairs} == {EMBEDDINGS}
+    (mixed, *_) = expand([ZipSpec(reader="text", source="speech", layers=2, source_layers=[-1, 3])], DEPTHS)
+    assert mixed.pairs == [(1, -1), (3, 3)]
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -47,6 +59,8 @@ def test_a_later_spec_replaces_an_earlier_one() -> None:
         ({"layers": [2, 1], "reader": "text"}, "rising order"),
         ({"layers": [1, 1], "reader": "text"}, "without repeats"),
         ({"layers": [1, 2], "source_layers": [3], "reader": "text"}, "2 layers but 1 source_layers"),
+        ({"layers": [1], "source_layers": [-2], "reader": "text"}, r"source_layers \[-2\] out of range"),
+        ({"layers": [-1], "reader": "text"}, r"layers \[-1\] out of range"),
         ({"layers": [0, 1, 2, 3, 4], "reader": "speech"}, "tower 'text' has only 4; name source_layers"),
         ({"layers": [], "reader": "text"}, "0 layers"),
         ({"reader": "smell"}, "zip.reader names tower 'smell'"),

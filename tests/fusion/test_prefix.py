@@ -19,7 +19,7 @@ from zipper_lm.fusion.tower import Tower
 # Text reads from layer 2 on, and is read at layers 0 and 3.
 ZIPS = [
     ZipSpec(reader="text", source="speech", layers=[2, 4], source_layers=[0, 3]),
-    ZipSpec(reader="speech", source="text", layers=[1, 3], source_layers=[0, 3]),
+    ZipSpec(reader="speech", source="text", layers=[0, 1, 3], source_layers=[-1, 0, 3]),
 ]
 KINDS = ("llama", "gpt2", "qwen3", "gemma2")
 

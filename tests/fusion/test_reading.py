@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import doc, tiny_model
 
+from zipper_lm import ZipSpec
 from zipper_lm.data.collation import collate
 from zipper_lm.fusion import reading
 from zipper_lm.fusion.reading import State, read, rows_that_see, visible, visible_between
@@ -17,8 +18,9 @@ def test_visible_by_hand() -> None:
 
 
 @torch.no_grad()
-def test_reading_in_parts_is_reading_at_once() -> None:
-    model = tiny_model(3, gate=0.7)
+@pytest.mark.parametrize("source_layers", [None, "embeddings"])
+def test_reading_in_parts_is_reading_at_once(source_layers: Literal["embeddings"] | None) -> None:
+    model = tiny_model(3, gate=0.7, zips=ZipSpec(layers=3, source_layers=source_layers))
     document = [("text", [4, 5]), ("speech", [6, 7, 8]), ("image", [9]), ("text", [10, 11]), ("speech", [12])]
     whole = read(model, collate([doc(*document)], model.specials)).logits
     state, parts = State(), {"text": [], "speech": [], "image": []}
@@ -31,6 +33,27 @@ def test_reading_in_parts_is_reading_at_once() -> None:
     assert {n: s.shape[1] for n, s in state.segments.items()} == {"text": 8, "speech": 8, "image": 3}
     for (_, source), memories in state.memories.items():
         assert all(m.keys.shape[2] == state.segments[source].shape[1] for m in memories)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("source_layers", "same"), [(None, False), ("embeddings", True)])
+def test_embeddings_say_what_a_token_is_whatever_stands_before_it(
+    source_layers: Literal["embeddings"] | None, same: bool
+) -> None:
+    """The demo spoke wrong words of the right kind: a text tower's states say what comes next, and the word drowned."""
+    model = tiny_model(gate=0.7, zips=ZipSpec(layers=3, source_layers=source_layers))
+    made = []
+    for before in (4, 9):
+        state = State()
+        read(model, collate([doc(("text", [before, 5, 6]))], model.specials), state)
+        made.append(state.memories["speech", "text"])
+    for one, other in zip(*made):
+        assert torch.equal(one.values[:, :, 2:], other.values[:, :, 2:]) == same
+        assert not torch.equal(one.values[:, :, 1], other.values[:, :, 1])
+    with torch.no_grad():
+        bare = model.tower("text").backbone.get_input_embeddings()(torch.tensor([[0, 9, 5, 6, 1]]))
+        own = model.zip_layer("speech", "text", 0).remember(bare, torch.arange(5)[None])
+    assert torch.equal(own.values, made[1][0].values) == same
 
 
 @torch.no_grad()

@@ -96,6 +96,8 @@ def _tree(title: str, facts: dict[str, Any]) -> Tree:
     from rich.markup import escape
     from rich.tree import Tree
 
+    from zipper_lm.fusion.config import EMBEDDINGS
+
     parameters = facts["parameters"]
     tree = Tree(
         f"[bold]{escape(title)}[/bold]: {parameters['new']:,} new + {parameters['trained']:,} trained + "
@@ -113,7 +115,8 @@ def _tree(title: str, facts: dict[str, Any]) -> Tree:
         for entry in (z for z in facts["zips"] if z["reader"] == name):
             zips = branch.add(f"reads [bold]{entry['source']}[/bold]")
             for (layer, source_layer), gate in zip(entry["layers"], entry["gates"]):
-                zips.add(f"layer {layer} <- layer {source_layer}, gate {gate:+.4f}")
+                read = "embeddings" if source_layer == EMBEDDINGS else f"layer {source_layer}"
+                zips.add(f"layer {layer} <- {read}, gate {gate:+.4f}")
     return tree
 
 

@@ -24,6 +24,9 @@ Projection = Literal["linear", "relu", "mlp"]
 InputProjectionForm = Literal["none", "residual", "paper"]
 FirstZip = Literal["first_zip"]
 Stream = Literal["stream"]
+Embeddings = Literal["embeddings"]
+EMBEDDINGS = -1
+"""In the place of a source's layer: what enters its first layer, before any projection."""
 Training = Literal["frozen", "full", "lora"]
 LORA_STARTS = (True, False, "gaussian", "orthogonal")
 """How adapters may start (PEFT's `init_lora_weights`): such as leave the base weights alone and ask for no data."""
@@ -42,7 +45,9 @@ class ZipSpec:
     Args:
         reader, source: tower names; ``"*"`` stands for every tower.
         layers: how many layers of each tower, evenly spaced and ending at the last, or the reader's layers by index.
-        source_layers: the source's layers, as many as `layers`; `None` means as many, evenly spaced.
+        source_layers: the source's layers, as many as `layers`; `None` means as many, evenly spaced. A token's state is
+            what comes next to its tower; what it is itself is plain in the embeddings, which ``"embeddings"`` reads in
+            the place of each layer, and -1 in a list in the place of one.
         heads: attention heads; `None` means one per 64 of the reader's width, at least 4.
         feed_forward: whether a gated feed-forward follows (Flamingo's block, as in the paper).
         gate_start: start of the gates before tanh. At 0 (Flamingo) the output matrices start random, otherwise at zero:
@@ -61,7 +66,7 @@ class ZipSpec:
     reader: str = "*"
     source: str = "*"
     layers: int | list[int] = 4
-    source_layers: list[int] | None = None
+    source_layers: list[int] | Embeddings | None = None
     heads: int | None = None
     feed_forward: bool = False
     gate_start: float = 1.0
@@ -86,6 +91,13 @@ class ZipSpec:
             raise ValueError(f"zip.dropout must be in [0, 1), got {self.dropout}")
 
     @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Reader's layer and source's layer, of a zip with explicit layers."""
+        assert isinstance(self.layers, list)
+        assert isinstance(self.source_layers, list)
+        return list(zip(self.layers, self.source_layers, strict=True))
+
+    @property
     def scales(self) -> list[float]:
         """Of each layer, of a zip with explicit layers.
 
@@ -107,14 +119,18 @@ class ZipSpec:
             ValueError: naming a layer out of range, or lists of different length.
         """
         deep, source_deep = depths[self.reader], depths[self.source]
-        name = f"zip {self.reader}<-{self.source}"
-        if isinstance(self.layers, int):
-            count = min(self.layers, deep, source_deep) if self.source_layers is None else len(self.source_layers)
-            layers = evenly_spaced(count, deep)
-        else:
+        name, given = f"zip {self.reader}<-{self.source}", self.source_layers
+        if isinstance(self.layers, list):
             layers = list(self.layers)
-        source_layers = self.source_layers
-        if source_layers is None:
+        elif isinstance(given, list):
+            layers = evenly_spaced(len(given), deep)
+        else:
+            layers = evenly_spaced(min(self.layers, deep, *([source_deep] if given is None else [])), deep)
+        if given == "embeddings":
+            source_layers = [EMBEDDINGS] * len(layers)
+        elif given is not None:
+            source_layers = list(given)
+        else:
             if len(layers) > source_deep:
                 raise ValueError(
                     f"{name}: {len(layers)} layers, but tower {self.source!r} has only {source_deep}; "
@@ -122,7 +138,7 @@ class ZipSpec:
                 )
             source_layers = evenly_spaced(len(layers), source_deep)
         for field, chosen, limit in (("layers", layers, deep), ("source_layers", source_layers, source_deep)):
-            if outside := [i for i in chosen if not 0 <= i < limit]:
+            if outside := [i for i in chosen if not 0 <= i < limit and (i, field) != (EMBEDDINGS, "source_layers")]:
                 raise ValueError(f"{name}: {field} {outside} out of range, the tower has layers 0 to {limit - 1}")
             if sorted(chosen) != list(chosen) or (field == "layers" and len(set(chosen)) != len(chosen)):
                 raise ValueError(f"{name}: {field} must be in rising order without repeats, got {chosen}")
@@ -130,7 +146,7 @@ class ZipSpec:
             raise ValueError(f"{name}: {len(layers)} layers but {len(source_layers)} source_layers")
         if isinstance(self.scale, list) and len(self.scale) != len(layers):
             raise ValueError(f"{name}: {len(layers)} layers but {len(self.scale)} numbers in scale")
-        return replace(self, layers=layers, source_layers=list(source_layers))
+        return replace(self, layers=layers, source_layers=source_layers)
 
 
 def evenly_spaced(count: int, depth: int) -> list[int]:
@@ -166,13 +182,7 @@ def check_order(zips: Sequence[ZipSpec], depths: dict[str, int]) -> None:
     while moved:
         moved = False
         for name, depth in depths.items():
-            needs = [
-                (z.source, m)
-                for z in zips
-                if z.reader == name
-                for layer, m in zip(z.layers, z.source_layers or ())  # type: ignore[arg-type]
-                if layer == reached[name]
-            ]
+            needs = [(z.source, m) for z in zips if z.reader == name for layer, m in z.pairs if layer == reached[name]]
             if reached[name] < depth and all(reached[s] >= m for s, m in needs):
                 reached[name] += 1
                 moved = True

@@ -14,11 +14,12 @@ from typing import TypeVar
 from greenlet import getcurrent, greenlet
 from torch import Tensor
 
+from zipper_lm.fusion.config import EMBEDDINGS
 from zipper_lm.fusion.tower import Listener
 
 T = TypeVar("T")
 Board = dict[tuple[str, int], Tensor]
-"""(tower, depth) -> that tower's state after that layer, before its own zips."""
+"""(tower, depth) -> that tower's state after that layer, before its own zips; `EMBEDDINGS`: what enters its first."""
 
 
 class _Member:
@@ -37,6 +38,8 @@ class _Member:
         self.enter, self.update = enter, update
 
     def before(self, depth: int, hidden_states: Tensor) -> Tensor:
+        if depth == 0 and EMBEDDINGS in self.posts:
+            self.board[self.name, EMBEDDINGS] = hidden_states
         return self.enter(self.name, depth, hidden_states)
 
     def after(self, depth: int, hidden_states: Tensor) -> Tensor:

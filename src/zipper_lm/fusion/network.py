@@ -90,12 +90,12 @@ class ZippedTowers(DocumentModel):
         self.layer_pairs: dict[tuple[str, str], list[tuple[int, int]]] = {}
         for zip_spec in config.zip_specs:
             reader, source = zip_spec.reader, zip_spec.source
-            if not isinstance(zip_spec.layers, list) or zip_spec.source_layers is None:
+            if not isinstance(zip_spec.layers, list) or not isinstance(zip_spec.source_layers, list):
                 raise ValueError(
                     f"zip {reader}<-{source}: needs explicit layers and source_layers; see `config.expand`"
                 )
             zip_spec.resolve({name: self.tower(name).depth for name in (reader, source)})
-            self.layer_pairs[reader, source] = list(zip(zip_spec.layers, zip_spec.source_layers))
+            self.layer_pairs[reader, source] = zip_spec.pairs
             width, source_width = self.tower(reader).hidden_size, self.tower(source).hidden_size
             layers = nn.ModuleList(ZipLayer(zip_spec, width, source_width, scale) for scale in zip_spec.scales)
             if reader not in self.zips:

@@ -36,7 +36,7 @@ def prefix_depths(model: ZippedTowers, name: str) -> list[int]:
     reads = [layer for (reader, _), pairs in model.layer_pairs.items() if reader == name for layer, _ in pairs]
     place = model.projection_layer(name)
     end = min([model.tower(name).depth, *(layer + 1 for layer in reads), *([] if place is None else [place])])
-    read = {m for (_, source), pairs in model.layer_pairs.items() if source == name for _, m in pairs if m < end}
+    read = {m for (_, source), pairs in model.layer_pairs.items() if source == name for _, m in pairs if 0 <= m < end}
     return sorted(read | {end - 1}) if end else []
 
 

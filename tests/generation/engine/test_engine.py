@@ -125,6 +125,17 @@ def test_a_projection_before_another_layer_and_other_zips() -> None:
         check_same(model, engine, RAGGED, ["text", "speech", "text"])
 
 
+@pytest.mark.parametrize("text", ["llama", "qwen3"])
+def test_embeddings_that_others_read(text: str) -> None:
+    """What enters the first layer is kept as it is written, beside layers' states or alone."""
+    from zipper_lm import ZipSpec
+
+    zips = [ZipSpec(layers=3, gate_start=1.0), ZipSpec(reader="speech", layers=[1, 4], source_layers=[-1, 2])]
+    model = lively(kinds={"text": text}, zips=[*zips, ZipSpec(reader="text", source_layers="embeddings", layers=2)])
+    with Engine(model, slots=3, compile=False) as engine:
+        check_same(model, engine, RAGGED, ["text", "speech", "text", "speech"])
+
+
 def test_adapters() -> None:
     model = tiny_model(2, gate=1.0, train={"text": "lora"})
     for name, parameter in model.named_parameters():

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
+from zipper_lm.fusion.config import EMBEDDINGS
 from zipper_lm.fusion.interface import plain_ids, say, trial
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import State
@@ -131,6 +132,9 @@ class Step:
         layers = self.backbone.get_submodule(self.tower.layers_path)
         assert isinstance(layers, nn.ModuleList)
 
+        def embed(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self.rows.keep(EMBEDDINGS, per_token(args[0] if args else kwargs["hidden_states"], axes))
+
         def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
             states = per_token(hidden, axes)
@@ -150,9 +154,11 @@ class Step:
 
             return hook
 
+        if EMBEDDINGS in self.rows.kept:
+            layers[0].register_forward_pre_hook(embed, with_kwargs=True)
         if at is not None:
             layers[at].register_forward_pre_hook(enter, with_kwargs=True)
-        for depth in {*self.zips, *self.rows.kept}:
+        for depth in {*self.zips, *self.rows.kept} - {EMBEDDINGS}:
             layers[depth].register_forward_hook(leave(depth), with_kwargs=True)
 
     def _zipped(self, depth: int, hidden: Tensor) -> Tensor | None:

@@ -14,7 +14,7 @@ import transformers
 from zipper_lm.codecs.codec import CODEC_FILE, can_decode
 from zipper_lm.codecs.pretrained import MODEL_FOLDER
 from zipper_lm.data.tasks import Task
-from zipper_lm.fusion.config import TowerSpec
+from zipper_lm.fusion.config import EMBEDDINGS, TowerSpec
 from zipper_lm.models.card.metadata import common_license
 from zipper_lm.models.card.records import (
     PICTURE_FILE,
@@ -166,7 +166,7 @@ def _origin(name: str, spec: TowerSpec) -> str:
 def _zip_table(model: Any, zips: Mapping[tuple[str, str], Sequence[tuple[int, int]]]) -> str:
     rows = []
     for (reader, source), pairs in zips.items():
-        layers = ", ".join(f"{layer} <- {source_layer}" for layer, source_layer in pairs)
+        layers = ", ".join(f"{layer} <- {'embeddings' if m == EMBEDDINGS else m}" for layer, m in pairs)
         count = sum(p.numel() for p in model.zips[reader][source].parameters())
         rows.append((f"`{reader}`", f"`{source}`", layers, f"{count:,}"))
     return _table(("Reader", "reads", "Layer <- layer", "Parameters"), rows)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from zipper_lm.fusion.config import EMBEDDINGS
+
 COLOURS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#9a6700")
 """One for each tower, in turn; a zip has its reader's."""
+BELOW = -0.3
+"""Where embeddings are read: beneath the first layer."""
 
 
 def draw(
@@ -54,6 +58,8 @@ def draw(
         neighbours = abs(left[source] - left[reader]) == gap
         for layer, source_layer in pairs:
             heights = [(m + 0.43) * height / towers[n][1] + nudge for m, n in ((source_layer, source), (layer, reader))]
+            if source_layer == EMBEDDINGS:
+                heights[0] = BELOW + nudge
             arrow = FancyArrowPatch(
                 (start, heights[0]),
                 (end, heights[1]),
