@@ -177,7 +177,10 @@ def test_vocoders_that_do_not_do(folders: Path, hubert: Path, tmp_path: Path) ->
     hifigan().save_pretrained(tmp_path / "huge")
     (tmp_path / "huge" / "preprocessor_config.json").write_text(json.dumps({"win_length": 10**12}))
     published(network(), tmp_path / "units")
-    (tmp_path / "none").mkdir()
+    for name, content in (("none", None), ("list", [{}]), ("lists", {"architectures": [["UnivNetModel"]]})):
+        (tmp_path / name).mkdir()  # a list was a traceback
+        if content is not None:
+            (tmp_path / name / "config.json").write_text(json.dumps(content))
 
     def unread() -> Any:
         raise AssertionError("read")
@@ -193,6 +196,8 @@ def test_vocoders_that_do_not_do(folders: Path, hubert: Path, tmp_path: Path) ->
         ("lacking", r"lacks 1 tensors of SpeechT5HifiGan, such as \['mean'\]"),
         ("huge", "win_length must be from 1 to 16384, got 1000000000000"),
         ("none", r"there is no config\.json"),
+        ("list", r"list/config\.json: must hold a"),
+        ("lists", "is nothing of transformers"),
         ("nobody/nothing", "cache does not have it"),
     ):
         source = str(tmp_path / name) if "/" not in name else name

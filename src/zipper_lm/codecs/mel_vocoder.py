@@ -19,7 +19,6 @@ import soxr
 import torch
 import transformers
 from torch import Tensor
-from transformers import PreTrainedConfig
 from transformers.utils import FEATURE_EXTRACTOR_NAME, cached_file
 
 from zipper_lm.codecs.audio import SAMPLING_RATE, check_rate, read_audio
@@ -131,17 +130,18 @@ class MelVocoder:
         """
         what = "vocoder"
         with reaching(what, source, revision):
-            said, _ = PreTrainedConfig.get_config_dict(source, revision=revision, **hub)
-            if not said:
+            file = cached_file(source, CONFIG_FILE, revision=revision, **hub)
+            if file is None:
                 raise ValueError(f"there is no {CONFIG_FILE}")
+            said = read_mapping(file)
         named = said.get("architectures")
         name = named[0] if isinstance(named, list) and named else said.get("model_type")
-        if name not in _EXTRACTORS:
+        if not isinstance(name, str) or name not in _EXTRACTORS:
             raise ValueError(
-                f"{what} {str(source)!r}: is {'nothing of transformers' if name is None else name}, must be "
+                f"{what} {str(source)!r}: is {name if isinstance(name, str) else 'nothing of transformers'}, must be "
                 f"{' or '.join(_EXTRACTORS)}: what log-mel frames others take is told nowhere"
             )
-        owner = getattr(transformers, str(name))
+        owner = getattr(transformers, name)
         with reaching(what, source, revision):
             config = owner.config_class.from_dict(said)
             files = weight_files(str(source), revision=revision, **hub)
@@ -151,7 +151,7 @@ class MelVocoder:
             )
             if lacking := lacking_tensors(info):
                 raise ValueError(f"the checkpoint lacks {len(lacking)} tensors of {name}, such as {lacking[:3]}")
-            extractor = _extractor(_EXTRACTORS[str(name)], source, revision, **hub)
+            extractor = _extractor(_EXTRACTORS[name], source, revision, **hub)
             return cls(model, extractor)
 
 

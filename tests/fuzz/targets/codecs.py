@@ -12,9 +12,11 @@ from fuzz.target import Target
 from fuzz.targets.folders import changes, link, replace
 from PIL import Image
 from tiny_served import codecs, voice
+from transformers import SpeechT5FeatureExtractor, SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from zipper_lm.codecs.codec import load_codec
 from zipper_lm.codecs.color_clusters import ColorClusters
+from zipper_lm.codecs.mel_vocoder import MelVocoder
 from zipper_lm.codecs.sequence import SequenceCodec
 from zipper_lm.codecs.speech import SpeechCodec
 
@@ -60,6 +62,11 @@ def run(data: bytes, folder: Path) -> None:
     codec.decode(codec.encode([value]))
 
 
+def _vocoder() -> MelVocoder:
+    sizes = {"upsample_initial_channel": 16, "resblock_kernel_sizes": [3], "resblock_dilation_sizes": [[1]]}
+    return MelVocoder(SpeechT5HifiGan(SpeechT5HifiGanConfig(**sizes)), SpeechT5FeatureExtractor())
+
+
 @functools.cache
 def saved() -> Path:
     """A folder with a folder for each."""
@@ -70,6 +77,7 @@ def saved() -> Path:
         "pixels": codecs()["image"],
         "speech": codecs()["speech"],
         "refined": SpeechCodec.fit([voice(1.0)], units=8, refine_steps=1, width=8),
+        "vocoder": SpeechCodec.fit([voice(1.0)], units=8, refine_steps=1, width=8, vocoder=_vocoder()),
         "sequence": SequenceCodec.make(alphabet="ACGT"),
         "numbers": SequenceCodec.make(bins=4, spacing="even", low=0.0, high=2.0),
         "colors": ColorClusters(draw.uniform(-1, 1, (8, 3)).astype(np.float32)),
