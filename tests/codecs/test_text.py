@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from zipper_lm.codecs.codec import Codec, load_codec, make_codec
 from zipper_lm.codecs.text import TextCodec
+from zipper_lm.generation.bare import chat_prompt
 
 TEXTS = ["the quick brown fox", "jumps over the lazy dog", "three one four", "it's a dog's life, isn't it?"]
 
@@ -174,6 +175,28 @@ def test_failed_saving_leaves_nothing(codec, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         codec.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tokenizer_with_a_chat_template_only(tmp_path):
+    """It says neither how a text begins nor how it ends: the recipe names what ends a turn; the template stays."""
+    tokenizer = byte_level()
+    tokenizer.eos_token = None
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>", "<|end|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ bos_token }}<|turn|>{{ m['content'] }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|turn|>{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match="no eos_token, so a segment could never end; name one of its tokens"):
+        make_codec("text", source=str(tmp_path / "tokenizer"))
+    codec = make_codec("text", source=str(tmp_path / "tokenizer"), eos_token="<|end|>")
+    codec.save_pretrained(tmp_path / "codec")
+    for each in (codec, load_codec(tmp_path / "codec")):
+        assert each.bos_id == each.pad_id == each.eos_id
+        turn = each.tokenizer.convert_tokens_to_ids("<|turn|>")
+        asked = chat_prompt(each, [{"role": "user", "content": "a b"}])
+        assert asked == [turn, *each.encode(["a b"])[0], each.eos_id, turn]
+        assert each.decode(each.encode(["<|end|>"])) == ["<|end|>"]  # text is only text
 
 
 def test_a_tokenizer_without_eos_takes_the_token_that_the_recipe_names(tmp_path):

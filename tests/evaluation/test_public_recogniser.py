@@ -171,7 +171,9 @@ def test_a_whisper_whose_parts_do_not_belong_together(tmp_path: Path) -> None:
         load_judge(preprocessor(whisper(tmp_path / "mels"), feature_size=128))
     bare = whisper(tmp_path / "bare")
     (bare / "preprocessor_config.json").unlink()
-    with pytest.raises(ValueError, match=r"judge .*feature extractor"):
+    with pytest.raises(
+        ValueError, match=r"judge .*bare': .*: it has no preprocessor_config\.json, which says what sound it hears"
+    ):
         load_judge(bare)
     mute = whisper(tmp_path / "mute")
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):

@@ -20,8 +20,10 @@ from transformers import (
     AutomaticSpeechRecognitionPipeline,
     AutoModel,
     AutoModelForCTC,
+    SequenceFeatureExtractor,
     pipeline,
 )
+from transformers.utils import FEATURE_EXTRACTOR_NAME
 
 from zipper_lm.codecs.audio import SAMPLING_RATE, check_rate
 from zipper_lm.codecs.pretrained import UNUSED
@@ -100,6 +102,7 @@ class PublicRecogniser:
                 raise ValueError(f"model_type {config.model_type!r} is no speech recogniser's")
             if not writes:
                 _check_head(at)
+            _check_preprocessor(at)
             gpu = torch.cuda.current_device() if torch.cuda.is_available() else -1  # of several processes each its own
             made: Any = pipeline("automatic-speech-recognition", model=at, device=gpu, trust_remote_code=False)
             check_rate(made.feature_extractor.sampling_rate, "its preprocessor: sampling_rate")
@@ -118,6 +121,14 @@ class PublicRecogniser:
         except Exception as error:  # whatever its parts raise
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"it cannot hear a second of silence: {first}") from error
+
+
+def _check_preprocessor(source: str) -> None:
+    """Raise `ValueError` if nothing says what a checkpoint hears: transformers' own words are of an address."""
+    try:
+        SequenceFeatureExtractor.get_feature_extractor_dict(source)
+    except OSError as error:
+        raise ValueError(f"it has no {FEATURE_EXTRACTOR_NAME}, which says what sound it hears") from error
 
 
 def _check_head(source: str) -> None:
