@@ -19,6 +19,7 @@ from zipper_lm.demo.run import demo
 from zipper_lm.demo.sizes import DemoSizes
 from zipper_lm.evaluation.preservation import verify
 from zipper_lm.evaluation.recogniser import Recogniser
+from zipper_lm.fusion.config import EMBEDDINGS
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.models.records import weights_digest
 from zipper_lm.models.zipper import ZipperModel
@@ -200,3 +201,10 @@ def test_shipped_parts_are_small_and_load() -> None:
     made = {p: json.loads((ASSETS / p / "built.json").read_text())["made_with"] for p in ("judge", "text", "speech")}
     assert made["speech"]["units"] == DemoSizes().units == len(model.processor.codecs["speech"].centroids)  # type: ignore[attr-defined]
     assert Recogniser.from_pretrained(ASSETS / "judge").config.characters
+
+
+def test_the_demo_speaks_from_embeddings_and_hears_from_states(finished: Path) -> None:
+    """It spoke wrong words of the right kind: the states of its text tower hardly say which word stands there."""
+    model = ZipperModel.from_pretrained(finished / "model")
+    assert {source for _, source in model.layer_pairs["speech", "text"]} == {EMBEDDINGS}
+    assert EMBEDDINGS not in {source for _, source in model.layer_pairs["text", "speech"]}

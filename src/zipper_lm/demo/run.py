@@ -201,7 +201,7 @@ def demo_recipe(work: Path, parts: Path, sizes: DemoSizes) -> FuseRecipe:
         data=DataRecipe(source=str(work / "data"), validation="validation" if sizes.fusion.evaluate_every else None),
         tasks=dict(sizes.tasks),
         scored=["speech->text"],
-        zips=[sizes.zips],
+        zips=list(sizes.zips),
         training=sizes.fusion,
         generation={name: dict(settings) for name, settings in sizes.generation.items()},
         judge=str(parts / "judge"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,13 @@ def _llama(hidden: int, layers: int, heads: int, positions: int) -> dict[str, An
     }
 
 
+def _zips(layers: int) -> list[ZipSpec]:
+    return [
+        ZipSpec(reader="text", source="speech", layers=layers),
+        ZipSpec(reader="speech", source="text", layers=layers, source_layers="embeddings"),
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DemoSizes:
     """Sizes of corpus, towers, judge and training.
@@ -36,7 +43,7 @@ class DemoSizes:
         text_training, speech_training: pre-training, each on its own unaligned data.
         context: tokens in one pre-training stream.
         judge_epochs: passes over the judge's data.
-        zips: all pairs, both directions.
+        zips: who reads whom. The speech tower reads the text tower's embeddings: its states hardly hold the word.
         tasks: template to weight, in fusion.
         fusion: the training of the zips and the speech tower.
         generation: settings per modality. candidates: those of speech where the model chooses among several samples.
@@ -67,7 +74,7 @@ class DemoSizes:
     )
     context: int = 256
     judge_epochs: int = 5
-    zips: ZipSpec = field(default_factory=lambda: ZipSpec(layers=4))
+    zips: Sequence[ZipSpec] = field(default_factory=lambda: _zips(4))
     tasks: Mapping[str, float] = field(default_factory=lambda: {"speech->text": 1.0, "text->speech": 1.26})
     fusion: TrainingRecipe = field(
         default_factory=lambda: TrainingRecipe(
@@ -129,7 +136,7 @@ class DemoSizes:
             text_training=TrainingRecipe(steps=2, batch_size=4),
             speech_training=TrainingRecipe(steps=2, batch_size=4),
             judge_epochs=1,
-            zips=ZipSpec(layers=2),
+            zips=_zips(2),
             fusion=TrainingRecipe(steps=4, batch_size=4, log_every=2, evaluate_every=4),
             generation={"text": {"max_new_tokens": 4}, "speech": {"max_new_tokens": 24}},
             candidates={"do_sample": True, "num_return_sequences": 2, "best_by": "reading", "seed": 0},
