@@ -16,13 +16,13 @@ import pytest
 import soundfile
 import torch
 import yaml
-from tiny import tiny_backbone
+from tiny import tiny_backbone, tiny_model
 from tiny_hub import Hub
 from tiny_recipes import plain_recipe, tiny_recipe, workshop
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
-from zipper_lm import ZipperModel, __version__
+from zipper_lm import ZipperModel, ZipSpec, __version__
 from zipper_lm.cli import app
 from zipper_lm.cli.common import settings_of
 from zipper_lm.cli.verify import told
@@ -530,6 +530,11 @@ def test_inspect(model: Path) -> None:
     assert "goes on by several tokens" in shown
     assert "reads speech" in shown
     assert "gate +0.09" in shown
+
+
+def test_inspect_names_embeddings(tmp_path: Path) -> None:
+    tiny_model(zips=ZipSpec(layers=2, source_layers="embeddings")).save_pretrained(tmp_path / "m")
+    assert "layer 1 <- embeddings, gate" in zipper("inspect", tmp_path / "m").stdout
 
 
 @pytest.mark.parametrize(

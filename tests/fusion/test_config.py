@@ -2,6 +2,7 @@ import json
 from dataclasses import asdict, replace
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import tiny_model
@@ -70,6 +71,21 @@ def test_embeddings_in_the_place_of_layers() -> None:
 def test_zips_that_do_not_fit(spec: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         expand([ZipSpec(**spec)], DEPTHS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(field, value) for field in ("layers", "source_layers") for value in ("banana", [0.5, 1.5], ["a"], [True, 2], 1.5)]
+    + [("source_layers", 3)],
+)
+def test_layers_are_whole_numbers(field: str, value: Any) -> None:
+    """In a config, too: there, whatever fits no type is said by the field's own check."""
+    with pytest.raises(ValueError, match=f"zip.{field} must be"):
+        ZipSpec(**{field: value})
+    config = tiny_model().config
+    config.zips[0][field] = value
+    with pytest.raises(ValueError, match=field):
+        _ = config.zip_specs
 
 
 def test_crossed_zips_are_refused() -> None:

@@ -333,7 +333,8 @@ class _Convolution(nn.Module):
 
 
 def _pieces(wave: Tensor) -> Iterator[tuple[Tensor, slice]]:
-    """What is heard at once of a wave: all, or pieces that overlap; and of each the steps that are written."""
+    """What is heard at once of a wave: all, or pieces that overlap; and of each the steps that are written. Each piece
+    is brought to the loudness of speech by itself, so that a minute of faint noise in a long sound is not silent."""
     if len(wave) <= _LONGEST_SECONDS * SAMPLE_RATE:
         yield wave, slice(None)
         return

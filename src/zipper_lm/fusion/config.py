@@ -38,6 +38,10 @@ def _one_of(where: str, value: Any, allowed: Any) -> None:
         raise ValueError(f"{where} must be one of {list(get_args(allowed))}, got {value!r}")
 
 
+def _are_layers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(index) is int for index in value)
+
+
 @dataclass(kw_only=True)
 class ZipSpec:
     """One directed zip: how `reader` reads `source`. The default is all pairs, four layers evenly spaced.
@@ -82,6 +86,12 @@ class ZipSpec:
         _one_of("zip.projection", self.projection, Projection)
         if isinstance(self.layers, int) and self.layers < 1:
             raise ValueError(f"zip.layers must be at least 1, got {self.layers}")
+        if type(self.layers) is not int and not _are_layers(self.layers):
+            raise ValueError(f"zip.layers must be a whole number, or a list of such, got {self.layers!r:.60}")
+        if self.source_layers not in (None, "embeddings") and not _are_layers(self.source_layers):
+            raise ValueError(
+                f"zip.source_layers must be 'embeddings' or a list of whole numbers, got {self.source_layers!r:.60}"
+            )
         if self.heads is not None and self.heads < 1:
             raise ValueError(f"zip.heads must be at least 1, got {self.heads}")
         if self.stretch is not None and not self.stretch > 0:

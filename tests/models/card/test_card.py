@@ -277,9 +277,13 @@ def test_codecs_around_models_name_them(tmp_path: Path) -> None:
 
 def test_the_picture_shows_the_zips(tmp_path: Path) -> None:
     pictures = {}
-    for name, layers in (("few", 1), ("many", 3), ("again", 3)):
-        tiny_model(3, zips=ZipSpec(layers=layers)).save_pretrained(tmp_path / name)
+    for name, layers, read in (("few", 1, None), ("many", 3, None), ("again", 3, None), ("below", 3, "embeddings")):
+        tiny_model(3, zips=ZipSpec(layers=layers, source_layers=read)).save_pretrained(tmp_path / name)
         pictures[name] = np.asarray(Image.open(tmp_path / name / "architecture.png").convert("RGB")).astype(int)
     few, many = ((p.max(-1) - p.min(-1) > 40).sum() for p in (pictures["few"], pictures["many"]))
     assert many > 1.5 * few > 0  # what is coloured are towers' names, layers with zips, and arrows
     assert (pictures["many"] == pictures["again"]).all()
+    changed = (pictures["below"] != pictures["many"]).any(-1)
+    beneath = int(0.92 * len(changed))  # where no layer is: arrows begin there, and none did
+    assert changed[beneath:].any()
+    assert "| `text` | `speech` | 0 <- embeddings, 2 <- embeddings, 3 <- embeddings |" in body(tmp_path / "below")

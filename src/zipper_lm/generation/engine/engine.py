@@ -108,6 +108,7 @@ class Engine:
                 "Engine: a model that is spread over processes (FSDP) has no step of its own; load it whole"
             )
         self.model, self.slots, self.chunk, self.limit = model, slots, chunk, limit
+        self.tokens, self.memory = tokens, memory
         self._room = Room(model, slots, tokens, memory)
         self._check_mode()
         frozen = {name for name, spec in model.config.tower_specs.items() if spec.train == "frozen"}
