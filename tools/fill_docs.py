@@ -81,6 +81,28 @@ def table(heading: str, rows: list[tuple[str, str, str]], third: str = "aim") ->
 DEMO = ("demo.json", "demo-seed-1.json", "demo-seed-2.json")
 
 
+def demo_llm() -> str:
+    """What `zipper demo --llm` measured."""
+    record = read("demo-llm.json")
+    threads = f"{record['threads']} threads" if record["threads"] > 1 else "one thread"
+    rows = [
+        ("words wrong in what it hears", f"{record['asr_wer']:.1f} %"),
+        ("sentences heard without a fault", f"{record['asr_exact']:.0f} %"),
+        ("words wrong in what it speaks, as the judge hears it", f"{record['tts_wer']:.1f} %"),
+        (f"the same, of {record['candidates']} samples the one that it reads best", f"{record['tts_best_wer']:.1f} %"),
+        ("codec copies, as the judge hears them", f"{record['oracle_wer']:.1f} %"),
+        ("original recordings, as the judge hears them", f"{record['judge_wer_on_originals']:.1f} %"),
+        ("spoken questions whose answer holds the capital", f"{record['right']} of {record['questions']}"),
+        ("spoken questions whose answer is that to the typed one", f"{record['as_typed']} of {record['questions']}"),
+        ("the LLM afterwards", "bit-identical" if record["frozen_unchanged"] else "CHANGED"),
+        (f"minutes, {threads}", f"{record['seconds'] / 60:.0f}"),
+    ]
+    told = (
+        f"SmolLM2-135M-Instruct, {record['steps']} steps of 16, seed {record['seed']} ([record](runs/demo-llm.json)):"
+    )
+    return "\n".join([told, "", "|  |  |", "|---|---|", *(f"| {what} | {figure} |" for what, figure in rows)])
+
+
 def demo() -> str:
     """What `zipper demo` measured: the mean of its seeds, and each."""
     records = [read(name) for name in DEMO]
@@ -516,6 +538,7 @@ def planned_and_measured() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
+    "demo-llm": demo_llm,
     "digits-in-full": digits_in_full,
     "experiments": experiments,
     "without-theo": without_theo,

@@ -13,7 +13,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from zipper_lm import ZipperModel
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.demo import llm as demo
-from zipper_lm.demo.llm import CAPITALS, LlmSizes, check_llm, demo_llm, sentences, utterances
+from zipper_lm.demo.llm import (
+    CAPITALS,
+    LlmSizes,
+    check_llm,
+    demo_llm,
+    sentences,
+    upper_layers,
+    utterances,
+    zips_of,
+)
+from zipper_lm.fusion.config import EMBEDDINGS
 
 
 def stand_in(folder: Path, template: str | None = "{% for m in messages %}{{ m['content'] }}{% endfor %}<s>") -> Path:
@@ -34,6 +44,7 @@ def test_it_runs_from_the_shipped_parts_to_a_page(tmp_path: Path) -> None:
     )
     assert results == json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["frozen_unchanged"]
+    assert results["llm"] == "llm"  # no folder of this machine
     assert {"asr_wer", "tts_wer", "oracle_wer", "judge_wer_on_originals", "right", "as_typed"} <= results.keys()
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<section>") == results["questions"]
@@ -41,7 +52,9 @@ def test_it_runs_from_the_shipped_parts_to_a_page(tmp_path: Path) -> None:
         for name in ("question", "answer"):
             assert f"audio/{number:02d}-{name}.wav" in page
             assert (tmp_path / "out" / "audio" / f"{number:02d}-{name}.wav").is_file()
-    assert ZipperModel.from_pretrained(tmp_path / "out" / "model").names == ["speech", "text"]
+    made = ZipperModel.from_pretrained(tmp_path / "out" / "model")
+    assert made.names == ["speech", "text"]
+    assert {m for _, m in made.layer_pairs["speech", "text"]} == {EMBEDDINGS}
     assert not (tmp_path / "out.work").exists()
     assert all(len(line) <= 80 for line in demo._told(results))
     with pytest.raises(ValueError, match="exists"):
@@ -54,6 +67,13 @@ def test_a_base_model_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no tokenizer"):
         check_llm(str(tmp_path / "nowhere"))
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(30, [22, 24, 26, 28]), (8, [1, 3, 5, 7]), (9, [1, 3, 5, 7])])
+def test_an_llm_hears_in_its_upper_layers(depth: int, layers: list[int]) -> None:
+    assert upper_layers(depth, 4) == layers
+    hears, _ = zips_of(LlmSizes(), depth)
+    assert hears.resolve({"text": depth, "speech": 4}).layers == layers
 
 
 def test_no_speaker_is_in_two_splits() -> None:

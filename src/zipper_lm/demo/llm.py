@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+import torch
 from rich.console import Console
 from transformers import AutoConfig
 
@@ -44,6 +45,7 @@ from zipper_lm.models.conversation import Turn, answer_aloud
 from zipper_lm.models.zipper import ZipperModel
 from zipper_lm.training.recipe import TrainingRecipe
 from zipper_lm.utils.files import check_output, new_folder, remove_folder, write_json
+from zipper_lm.utils.places import public_name
 from zipper_lm.utils.progress import bar, plain_console
 
 CAPITALS = {
@@ -162,8 +164,12 @@ def check_llm(source: str) -> tuple[TextCodec, int]:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config()
     except (OSError, ValueError) as error:
-        raise ValueError(f"--llm {source}: {str(error).splitlines()[0]}") from error
-    return codec, int(config.num_hidden_layers)
+        said = str(error).strip() or type(error).__name__
+        raise ValueError(f"--llm {source}: {said.splitlines()[0]}") from error
+    depth = getattr(config, "num_hidden_layers", None)
+    if not isinstance(depth, int):
+        raise ValueError(f"--llm {source}: its config.json does not say how many layers it has (num_hidden_layers)")
+    return codec, depth
 
 
 def upper_layers(depth: int, count: int) -> list[int]:
@@ -174,9 +180,21 @@ def upper_layers(depth: int, count: int) -> list[int]:
     return [*range(depth - 2 * count, depth, 2)] if depth > 2 * count else evenly_spaced(count, depth)
 
 
+def zips_of(sizes: LlmSizes, depth: int) -> list[ZipSpec]:
+    """The LLM hears in its upper layers; what is spoken is read off its embeddings, where words stand plain.
+
+    Args:
+        depth: of the LLM.
+    """
+    layers = upper_layers(depth, min(sizes.zips, depth))
+    return [
+        ZipSpec(reader="text", source="speech", layers=layers, scale="stream"),
+        ZipSpec(reader="speech", source="text", layers=sizes.zips, source_layers="embeddings"),
+    ]
+
+
 def llm_recipe(llm: str, depth: int, work: Path, sizes: LlmSizes) -> FuseRecipe:
     """What `zipper fuse` is told."""
-    layers = upper_layers(depth, min(sizes.zips, depth))
     return FuseRecipe(
         towers={
             # What is below the projection is the same in every step, and kept.
@@ -187,10 +205,7 @@ def llm_recipe(llm: str, depth: int, work: Path, sizes: LlmSizes) -> FuseRecipe:
         },
         data=DataRecipe(source=str(work / "data"), validation=None),
         tasks={"speech->text": 1.0, "text->speech": 1.0},
-        zips=[
-            ZipSpec(reader="text", source="speech", layers=layers, scale="stream"),
-            ZipSpec(reader="speech", source="text", layers=sizes.zips),
-        ],
+        zips=zips_of(sizes, depth),
         training=sizes.fusion,
         generation={
             "text": {"max_new_tokens": 24},
@@ -233,7 +248,8 @@ def demo_llm(
         raise ValueError("demo: the package lacks its speech tower; run zipper demo --from-scratch")
     codec, depth = check_llm(llm)
     started = time.monotonic()
-    made_of = recipe_hash({"sizes": asdict(sizes), "llm": llm})[:8]
+    zips = [asdict(spec) for spec in zips_of(sizes, depth)]
+    made_of = recipe_hash({"sizes": asdict(sizes), "llm": llm, "zips": zips})[:8]
     work = output.resolve().with_name(f"{output.name}.work") / made_of
     _prepare(work, sizes, console)
     recipe = llm_recipe(llm, depth, work, sizes)
@@ -244,12 +260,15 @@ def demo_llm(
     model.generation_settings = recipe.generation
     results, turns = _asked(model, codec, work, sizes, console)
     results |= {
-        "llm": llm,
+        "llm": public_name(llm),
+        "seed": sizes.seed,
+        "zips": zips,
         "steps": sizes.fusion.steps,
         "candidates": sizes.candidates["num_return_sequences"],
         "frozen_unchanged": all(report.identical for report in verify(model) if report.train == "frozen"),
         "seconds_fusing": round(fused - started, 1),
         "seconds": round(time.monotonic() - started, 1),
+        "threads": torch.get_num_threads(),
     }
     with new_folder(output, overwrite) as folder:
         model.save_pretrained(folder / "model")
