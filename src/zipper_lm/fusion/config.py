@@ -49,9 +49,9 @@ class ZipSpec:
     Args:
         reader, source: tower names; ``"*"`` stands for every tower.
         layers: how many layers of each tower, evenly spaced and ending at the last, or the reader's layers by index.
-        source_layers: the source's layers, as many as `layers`; `None` means as many, evenly spaced. A token's state is
-            what comes next to its tower; what it is itself is plain in the embeddings, which ``"embeddings"`` reads in
-            the place of each layer, and -1 in a list in the place of one.
+        source_layers: the source's layers, as many as `layers`; `None` means as many, evenly spaced. A state says what
+            comes next; which token stands there is plain in the embeddings. ``"embeddings"`` reads those in the place
+            of each layer, -1 in a list in the place of one.
         heads: attention heads; `None` means one per 64 of the reader's width, at least 4.
         feed_forward: whether a gated feed-forward follows (Flamingo's block, as in the paper).
         gate_start: start of the gates before tanh. At 0 (Flamingo) the output matrices start random, otherwise at zero:
