@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +74,32 @@ def test_compiled_as_eager(form: str, rows: int) -> None:
     with torch.no_grad():
         compiled = torch.compile(layers, fullgraph=True, dynamic=False, backend="aot_eager")
         assert torch.allclose(compiled(x), layers(x), atol=0.02)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("out", [48, 9])
+def test_a_loop_reads_a_large_matrix_from_several_places(rows: int, out: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From one place alone memory gave less at a time: a token of 135 million parameters took a third longer."""
+    monkeypatch.setattr(weights, "LEAST_MATRIX", 20 * out)
+    torch.manual_seed(0)
+    layer, x = nn.Linear(20, out), torch.randn(rows, 20)
+    made, graphs = weights_as(nn.Sequential(copy.deepcopy(layer)), None, rows=rows, compiled=True), []
+
+    def look(graph: Any, example: Any) -> Any:
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph
+
+    def places() -> float:
+        graphs.clear()
+        with torch.no_grad():
+            result = torch.compile(made, fullgraph=True, dynamic=False, backend=look)(x)
+        torch.testing.assert_close(result, layer(x))
+        return sum(name == "sum" for name in graphs[0]) / rows
+
+    assert places() == {48: {1: 4, 2: 4, 3: 2, 4: 2, 8: 1}[rows], 9: 1}[out]
+    monkeypatch.setattr(weights, "LEAST_MATRIX", 20 * out + 1)
+    torch._dynamo.reset()
+    assert places() == 1, "a small one lies in the processor's own memory"
 
 
 def test_a_row_of_zeros_stays_one() -> None:

@@ -12,6 +12,7 @@ float32. A matrix that stays as it is, in float32, is also laid out anew for one
 from __future__ import annotations
 
 from collections.abc import Collection
+from math import gcd
 from typing import Literal, TypeVar, get_args
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from zipper_lm.generation.engine.once import once
-from zipper_lm.utils.products import is_large, is_left_to_us, is_quicker, packed, product
+from zipper_lm.utils.products import LEAST_MATRIX, is_large, is_left_to_us, is_quicker, packed, product
 
 Form = Literal["bf16", "int8"]
 Module = TypeVar("Module", bound=nn.Module)
@@ -28,6 +29,11 @@ FEW = 8
 """Rows up to which a loop over the matrix is faster than a matrix product (measured on one core) ..."""
 FEWER = 2
 """... and than oneDNN's, each of which is an operation of its own."""
+
+PLACES = 4
+"""Rows of a matrix that such a loop reads at once (measured on one core), while it keeps no more than ..."""
+SUMS = 8
+"""... so many sums: a processor has 16 registers at least."""
 
 
 class NarrowLinear(nn.Module):
@@ -82,8 +88,8 @@ class NarrowLinear(nn.Module):
         if self.ordered is not None:
             y = product(x.reshape(count, self.width), self.ordered).reshape(*x.shape[:-1], -1)
         elif count <= FEW and x.device.type == "cpu" and torch.compiler.is_compiling():
-            matrix, rows = self.narrow[:, : self.width].float(), once(x.reshape(count, self.width).float())
-            y = torch.stack([(row * matrix).sum(-1) for row in rows.unbind()]).reshape(*x.shape[:-1], -1)
+            y = _by_loop(x.reshape(count, self.width).float(), self.narrow[:, : self.width])
+            y = y.reshape(*x.shape[:-1], -1)
         elif self.form is None:
             y = F.linear(x, self.narrow)
         elif self.scale is None:
@@ -96,6 +102,14 @@ class NarrowLinear(nn.Module):
         if self.scale is not None:
             y = y * self.scale
         return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
+
+
+def _by_loop(x: Tensor, matrix: Tensor) -> Tensor:
+    """float32 ``[rows, in]`` times ``[out, in]`` of any dtype: ``[rows, out]``, as sums that a compiler makes one loop
+    of. In each turn of it several rows of a large matrix are read: from one place memory gives less at a time."""
+    places = max(1, min(PLACES, SUMS // len(x))) if matrix.numel() >= LEAST_MATRIX else 1
+    parts = [part.float() for part in matrix.unflatten(0, (gcd(places, len(matrix)), -1)).unbind()]
+    return torch.stack([torch.cat([(row * part).sum(-1) for part in parts]) for row in once(x).unbind()])
 
 
 @torch.library.custom_op("zipper_lm::int8_rows", mutates_args=())
