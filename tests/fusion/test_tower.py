@@ -1,6 +1,7 @@
 """The tower by itself: stand-ins, layer lists, listeners; families are walked in evaluation/test_parity.py."""
 
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +49,32 @@ def test_listener_hears_each_layer_once_in_order(llama: Tower) -> None:
     assert logits.shape == (2, 4, llama.vocab_size)
     assert heard.depths == [0, 1, 2, 3] * 2
     assert heard.shapes == [torch.Size([2, 4, llama.hidden_size])] * 4 + [torch.Size([2, 1, llama.hidden_size])] * 4
+
+
+@torch.no_grad()
+def test_where_nothing_is_said_layers_are_themselves(llama: Tower) -> None:
+    """Each layer was asked for at each token, with a stand-in and its arguments in between: as many calls of Python as
+    a fifth of the bare backbone's."""
+    whole, part = Recorder(2, 0.5), Recorder(2, 0.5)
+    logits = llama(IDS, listener=whole)[0]
+    with listening(llama.layers, part, heard={0, 2}):
+        handed = list(llama.layers)
+        said = [llama.backbone(IDS).logits for _ in range(2)]
+    real = list(llama.layers)
+    assert [a is b for a, b in zip(handed, real)] == [False, True, False, True]
+    assert part.depths == [0, 2] * 2
+    assert all(torch.equal(each, logits) for each in said)
+
+
+@torch.no_grad()
+def test_layers_that_are_called_in_another_order_are_all_heard() -> None:
+    """Which call a layer is answers a count alone there, and a count needs them all."""
+    made: dict[str, Any] = {}
+    exec(REMOTE.replace("in self.mixers", "in list(self.mixers)[::-1]"), made)
+    tower = Tower(made["HomeMadeForCausalLM"](made["HomeMadeConfig"]()))
+    with listening(tower.layers, heard := Recorder(), heard={0}):
+        tower.backbone(IDS)
+    assert heard.depths == [0, 1, 2]
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import deepcopy
@@ -49,13 +49,21 @@ class Listener(Protocol):
 
 class _Listening:
     """One forward's listener, its count of layer calls, and the states that are known: by depth, what leaves a layer.
-    Up to the last of them no layer is computed."""
+    Up to the last of them no layer is computed. `heard`: the only depths that are heard; `None`: all, as where a
+    family's layers are not called in their order, so that a depth is found by counting alone."""
 
-    __slots__ = ("axes", "depth", "known", "known_to", "listener", "members")
+    __slots__ = ("axes", "depth", "heard", "known", "known_to", "listener", "members")
 
-    def __init__(self, listener: Listener, layers: LayerList, known: Mapping[int, Tensor]) -> None:
+    def __init__(
+        self, listener: Listener, layers: LayerList, known: Mapping[int, Tensor], heard: Collection[int] | None
+    ) -> None:
         self.listener, self.axes, self.members, self.depth = listener, layers.axes, layers.members, 0
         self.known, self.known_to = known, max(known, default=-1)
+        self.heard = heard if layers.in_order else None
+
+    def hand_out(self, number: int, layer: nn.Module) -> Any:
+        """A layer's stand-in, or itself where nobody listens."""
+        return _StandIn(layer, self, number) if self.heard is None or number in self.heard else layer
 
 
 _listening: ContextVar[Mapping[nn.Module, _Listening]] = ContextVar("zipper_listening", default={})  # noqa: B039
@@ -75,8 +83,8 @@ class _CountAnew:
 class _StandIn:
     """Handed to the backbone in place of one layer, for the span of one call."""
 
-    def __init__(self, layer: nn.Module, state: _Listening) -> None:
-        self._layer, self._state = layer, state
+    def __init__(self, layer: nn.Module, state: _Listening, number: int) -> None:
+        self._layer, self._state, self._number = layer, state, number
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # families that ask isinstance(layer, ...) get the layer's answer
@@ -88,8 +96,8 @@ class _StandIn:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         state, named = self._state, not args
         args, kwargs = tuple(map(plain, args)), {name: plain(value) for name, value in kwargs.items()}
-        depth = state.depth
-        state.depth += 1
+        depth = state.depth if state.heard is None else self._number
+        state.depth = depth + 1
         hidden = kwargs["hidden_states"] if named else args[0]
         entering = shaped(state.listener.before(depth, per_token(hidden, state.axes)), hidden, state.axes)
         if named:
@@ -136,21 +144,28 @@ class LayerList(nn.ModuleList):
 
     axes = (0, 1)  # batch and time of the hidden state between layers
     members: tuple[int | None, ...] = ()  # of what each layer call returns, the hidden state among them; None: it alone
+    in_order = False  # whether a forward calls each layer once, one after the other
 
     def __iter__(self) -> Iterator[Any]:
         state = _listening.get().get(self)
         layers = super().__iter__()
-        return layers if state is None else (_StandIn(layer, state) for layer in layers)
+        return layers if state is None else (state.hand_out(number, layer) for number, layer in enumerate(layers))
 
     def __getitem__(self, index: int | slice) -> Any:
         return super().__getitem__(index) if _listening.get().get(self) is None else list(self)[index]
 
 
 @contextmanager
-def listening(layers: LayerList, listener: Listener, known: Mapping[int, Tensor] | None = None) -> Iterator[_Listening]:
-    """Let `listener` hear every layer of one tower in this context (thread, task or greenlet), and nowhere else;
-    `known` as of `Tower.forward`."""
-    state = _Listening(listener, layers, known or {})
+def listening(
+    layers: LayerList,
+    listener: Listener,
+    known: Mapping[int, Tensor] | None = None,
+    heard: Collection[int] | None = None,
+) -> Iterator[_Listening]:
+    """Let `listener` hear one tower in this context (thread, task or greenlet), and nowhere else; `known` as of
+    `Tower.forward`. `heard`: the depths that it has something to say at, 0 among them if it counts forwards; it may be
+    told of others, too. `None`: all."""
+    state = _Listening(listener, layers, known or {}, heard)
     token = _listening.set({**_listening.get(), layers: state})
     try:
         yield state
@@ -198,10 +213,12 @@ class _Probe:
     """Forward hooks that note the shape of what leaves each layer, and with how much beside it."""
 
     def __init__(self) -> None:
+        self.layers: list[nn.Module] = []
         self.shapes: list[tuple[int, ...]] = []
         self.members: list[int | None] = []
 
     def __call__(self, layer: nn.Module, args: Any, output: Any) -> None:
+        self.layers.append(layer)
         self.members.append(None if isinstance(output, Tensor) else len(output))
         self.shapes.append(tuple((output if isinstance(output, Tensor) else output[0]).shape))
 
@@ -374,6 +391,7 @@ def _probe(backbone: PreTrainedModel, name: str, path: str) -> tuple[int, int, i
             f"({sizes[0]}, {sizes[1]}, hidden)"
         )
     layers.members = tuple(probe.members)
+    layers.in_order = [*map(id, probe.layers)] == [*map(id, layers)]
     layers.axes = (shape.index(sizes[0]), shape.index(sizes[1]))
     return len(probe.shapes), math.prod(shape) // math.prod(sizes), logits.shape[-1]
 

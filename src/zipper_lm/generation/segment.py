@@ -71,6 +71,8 @@ class _Speaker:
                     self.zips.setdefault(layer, []).append((source, model.zip_layer(reader, source, k), memory))
         self.views: dict[str, View] = {}
         self.positions_here, self.involved_here = none, self.involved
+        # Layers at which nothing happens are left alone: asking at each takes longer than a small one computes.
+        self.heard = {0, *self.zips, model.projection_layer(name) or 0}
 
     def before(self, depth: int, hidden_states: Tensor) -> Tensor:
         if depth == 0:
@@ -84,24 +86,23 @@ class _Speaker:
         self.next = end = start + hidden_states.shape[1]
         tail = torch.arange(max(start, known) - known, max(end, known) - known, device=self.device).expand(rows, -1)
         segments = torch.cat([self.segments[:, start:end], self.now.expand(-1, tail.shape[1])], 1)
-        self.positions_here = torch.cat([self.positions[:, start:end], tail], 1)
-        repeats = len(hidden_states) // rows
-        self.views = {}
-        for source, source_segments in self.sources.items():
-            self.views[source] = View.of(visible(segments, source_segments).repeat(1, repeats, 1))
-        self.involved_here = self.involved.repeat_interleave(repeats, 0)
+        positions = torch.cat([self.positions[:, start:end], tail], 1)
+        seen = {source: visible(segments, theirs) for source, theirs in self.sources.items()}
+        self.involved_here = self.involved
+        # Beams or samples of a document read the same memory: they become queries of one row, and nothing is copied.
+        if (repeats := len(hidden_states) // rows) > 1:
+            positions, seen = positions.repeat(1, repeats), {s: v.repeat(1, repeats, 1) for s, v in seen.items()}
+            self.involved_here = self.involved.repeat_interleave(repeats, 0)
+        self.positions_here, self.views = positions, {source: View.of(visible) for source, visible in seen.items()}
 
     def after(self, depth: int, hidden_states: Tensor) -> Tensor:
         zips = self.zips.get(depth)
         if not zips:
             return hidden_states
-        rows = len(self.now)
-        # Beams or samples of a document read the same memory: they become queries of one row, and nothing is copied.
-        folded = hidden_states.reshape(rows, -1, hidden_states.shape[-1])
-        positions = self.positions_here.repeat(1, len(hidden_states) // rows)
+        folded = hidden_states.reshape(len(self.now), -1, hidden_states.shape[-1])
         result = folded
         for source, zip_layer, memory in zips:
-            result = result + zip_layer(folded, positions, memory, self.views[source])
+            result = result + zip_layer(folded, self.positions_here, memory, self.views[source])
         return result.reshape(hidden_states.shape)
 
 
@@ -266,7 +267,8 @@ def write_segment(
     given.output_scores = None  # log-probabilities are worked out afterwards, by the model's own distribution
     given.disable_compile = True  # a compiled forward cannot ask a context variable who listens
     speaker = _Speaker(model, state, documents, involved, name, past)
-    with listening(tower.layers, speaker), at_fault(name), quick_layers(len(ids) * copies, tower.hidden_size):
+    heard = listening(tower.layers, speaker, heard=speaker.heard)
+    with heard, at_fault(name), quick_layers(len(ids) * copies, tower.hidden_size):
         output = tower.backbone.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,
