@@ -34,19 +34,21 @@ from zipper_lm.evaluation.word_error_rate import bootstrap_interval, word_error_
 Spoken = tuple[list[np.ndarray], list[str]]
 
 
-def of_the_demo(split: str, most: int | None, sounds: int) -> tuple[list[np.ndarray], Spoken]:
-    """Sounds to train on, and sounds with their texts."""
+def of_the_demo(split: str, most: int | None, sounds: int) -> tuple[Spoken, Spoken]:
+    """Sounds to train on, and sounds to copy, with their texts."""
     corpus = demo_corpus(unaligned_speech=sounds, judge=2, train=2, validation=300)
-    heard = getattr(corpus, split)[:most]
-    return list(render(corpus.unaligned_speech)), (list(render(heard)), [u.text for u in heard])
+    parts = corpus.unaligned_speech, getattr(corpus, split)[:most]
+    train, copied = [(list(render(part)), [u.text for u in part]) for part in parts]
+    return train, copied
 
 
-def of_a_folder(data: str, split: str, most: int | None, sounds: int) -> tuple[list[np.ndarray], Spoken]:
+def of_a_folder(data: str, split: str, most: int | None, sounds: int, columns: dict[str, str]) -> tuple[Spoken, Spoken]:
     """The same of a data set."""
-    columns = {"speech": "audio", "text": "transcription"}
-    train = [read_audio(row["speech"]) for row in read_rows(data, columns, "train", sounds)]  # type: ignore[index,call-overload]
-    rows = list(read_rows(data, columns, split, most))
-    return train, ([read_audio(r["speech"]) for r in rows], [r["text"] for r in rows])  # type: ignore[index,call-overload]
+    parts: list[list[Any]] = [
+        list(read_rows(data, columns, s, count)) for s, count in (("train", sounds), (split, most))
+    ]
+    train, copied = [([read_audio(row["speech"]) for row in part], [row["text"] for row in part]) for part in parts]
+    return train, copied
 
 
 def rates(judge: Judge, waves: Sequence[np.ndarray], texts: list[str]) -> dict[str, Any]:
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--save", help="folder for the codec with its decoder")
     parser.add_argument("--kind", default="speech")
     parser.add_argument("--options", type=json.loads, default={}, help="of the codec, as JSON")
+    parser.add_argument("--columns", type=json.loads, default={"speech": "audio", "text": "transcription"}, help="JSON")
     parser.add_argument("--split", default="test")
     parser.add_argument("--rows", type=int, help="of that split")
     parser.add_argument("--sounds", type=int, default=4000, help="to fit and train on")
@@ -78,7 +81,7 @@ def main() -> None:
     torch.set_num_threads(1)
     judge = load_judge(given.judge or ASSETS / "judge")
     rows = given.split, given.rows, given.sounds
-    train, (waves, texts) = of_the_demo(*rows) if given.demo else of_a_folder(given.data, *rows)
+    (train, said), (waves, texts) = of_the_demo(*rows) if given.demo else of_a_folder(given.data, *rows, given.columns)
     folder = given.codec or (ASSETS / "speech" if given.demo and not given.source else None)
     losses: list[float] = []
     begin, worked = time.perf_counter(), time.process_time()
@@ -87,7 +90,7 @@ def main() -> None:
         codec.fit_decoder(train, given.steps, given.width, given.seed, lambda step, steps, loss: losses.append(loss))
     else:
         wanted = given.options | {"refine_steps": given.steps, "width": given.width}
-        codec = make_codec(given.kind, train, source=given.source, seed=given.seed, **wanted)
+        codec = make_codec(given.kind, train, texts=said, source=given.source, seed=given.seed, **wanted)
     taken = {"seconds": round(time.perf_counter() - begin), "cpu_seconds": round(time.process_time() - worked)}
     decoder, codec.decoder = codec.decoder, None
     settings = {name: getattr(given, name) for name in ("kind", "options", "split", "steps", "width", "seed")}

@@ -5,8 +5,8 @@ python benchmarks/unit_spelling.py RECORD --data FOLDER --source ENCODER --layer
 CTC needs a place for each letter, and at low rates there are fewer units than letters. So all rates have the places of
 the highest one: a unit is laid out over as many as it lasts, each place told which of them it is, and one and the same
 network of convolutions over places, and as many steps, spell what there is. Texts with more letters than places are
-left out. Units are of means of the same features, fitted on the same sounds; embeddings begin at their centroids. One
-thread.
+left out. Units are of means of the same features, fitted on the same sounds; embeddings begin at their centroids. With
+--spelling-steps they are made once more, of a projection that was learned on the training split first. One thread.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from zipper_lm.codecs.audio import read_sound
 from zipper_lm.codecs.kmeans import fit_centroids, nearest
 from zipper_lm.codecs.pretrained import ModelSource, open_model
-from zipper_lm.codecs.speech_encoder import EncoderModel, SpeechEncoder, features, pool_of, speech_encoder
+from zipper_lm.codecs.speech_encoder import EncoderModel, SpeechEncoder, features, pool_of, pooled, speech_encoder
+from zipper_lm.codecs.spelling_projection import fit_spelling_projection
 from zipper_lm.data.sources.readers import read_rows
 from zipper_lm.evaluation.word_error_rate import word_error_rate
 
@@ -78,6 +79,17 @@ def heard(
     return found, texts
 
 
+def means_of(splits: Sequence[Spoken], pool: int) -> list[list[Tensor]]:
+    """Of every split's features the means that units are made of."""
+    return [[pooled(x.float(), pool) for x in found] for found, _ in splits]
+
+
+def projected(splits: Sequence[Spoken], pool: int, rate: float, steps: int) -> list[list[Tensor]]:
+    """The same by a projection that has learned to spell on the first split."""
+    learned = fit_spelling_projection(*splits[0], pool, rate, steps=steps)
+    return [[learned.units(x) for x in found] for found, _ in splits]
+
+
 def spell(train: Spoken, heldout: Spoken, centroids: Tensor, each: int, steps: int, seed: int) -> dict[str, Any]:
     """Train a speller on units of each sound, and score it on others."""
     torch.manual_seed(seed)
@@ -125,6 +137,7 @@ def main() -> None:
     parser.add_argument("--window", type=float, help="seconds that it reads at once")
     parser.add_argument("--rates", type=float, nargs="+", default=[25, 12.5, 8.3])
     parser.add_argument("--units", type=int, default=500)
+    parser.add_argument("--spelling-steps", type=int, default=0, help="of a projection that is learned first, too")
     parser.add_argument("--rows", type=int, nargs=2, default=[1200, 100], help="of train and validation")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -136,7 +149,7 @@ def main() -> None:
     least = min(pools)
     if any(pool % least for pool in pools):
         parser.error(f"--rates {given.rates}: each must divide the highest one")
-    settings = {name: getattr(given, name) for name in ("layer", "units", "rows", "steps", "seeds")}
+    settings = {name: getattr(given, name) for name in ("layer", "units", "rows", "steps", "seeds", "spelling_steps")}
     record = begun(source=Path(given.source).name, **settings, rates={})
     splits = [
         heard(given.data, split, most, encoder, given.layer, math.lcm(*pools), least)
@@ -144,15 +157,17 @@ def main() -> None:
     ]
     record["texts"] = [len(texts) for _, texts in splits]
     for rate, pool in zip(given.rates, pools):
-        begin = time.process_time()
-        pooled = [[x.float().unflatten(0, (-1, pool)).mean(1) for x in found] for found, _ in splits]
-        centroids = fit_centroids(torch.cat(pooled[0]), given.units, 0)
-        train, heldout = [([nearest(x, centroids) for x in xs], texts) for xs, (_, texts) in zip(pooled, splits)]
-        results = [spell(train, heldout, centroids, pool // least, given.steps, seed) for seed in given.seeds]
-        spent = {"cpu_seconds": round(time.process_time() - begin)}
-        record["rates"][f"{rate:g}"] = {"seeds": results, **spent}
-        keep(record, given.output)
-        print(rate, results, flush=True)
+        for learned in (0, given.spelling_steps) if given.spelling_steps else (0,):
+            begin = time.process_time()
+            vectors = projected(splits, pool, rate, learned) if learned else means_of(splits, pool)
+            centroids = fit_centroids(torch.cat(vectors[0]), given.units, 0)
+            train, heldout = [([nearest(x, centroids) for x in xs], texts) for xs, (_, texts) in zip(vectors, splits)]
+            results = [spell(train, heldout, centroids, pool // least, given.steps, seed) for seed in given.seeds]
+            spent = {"cpu_seconds": round(time.process_time() - begin)}
+            name = f"{rate:g}" + (", of a projection" if learned else "")
+            record["rates"][name] = {"seeds": results, **spent}
+            keep(record, given.output)
+            print(name, results, flush=True)
     finish(record, given.output)
 
 

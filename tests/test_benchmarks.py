@@ -372,12 +372,15 @@ def test_unit_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         2,
         "--units",
         8,
+        "--spelling-steps",
+        2,
     ]
     run_small("unit_spelling.py", monkeypatch, *given, "--window", 3, "--rows", 4, 2, "--steps", 2)
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert record == json.loads((tmp_path / "spelling.json").read_text())
     assert record["texts"] == [3, 2]
-    assert list(record["rates"]) == ["25", "12.5", "8.3"]
+    ways = ["", ", of a projection"]
+    assert list(record["rates"]) == [f"{rate}{way}" for rate in ("25", "12.5", "8.3") for way in ways]
     assert all(rate["seeds"][0]["nats_a_letter"] > 0 for rate in record["rates"].values())
 
 

@@ -576,6 +576,33 @@ def test_a_decoder_comes_with_units_that_are_fitted(heard: Path, tmp_path: Path,
     assert plain.decoder is not None
 
 
+def test_a_projection_goes_with_the_units_that_are_made_of_it(heard: Path, tmp_path: Path) -> None:
+    waves, texts = [voice(s, 3.0) for s in range(3)], ["one two", None, "three"]
+    codec = listening(heard, rate=25, refine_steps=2, width=4, values=waves, texts=texts, spelling_steps=3)
+    assert codec.projection is not None
+    assert codec.codebook.shape == (12, codec.projection.config.size)
+    ids = codec.encode(waves)
+    rows = features(waves, codec.encoder, LAYER, 2)
+    assert ids == [nearest(codec.projection.units(row), codec.codebook).tolist() for row in rows]
+    plain = listening(heard, rate=25, values=waves)
+    assert ids != plain.encode(waves)
+    assert codec_hash(codec) != codec_hash(plain)
+    codec.save_pretrained(tmp_path / "codec")
+    for again in (load_codec(tmp_path / "codec"), pickle.loads(pickle.dumps(codec))):
+        assert again.encode(waves) == ids
+        assert np.array_equal(again.decode(ids)[0], codec.decode(ids)[0])
+        assert codec_hash(again) == codec_hash(codec)
+
+
+def test_no_projection_without_texts_or_with_a_codebook(source: Path) -> None:
+    with pytest.raises(ValueError, match=r"spelling_steps=5 needs the texts .* pre-trained with training\.ctc"):
+        made(source, values=[voice(1)], spelling_steps=5)
+    with pytest.raises(ValueError, match="spelling_steps=5 has no effect with a codebook"):
+        made(source, codebook="km.npy", spelling_steps=5)
+    with pytest.raises(ValueError, match="spelling_steps must be a whole number of at least 0, got -1"):
+        made(source, values=[voice(1)], texts=["one"], spelling_steps=-1)
+
+
 def test_no_decoder_without_sounds(source: Path) -> None:
     codec = made(source, codebook="km.npy")
     with pytest.raises(ValueError, match="needs units that were fitted on sound"):

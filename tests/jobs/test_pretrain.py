@@ -18,6 +18,7 @@ from tiny_recipes import workshop
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from zipper_lm.codecs.codec import load_codec
+from zipper_lm.codecs.sequence import SequenceCodec
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.encoding import column, encode_column
 from zipper_lm.jobs.pretrain import make_backbone, pretrain
@@ -314,6 +315,27 @@ def spelling(output: Path, data: str, **changes: Any) -> PretrainRecipe:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
+
+
+def test_a_codec_is_given_the_texts_that_are_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kind that asks for texts has those of its values, others as many as ever; without joint CTC none are known."""
+    data, given = spoken(tmp_path / "data", said(8)), list[Any]()
+    plain = SequenceCodec.make
+
+    def make(values: Any = (), *, texts: Any = None, **options: Any) -> SequenceCodec:
+        given.append((list(values), texts))
+        return plain(values, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SequenceCodec, "make", staticmethod(make))
+        pretrain(spelling(tmp_path / "spelled", data))
+        pretrain(spelling(tmp_path / "plain", data, training={"ctc": {}}))
+    rows = said(8)
+    signs = [row["sign"] for row in rows]
+    assert given == [(signs, [row["text"] for row in rows]), (signs, None)]
+    codec = {"kind": "speech-units", "options": {"spelling_steps": 9}}
+    with pytest.raises(ValueError, match=r"spelling_steps=9 needs training\.ctc, which .* such as 'sign->text'"):
+        spelling(tmp_path / "t", data, training={"ctc": {}}, codec=codec)
 
 
 def test_a_tower_learns_to_spell_what_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

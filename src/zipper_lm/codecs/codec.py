@@ -86,7 +86,7 @@ CODECS = {
 """This package's own codecs: kind to class; a codec with two names is saved by its class's. Beside the protocol each
 has a class method for recipes, ``make(values, *, source, revision, seed, **options)``: values to fit on (may be empty),
 a folder or Hub id, what else the kind takes; one that loads from the Hub also takes
-`zipper_lm.utils.hub.HUB_ARGUMENTS`."""
+`zipper_lm.utils.hub.HUB_ARGUMENTS`, and one with an argument ``texts`` is given what each value says."""
 
 PICTURE_KINDS = frozenset(("pixels", "color-clusters", "vq-image"))
 """Kinds of codecs that decode to pictures."""
@@ -164,6 +164,7 @@ def make_codec(
     kind: str,
     values: Sequence[Any] = (),
     *,
+    texts: Sequence[str | None] | None = None,
     source: str | None = None,
     revision: str | None = None,
     seed: int = 0,
@@ -174,6 +175,7 @@ def make_codec(
     Args:
         kind: of `CODECS`; not needed where `source` holds a `codec.json`.
         values: raw values to fit on, where the kind is fitted and no `source` is given.
+        texts: what each value says, `None` for one that is not known; for kinds that ask for it.
         source: folder of a saved codec, or folder or Hub id of the model or tokenizer inside it.
         revision: on the Hub. seed: of the fit. options: what the kind takes (docs/codecs.md), `cache_dir`, `token` and
             `local_files_only` among them if it loads from the Hub.
@@ -187,8 +189,10 @@ def make_codec(
         return load_codec(source, **options)
     if kind not in CODECS:
         raise ValueError(f"codec.kind {kind!r} is unknown; it is one of {sorted(CODECS)}")
+    make = own_codec(kind).make
+    known = {"texts": texts} if texts is not None and "texts" in inspect.signature(make).parameters else {}
     try:
-        return own_codec(kind).make(values, source=source, revision=revision, seed=seed, **options)
+        return make(values, **known, source=source, revision=revision, seed=seed, **options)
     except TypeError as error:
         raise ValueError(f"codec.options: {error}") from error
 

@@ -2,8 +2,9 @@
 
 Encoding: 16 kHz sound, an encoder of transformers (HuBERT, arXiv 2106.07447; wav2vec 2.0; WavLM; Whisper, arXiv
 2212.04356), the hidden states after one layer, pooled to a lower rate if one is named, the nearest centroid of each
-(Lakhotia et al. 2021, arXiv 2102.01192). The centroids are a published codebook, or fitted on the user's sound. Runs of
-one unit may be made one. Decoding: a unit vocoder (`zipper_lm.codecs.unit_vocoder`), or each unit's mean log-mel frames
+(Lakhotia et al. 2021, arXiv 2102.01192). The centroids are a published codebook, or fitted on the user's sound; there a
+projection may be learned first that keeps what spells (`zipper_lm.codecs.spelling_projection`). Runs of one unit may be
+made one. Decoding: a unit vocoder (`zipper_lm.codecs.unit_vocoder`), or each unit's mean log-mel frames
 in the user's sound, or a decoder trained on that (`zipper_lm.codecs.mel_decoder`), and Griffin-Lim or a vocoder of
 log-mel frames (`zipper_lm.codecs.mel_vocoder`).
 """
@@ -40,8 +41,10 @@ from zipper_lm.codecs.speech_encoder import (
     SpeechEncoder,
     features,
     pool_of,
+    pooled,
     speech_encoder,
 )
+from zipper_lm.codecs.spelling_projection import PROJECTION_FOLDER, SpellingProjection, check_spelling
 from zipper_lm.codecs.unit_sounds import FittedUnits, UnitSounds, unit_decoder, unit_frames
 from zipper_lm.codecs.unit_vocoder import UnitVocoder
 from zipper_lm.utils.files import files_into, write_json
@@ -94,10 +97,10 @@ class HubertUnits(LaidOut, RunsModel):
 
     Args:
         model: as `EncoderModel` loads it. at: where it came from.
-        config: see there. codebook: float [K, width of the model].
+        config: see there. codebook: float [K, D], D the width of the model, or what a projection makes of it.
         layout: where the K units lie among the ids; by default from 0 on.
         vocoder: speaks the units. sounds: what they stand for, if there is no vocoder.
-        decoder: of log-mel frames, beside `sounds`.
+        decoder: of log-mel frames, beside `sounds`. projection: of features, before the nearest centroid is found.
 
     Raises:
         ValueError: if the parts do not fit each other.
@@ -116,10 +119,11 @@ class HubertUnits(LaidOut, RunsModel):
         vocoder: UnitVocoder | None = None,
         sounds: UnitSounds | None = None,
         decoder: MelDecoder | None = None,
+        projection: SpellingProjection | None = None,
     ) -> None:
         self.encoder = speech_encoder(model, normalize=config.normalize, window=config.window)
         _check_layer(self.encoder, config.layer)
-        width = self.encoder.width
+        width = self.encoder.width if projection is None else projection.config.size
         if codebook.ndim != 2 or codebook.shape[1] != width:
             raise ValueError(
                 f"hubert-units: codebook has shape {list(codebook.shape)}, must be [units, {width}]: "
@@ -139,6 +143,7 @@ class HubertUnits(LaidOut, RunsModel):
         self.vocoder = vocoder
         self.sounds = sounds
         self.decoder = decoder
+        self.projection = projection
         if vocoder is not None:
             _check_vocoder(vocoder, len(codebook), self.rate, config.deduplicate)
 
@@ -158,7 +163,7 @@ class HubertUnits(LaidOut, RunsModel):
 
     @property
     def unit_vectors(self) -> tuple[range, Tensor]:
-        """Ids of the units, and their centroids, float32 [K, width of the model]."""
+        """Ids of the units, and their centroids, float32 [K, D]."""
         return self.layout.content, self.codebook
 
     @property
@@ -223,6 +228,8 @@ class HubertUnits(LaidOut, RunsModel):
                 self.vocoder.save(folder / VOCODER_FOLDER)
             if self.decoder is not None:
                 self.decoder.save(folder / DECODER_FOLDER)
+            if self.projection is not None:
+                self.projection.save(folder / PROJECTION_FOLDER)
             # not save_file: it makes files that only their owner can read
             (folder / WEIGHTS_FILE).write_bytes(save({name: t.contiguous() for name, t in tensors.items()}))
             fields = {
@@ -232,6 +239,7 @@ class HubertUnits(LaidOut, RunsModel):
                 "layout": self.layout.settings(),
                 "speaker": None if self.vocoder is None else self.vocoder.speaker,
                 **({} if self.decoder is None else {"decoder": True}),
+                **({} if self.projection is None else {"projection": True}),
             }
             write_json(folder / CODEC_FILE, fields)
 
@@ -258,13 +266,29 @@ class HubertUnits(LaidOut, RunsModel):
         if fields.get("decoder") and sounds is not None:
             units, frames, _ = sounds.mels.shape
             decoder = MelDecoder.load(Path(path) / DECODER_FOLDER, units=units, frames=frames)
-        return cls._open(at, config, codebook, layout, vocoder, sounds, decoder)
+        model, at = open_model(EncoderModel, at)
+        projection = None
+        if fields.get("projection"):
+            width = speech_encoder(model, normalize=config.normalize, window=config.window).width
+            projection = SpellingProjection.load(Path(path) / PROJECTION_FOLDER, features=width, pool=config.pool)
+        return cls(
+            model,
+            at,
+            config,
+            codebook,
+            layout=layout,
+            vocoder=vocoder,
+            sounds=sounds,
+            decoder=decoder,
+            projection=projection,
+        )
 
     @classmethod
     def make(
         cls,
         values: Sequence[Any] = (),
         *,
+        texts: Sequence[str | None] | None = None,
         source: str | None = None,
         revision: str | None = None,
         seed: int = 0,
@@ -275,6 +299,7 @@ class HubertUnits(LaidOut, RunsModel):
         normalize: bool | None = None,
         rate: float | None = None,
         window: float | None = None,
+        spelling_steps: int = 0,
         refine_steps: int = 0,
         width: int = 160,
         vocoder: str | None = None,
@@ -290,6 +315,7 @@ class HubertUnits(LaidOut, RunsModel):
 
         Args:
             values: sounds to fit a codebook on, where none is given.
+            texts: what each of them says, `None` for one that is not known.
             source: folder or Hub id of the encoder. revision: on the Hub. seed: of the fit.
             layer: whose features; the codebook's, if one is given.
             codebook: file of centroids [K, width]: a path, or a name inside `source`; `.npy`, `.safetensors`, or
@@ -299,6 +325,7 @@ class HubertUnits(LaidOut, RunsModel):
             normalize: see there; by default as the encoder's preprocessor_config.json says, false if it has none.
             rate: units a second, of which the encoder's own rate is a multiple: 25, 12.5 and 8.3 of one that gives 50.
             window: see `HubertUnitsConfig`.
+            spelling_steps: training steps of a projection that keeps what spells the texts, before units are fitted.
             refine_steps, width: training steps and channels of a decoder, where units are fitted; see `MelDecoder`.
             vocoder: folder, file or Hub id: with a codebook of its units, see `UnitVocoder.load`; without, of what a
                 decoder writes, see `MelVocoder.load`. vocoder_revision: on the Hub.
@@ -316,6 +343,7 @@ class HubertUnits(LaidOut, RunsModel):
         if vocoder is None and vocoder_revision is not None:
             raise ValueError(f"codec.options: vocoder_revision={vocoder_revision!r} has no effect without a vocoder")
         check_training(refine_steps, width)
+        check_spelling(spelling_steps)
         if codebook is None and vocoder is not None and not refine_steps:
             raise ValueError(
                 "codec.options: a vocoder speaks the units of a codebook, or what a decoder writes: give codebook, or "
@@ -323,8 +351,14 @@ class HubertUnits(LaidOut, RunsModel):
             )
         if codebook is None and speaker:
             raise ValueError(f"codec.options: speaker={speaker} has no effect without a codebook and its vocoder")
-        if refine_steps and codebook is not None:
-            raise ValueError(f"codec.options: refine_steps={refine_steps} has no effect with a codebook")
+        for name, steps in (("refine_steps", refine_steps), ("spelling_steps", spelling_steps)):
+            if steps and codebook is not None:
+                raise ValueError(f"codec.options: {name}={steps} has no effect with a codebook")
+        if spelling_steps and texts is None:
+            raise ValueError(
+                f"codec.options: spelling_steps={spelling_steps} needs the texts of the sounds: let the tower be "
+                "pre-trained with training.ctc, which names the task that they are taken from"
+            )
         if normalize is None:
             normalize = _normalizes(source, revision, **hub)
         centroids = None if codebook is None else read_codebook(codebook, source, revision, **hub)
@@ -332,7 +366,7 @@ class HubertUnits(LaidOut, RunsModel):
         if isinstance(size, bool) or not isinstance(size, int) or size < 2:
             raise ValueError(f"hubert-units: units must be a whole number of at least 2, got {size!r}")
         placed = IdLayout(units=size, offset=offset, bos=bos, eos=eos, pad=pad)
-        speaks = says = sounds = decoder = None
+        speaks = says = sounds = decoder = projection = None
         if vocoder is not None and codebook is not None:
             speaks = UnitVocoder.load(vocoder, revision=vocoder_revision, speaker=speaker, **hub)
         elif vocoder is not None:
@@ -347,30 +381,37 @@ class HubertUnits(LaidOut, RunsModel):
         if refine_steps and (encoder.stride * pool) % HOP:
             raise ValueError("codec.options: refine_steps has no effect: a unit does not last whole frames of 10 ms")
         if centroids is None:
-            fitted = FittedUnits(values, encoder, layer, pool, size, seed, says)
-            centroids, sounds = fitted.centroids, fitted.sounds
+            fitted = FittedUnits(values, encoder, layer, pool, size, seed, says, texts or (), spelling_steps)
+            centroids, sounds, projection = fitted.centroids, fitted.sounds, fitted.projection
             if refine_steps:
                 decoder = fitted.decoder(refine_steps, width, seed)
-        return cls(model, at, config, centroids, layout=placed, vocoder=speaks, sounds=sounds, decoder=decoder)
+        return cls(
+            model,
+            at,
+            config,
+            centroids,
+            layout=placed,
+            vocoder=speaks,
+            sounds=sounds,
+            decoder=decoder,
+            projection=projection,
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To other processes the encoder goes by name: a weight-normed one cannot be pickled."""
-        parts = (self.at, self.config, self.codebook, self.layout, self.vocoder, self.sounds, self.decoder)
-        return self._open, parts
+        parts: dict[str, Any] = {
+            "layout": self.layout,
+            "vocoder": self.vocoder,
+            "sounds": self.sounds,
+            "decoder": self.decoder,
+            "projection": self.projection,
+        }
+        return partial(self._open, **parts), (self.at, self.config, self.codebook)
 
     @classmethod
-    def _open(
-        cls,
-        at: ModelSource,
-        config: HubertUnitsConfig,
-        codebook: Tensor,
-        layout: IdLayout,
-        vocoder: UnitVocoder | None,
-        sounds: UnitSounds | None,
-        decoder: MelDecoder | None,
-    ) -> HubertUnits:
+    def _open(cls, at: ModelSource, config: HubertUnitsConfig, codebook: Tensor, **parts: Any) -> HubertUnits:
         model, at = open_model(EncoderModel, at)
-        return cls(model, at, config, codebook, layout=layout, vocoder=vocoder, sounds=sounds, decoder=decoder)
+        return cls(model, at, config, codebook, **parts)
 
     def fit_decoder(
         self,
@@ -408,8 +449,10 @@ class HubertUnits(LaidOut, RunsModel):
 
     def _units(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
         """Units, long [time] each, of waves at 16 kHz."""
-        found = features(waves, self.encoder, self.config.layer, self.config.pool)
-        return [nearest(vectors, self.codebook) for vectors in found]
+        pool, project = self.config.pool, self.projection
+        found = features(waves, self.encoder, self.config.layer, pool)
+        vectors = [pooled(row, pool) if project is None else project.units(row) for row in found]
+        return [nearest(each, self.codebook) for each in vectors]
 
 
 def _normalizes(source: str, revision: str | None, **hub: Any) -> bool:

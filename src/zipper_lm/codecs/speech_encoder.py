@@ -166,13 +166,12 @@ def speech_encoder(model: PreTrainedModel, *, normalize: bool = False, window: f
 
 @torch.inference_mode()
 def features(waves: Sequence[np.ndarray], encoder: SpeechEncoder, layer: int, pool: int = 1) -> list[Tensor]:
-    """Features, float32 [units, D] each, of waves float32 [time] at 16 kHz.
+    """Features, float32 [units * pool, D] each, of waves float32 [time] at 16 kHz.
 
     Silence is appended to whole units. Pieces of several waves are run together where the encoder allows it.
 
     Args:
-        waves: any number. encoder: whose. layer: after which; 0 is what enters the first. pool: of how many features in
-            a row one is the mean.
+        waves: any number. encoder: whose. layer: after which; 0 is what enters the first. pool: features to a unit.
     """
     padded = [_padded(wave, encoder, pool) for wave in waves]
     cuts = [list(_cuts(_count(len(wave), encoder), encoder)) for wave in padded]
@@ -183,9 +182,13 @@ def features(waves: Sequence[np.ndarray], encoder: SpeechEncoder, layer: int, po
     rows, rest = [], iter(read)
     for found in cuts:
         kept = [next(rest)[first - begin : last - begin] for begin, _, first, last in found]
-        row = kept[0] if len(kept) == 1 else torch.cat(kept)
-        rows.append(row if pool == 1 else row.unflatten(0, (-1, pool)).mean(1))
+        rows.append(kept[0] if len(kept) == 1 else torch.cat(kept))
     return rows
+
+
+def pooled(row: Tensor, pool: int) -> Tensor:
+    """The mean of every `pool` features: [units * pool, D] to [units, D]."""
+    return row if pool == 1 else row.unflatten(0, (-1, pool)).mean(1)
 
 
 def pool_of(rate: float | None, encoder: SpeechEncoder) -> int:

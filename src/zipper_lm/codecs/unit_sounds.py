@@ -19,7 +19,8 @@ from zipper_lm.codecs.kmeans import ENOUGH, fit_centroids, means, nearest
 from zipper_lm.codecs.mel import BANDS, HOP, log_mel, mel_to_sound, normalise_loudness
 from zipper_lm.codecs.mel_decoder import MelDecoder, MelDecoderConfig, fit_mel_decoder
 from zipper_lm.codecs.mel_vocoder import MelVocoder
-from zipper_lm.codecs.speech_encoder import SpeechEncoder, features
+from zipper_lm.codecs.speech_encoder import SpeechEncoder, features, pooled
+from zipper_lm.codecs.spelling_projection import SpellingProjection, fit_spelling_projection
 from zipper_lm.utils.progress import run_bar
 
 LONGEST_RUN = 10_000
@@ -63,6 +64,8 @@ class FittedUnits:
         values: sounds, as `read_audio` reads them, of any length. encoder, layer, pool: as of `features`.
         units: number of centroids, at least 2. seed: of the draw and of k-means.
         vocoder: that will speak them, of whose frames a decoder learns.
+        texts: what each sound says, where a projection is learned first; `None` for one that is not known.
+        spelling_steps: of that training, 0 for none.
 
     Raises:
         ValueError: if there is too little sound, or it cannot be read.
@@ -77,23 +80,28 @@ class FittedUnits:
         units: int,
         seed: int,
         vocoder: MelVocoder | None = None,
+        texts: Sequence[str | None] = (),
+        spelling_steps: int = 0,
     ) -> None:
         samples = encoder.stride * pool
         vectors: list[Tensor] = []
         frames: list[Tensor] = []
         self.vocoder, self.goals = vocoder, frames if vocoder is None else []
         order, total = np.random.default_rng(seed).permutation(len(values)).tolist(), 0
+        said = [texts[number] for number in order] if spelling_steps else []
         with run_bar("sounds of which units are made") as advance:
             advance(0, len(order))
             while order and total < ENOUGH:
                 waves = [read_sound(values[number]) for number in order[: encoder.batch]]
                 order = order[encoder.batch :]
                 found = features(waves, encoder, layer, pool)
-                vectors += found
-                frames += [unit_frames(wave, len(row), samples) for wave, row in zip(waves, found)]
+                counts = [len(row) // pool for row in found]
+                # for a projection whole, in half the memory: it learns from all of them, over and over
+                vectors += [row.half() if spelling_steps else pooled(row, pool) for row in found]
+                frames += [unit_frames(wave, count, samples) for wave, count in zip(waves, counts)]
                 if vocoder is not None:
-                    self.goals += [unit_frames(wave, len(row), samples, vocoder) for wave, row in zip(waves, found)]
-                total += sum(len(row) for row in found)
+                    self.goals += [unit_frames(wave, count, samples, vocoder) for wave, count in zip(waves, counts)]
+                total += sum(counts)
                 needed = round(len(vectors) * max(1.0, ENOUGH / total))
                 advance(len(vectors), min(len(values), needed))
         if total < units:
@@ -101,6 +109,14 @@ class FittedUnits:
                 f"hubert-units: {total} vectors are too few for units={units}: at least {units} "
                 f"({units * samples / SAMPLING_RATE:.0f} s of sound) are needed, or the option codebook"
             )
+        self.projection: SpellingProjection | None = None
+        if spelling_steps:
+            rate = SAMPLING_RATE / samples
+            learned = fit_spelling_projection(
+                vectors, said[: len(vectors)], pool, rate, steps=spelling_steps, seed=seed
+            )
+            vectors = [learned.units(row) for row in vectors]
+            self.projection = learned
         everything = torch.cat(vectors)
         self.centroids = fit_centroids(everything, units, seed)
         ids = nearest(everything, self.centroids)

@@ -118,7 +118,7 @@ def pretrain(
     if spells is not None:
         _check_texts(texts, spells)
     with show_on(console):
-        codec = made_by_main(partial(recipe.codec.make, values, recipe.seed))
+        codec = made_by_main(partial(recipe.codec.make, values, recipe.seed, texts if spells else None))
     if isinstance(codec, RunsModel) and arguments.device.type == "cuda":
         codec.to(arguments.device)
     backbone = make_backbone(recipe.backbone, codec)

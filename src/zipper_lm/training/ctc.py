@@ -26,13 +26,11 @@ from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import rows_that_see
 from zipper_lm.training.beside import Pair, padded, segment_pairs
 from zipper_lm.utils.host import send
+from zipper_lm.utils.letters import BLANK, CLASSES, fits, letters_of
 from zipper_lm.utils.processes import several
 
 HEADS_FILE = "ctc.safetensors"
 """In a training's checkpoint, what joint CTC spells with."""
-BLANK = 0
-CLASSES = 257
-"""Blank, and the bytes."""
 TRIED = 64
 """Documents that are looked at before training: at least half of their texts must be short enough."""
 
@@ -52,13 +50,12 @@ class Spelled:
     @classmethod
     def of(cls, text: str, row: int, read: Tensor) -> Spelled:
         """A text in the bytes of its small letters."""
-        return cls(row, read, [1 + letter for letter in text.lower().encode()])
+        return cls(row, read, letters_of(text))
 
     @property
     def fits(self) -> bool:
         """Whether there is a token for each letter, and one between two that are the same."""
-        repeats = sum(one == other for one, other in zip(self.letters, self.letters[1:]))
-        return len(self.letters) + repeats <= len(self.read)
+        return fits(self.letters, len(self.read))
 
 
 class Ctc(nn.Module):

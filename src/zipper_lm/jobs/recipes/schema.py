@@ -116,9 +116,14 @@ def _check_pretraining(training: TrainingRecipe) -> None:
         raise ValueError(f"training.corrupt={training.corrupt}: in pre-training there is one modality; give one number")
 
 
-def _check_spelling(modality: str, training: TrainingRecipe) -> None:
+def _check_spelling(modality: str, training: TrainingRecipe, codec: CodecRecipe) -> None:
     """Raise `ValueError` unless joint CTC, if it is asked for, goes from the tower's modality to one other."""
     if not training.ctc:
+        if steps := codec.options.get("spelling_steps"):
+            raise ValueError(
+                f"codec.options: spelling_steps={steps} needs training.ctc, which names the task whose texts are "
+                f"spelled, such as '{modality}->text'"
+            )
         return
     task, *others = [parse_task(template) for template in training.ctc]
     if others or task.given != (modality,) or len(task.targets) > 1 or task.repeats:
@@ -171,19 +176,27 @@ class CodecRecipe:
     def __post_init__(self) -> None:
         if self.kind not in CODECS:
             raise ValueError(f"codec.kind must be one of {sorted(CODECS)}, got {self.kind!r}")
-        if taken := sorted(set(self.options) & {"values", "source", "revision", "seed"}):
+        if taken := sorted(set(self.options) & {"values", "texts", "source", "revision", "seed"}):
             raise ValueError(f"codec.options: {taken} are no options")
 
-    def make(self, values: Sequence[Any] = (), seed: int = 0) -> Codec:
+    def make(self, values: Sequence[Any] = (), seed: int = 0, texts: Sequence[str | None] | None = None) -> Codec:
         """The codec.
 
         Args:
-            values: raw values to fit on. seed: of the fit.
+            values: raw values to fit on. seed: of the fit. texts: what each value says, if that is known.
 
         Raises:
             ValueError: as `zipper_lm.codecs.codec.make_codec`.
         """
-        return make_codec(self.kind, values, source=self.source, revision=self.revision, seed=seed, **self.options)
+        return make_codec(
+            self.kind,
+            values,
+            texts=texts,
+            source=self.source,
+            revision=self.revision,
+            seed=seed,
+            **self.options,
+        )
 
 
 @dataclass(kw_only=True)
@@ -215,7 +228,7 @@ class PretrainRecipe:
 
     def __post_init__(self) -> None:
         _check_pretraining(self.training)
-        _check_spelling(self.modality, self.training)
+        _check_spelling(self.modality, self.training, self.codec)
         _check_patience(self.training, self.data)
         if self.data.buffer is not None:
             raise ValueError(f"data.buffer={self.data.buffer} has no effect in pre-training; leave it out")

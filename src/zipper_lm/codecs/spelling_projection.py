@@ -1,0 +1,219 @@
+"""What of an encoder's features tells what is said: few numbers a unit, learned with the texts of some sounds.
+
+K-means keeps what varies most, and in features of speech much of that is who speaks, how loud, and where in the window.
+So a small network is trained first to keep what spells: a head with more context must spell each sound's text from its
+output, by CTC (Graves et al. 2006), through noise, so that what lies near means the same. The head is thrown away and
+the output made units of. So it is with the tokens of CosyVoice (arXiv 2407.05407), which are quantised inside of a
+recogniser; there the whole recogniser is trained, here the encoder stays as it is, and a few hours are enough.
+
+Letters: B sounds of T units, P features to a unit, D width of a feature, S numbers a unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from zipper_lm.utils.files import write_json
+from zipper_lm.utils.json_files import read_mapping
+from zipper_lm.utils.letters import BLANK, CLASSES, fits, letters_of
+from zipper_lm.utils.progress import run_bar
+from zipper_lm.utils.weights import check_shapes, on_meta, shapes_of, stored_shapes
+
+PROJECTION_FOLDER = "projection"
+"""Where a codec's folder keeps it."""
+_CONFIG_FILE, _WEIGHTS_FILE = "config.json", "model.safetensors"
+_NOISE = 0.3  # beside a spread of one
+_BATCH, _RATE, _WARM = 32, 2e-3, 0.1
+_PLACES = 50  # a second, at least, that a head spells at: speech has up to twenty letters
+_MAY_LACK = 16  # tensors of a damaged file, which is told what it lacks; a config may ask for a million
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpellingProjectionConfig:
+    """Sizes.
+
+    Args:
+        features: numbers in a feature. pool: features to a unit. size: numbers a unit becomes.
+        width: channels. kernel: units that one is made of, its neighbours on either side among them; odd.
+
+    Raises:
+        ValueError: on a value out of range.
+    """
+
+    features: int
+    pool: int = 1
+    size: int = 32
+    width: int = 256
+    kernel: int = 5
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"projection: {name} must be a whole number of at least 1, got {value!r}")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"projection: kernel must be odd, got {self.kernel}")
+
+
+class SpellingProjection(nn.Module):
+    """Features to few numbers a unit, with mean zero and variance one over these numbers.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: SpellingProjectionConfig) -> None:
+        super().__init__()
+        self.config = config
+        entering = config.features * config.pool
+        # without a bias, so that zeros behind a shorter sound of a batch are what the convolution pads with
+        self.norm = nn.LayerNorm(entering, bias=False)
+        self.conv = nn.Conv1d(entering, config.width, config.kernel, padding=config.kernel // 2)
+        self.out = nn.Linear(config.width, config.size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Float32 [B, T * P, D] to float32 [B, T, S]."""
+        units = features.unflatten(1, (-1, self.config.pool)).flatten(2)
+        seen = F.gelu(self.conv(self.norm(units).transpose(1, 2)).transpose(1, 2))
+        return F.layer_norm(self.out(seen), (self.config.size,))
+
+    @torch.inference_mode()
+    def units(self, features: Tensor) -> Tensor:
+        """What of one sound's features, [T * P, D] of any float dtype, units are made of: float32 [T, S]."""
+        found: Tensor = self(features.float()[None])[0]
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` and `model.safetensors`."""
+        folder.mkdir()
+        write_json(folder / _CONFIG_FILE, asdict(self.config))
+        # not save_file: it makes files that only their owner can read
+        (folder / _WEIGHTS_FILE).write_bytes(save({k: v.contiguous() for k, v in self.state_dict().items()}))
+
+    @classmethod
+    def load(cls, folder: Path, *, features: int, pool: int) -> SpellingProjection:
+        """Read what `save` wrote.
+
+        Args:
+            folder: see there. features, pool: of the codec that it belongs to.
+
+        Raises:
+            ValueError: if a file is missing or damaged, the weights are not as its config says, or it is another
+                codec's.
+        """
+        config_file, weights = folder / _CONFIG_FILE, folder / _WEIGHTS_FILE
+        try:
+            config = SpellingProjectionConfig(**read_mapping(config_file))
+        except TypeError as error:
+            raise ValueError(f"{config_file}: {error}") from error
+        for name, own, theirs in (("features", config.features, features), ("pool", config.pool, pool)):
+            if own != theirs:
+                raise ValueError(f"{config_file}: {name}={own}, but the codec has {theirs}: it is another codec's")
+        there = stored_shapes(weights)
+        check_shapes(
+            str(weights), there, shapes_of(on_meta(str(config_file), lambda: cls(config), len(there) + _MAY_LACK))
+        )
+        network = cls(config)
+        network.load_state_dict(load_file(weights))
+        return network.eval().requires_grad_(False)
+
+
+class _Speller(nn.Module):
+    """Spells from a projection's output, in training alone: convolutions beside the identity, some places a unit.
+
+    Args:
+        size: numbers a unit. width: channels. places: a unit.
+    """
+
+    def __init__(self, size: int, width: int, places: int) -> None:
+        super().__init__()
+        self.places = places
+        self.enter = nn.Linear(size, width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(4))
+        self.convs = nn.ModuleList(nn.Conv1d(width, width, 5, padding=2) for _ in range(3))
+        self.head = nn.Linear(width, places * CLASSES)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """Float32 [B, T, S] to log-probabilities [B, T * places, classes]."""
+        h = self.enter(seen)
+        for norm, conv in zip(self.norms, self.convs):
+            h = h + F.gelu(conv(norm(h).transpose(1, 2)).transpose(1, 2))
+        return self.head(self.norms[-1](h)).unflatten(2, (self.places, -1)).flatten(1, 2).log_softmax(-1)
+
+
+def check_spelling(steps: int) -> None:
+    """Raise `ValueError` unless a projection can be trained for so many steps, of which 0 are none."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"codec.options: spelling_steps must be a whole number of at least 0, got {steps!r}")
+
+
+def fit_spelling_projection(
+    features: Sequence[Tensor],
+    texts: Sequence[str | None],
+    pool: int,
+    rate: float,
+    *,
+    steps: int,
+    seed: int = 0,
+) -> SpellingProjection:
+    """Train a projection.
+
+    Args:
+        features: of each sound, [T * P, D], of any float dtype. texts: what is said in it, `None` if that is not known.
+        pool: features to a unit. rate: units a second. steps: of the optimizer, each of 32 sounds of like length.
+        seed: of weights, order and noise.
+
+    Raises:
+        ValueError: if of no text there is as much sound as it has letters.
+    """
+    places = max(1, round(_PLACES / rate))
+    spelled = [[] if text is None else letters_of(text) for text in texts]
+    kept = [i for i, row in enumerate(features) if spelled[i] and fits(spelled[i], len(row) // pool * places)]
+    if not kept:
+        known = sum(map(bool, spelled))
+        raise ValueError(
+            f"codec.options: spelling_steps={steps} needs sounds with texts that they have time for; of "
+            f"{len(features)} sounds {known} have texts, and none as much time"
+        )
+    drawn = torch.Generator().manual_seed(seed)
+    config = SpellingProjectionConfig(features=features[0].shape[1], pool=pool)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network, speller = SpellingProjection(config), _Speller(config.size, config.width, places)
+    parameters = [*network.parameters(), *speller.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps + 1, pct_start=_WARM)
+    batches = _batches(kept, [len(row) for row in features], drawn)
+    with torch.enable_grad(), run_bar("what of the features spells") as advance:
+        advance(0, steps)
+        for step in range(1, steps + 1):
+            rows = next(batches)
+            letters = [torch.tensor(spelled[i]) for i in rows]
+            lengths = torch.tensor([len(features[i]) // pool * places for i in rows])
+            seen = network(pad_sequence([features[i].float() for i in rows], batch_first=True))
+            said = speller(seen + _NOISE * torch.randn(seen.shape, generator=drawn))
+            counts = torch.tensor([len(row) for row in letters])
+            loss = F.ctc_loss(said.transpose(0, 1), torch.cat(letters), lengths, counts, BLANK, "sum") / counts.sum()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            advance(step, steps, loss.item())
+    return network.eval().requires_grad_(False)
+
+
+def _batches(rows: Sequence[int], lengths: Sequence[int], drawn: torch.Generator) -> Iterator[list[int]]:
+    """Batches of like length, without end, each pass in another order."""
+    ordered = sorted(rows, key=lambda i: lengths[i])
+    batches = [ordered[i : i + _BATCH] for i in range(0, len(ordered), _BATCH)]
+    while True:
+        for number in torch.randperm(len(batches), generator=drawn).tolist():
+            yield batches[number]
