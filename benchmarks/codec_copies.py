@@ -47,7 +47,7 @@ def of_a_folder(data: str, split: str, most: int | None, sounds: int, columns: d
     parts: list[list[Any]] = [
         list(read_rows(data, columns, s, count)) for s, count in (("train", sounds), (split, most))
     ]
-    train, copied = [([read_audio(row["speech"]) for row in part], [row["text"] for row in part]) for part in parts]
+    train, copied = [([read_audio(row["speech"]) for row in part], [row.get("text") for row in part]) for part in parts]
     return train, copied
 
 
@@ -93,7 +93,8 @@ def main() -> None:
         codec = make_codec(given.kind, train, texts=said, source=given.source, seed=given.seed, **wanted)
     taken = {"seconds": round(time.perf_counter() - begin), "cpu_seconds": round(time.process_time() - worked)}
     decoder, codec.decoder = codec.decoder, None
-    settings = {name: getattr(given, name) for name in ("kind", "options", "split", "steps", "width", "seed")}
+    names = ("kind", "options", "columns", "split", "steps", "width", "seed")
+    settings = {name: getattr(given, name) for name in names}
     settings["source"] = Path(given.source).name if given.source else None
     record = begun(
         **settings,

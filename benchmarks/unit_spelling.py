@@ -86,8 +86,9 @@ def means_of(splits: Sequence[Spoken], pool: int) -> list[list[Tensor]]:
 
 def projected(splits: Sequence[Spoken], pool: int, rate: float, steps: int) -> list[list[Tensor]]:
     """The same by a projection that has learned to spell on the first split."""
-    learned = fit_spelling_projection(*splits[0], pool, rate, steps=steps)
-    return [[learned.units(x) for x in found] for found, _ in splits]
+    train, texts = splits[0]
+    learned = fit_spelling_projection([x.float() for x in train], texts, pool, rate, steps=steps)
+    return [[learned.units(x.float()) for x in found] for found, _ in splits]
 
 
 def spell(train: Spoken, heldout: Spoken, centroids: Tensor, each: int, steps: int, seed: int) -> dict[str, Any]:
@@ -149,7 +150,8 @@ def main() -> None:
     least = min(pools)
     if any(pool % least for pool in pools):
         parser.error(f"--rates {given.rates}: each must divide the highest one")
-    settings = {name: getattr(given, name) for name in ("layer", "units", "rows", "steps", "seeds", "spelling_steps")}
+    names = ("layer", "window", "units", "rows", "steps", "seeds", "spelling_steps")
+    settings = {name: getattr(given, name) for name in names}
     record = begun(source=Path(given.source).name, **settings, rates={})
     splits = [
         heard(given.data, split, most, encoder, given.layer, math.lcm(*pools), least)

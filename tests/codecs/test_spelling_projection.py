@@ -104,6 +104,25 @@ def test_a_folder_of_it_is_read_again_and_damage_is_told(tmp_path: Path) -> None
         SpellingProjection.load(at, features=WIDTH, pool=POOL)
 
 
+def test_sounds_that_are_too_long_are_not_learned_from() -> None:
+    """Thirty-two of an hour each, side by side, would take all memory there is."""
+    features, texts, _ = said(2)
+    hour = features[0].repeat(70, 1)
+    with pytest.raises(ValueError, match=r"of 1 sounds 1 have texts, 0 of these last at most 30 s"):
+        fit_spelling_projection([hour], texts[:1], POOL, 25, steps=1)
+    alone = fit_spelling_projection(features[1:], texts[1:], POOL, 25, steps=2)
+    beside = fit_spelling_projection([hour, features[1]], texts, POOL, 25, steps=2)
+    assert torch.equal(alone.out.weight, beside.out.weight)
+
+
+def test_features_that_are_no_numbers_are_told_at_once() -> None:
+    """They made every weight of it NaN, and k-means said so after all the training."""
+    features, texts, _ = said(2)
+    features[1][3, 2] = torch.inf
+    with pytest.raises(ValueError, match="spelling_steps=9: the loss is nan at step 1"):
+        fit_spelling_projection(features, texts, POOL, 25, steps=9)
+
+
 @pytest.mark.parametrize("value", [0, True, 2.5, "8"])
 def test_sizes_are_whole_numbers(value: object) -> None:
     with pytest.raises(ValueError, match="size must be a whole number of at least 1"):

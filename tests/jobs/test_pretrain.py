@@ -15,9 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_recipes import workshop
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, WhisperFeatureExtractor
 
+from tests.codecs.test_hubert_units import whisper
+from tests.codecs.test_speech import voice
+from zipper_lm.codecs import codec as codec_module
+from zipper_lm.codecs.audio import write_audio
 from zipper_lm.codecs.codec import load_codec
+from zipper_lm.codecs.hubert_units import HubertUnits
 from zipper_lm.codecs.sequence import SequenceCodec
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.encoding import column, encode_column
@@ -327,15 +332,34 @@ def test_a_codec_is_given_the_texts_that_are_spelled(tmp_path: Path, monkeypatch
         return plain(values, **options)
 
     with monkeypatch.context() as patched:
+        patched.setattr(codec_module, "SPELLING_KINDS", frozenset(("sequence",)))
         patched.setattr(SequenceCodec, "make", staticmethod(make))
         pretrain(spelling(tmp_path / "spelled", data))
         pretrain(spelling(tmp_path / "plain", data, training={"ctc": {}}))
     rows = said(8)
     signs = [row["sign"] for row in rows]
     assert given == [(signs, [row["text"] for row in rows]), (signs, None)]
-    codec = {"kind": "speech-units", "options": {"spelling_steps": 9}}
+    units = {"kind": "speech-units", "options": {"spelling_steps": 9}}
     with pytest.raises(ValueError, match=r"spelling_steps=9 needs training\.ctc, which .* such as 'sign->text'"):
-        spelling(tmp_path / "t", data, training={"ctc": {}}, codec=codec)
+        spelling(tmp_path / "t", data, training={"ctc": {}}, codec=units)
+
+
+def test_units_that_spell_go_with_a_tower_that_spells(tmp_path: Path) -> None:
+    """A recipe's codec learns from the texts that the tower spells, and lies in the tower's folder."""
+    whisper().save_pretrained(tmp_path / "whisper")
+    WhisperFeatureExtractor().save_pretrained(tmp_path / "whisper")
+    rows = [{"speech": f"{i}.wav", "text": "ab" * (1 + i)} for i in range(3)]
+    data = spoken(tmp_path / "data", rows)
+    for i, row in enumerate(rows):
+        write_audio(tmp_path / "data" / row["speech"], voice(i, 1.0))
+    options = {"layer": 2, "rate": 25, "window": 3, "units": 8, "spelling_steps": 9}
+    units = {"kind": "speech-units", "source": str(tmp_path / "whisper"), "options": options}
+    training = {"steps": 2, "ctc": {"speech->text": 1}}
+    pretrain(spelling(tmp_path / "tower", data, modality="speech", codec=units, training=training, context=64))
+    made = load_codec(tmp_path / "tower")
+    assert isinstance(made, HubertUnits)
+    assert made.projection is not None
+    assert len(made.encode([voice(1, 1.0)])[0]) == 25
 
 
 def test_a_tower_learns_to_spell_what_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

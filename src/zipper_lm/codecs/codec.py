@@ -86,10 +86,13 @@ CODECS = {
 """This package's own codecs: kind to class; a codec with two names is saved by its class's. Beside the protocol each
 has a class method for recipes, ``make(values, *, source, revision, seed, **options)``: values to fit on (may be empty),
 a folder or Hub id, what else the kind takes; one that loads from the Hub also takes
-`zipper_lm.utils.hub.HUB_ARGUMENTS`, and one with an argument ``texts`` is given what each value says."""
+`zipper_lm.utils.hub.HUB_ARGUMENTS`."""
 
 PICTURE_KINDS = frozenset(("pixels", "color-clusters", "vq-image"))
 """Kinds of codecs that decode to pictures."""
+
+SPELLING_KINDS = frozenset(("hubert-units", "speech-units"))
+"""Kinds that may be fitted on what the values say, too: their `make` takes ``texts``."""
 
 
 def load_codec(path: str | Path, *, trust_remote_code: bool = False, **hub: Any) -> Codec:
@@ -175,7 +178,7 @@ def make_codec(
     Args:
         kind: of `CODECS`; not needed where `source` holds a `codec.json`.
         values: raw values to fit on, where the kind is fitted and no `source` is given.
-        texts: what each value says, `None` for one that is not known; for kinds that ask for it.
+        texts: what each value says, `None` for one that is not known; only `SPELLING_KINDS` heed it.
         source: folder of a saved codec, or folder or Hub id of the model or tokenizer inside it.
         revision: on the Hub. seed: of the fit. options: what the kind takes (docs/codecs.md), `cache_dir`, `token` and
             `local_files_only` among them if it loads from the Hub.
@@ -189,10 +192,11 @@ def make_codec(
         return load_codec(source, **options)
     if kind not in CODECS:
         raise ValueError(f"codec.kind {kind!r} is unknown; it is one of {sorted(CODECS)}")
-    make = own_codec(kind).make
-    known = {"texts": texts} if texts is not None and "texts" in inspect.signature(make).parameters else {}
+    if texts is not None and len(texts) != len(values):
+        raise ValueError(f"codec: {len(texts)} texts for {len(values)} values")
+    known = {"texts": texts} if texts is not None and kind in SPELLING_KINDS else {}
     try:
-        return make(values, **known, source=source, revision=revision, seed=seed, **options)
+        return own_codec(kind).make(values, **known, source=source, revision=revision, seed=seed, **options)
     except TypeError as error:
         raise ValueError(f"codec.options: {error}") from error
 

@@ -381,7 +381,7 @@ class HubertUnits(LaidOut, RunsModel):
         if refine_steps and (encoder.stride * pool) % HOP:
             raise ValueError("codec.options: refine_steps has no effect: a unit does not last whole frames of 10 ms")
         if centroids is None:
-            fitted = FittedUnits(values, encoder, layer, pool, size, seed, says, texts or (), spelling_steps)
+            fitted = FittedUnits(values, encoder, layer, pool, size, seed, says, texts, spelling_steps)
             centroids, sounds, projection = fitted.centroids, fitted.sounds, fitted.projection
             if refine_steps:
                 decoder = fitted.decoder(refine_steps, width, seed)

@@ -28,6 +28,7 @@ from zipper_lm.codecs.mel_vocoder import MelVocoder
 from zipper_lm.utils.files import write_json
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.progress import run_bar
+from zipper_lm.utils.schedules import one_cycle
 from zipper_lm.utils.weights import check_shapes, on_meta, shapes_of, stored_shapes
 
 DECODER_FOLDER = "decoder"
@@ -238,7 +239,7 @@ def fit_mel_decoder(
         network.mels.copy_(mels)
     parameters = [*network.parameters(), *told.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps + 1, pct_start=0.1)
+    schedule = one_cycle(optimizer, _RATE, steps)
     within, each = torch.arange(crop), torch.arange(crop * config.frames)
     with torch.enable_grad(), run_bar("decoder of units") as advance:
         advance(0, steps)

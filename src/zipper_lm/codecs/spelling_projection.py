@@ -4,7 +4,7 @@ K-means keeps what varies most, and in features of speech much of that is who sp
 So a small network is trained first to keep what spells: a head with more context must spell each sound's text from its
 output, by CTC (Graves et al. 2006), through noise, so that what lies near means the same. The head is thrown away and
 the output made units of. So it is with the tokens of CosyVoice (arXiv 2407.05407), which are quantised inside of a
-recogniser; there the whole recogniser is trained, here the encoder stays as it is, and a few hours are enough.
+recogniser; there the whole recogniser is trained, here the encoder stays as it is.
 
 Letters: B sounds of T units, P features to a unit, D width of a feature, S numbers a unit.
 """
@@ -25,13 +25,16 @@ from zipper_lm.utils.files import write_json
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.letters import BLANK, CLASSES, fits, letters_of
 from zipper_lm.utils.progress import run_bar
+from zipper_lm.utils.schedules import one_cycle
 from zipper_lm.utils.weights import check_shapes, on_meta, shapes_of, stored_shapes
 
 PROJECTION_FOLDER = "projection"
 """Where a codec's folder keeps it."""
 _CONFIG_FILE, _WEIGHTS_FILE = "config.json", "model.safetensors"
 _NOISE = 0.3  # beside a spread of one
-_BATCH, _RATE, _WARM = 32, 2e-3, 0.1
+_BATCH, _RATE = 32, 2e-3
+LONGEST = 30.0
+"""Seconds of the longest sound that it is learned from: a step has many of them side by side."""
 _PLACES = 50  # a second, at least, that a head spells at: speech has up to twenty letters
 _MAY_LACK = 16  # tensors of a damaged file, which is told what it lacks; a config may ask for a million
 
@@ -86,8 +89,8 @@ class SpellingProjection(nn.Module):
 
     @torch.inference_mode()
     def units(self, features: Tensor) -> Tensor:
-        """What of one sound's features, [T * P, D] of any float dtype, units are made of: float32 [T, S]."""
-        found: Tensor = self(features.float()[None])[0]
+        """What of one sound's features, float32 [T * P, D], units are made of: float32 [T, S]."""
+        found: Tensor = self(features[None])[0]
         return found
 
     def save(self, folder: Path) -> None:
@@ -166,21 +169,24 @@ def fit_spelling_projection(
     """Train a projection.
 
     Args:
-        features: of each sound, [T * P, D], of any float dtype. texts: what is said in it, `None` if that is not known.
+        features: of each sound, float32 [T * P, D].
+        texts: what is said in each, `None` if that is not known. Those of more than 30 s are left out.
         pool: features to a unit. rate: units a second. steps: of the optimizer, each of 32 sounds of like length.
         seed: of weights, order and noise.
 
     Raises:
-        ValueError: if of no text there is as much sound as it has letters.
+        ValueError: if no text is left that its sound has time for, or the loss becomes infinite or no number.
     """
     places = max(1, round(_PLACES / rate))
     spelled = [[] if text is None else letters_of(text) for text in texts]
-    kept = [i for i, row in enumerate(features) if spelled[i] and fits(spelled[i], len(row) // pool * places)]
+    units = [len(row) // pool for row in features]
+    short = [i for i, count in enumerate(units) if spelled[i] and count <= LONGEST * rate]
+    kept = [i for i in short if fits(spelled[i], units[i] * places)]
     if not kept:
-        known = sum(map(bool, spelled))
         raise ValueError(
             f"codec.options: spelling_steps={steps} needs sounds with texts that they have time for; of "
-            f"{len(features)} sounds {known} have texts, and none as much time"
+            f"{len(features)} sounds {sum(map(bool, spelled))} have texts, {len(short)} of these last at most "
+            f"{LONGEST:g} s, and none of those is as long as its letters take"
         )
     drawn = torch.Generator().manual_seed(seed)
     config = SpellingProjectionConfig(features=features[0].shape[1], pool=pool)
@@ -189,18 +195,23 @@ def fit_spelling_projection(
         network, speller = SpellingProjection(config), _Speller(config.size, config.width, places)
     parameters = [*network.parameters(), *speller.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps + 1, pct_start=_WARM)
-    batches = _batches(kept, [len(row) for row in features], drawn)
+    schedule = one_cycle(optimizer, _RATE, steps)
+    batches = _batches(kept, units, drawn)
     with torch.enable_grad(), run_bar("what of the features spells") as advance:
         advance(0, steps)
         for step in range(1, steps + 1):
             rows = next(batches)
             letters = [torch.tensor(spelled[i]) for i in rows]
-            lengths = torch.tensor([len(features[i]) // pool * places for i in rows])
-            seen = network(pad_sequence([features[i].float() for i in rows], batch_first=True))
+            lengths = torch.tensor([units[i] * places for i in rows])
+            seen = network(pad_sequence([features[i] for i in rows], batch_first=True))
             said = speller(seen + _NOISE * torch.randn(seen.shape, generator=drawn))
             counts = torch.tensor([len(row) for row in letters])
             loss = F.ctc_loss(said.transpose(0, 1), torch.cat(letters), lengths, counts, BLANK, "sum") / counts.sum()
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f"codec.options: spelling_steps={steps}: the loss is {loss.item()} at step {step}: this layer's "
+                    "features hold numbers that nothing can be learned from; take another layer"
+                )
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -80,7 +80,7 @@ class FittedUnits:
         units: int,
         seed: int,
         vocoder: MelVocoder | None = None,
-        texts: Sequence[str | None] = (),
+        texts: Sequence[str | None] | None = None,
         spelling_steps: int = 0,
     ) -> None:
         samples = encoder.stride * pool
@@ -88,21 +88,22 @@ class FittedUnits:
         frames: list[Tensor] = []
         self.vocoder, self.goals = vocoder, frames if vocoder is None else []
         order, total = np.random.default_rng(seed).permutation(len(values)).tolist(), 0
-        said = [texts[number] for number in order] if spelling_steps else []
+        said = [texts[number] for number in order] if texts is not None else []
+        # For a projection features are kept whole, `pool` to a unit: as many of them, and so no more memory.
+        enough = ENOUGH // pool if spelling_steps else ENOUGH
         with run_bar("sounds of which units are made") as advance:
             advance(0, len(order))
-            while order and total < ENOUGH:
+            while order and total < enough:
                 waves = [read_sound(values[number]) for number in order[: encoder.batch]]
                 order = order[encoder.batch :]
                 found = features(waves, encoder, layer, pool)
                 counts = [len(row) // pool for row in found]
-                # for a projection whole, in half the memory: it learns from all of them, over and over
-                vectors += [row.half() if spelling_steps else pooled(row, pool) for row in found]
+                vectors += found if spelling_steps else [pooled(row, pool) for row in found]
                 frames += [unit_frames(wave, count, samples) for wave, count in zip(waves, counts)]
                 if vocoder is not None:
                     self.goals += [unit_frames(wave, count, samples, vocoder) for wave, count in zip(waves, counts)]
                 total += sum(counts)
-                needed = round(len(vectors) * max(1.0, ENOUGH / total))
+                needed = round(len(vectors) * max(1.0, enough / total))
                 advance(len(vectors), min(len(values), needed))
         if total < units:
             raise ValueError(

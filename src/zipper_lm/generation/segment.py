@@ -93,7 +93,7 @@ class _Speaker:
         if (repeats := len(hidden_states) // rows) > 1:
             positions, seen = positions.repeat(1, repeats), {s: v.repeat(1, repeats, 1) for s, v in seen.items()}
             self.involved_here = self.involved.repeat_interleave(repeats, 0)
-        self.positions_here, self.views = positions, {source: View.of(visible) for source, visible in seen.items()}
+        self.positions_here, self.views = positions, {source: View.of(pairs) for source, pairs in seen.items()}
 
     def after(self, depth: int, hidden_states: Tensor) -> Tensor:
         zips = self.zips.get(depth)
@@ -267,8 +267,8 @@ def write_segment(
     given.output_scores = None  # log-probabilities are worked out afterwards, by the model's own distribution
     given.disable_compile = True  # a compiled forward cannot ask a context variable who listens
     speaker = _Speaker(model, state, documents, involved, name, past)
-    heard = listening(tower.layers, speaker, heard=speaker.heard)
-    with heard, at_fault(name), quick_layers(len(ids) * copies, tower.hidden_size):
+    speaking = listening(tower.layers, speaker, heard=speaker.heard)
+    with speaking, at_fault(name), quick_layers(len(ids) * copies, tower.hidden_size):
         output = tower.backbone.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,

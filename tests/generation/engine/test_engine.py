@@ -18,6 +18,7 @@ from tiny import doc, ids_of, often_ending, open_gates, tiny_backbone, tiny_mode
 
 from zipper_lm import Document, Engine, Segment, ZipperModel, combine
 from zipper_lm.fusion.interface import PADDING_FAULT
+from zipper_lm.generation.engine import capture
 from zipper_lm.generation.engine import step as step_module
 from zipper_lm.generation.engine.handle import EngineClosed, EngineFull
 from zipper_lm.generation.request import Request
@@ -631,12 +632,20 @@ def test_what_needs_no_rows_is_not_refused_for_them() -> None:
 
 def test_autocast() -> None:
     """Keys are float32 there beside values in bfloat16, which a cache of columns did not take: towers were not
-    captured. On a processor without products of bfloat16 they were not for another reason: those round by how many
-    rows they have, and the step was held to what float32 keeps."""
+    captured."""
     model = lively()
     with torch.autocast("cpu", torch.bfloat16), Engine(model, slots=2, compile=False) as engine:
         assert engine.submit(RAGGED[0], ["text", "speech"], limits(model)).result(60)
         assert {name: capture.fault for name, capture in engine._captures.items()} == {"text": None, "speech": None}
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_autocast_is_held_to_what_half_precision_keeps(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor without products of bfloat16 they round by how many rows they have: no tower was captured."""
+    monkeypatch.setattr(capture, "_distance", lambda *_: 0.02)
+    model = lively()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        assert (capture.learn_capture(model, "text").fault is None) == half
 
 
 def test_a_step_that_was_too_small_is_gone_before_the_next() -> None:

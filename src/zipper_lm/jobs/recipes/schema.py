@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from zipper_lm.codecs.codec import CODECS, Codec, make_codec
+from zipper_lm.codecs.codec import CODECS, SPELLING_KINDS, Codec, make_codec
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.fusion.config import (
     FirstZip,
@@ -119,7 +119,7 @@ def _check_pretraining(training: TrainingRecipe) -> None:
 def _check_spelling(modality: str, training: TrainingRecipe, codec: CodecRecipe) -> None:
     """Raise `ValueError` unless joint CTC, if it is asked for, goes from the tower's modality to one other."""
     if not training.ctc:
-        if steps := codec.options.get("spelling_steps"):
+        if codec.kind in SPELLING_KINDS and (steps := codec.options.get("spelling_steps")):
             raise ValueError(
                 f"codec.options: spelling_steps={steps} needs training.ctc, which names the task whose texts are "
                 f"spelled, such as '{modality}->text'"
