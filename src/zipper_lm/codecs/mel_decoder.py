@@ -14,31 +14,27 @@ Letters: B rows of T units, N frames (T times those of a unit), M bands, W width
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from zipper_lm.codecs.kmeans import means
 from zipper_lm.codecs.mel import BANDS, FLOOR, mel_to_sound
 from zipper_lm.codecs.mel_vocoder import MelVocoder
-from zipper_lm.utils.files import write_json
-from zipper_lm.utils.json_files import read_mapping
+from zipper_lm.codecs.network_folder import read_config, read_weights, write_network
 from zipper_lm.utils.progress import run_bar
 from zipper_lm.utils.schedules import one_cycle
-from zipper_lm.utils.weights import check_shapes, on_meta, shapes_of, stored_shapes
 
 DECODER_FOLDER = "decoder"
 """Where a codec's folder keeps it: no id depends on it."""
-_CONFIG_FILE, _WEIGHTS_FILE, _VOCODER_FOLDER = "config.json", "model.safetensors", "vocoder"
+_VOCODER_FOLDER = "vocoder"
 _AUDIBLE = 1 - 7.0 / -FLOOR  # of the way from the lowest to the highest value: frames that a voice is measured by
 _ROWS, _CROP = 16, 40  # of a training step: units of each row
 _RATE = 3e-3
 _LOUDEST = 1e3  # of a log-mel value: no sound is as loud, nor as quiet
-_MAY_LACK = 16  # tensors of a damaged file, which is told what it lacks; a config may ask for a million
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -147,10 +143,7 @@ class MelDecoder(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors` (half precision), and a vocoder into the folder `vocoder`."""
-        folder.mkdir()
-        write_json(folder / _CONFIG_FILE, asdict(self.config))
-        # not save_file: it makes files that only their owner can read
-        (folder / _WEIGHTS_FILE).write_bytes(save({k: v.half().contiguous() for k, v in self.state_dict().items()}))
+        write_network(folder, self.config, {name: tensor.half() for name, tensor in self.state_dict().items()})
         if self.vocoder is not None:
             self.vocoder.save(folder / _VOCODER_FOLDER)
 
@@ -165,23 +158,13 @@ class MelDecoder(nn.Module):
             ValueError: if a file is missing or damaged, the weights are not as its config says, or it is another
                 codec's.
         """
-        config_file, weights = folder / _CONFIG_FILE, folder / _WEIGHTS_FILE
-        try:
-            config = MelDecoderConfig(**read_mapping(config_file))
-        except TypeError as error:
-            raise ValueError(f"{config_file}: {error}") from error
-        for name, own, theirs in (("units", config.units, units), ("frames", config.frames, frames)):
-            if own != theirs:
-                raise ValueError(f"{config_file}: {name}={own}, but the codec has {theirs}: it is another codec's")
-        there = stored_shapes(weights)
-        check_shapes(
-            str(weights), there, shapes_of(on_meta(str(config_file), lambda: cls(config), len(there) + _MAY_LACK))
-        )
+        config = read_config(folder, MelDecoderConfig, units=units, frames=frames)
+        tensors = read_weights(folder, lambda: cls(config))
         vocoder = MelVocoder.load(folder / _VOCODER_FOLDER) if config.vocoder else None
         if vocoder is not None and vocoder.bands != config.bands:
-            raise ValueError(f"{config_file}: bands={config.bands}, but the vocoder takes {vocoder.bands}")
+            raise ValueError(f"{folder}: bands={config.bands}, but the vocoder takes {vocoder.bands}")
         network = cls(config, vocoder)
-        network.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
+        network.load_state_dict(tensors)
         return network.eval().requires_grad_(False)
 
 

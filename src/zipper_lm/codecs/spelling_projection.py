@@ -17,26 +17,21 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from zipper_lm.utils.files import write_json
-from zipper_lm.utils.json_files import read_mapping
+from zipper_lm.codecs.network_folder import read_config, read_weights, write_network
 from zipper_lm.utils.letters import BLANK, CLASSES, fits, letters_of
 from zipper_lm.utils.progress import run_bar
 from zipper_lm.utils.schedules import one_cycle
-from zipper_lm.utils.weights import check_shapes, on_meta, shapes_of, stored_shapes
 
 PROJECTION_FOLDER = "projection"
 """Where a codec's folder keeps it."""
-_CONFIG_FILE, _WEIGHTS_FILE = "config.json", "model.safetensors"
 _NOISE = 0.3  # beside a spread of one
 _BATCH, _RATE = 32, 2e-3
 LONGEST = 30.0
 """Seconds of the longest sound that it is learned from: a step has many of them side by side."""
 _PLACES = 50  # a second, at least, that a head spells at: speech has up to twenty letters
-_MAY_LACK = 16  # tensors of a damaged file, which is told what it lacks; a config may ask for a million
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +90,7 @@ class SpellingProjection(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors`."""
-        folder.mkdir()
-        write_json(folder / _CONFIG_FILE, asdict(self.config))
-        # not save_file: it makes files that only their owner can read
-        (folder / _WEIGHTS_FILE).write_bytes(save({k: v.contiguous() for k, v in self.state_dict().items()}))
+        write_network(folder, self.config, self.state_dict())
 
     @classmethod
     def load(cls, folder: Path, *, features: int, pool: int) -> SpellingProjection:
@@ -111,20 +103,10 @@ class SpellingProjection(nn.Module):
             ValueError: if a file is missing or damaged, the weights are not as its config says, or it is another
                 codec's.
         """
-        config_file, weights = folder / _CONFIG_FILE, folder / _WEIGHTS_FILE
-        try:
-            config = SpellingProjectionConfig(**read_mapping(config_file))
-        except TypeError as error:
-            raise ValueError(f"{config_file}: {error}") from error
-        for name, own, theirs in (("features", config.features, features), ("pool", config.pool, pool)):
-            if own != theirs:
-                raise ValueError(f"{config_file}: {name}={own}, but the codec has {theirs}: it is another codec's")
-        there = stored_shapes(weights)
-        check_shapes(
-            str(weights), there, shapes_of(on_meta(str(config_file), lambda: cls(config), len(there) + _MAY_LACK))
-        )
+        config = read_config(folder, SpellingProjectionConfig, features=features, pool=pool)
+        tensors = read_weights(folder, lambda: cls(config))
         network = cls(config)
-        network.load_state_dict(load_file(weights))
+        network.load_state_dict(tensors)
         return network.eval().requires_grad_(False)
 
 
