@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import tiny_backbone, tiny_model
-from tiny_steps import GUIDED, Step, check_same, one_step
+from tiny_steps import GUIDED, Step, check_as_near_as_it_rounds, check_same, one_step
 
 from zipper_lm import Document, Segment
 from zipper_lm.data.collation import collate
@@ -94,10 +94,10 @@ def test_so_they_are_however_a_model_is_trained(towers: int, more: dict[str, Any
 
 
 def test_bfloat16_is_as_near_as_it_rounds() -> None:
+    """Each tensor was held to three per cent of its largest number: on a processor without products of bfloat16 a scale
+    of positions, whose gradient is a sum of what cancels, was off by nine, and packing had no part in it."""
     packed, plain = (one_step(8, 1, zipper("llama"), made(RAGGED), None, on, bf16=True) for on in (True, False))
-    for name, gradient in plain[0].items():
-        torch.testing.assert_close(packed[0][name], gradient, rtol=0.05, atol=0.03 * float(gradient.abs().max()))
-    assert packed[1] == pytest.approx(plain[1], abs=0.02)
+    check_as_near_as_it_rounds(packed, plain, one_step(8, 1, zipper("llama"), made(RAGGED)))
 
 
 def test_a_single_decoder_too() -> None:

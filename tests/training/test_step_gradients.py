@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 import torch
 from tiny import tiny_backbone, tiny_model
-from tiny_steps import DOCUMENTS, GUIDED, Step, check_same, free_port, in_a_process, one_step, spelled_step
+from tiny_steps import (
+    DOCUMENTS,
+    GUIDED,
+    Step,
+    check_as_near_as_it_rounds,
+    check_same,
+    free_port,
+    in_a_process,
+    one_step,
+    spelled_step,
+)
 
 from zipper_lm.data.collation import collate
 from zipper_lm.models.baseline.expand import expand
@@ -53,10 +63,9 @@ def test_a_single_decoder_and_bfloat16_too() -> None:
         torch.manual_seed(0)
         return one_step(batch, accumulated, expand("text", tiny_backbone("llama", 31), codecs), **more)
 
-    check_same(step(2, 2), step(4, 1))
-    (half, _), (full, _) = step(2, 2, bf16=True), step(4, 1, bf16=True)
-    for name, gradient in full.items():
-        torch.testing.assert_close(half[name], gradient, rtol=0.05, atol=0.02 * float(gradient.abs().max()))
+    whole = step(4, 1)
+    check_same(step(2, 2), whole)
+    check_as_near_as_it_rounds(step(2, 2, bf16=True), step(4, 1, bf16=True), whole)
 
 
 def test_guided_attention_counts_what_it_weighs() -> None:
