@@ -56,6 +56,32 @@ def test_the_cost_is_the_sum_over_all_spellings() -> None:
     torch.testing.assert_close(both, ctc(memory, head, [other]) + ctc(memory, head, [text]))
 
 
+def test_a_token_may_spell_at_several_places() -> None:
+    """By hand, over the places of all tokens in order: two a token, where three letters stand beside two tokens."""
+    torch.manual_seed(0)
+    memory, head = torch.randn(1, 3, 3), torch.nn.Linear(3, 2 * 4)
+    text = Spelled(row=0, read=torch.tensor([0, 2]), letters=[2, 1, 3], places=2)
+    said = head(memory[0, [0, 2]]).unflatten(1, (2, 4)).flatten(0, 1).softmax(-1).tolist()
+    total = 0.0
+    for path in itertools.product(range(4), repeat=4):
+        if [symbol for symbol, _ in itertools.groupby(path) if symbol] == text.letters:
+            total += math.prod(said[place][symbol] for place, symbol in enumerate(path))
+    assert ctc(memory, head, [text]).item() == pytest.approx(-math.log(total), rel=1e-5)
+
+
+def test_a_token_has_no_more_places_than_most_texts_need() -> None:
+    """Codecs of 12.5 tokens a second have fewer tokens than letters: joint CTC refused these."""
+    model = made()
+    dense = [spoken([4, 9, 12, 4, 9, 5, 4], [5, 6], reads=True)] * 3
+    loss = Ctc(model, {PAIR: 1.0}, [*dense, HEARD])
+    assert loss.places == {PAIR: 2}
+    assert Ctc(model, {PAIR: 1.0}, [*dense, HEARD, LONGER, HEARD]).places == {PAIR: 1}
+    batch = collate([*dense, HEARD], model.specials)
+    assert loss.counts(batch) == {PAIR: 3 * 7 + 3}
+    cost(model, loss, [*dense, HEARD]).backward()
+    assert all(p.grad.abs().sum() > 0 for head in loss.heads[0] for p in head.parameters())  # type: ignore[union-attr]
+
+
 def test_small_letters_of_the_target_are_spelled() -> None:
     model = made()
     found = Ctc(model, {PAIR: 1.0}).spelled(collate([HEARD, *DOCUMENTS[:1]], model.specials), PAIR)
@@ -199,8 +225,8 @@ def test_what_cannot_be_spelled_is_refused_before_training(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"training\.ctc: 'text->speech' writes what is no text"):
         fuse(tiny_recipe(tmp_path / "m", training={"ctc": {"text->speech": 1.0}}))
     assert not (tmp_path / "m").exists()
-    dense = [spoken([4, 9, 12, 4, 9], [5, 6], reads=True)] * 3 + [HEARD]
-    with pytest.raises(ValueError, match=r"'speech->text': of 4 texts 3 have more letters than what they are written"):
+    dense = [spoken([4, 9, 12] * 11, [5, 6], reads=True)] * 3 + [HEARD]  # 33 letters, 4 tokens with BOS and EOS
+    with pytest.raises(ValueError, match=r"'speech->text': most of 4 texts have more than 8 letters for each token"):
         ZipperTrainer(made(), TrainingArguments(str(tmp_path)), Documents(dense), ctc={PAIR: 1.0})
     bare = tiny_model(gate=0.5)
     with pytest.raises(ValueError, match=r"training\.ctc spells what is written, but \['text'\] have no codecs"):

@@ -30,7 +30,7 @@ from zipper_lm.jobs.rows import DataSource, Opened
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
 from zipper_lm.training.base import check_step_size, step_size
 from zipper_lm.training.callbacks import StopOnInterrupt, callbacks_of, train_with_bar
-from zipper_lm.training.ctc import TowerCtc
+from zipper_lm.training.ctc import MOST_PLACES, TowerCtc, places_for
 from zipper_lm.training.parameters import check_precision
 from zipper_lm.training.recipe import TrainingRecipe
 from zipper_lm.training.tower import PadStreams, Spelling, Streams, TowerTrainer
@@ -153,7 +153,7 @@ def pretrain(
         args=arguments,
         train_dataset=streams,
         eval_dataset=held_streams,
-        data_collator=PadStreams(codec.pad_id),
+        data_collator=PadStreams(codec.pad_id, 1 if spelling is None else spelling.heads.places),
         spelling=spelling,
         callbacks=[stop, *callbacks_of(recipe.training)],
     )
@@ -191,17 +191,16 @@ def _check_texts(texts: Sequence[Any], name: str) -> None:
 
 
 def _spelling(training: TrainingRecipe, backbone: PreTrainedModel, streams: Streams) -> Spelling:
-    """Raises `ValueError` where most texts have more letters than their rows have tokens."""
+    """Raises `ValueError` where most texts have far more letters than their rows have tokens."""
     (template, weight), texts = next(iter(training.ctc.items())), [each for each in streams.spelled() if each.letters]
-    if 2 * sum(each.fits for each in texts) < len(texts):
-        short = sum(not each.fits for each in texts)
+    if (places := places_for(texts)) is None:
         raise ValueError(
-            f"training.ctc: {template!r}: of {len(texts)} texts {short} have more letters than their rows have tokens, "
-            "so that they cannot be spelled; take a codec with more tokens a second"
+            f"training.ctc: {template!r}: most of {len(texts)} texts have more than {MOST_PLACES} letters for each "
+            "token of their rows, so that they cannot be spelled; take a codec with more tokens a second"
         )
     depth = int(backbone.config.num_hidden_layers)
     layers = evenly_spaced(min(SPELLED_LAYERS, depth), depth)
-    heads = TowerCtc(int(backbone.config.hidden_size), layers)
+    heads = TowerCtc(int(backbone.config.hidden_size), layers, places)
     return Spelling(heads=heads, weight=weight, fade_out=training.fade_out)
 
 

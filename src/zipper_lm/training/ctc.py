@@ -4,7 +4,8 @@ The loss is connectionist temporal classification (Graves et al. 2006) beside th
 Watanabe have it (arXiv 1609.06773, section 2.3): there on a recogniser's encoder, here on the memory that each zip
 layer of a pair keeps of the source's segment, through a linear head of its own, before any query looks at it. Heads
 spell the text in the bytes of its small letters (UTF-8), so that there is nothing to fit and no language is left out.
-They exist in training only: no model and no generation has them.
+They exist in training only: no model and no generation has them. Where a source has fewer tokens than the text has
+letters, as codecs of few tokens a second do, each token is laid out over some places, at each of which a letter may be.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from zipper_lm.data.collation import Batch, Specials, collate
+from zipper_lm.data.collation import Batch, collate
 from zipper_lm.data.document import Document
 from zipper_lm.fusion.loss import share
 from zipper_lm.fusion.network import ZippedTowers
@@ -32,7 +33,9 @@ from zipper_lm.utils.processes import several
 HEADS_FILE = "ctc.safetensors"
 """In a training's checkpoint, what joint CTC spells with."""
 TRIED = 64
-"""Documents that are looked at before training: at least half of their texts must be short enough."""
+"""Documents that are looked at before training: of these at least half of the texts must fit."""
+MOST_PLACES = 8
+"""A token's, at most."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +43,32 @@ class Spelled:
     """A text, and where it is to be spelled.
 
     Attributes:
-        row: of the batch. read: int64 ``[time]``, places of the source's tokens. letters: bytes of the text, from 1.
+        row: of the batch. read: int64 ``[time]``, where the source's tokens stand. letters: bytes of the text, from 1.
+        places: at which each token spells.
     """
 
     row: int
     read: Tensor
     letters: list[int]
+    places: int = 1
 
     @classmethod
-    def of(cls, text: str, row: int, read: Tensor) -> Spelled:
+    def of(cls, text: str, row: int, read: Tensor, places: int = 1) -> Spelled:
         """A text in the bytes of its small letters."""
-        return cls(row, read, letters_of(text))
+        return cls(row, read, letters_of(text), places)
 
     @property
     def fits(self) -> bool:
-        """Whether there is a token for each letter, and one between two that are the same."""
-        return fits(self.letters, len(self.read))
+        """Whether there is a place for each letter, and one between two that are the same."""
+        return fits(self.letters, len(self.read) * self.places)
+
+
+def places_for(texts: Sequence[Spelled]) -> int | None:
+    """The fewest places a token at which at least half of some texts fit; `None` where `MOST_PLACES` are too few."""
+    for places in range(1, MOST_PLACES + 1):
+        if 2 * sum(replace(each, places=places).fits for each in texts) >= len(texts):
+            return places
+    return None
 
 
 class Ctc(nn.Module):
@@ -63,22 +76,31 @@ class Ctc(nn.Module):
 
     Args:
         model: whose zips it is for. weights: of pairs.
+        documents: of the training, which tell how many letters there are to a token.
 
     Raises:
-        ValueError: for a reader without a codec.
+        ValueError: for a reader without a codec, or whose codec makes no text, and for a pair of whose texts less than
+            half have at most `MOST_PLACES` letters for each token of the source's segment.
     """
 
     name = "ctc"
 
-    def __init__(self, model: ZippedTowers, weights: Mapping[Pair, float]) -> None:
+    def __init__(self, model: ZippedTowers, weights: Mapping[Pair, float], documents: Iterable[Document] = ()) -> None:
         super().__init__()
         self.weights: Mapping[Pair, float] = dict(weights)
         codecs = model.processor.codecs if model.processor is not None else {}
         if lacking := sorted({reader for reader, _ in weights} - set(codecs)):
             raise ValueError(f"training.ctc spells what is written, but {lacking} have no codecs")
         self._decode: dict[str, Callable[[Any], list[Any]]] = {reader: codecs[reader].decode for reader, _ in weights}
+        self.places: dict[Pair, int] = dict.fromkeys(weights, 1)
+        if looked_at := list(documents):
+            batch = collate(looked_at, model.specials)
+            self.places = {pair: self._places(batch, pair) for pair in weights}
         self.heads = nn.ModuleList(
-            nn.ModuleList(nn.Linear(model.tower(pair[0]).hidden_size, CLASSES) for _ in model.layer_pairs[pair])
+            nn.ModuleList(
+                nn.Linear(model.tower(pair[0]).hidden_size, CLASSES * self.places[pair])
+                for _ in model.layer_pairs[pair]
+            )
             for pair in weights
         )
 
@@ -86,7 +108,8 @@ class Ctc(nn.Module):
         """The texts of a batch that a pair's reader writes from its source."""
         found = segment_pairs(batch, pair)
         texts = self._decode[pair[0]]([each.labels.tolist() for each in found]) if found else []
-        return [Spelled.of(text, each.row, each.read) for each, text in zip(found, texts, strict=True)]
+        places = self.places[pair]
+        return [Spelled.of(text, each.row, each.read, places) for each, text in zip(found, texts, strict=True)]
 
     def served(self, batch: Batch, pair: Pair) -> list[Spelled]:
         """Those that are counted: of some letters, and not of too many."""
@@ -114,28 +137,20 @@ class Ctc(nn.Module):
                     hooks.callback(remembers.register_forward_hook(watch).remove)
             yield costs
 
-    def check(self, documents: Iterable[Document], specials: Mapping[str, Specials]) -> None:
-        """Look at the texts of some documents.
-
-        Args:
-            documents: of the training. specials: the model's.
-
-        Raises:
-            ValueError: for a pair whose reader's codec makes no text, or of whose texts less than half have no more
-                letters than the source's segment has tokens.
-        """
-        batch = collate(list(documents), specials)
-        for reader, source in self.weights:
-            named = f"training.ctc: '{source}->{reader}'"
-            found = segment_pairs(batch, (reader, source))
-            if any(not isinstance(said, str) for said in self._decode[reader]([f.labels.tolist() for f in found[:1]])):
-                raise ValueError(f"{named} writes what is no text, and cannot be spelled")
-            texts = [each for each in self.spelled(batch, (reader, source)) if each.letters]
-            if 2 * (short := sum(each.fits for each in texts)) < len(texts):
-                raise ValueError(
-                    f"{named}: of {len(texts)} texts {len(texts) - short} have more letters than what they are "
-                    f"written from has tokens, so that it cannot spell them; take a codec with more tokens a second"
-                )
+    def _places(self, batch: Batch, pair: Pair) -> int:
+        """A token's, so that most texts of a batch fit; raise `ValueError` where there are none that are enough."""
+        reader, source = pair
+        named = f"training.ctc: '{source}->{reader}'"
+        found = segment_pairs(batch, pair)
+        if any(not isinstance(said, str) for said in self._decode[reader]([f.labels.tolist() for f in found[:1]])):
+            raise ValueError(f"{named} writes what is no text, and cannot be spelled")
+        texts = [each for each in self.spelled(batch, pair) if each.letters]
+        if (places := places_for(texts)) is None:
+            raise ValueError(
+                f"{named}: most of {len(texts)} texts have more than {MOST_PLACES} letters for each token that they "
+                "are written from, so that it cannot spell them; take a codec with more tokens a second"
+            )
+        return places
 
 
 class TowerCtc(nn.Module):
@@ -145,13 +160,15 @@ class TowerCtc(nn.Module):
     far cheaper than one beside the tower that will write the text.
 
     Args:
-        width: of the tower. layers: indices of those that are spelled from.
+        width: of the tower. layers: indices of those that are spelled from. places: at which each token spells.
     """
 
-    def __init__(self, width: int, layers: Sequence[int]) -> None:
+    def __init__(self, width: int, layers: Sequence[int], places: int = 1) -> None:
         super().__init__()
-        self.layers = list(layers)
-        self.heads = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, CLASSES)) for _ in layers)
+        self.layers, self.places = list(layers), places
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, CLASSES * places)) for _ in layers
+        )
 
     def forward(self, states: Sequence[Tensor], texts: Sequence[Spelled], letters: int) -> Tensor:
         """The mean cost of a letter, in nats, over the layers.
@@ -184,16 +201,18 @@ def ctc(memory: Tensor, head: nn.Module, texts: Sequence[Spelled]) -> Tensor:
     """Summed negative log-probability, in nats, that a head's reading of a memory spells texts.
 
     Args:
-        memory: ``[rows, time, width]``. head: ``[..., width]`` to ``[..., classes]``, in a dtype of its own: FSDP may
-            compute zips in another. texts: that fit.
+        memory: ``[rows, time, width]``. head: ``[..., width]`` to ``[..., places * classes]``, in a dtype of its own:
+            FSDP may compute zips in another. texts: that fit, with as many places a token.
     """
+    each_token = texts[0].places
     flat = padded([each.row * memory.shape[1] + each.read for each in texts])
     letters = padded([torch.tensor(each.letters) for each in texts])
     places, letters = send([flat, letters], memory.device)
     read = memory.flatten(0, 1).index_select(0, places.flatten())
     logits = head(read.to(next(head.parameters()).dtype)).unflatten(0, flat.shape)
-    times, spelled = torch.tensor([len(e.read) for e in texts]), torch.tensor([len(e.letters) for e in texts])
-    logits = logits.float().log_softmax(-1).transpose(0, 1)
+    times = torch.tensor([len(e.read) * each_token for e in texts])
+    spelled = torch.tensor([len(e.letters) for e in texts])
+    logits = logits.unflatten(2, (each_token, -1)).flatten(1, 2).float().log_softmax(-1).transpose(0, 1)
     return F.ctc_loss(logits, letters, times, spelled, BLANK, "sum")
 
 

@@ -94,15 +94,19 @@ class Streams(Dataset[dict[str, Any]]):
             yield from _spelled(0, stream)
 
 
-def _spelled(row: int, texts: Sequence[tuple[range, str]]) -> list[Spelled]:
-    return [Spelled.of(text, row, torch.arange(places.start, places.stop)) for places, text in texts]
+def _spelled(row: int, texts: Sequence[tuple[range, str]], places: int = 1) -> list[Spelled]:
+    return [Spelled.of(text, row, torch.arange(read.start, read.stop), places) for read, text in texts]
 
 
 class PadStreams:
-    """Right padding; padding is no target."""
+    """Right padding; padding is no target.
 
-    def __init__(self, pad: int) -> None:
-        self.pad = pad
+    Args:
+        pad: id. places: of a token, at which it spells.
+    """
+
+    def __init__(self, pad: int, places: int = 1) -> None:
+        self.pad, self.places = pad, places
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         idle = all(i[IDLE] for i in items)
@@ -112,7 +116,9 @@ class PadStreams:
         learned = self._padded([i.get("labels", i["input_ids"]) for i in items], width)
         mask = torch.tensor([[1] * len(i["input_ids"]) + [0] * (width - len(i["input_ids"])) for i in items])
         labels = learned.masked_fill((mask == 0) | idle, IGNORED)  # which Trainer counts
-        texts = [each for row, i in enumerate(items) if not idle for each in _spelled(row, i.get(SPELLED, ()))]
+        texts = [
+            each for row, i in enumerate(items) if not idle for each in _spelled(row, i.get(SPELLED, ()), self.places)
+        ]
         spelled = {SPELLED: served} if (served := [each for each in texts if each.letters and each.fits]) else {}
         made: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         return made | spelled | ({IDLE: True} if idle else {})

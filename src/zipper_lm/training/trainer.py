@@ -129,13 +129,13 @@ class ZipperTrainer(BaseTrainer):
         for field, pairs in weighted.items():
             check_pairs(field, model, pairs)
         check_launch(args)
-        self.spelling = Ctc(cast(ZippedTowers, model), ctc).to(args.device) if ctc else None
+        self.spelling: Ctc | None = None
+        if ctc:
+            first = (train_dataset[n] for n in range(min(TRIED, len(train_dataset))))  # type: ignore[arg-type]
+            self.spelling = Ctc(cast(ZippedTowers, model), ctc, first).to(args.device)
         self.beside: list[BesideLoss] = [GuidedAttention(guided)] if guided else []
         self.beside += [self.spelling] if self.spelling is not None else []
         self.beside += [ForwardSum(forward_sum)] if forward_sum else []
-        if self.spelling is not None:
-            size = min(TRIED, len(train_dataset))  # type: ignore[arg-type]
-            self.spelling.check((train_dataset[n] for n in range(size)), model.specials)
         if packing:
             model.check_packing()
         self.kept = towers_kept(model, prefix_cache, corrupt)
