@@ -14,11 +14,12 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, 
 from zipper_lm.codecs.codec import CODEC_FILE, Codec
 from zipper_lm.codecs.pretrained import RunsModel
 from zipper_lm.data.broken import Broken
-from zipper_lm.data.encoding import column, column_with, encode_column, encode_each
+from zipper_lm.data.encoding import column_with, encode_each
 from zipper_lm.data.prepared import TRAIN
 from zipper_lm.data.sources.readers import PREPARED_FILE
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.evaluation.preservation import from_loss
+from zipper_lm.evaluation.word_error_rate import word_error_rate
 from zipper_lm.fusion.config import evenly_spaced
 from zipper_lm.fusion.limits import check_length
 from zipper_lm.jobs.embeddings import begin_at_codebook, check_codebook
@@ -80,7 +81,8 @@ def pretrain(
 
     Returns:
         ``train_loss`` and, with a validation split, ``perplexity`` on it (per token) at ``best_step``, whose weights
-        are the tower's. Nothing, if it was done already.
+        are the tower's, and with joint CTC ``letters_wrong``, per cent of those of the validation split's texts, as the
+        tower spells them. Nothing, if it was done already.
 
     Raises:
         ValueError: if the output exists or would replace what is read, the data cannot be read, or a setting is wrong.
@@ -111,8 +113,8 @@ def pretrain(
     identity = source.identity(opened, held_out)
     if checkpoint is not None:
         check_data(working, identity)
-    held_values = column(held_out, recipe.modality, broken) if held_out else []
     spells = parse_task(next(iter(recipe.training.ctc))).targets[-1] if recipe.training.ctc else None
+    held_values, held_texts = column_with(held_out, recipe.modality, spells, broken) if held_out else ([], [])
     rows = source.training_rows(recipe.seed, opened, broken)
     values, texts = column_with(rows, recipe.modality, spells, broken)
     if spells is not None:
@@ -125,16 +127,13 @@ def pretrain(
     if recipe.embeddings == "codebook":
         begin_at_codebook(backbone, codec)
     check_precision(backbone)
-    each = zip(encode_each(codec, values, broken), texts, strict=True)
-    found = [(ids, text) for ids, text in each if ids is not None]
-    said = None if spells is None else [text for _, text in found]
     lost = recipe.training.corrupt
     assert isinstance(lost, float | int)  # `_check_pretraining`
-    streams = Streams([ids for ids, _ in found], codec, recipe.context, recipe.seed, said, lost)
+    streams = _streams(codec, values, texts if spells else None, broken, recipe.context, recipe.seed, lost)
     spelling = None if spells is None else _spelling(recipe.training, backbone, streams)
     held_streams = None
     if held_out:
-        held_streams = Streams(encode_column(codec, held_values, broken), codec, 1, recipe.seed)
+        held_streams = _streams(codec, held_values, held_texts if spells else None, broken, 1, recipe.seed)
         if not len(held_streams):
             raise ValueError(
                 f"data.validation: nothing in split {recipe.data.validation!r} could be read "
@@ -143,7 +142,7 @@ def pretrain(
     if broken.items:
         console.print(broken.told(), style="yellow")
     check_length(backbone, [len(s) for part in (streams, held_streams) if part for s in part.streams], recipe.modality)
-    del values, texts, found, held_values, opened, held_out  # raw sound is large
+    del values, texts, held_values, held_texts, opened, held_out  # raw sound is large
     if checkpoint is None and is_main():
         begin(working, plain, identity)
     wait()
@@ -169,6 +168,9 @@ def pretrain(
         best = trainer.state.best_global_step or trainer.state.global_step  # no loss was a number
         metrics["best_step"] = best
         logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry and entry["step"] <= best]
+        if spelling is not None and (spelled := [pair for pair in trainer.spell(held_streams) if pair[0].strip()]):
+            said, heard = zip(*spelled)
+            metrics["letters_wrong"] = word_error_rate(said, heard, str).cer
         for failure in overfitted(recipe.modality, logged[-1], held_out_loss) if logged else ():
             warn(console, failure.name, failure.message)
     if is_main():
@@ -180,6 +182,23 @@ def pretrain(
         remove_folder(working)
     wait()
     return metrics
+
+
+def _streams(
+    codec: Codec,
+    values: Sequence[Any],
+    texts: Sequence[Any] | None,
+    broken: Broken,
+    context: int,
+    seed: int,
+    lost: float = 0.0,
+) -> Streams:
+    """Of the values that can be read; what is no text is none that is known."""
+    rows = list(enumerate(encode_each(codec, values, broken)))
+    said = None
+    if texts is not None:
+        said = [text if isinstance(text := texts[n], str) else None for n, ids in rows if ids is not None]
+    return Streams([ids for _, ids in rows if ids is not None], codec, context, seed, said, lost)
 
 
 def _check_texts(texts: Sequence[Any], name: str) -> None:

@@ -27,7 +27,7 @@ from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import rows_that_see
 from zipper_lm.training.beside import Pair, padded, segment_pairs
 from zipper_lm.utils.host import send
-from zipper_lm.utils.letters import BLANK, CLASSES, fits, letters_of
+from zipper_lm.utils.letters import BLANK, CLASSES, fits, letters_of, text_of
 from zipper_lm.utils.processes import several
 
 HEADS_FILE = "ctc.safetensors"
@@ -179,6 +179,19 @@ class TowerCtc(nn.Module):
         """
         costs = [ctc(states[layer + 1], head, texts) for layer, head in zip(self.layers, self.heads)]
         return torch.stack(costs).sum() / (len(costs) * max(1, letters))
+
+    def spell(self, states: Sequence[Tensor], texts: Sequence[Spelled]) -> list[str]:
+        """What stands where texts are to be spelled: of each place the likeliest letter, by the last of the layers.
+
+        Args:
+            states: as of `forward`. texts: where; their letters are not looked at.
+        """
+        said = []
+        for each in texts:
+            logits = self.heads[-1](states[self.layers[-1] + 1][each.row, each.read.to(states[-1].device)].float())
+            letters = logits.unflatten(-1, (self.places, -1)).flatten(0, 1).argmax(-1).unique_consecutive()
+            said.append(text_of(letters[letters != BLANK].tolist()))
+        return said
 
 
 class HeadsCallback(TrainerCallback):

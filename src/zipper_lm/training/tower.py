@@ -24,6 +24,7 @@ from zipper_lm.training.base import IDLE, BaseTrainer, evened
 from zipper_lm.training.beside import faded
 from zipper_lm.training.ctc import HEADS_FILE, HeadsCallback, Spelled, TowerCtc
 from zipper_lm.utils.host import send
+from zipper_lm.utils.letters import text_of
 from zipper_lm.utils.processes import several
 from zipper_lm.utils.randomness import randomness_kept
 
@@ -216,6 +217,26 @@ class TowerTrainer(BaseTrainer):
         """Trainer's own; training goes on as if it had not happened."""
         with randomness_kept():
             return super().evaluate(*args, **kwargs)
+
+    @torch.no_grad()
+    def spell(self, streams: Streams) -> list[tuple[str, str]]:
+        """Texts of streams, in small letters, and what the tower spells in their places; those that do not fit are left
+        out. All processes spell all streams."""
+        assert self.spelling is not None
+        model: Any = self.model
+        said: list[tuple[str, str]] = []
+        was_training, size = model.training, self.args.per_device_eval_batch_size
+        model.eval()
+        for start in range(0, len(streams), size):
+            batch = self.data_collator([streams[n] for n in range(start, min(start + size, len(streams)))])
+            if texts := batch.pop(SPELLED, []):
+                given = {name: batch[name].to(self.args.device) for name in ("input_ids", "attention_mask")}
+                with self.accelerator.autocast():
+                    states = model(**given, output_hidden_states=True, use_cache=False).hidden_states
+                spelled = self.spelling.heads.spell(states, texts)
+                said += [(text_of(text.letters), found) for text, found in zip(texts, spelled, strict=True)]
+        model.train(was_training)
+        return said
 
     def describe_step(self) -> str:
         """What streams the step at hand is of, in this process."""

@@ -16,6 +16,11 @@ def letters_of(text: str) -> list[int]:
     return [1 + letter for letter in text.lower().encode()]
 
 
+def text_of(letters: Sequence[int]) -> str:
+    """The text of such bytes; what is no letter of any script becomes the sign for that, U+FFFD."""
+    return bytes(letter - 1 for letter in letters).decode(errors="replace")
+
+
 def fits(letters: Sequence[int], places: int) -> bool:
     """Whether there is a place for each letter, and one between two that are the same."""
     return len(letters) + sum(one == other for one, other in pairwise(letters)) <= places
