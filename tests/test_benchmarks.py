@@ -384,6 +384,20 @@ def test_unit_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert all(rate["seeds"][0]["nats_a_letter"] > 0 for rate in record["rates"].values())
 
 
+def test_rare_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    TextCodec.train(["one two", "two three"] * 9, vocab_size=40).save_pretrained(tmp_path / "text")
+    for split, texts in (("train", ["one two"] * 10 + ["three"]), ("test", ["two", "three"])):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    given = ("--data", tmp_path, "--source", tmp_path / "text", "--merges", 0)
+    run_small("rare_tokens.py", monkeypatch, tmp_path / "rare.json", *given)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads((tmp_path / "rare.json").read_text())
+    whole, letters = record["rows"]
+    assert (whole["merges"], whole["tokens_a_text"], whole["seldom"], whole["never"]) == (None, 1.9, 50.0, 0.0)
+    # of t, w, o and a space, and t, h, r, e, e and a space, h and r stand once
+    assert (letters["merges"], letters["seldom"], letters["never"]) == (0, 20.0, 0.0)
+
+
 def test_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Four clients, some of whom do not behave: none is lost or mixed up."""
     pytest.importorskip("fastapi", reason="needs the extra `serve`")

@@ -4,11 +4,11 @@ import contextlib
 import json
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers import decoders as tokenizer_decoders
 from transformers import PreTrainedTokenizerFast
 
-from zipper_lm.codecs.codec import Codec, load_codec, make_codec
+from zipper_lm.codecs.codec import Codec, codec_hash, load_codec, make_codec
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.generation.bare import chat_prompt
 
@@ -251,3 +251,63 @@ def test_code_of_a_tokenizer_runs_only_when_the_caller_says_so(tmp_path, monkeyp
         assert not mark.exists()
     load_codec(folder, trust_remote_code=True)
     assert mark.exists()
+
+
+def large(folder, **more):
+    """A tokenizer of bytes with some merges, as a pre-trained LLM has it, and a chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizer_decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(TEXTS * 9, trainer)
+    state = json.loads(tokenizer.to_str())
+    state["model"] |= more
+    made = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="<|end|>")
+    made.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    made.save_pretrained(folder)
+    return len(state["model"]["merges"])
+
+
+@pytest.mark.parametrize("ignore", [False, True], ids=["merges", "words looked up"])
+def test_fewer_merges_are_smaller_pieces_with_ids_of_the_same_meaning(tmp_path, ignore):
+    """A frozen LLM's tokens were seen too seldom in the pairs: a quarter of them fewer than ten times in 10 000."""
+    known = large(tmp_path / "llm", ignore_merges=ignore)
+    made = {n: make_codec("text", source=str(tmp_path / "llm"), merges=n) for n in (0, 9, known)}
+    plain = make_codec("text", source=str(tmp_path / "llm"))
+    texts = [*TEXTS, "an unseen ünïcode word", "</s> <|end|>"]
+    lengths = {n: sum(map(len, codec.encode(texts))) for n, codec in made.items()}
+    assert lengths[0] == sum(len(text.encode()) for text in texts), "bytes alone"
+    assert lengths[0] > lengths[9] > lengths[known]
+    for codec in made.values():
+        assert codec.decode(codec.encode(texts)) == texts
+        assert codec.decode(plain.encode(texts)) == texts, "whatever a tower writes is read"
+        assert (codec.vocab_size, codec.eos_id) == (plain.vocab_size, plain.eos_id)
+        assert codec.plain.encode(texts) == plain.encode(texts)
+        message = [{"role": "user", "content": TEXTS[0]}]
+        assert chat_prompt(codec, message) == chat_prompt(plain, message), "what it is asked as itself is as it was"
+    assert plain.plain is plain
+
+
+def test_how_many_merges_there_were_is_saved(tmp_path):
+    large(tmp_path / "llm")
+    codec = TextCodec.from_pretrained(tmp_path / "llm", merges=9)
+    codec.save_pretrained(tmp_path / "codec")
+    again = load_codec(tmp_path / "codec")
+    assert again.merges == 9
+    assert again.encode(TEXTS) == codec.encode(TEXTS) != codec.plain.encode(TEXTS)
+    assert codec_hash(again) == codec_hash(codec) != codec_hash(codec.plain), "prepared ids are of one of them"
+
+
+@pytest.mark.parametrize("merges", [-1, 10**6, True, "9", 1.5])
+def test_as_many_merges_as_there_are(tmp_path, merges):
+    large(tmp_path / "llm")
+    with pytest.raises(ValueError, match=r"has \d+ merges: merges must be a whole number from 0 to"):
+        make_codec("text", source=str(tmp_path / "llm"), merges=merges)
+
+
+def test_a_tokenizer_without_merges_is_refused(tmp_path):
+    words = Tokenizer(models.WordLevel({"a": 0, "<|end|>": 1}, unk_token="<|end|>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|end|>").save_pretrained(tmp_path / "words")
+    with pytest.raises(ValueError, match="no merges, which merges=9 counts: it is no BPE, but WordLevel"):
+        make_codec("text", source=str(tmp_path / "words"), merges=9)

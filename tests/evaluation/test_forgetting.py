@@ -87,6 +87,16 @@ def test_a_chat_template_is_used(tmp_path: Path) -> None:
     assert chat.same == 8
 
 
+def test_what_writes_in_smaller_pieces_is_asked_as_itself(tmp_path: Path) -> None:
+    """With fewer merges a frozen tower's perplexity would be that of a spelling it was never taught."""
+    tiny_backbone("llama", 31, 2).save_pretrained(tmp_path / "speech")
+    model = ZipperModel.fuse({"text": decoder(tmp_path / "text"), "speech": tmp_path / "speech"})
+    whole = measure_forgetting(model, TEXTS[:8], read_questions()[::20])
+    assert model.processor is not None
+    model.processor.codecs["text"] = TextCodec(codec().tokenizer, merges=2)
+    assert measure_forgetting(model, TEXTS[:8], read_questions()[::20]).before == whole.before
+
+
 def test_text_whose_punctuation_the_tokenizer_lacks_is_read_as_words(tmp_path: Path) -> None:
     model = ZipperModel.fuse({"text": decoder(tmp_path / "text"), "speech": tiny_backbone("llama", 31, 2)})
     texts = "the bread [and] {the} milk", "the bread and the milk"

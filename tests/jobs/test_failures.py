@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from tiny_recipes import tiny_recipe
 
 from zipper_lm import Document, Segment, ZipperModel
 from zipper_lm.data.encoding import encode_rows
-from zipper_lm.jobs.failures import BATCHES, diagnose, some_batches, unimodal_perplexity
+from zipper_lm.jobs import failures
+from zipper_lm.jobs.failures import BATCHES, diagnose, rare_tokens, some_batches, unimodal_perplexity
+from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.jobs.rows import DataSource
 from zipper_lm.jobs.towers import build_model
@@ -86,3 +89,32 @@ def test_a_fresh_model_is_told_from_one_that_drifted(tmp_path: Path) -> None:
     assert {s.name for s in diagnose(model, tasks_of(recipe), recipe.training.batch_size, rows, rows, before)} == {
         "unimodal drift"
     }
+
+
+def test_tokens_that_are_hardly_seen_are_told_before_training() -> None:
+    """A frozen LLM was fused for hours with 10 000 sentences, of whose tokens a quarter had been seen fewer than ten
+    times: it heard how phrases begin, and went on in words of its own."""
+    large = SimpleNamespace(vocab_size=49152)
+    common, rare = [[5, 6, 7]] * 10, [[40000, 5, 41000]]
+    assert rare_tokens("text", large, common, common) == []  # type: ignore[arg-type]
+    (found,) = rare_tokens("text", large, [*common, [41000]], [*rare, *rare])  # type: ignore[arg-type]
+    assert found.name == "rare tokens"
+    assert (
+        "text: 67 % of the tokens of held-out rows stand fewer than 10 times in the training rows, 33 % never"
+        in found.message
+    )
+    assert "towers.text.codec.options.merges" in found.message
+    assert rare_tokens("text", SimpleNamespace(vocab_size=512), common, rare) == []  # type: ignore[arg-type]
+    assert rare_tokens("text", large, common, []) == []  # type: ignore[arg-type]
+
+
+def test_only_what_is_written_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens that are read alone need not be learned; a fusion says so before its first step, and in its record."""
+    monkeypatch.setattr(failures, "LARGE", 0)
+    monkeypatch.setattr(failures, "SELDOM", 10**6)
+    reads, writes = (
+        fuse(tiny_recipe(tmp_path / name, training={"steps": 1}, tasks={task: 1}))["signatures"]
+        for name, task in (("reads", "text->speech"), ("writes", "speech->text"))
+    )
+    assert not any("stand fewer than" in message for message in reads)
+    assert any("text: 100 % of the tokens of held-out rows stand fewer than" in message for message in writes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,22 +26,28 @@ class TextCodec:
     Text is only text: ``"</s>"`` inside a string is spelled out like any other word, never read as the special
     token. Who wants special ids inside a segment passes the ids.
 
+    A tokenizer of a large LLM has many tokens, most of them rare: of few pairs they are not learned. With `merges`,
+    text is spelled by the first merges of a BPE tokenizer alone, in smaller pieces that are all frequent. Ids mean what
+    they always did, and any id is decoded.
+
     Args:
         tokenizer: any tokenizer of transformers that has an EOS token.
+        merges: how many of its merges are used; `None` is all.
 
     Raises:
-        ValueError: if the tokenizer has no EOS token.
+        ValueError: if the tokenizer has no EOS token, or not so many merges.
     """
 
     kind: ClassVar[str] = "text"
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, merges: int | None = None) -> None:
         if tokenizer.eos_token_id is None:
             raise ValueError(
                 "tokenizer has no eos_token, so a segment could never end; name one of its tokens, in a recipe by "
                 'codec: {kind: text, source: ..., options: {eos_token: "[SEP]"}}'
             )
-        self.tokenizer = tokenizer
+        self.tokenizer, self.merges = tokenizer, merges
+        self._pieces = tokenizer if merges is None else _with_merges(tokenizer, merges)
         self._vocab_size = max(tokenizer.get_vocab().values()) + 1  # len() is less where ids have gaps
         self._known: set[str] = set()  # characters seen to survive, so that each is checked once
 
@@ -60,10 +67,15 @@ class TextCodec:
             ValueError: as `from_pretrained` or `train`.
         """
         if source is not None:
-            if unused := sorted(set(options) - {*_NAMED, "trust_remote_code", *HUB_ARGUMENTS}):
+            if unused := sorted(set(options) - {*_NAMED, "merges", "trust_remote_code", *HUB_ARGUMENTS}):
                 raise ValueError(f"codec.options {unused} have no effect: the tokenizer of {source} is taken as it is")
             return cls.from_pretrained(source, revision=revision, **options)
         return cls.train(values, **options)
+
+    @property
+    def plain(self) -> TextCodec:
+        """The tokenizer with all of its merges: how a pre-trained tower was taught to read."""
+        return self if self.merges is None else TextCodec(self.tokenizer)
 
     @property
     def vocab_size(self) -> int:
@@ -119,14 +131,18 @@ class TextCodec:
         """Write `codec.json` and the tokenizer's own files into the folder `path`."""
         with files_into(path, last=CODEC_FILE) as folder:
             self.tokenizer.save_pretrained(folder)
-            write_json(folder / CODEC_FILE, {"kind": self.kind})
+            fewer = {} if self.merges is None else {"merges": self.merges}
+            write_json(folder / CODEC_FILE, {"kind": self.kind, **fewer})
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, trust_remote_code: bool = False, **kwargs: Any) -> TextCodec:
+    def from_pretrained(
+        cls, path: str | Path, *, trust_remote_code: bool = False, merges: int | None = None, **kwargs: Any
+    ) -> TextCodec:
         """Read what `save_pretrained` wrote, or any tokenizer folder or Hub id.
 
         Args:
             path: folder or Hub id.
+            merges: see `TextCodec`; `None` is as it was saved.
             trust_remote_code: let a tokenizer that has code of its own run it.
             kwargs: passed on to `AutoTokenizer.from_pretrained`, such as ``revision``; but ``eos_token``, ``bos_token``
                 and ``pad_token`` name tokens that the tokenizer has, where it does not say which of them these are.
@@ -136,9 +152,10 @@ class TextCodec:
         """
         file = Path(path) / CODEC_FILE
         if file.is_file():
-            kind = read_mapping(file).get("kind")
-            if kind != cls.kind:
+            fields = read_mapping(file)
+            if (kind := fields.get("kind")) != cls.kind:
                 raise ValueError(f"{file}: kind is {kind!r}, not {cls.kind!r}")
+            merges = fields.get("merges") if merges is None else merges
         named = {name: kwargs.pop(name) for name in _NAMED if name in kwargs}
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code, **kwargs)
@@ -149,7 +166,7 @@ class TextCodec:
             raise ValueError(f"text codec: the tokenizer at {path} has no such tokens: {strange}")
         tokenizer.add_special_tokens(named)
         try:
-            codec = cls(tokenizer)
+            codec = cls(tokenizer, merges)
         except ValueError as error:
             raise ValueError(f"text codec: the {error} ({path})") from error
         try:  # whatever is wrong in its files shows when it is used, in ways of its own
@@ -209,7 +226,7 @@ class TextCodec:
         return ids
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        return list(self._pieces(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def _decode_one(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -237,9 +254,26 @@ class TextCodec:
         single = {c for c in set(self._normalised(text)) if not c.isspace() and unknown in self._ids(c)}
         if single or not self.tokenizer.is_fast:
             return single
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        encoded = self._pieces(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
         spans = zip(encoded["input_ids"], encoded["offset_mapping"])
         return {text[start:end] for i, (start, end) in spans if i == unknown}
+
+
+def _with_merges(tokenizer: PreTrainedTokenizerBase, merges: int) -> PreTrainedTokenizerBase:
+    """A tokenizer that spells by its first merges alone, the frequent ones: they are kept in the order in which they
+    were learned (Sennrich et al. 2016, arXiv 1508.07909)."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state: dict[str, Any] = {} if backend is None else json.loads(backend.to_str())
+    model = state.get("model") or {}
+    if model.get("type") != "BPE":
+        made = model.get("type") or type(tokenizer).__name__
+        raise ValueError(f"tokenizer has no merges, which merges={merges!r} counts: it is no BPE, but {made}")
+    if isinstance(merges, bool) or not isinstance(merges, int) or not 0 <= merges <= len(model["merges"]):
+        most = len(model["merges"])
+        raise ValueError(f"tokenizer has {most} merges: merges must be a whole number from 0 to {most}, got {merges!r}")
+    # some families look whole words up first, which no merge makes then
+    model |= {"merges": model["merges"][:merges], "ignore_merges": False}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)))
 
 
 def _first_line(error: Exception) -> str:

@@ -163,6 +163,7 @@ def measure_forgetting(
     decoder, codec = model.backbones().get(name), model.processor.codecs.get(name) if model.processor else None
     if decoder is None or not isinstance(codec, TextCodec):
         raise ValueError(f"forgetting: the model has no pre-trained decoder {name!r} with a tokenizer")
+    codec = codec.plain  # as itself
     asked = list(questions) if questions is not None else read_questions()
     read = [[codec.bos_id, *ids] for ids in (_spelled(codec, text) for text in texts) if ids]
     if not read or not asked:

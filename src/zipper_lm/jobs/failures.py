@@ -6,13 +6,15 @@ Losses, perplexities and what zips do are looked at before and after training; e
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from zipper_lm.codecs.codec import Codec
+from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.collation import Batch, collate
 from zipper_lm.data.document import Document
 from zipper_lm.data.tasks import build_document, parse_task
@@ -30,6 +32,12 @@ EFFECT = 0.02
 """A zip whose updates are smaller than this share of the hidden state they are added to does nothing yet."""
 FLAT = 0.98
 """Attention entropy, as a share of the largest possible, above which attention looks at everything alike."""
+SELDOM = 10
+"""A token that stands fewer times than this in the training rows is hardly learned."""
+RARE = 0.15
+"""Share of held-out tokens that may be such ones, of a large vocabulary."""
+LARGE = 5000
+"""Ids of a vocabulary that is large for few pairs."""
 GAP = 1.0
 """Held-out loss may exceed training loss by this many nats per token before data is called too little."""
 
@@ -97,6 +105,38 @@ def too_little_data(train: Mapping[str, float], held_out: Mapping[str, float]) -
     ]
 
 
+def rare_tokens(
+    name: str, codec: Codec, train: Iterable[Sequence[int]], held_out: Iterable[Sequence[int]]
+) -> list[Failure]:
+    """A modality to be written whose held-out rows have many tokens that the training rows hardly have, in a vocabulary
+    made for far more text. It is known before training.
+
+    Args:
+        name: of the modality. codec: its codec. train, held_out: ids of its rows.
+    """
+    if codec.vocab_size < LARGE:
+        return []
+    seen, wanted = (_token_counts(rows, codec.vocab_size) for rows in (train, held_out))
+    seldom, never = (float(wanted[seen < least].sum() / max(1, wanted.sum())) for least in (SELDOM, 1))
+    if seldom <= RARE:
+        return []
+    return [
+        Failure(
+            "rare tokens",
+            f"{name}: {100 * seldom:.0f} % of the tokens of held-out rows stand fewer than {SELDOM} times in the "
+            f"training rows, {100 * never:.0f} % never. Let the codec spell in smaller pieces "
+            f"(towers.{name}.codec.options.merges=1000, with its source), or add pairs.",
+        )
+    ]
+
+
+def _token_counts(rows: Iterable[Sequence[int]], size: int) -> np.ndarray:
+    counts = np.zeros(size, dtype=np.int64)
+    for ids in rows:
+        np.add.at(counts, np.asarray(ids, dtype=np.int64), 1)
+    return counts
+
+
 def overfitted(name: str, train: float, held_out: float) -> list[Failure]:
     """A tower that was pre-trained until it knew its rows by heart: losses in nats per token, at the step it is of."""
     if held_out - train <= GAP:
@@ -128,10 +168,31 @@ def _losses_of(model: Writer, batch: Batch) -> dict[str, float]:
     return {name: float(loss) for name, loss in (model(batch).losses or {}).items() if name in model.names}
 
 
+def before_training(
+    model: Writer, tasks: Sequence[str], rows: Sequence[Any], validation: Sequence[Any]
+) -> list[Failure]:
+    """The failures that can be foreseen.
+
+    Args:
+        model: with its codecs. tasks: that it is to be trained on. rows, validation: encoded; all of them.
+    """
+    written = {modality for task in tasks for modality in parse_task(task).targets}
+    codecs = model.processor.codecs if model.processor is not None else {}
+    found = []
+    for name in sorted(written):
+        if isinstance(codec := codecs.get(name), TextCodec):
+            found += rare_tokens(name, codec, _ids_of(name, rows), _ids_of(name, validation))
+    return found
+
+
+def _ids_of(name: str, rows: Sequence[Any]) -> Iterator[Sequence[int]]:
+    """A modality's, of rows that have it; whole documents are left out."""
+    return (row[name].ids or [] for row in rows if not isinstance(row, Document) and name in row)
+
+
 def unimodal_perplexity(model: Writer, rows: Sequence[Any]) -> dict[str, float]:
     """Perplexity of all that is not frozen, on each modality alone."""
-    plain = [r for r in rows if not isinstance(r, Document)]
-    alone = {n: [r[n].ids or [] for r in plain if n in r] for n in model.trained_vocabularies()}
+    alone = {n: list(_ids_of(n, rows)) for n in model.trained_vocabularies()}
     return {n: perplexity(model, n, ids) for n, ids in alone.items() if ids}
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import nn
 
 from zipper_lm.generation.writer import Writer
-from zipper_lm.jobs.failures import diagnose, unimodal_perplexity
+from zipper_lm.jobs.failures import Failure, before_training, diagnose, unimodal_perplexity
 from zipper_lm.jobs.materials import Materials, Plan, check, gather
 from zipper_lm.jobs.pseudo_labels import labeller_recipe
 from zipper_lm.jobs.recipes.reader import recipe_hash, to_mapping
@@ -73,6 +73,11 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
             remove_folder(plan.working)
         raise
     follow(plan, console)
+    foreseen: list[Failure] = []
+    if validation and recipe.data.buffer is None:  # of rows that stream by the first ones alone are known
+        foreseen = before_training(model, plan.trained, materials.rows, validation)
+    for failure in foreseen:
+        warn(console, failure.name, failure.message)
     before = unimodal_perplexity(model, validation)
     loss = train(trainer, plan, console)
     model.eval()
@@ -81,7 +86,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         found = diagnose(model, plan.trained, size, materials.rows, validation, before) if validation else []
         for failure in found:
             warn(console, failure.name, failure.message)
-        record = run_record(plan, materials, trainer, loss, before, found)
+        record = run_record(plan, materials, trainer, loss, before, [*foreseen, *found])
         record["seconds"] = round(time.monotonic() - started, 1)
         if is_main():
             write_run(plan, model, record)
