@@ -9,7 +9,6 @@ test split's tokens that the training split has fewer than ten times, and never.
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,19 @@ from common.record import begun, finish
 
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.sources.readers import read_rows
-from zipper_lm.jobs.failures import SELDOM
+from zipper_lm.jobs.failures import shares_seen_seldom
 
 
 def row(codec: TextCodec, train: list[str], test: list[str]) -> dict[str, Any]:
     """Of one number of merges."""
-    rows, unseen = codec.encode(train), [i for ids in codec.encode(test) for i in ids]
-    counts = Counter(i for ids in rows for i in ids)
-    seldom, never = (100 * sum(counts[i] < least for i in unseen) / len(unseen) for least in (SELDOM, 1))
+    rows = codec.encode(train)
+    seldom, never = shares_seen_seldom(codec.vocab_size, rows, codec.encode(test))
     return {
         "merges": codec.merges,
-        "tokens_a_text": round(sum(counts.values()) / len(rows), 1),
-        "ids": len(counts),
-        "seldom": round(seldom, 1),
-        "never": round(never, 1),
+        "tokens_a_text": round(sum(map(len, rows)) / len(rows), 1),
+        "ids": len({i for ids in rows for i in ids}),
+        "seldom": round(100 * seldom, 1),
+        "never": round(100 * never, 1),
     }
 
 

@@ -116,8 +116,7 @@ def rare_tokens(
     """
     if codec.vocab_size < LARGE:
         return []
-    seen, wanted = (_token_counts(rows, codec.vocab_size) for rows in (train, held_out))
-    seldom, never = (float(wanted[seen < least].sum() / max(1, wanted.sum())) for least in (SELDOM, 1))
+    seldom, never = shares_seen_seldom(codec.vocab_size, train, held_out)
     if seldom <= RARE:
         return []
     return [
@@ -128,6 +127,20 @@ def rare_tokens(
             f"(towers.{name}.codec.options.merges=1000, with its source), or add pairs.",
         )
     ]
+
+
+def shares_seen_seldom(
+    size: int, train: Iterable[Sequence[int]], held_out: Iterable[Sequence[int]]
+) -> tuple[float, float]:
+    """Of held-out tokens the share that stands fewer than `SELDOM` times in the training rows, and the share that never
+    does.
+
+    Args:
+        size: of the vocabulary. train, held_out: ids of rows.
+    """
+    seen, wanted = (_token_counts(rows, size) for rows in (train, held_out))
+    seldom, never = (float(wanted[seen < least].sum() / max(1, wanted.sum())) for least in (SELDOM, 1))
+    return seldom, never
 
 
 def _token_counts(rows: Iterable[Sequence[int]], size: int) -> np.ndarray:
