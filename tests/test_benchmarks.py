@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import doc, tiny_backbone, tiny_model
+from tiny import doc, tiny_backbone, tiny_model, tiny_whisper
 from tiny_recipes import plain_recipe
 from transformers import WhisperFeatureExtractor
 
@@ -396,6 +396,19 @@ def test_rare_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert (whole["merges"], whole["tokens_a_text"], whole["seldom"], whole["never"]) == (None, 1.9, 50.0, 0.0)
     # of t, w, o and a space, and t, h, r, e, e and a space, h and r stand once
     assert (letters["merges"], letters["seldom"], letters["never"]) == (0, 20.0, 0.0)
+
+
+def test_voices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A random listener, who writes one word of a few letters, has all words wrong, whoever reads."""
+    pytest.importorskip("espeakng_loader", reason="needs the extra `demo`")
+    given = ("--source", tiny_whisper(tmp_path / "w"), "--variants", "m3", "--languages", "en-us", "en")
+    run_small("voices.py", monkeypatch, tmp_path / "voices.json", *given, LONGEST=lambda _: 6)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads((tmp_path / "voices.json").read_text())
+    assert (list(record["variants"]), list(record["languages"])) == (["m3"], ["en-us", "en"])
+    for words, letters in (*record["variants"].values(), *record["languages"].values()):
+        assert words == 100.0
+        assert 80.0 < letters <= 100.0
 
 
 def test_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from transformers import (
@@ -22,6 +24,10 @@ from transformers import (
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperTokenizer,
 )
 
 from zipper_lm import Document, Segment, ZipperModel, ZipSpec
@@ -157,3 +163,20 @@ def naive_greedy(
 def limits(model: ZipperModel, limit: int, **more: object) -> dict[str, dict[str, object]]:
     """Generation settings for every tower."""
     return {name: {"max_new_tokens": limit, **more} for name in model.names}
+
+
+def tiny_whisper(folder: Path) -> Path:
+    """A random one for English, whose tokenizer knows a few letters."""
+    tokens = ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>", *"abcdefgh"]
+    tokenizer = WhisperTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
+    tokenizer.save_pretrained(folder)
+    WhisperFeatureExtractor().save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
+    rest = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "vocab_size": len(tokenizer)}
+    special = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 1}
+    model = WhisperForConditionalGeneration(WhisperConfig(**sizes, **rest, **special, max_target_positions=20))
+    model.save_pretrained(folder)
+    own = {"no_timestamps_token_id": 2, "is_multilingual": False, "max_length": 8, **special}
+    (folder / "generation_config.json").write_text(json.dumps(own))
+    return folder

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_backbone
+from tiny import tiny_backbone, tiny_whisper
 from tiny_recipes import tiny_recipe
 from transformers import (
     Wav2Vec2Config,
@@ -17,10 +17,6 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
     Wav2Vec2Model,
-    WhisperConfig,
-    WhisperFeatureExtractor,
-    WhisperForConditionalGeneration,
-    WhisperTokenizer,
 )
 
 from zipper_lm.evaluation.judges import check_writes, load_judge
@@ -146,36 +142,19 @@ def test_a_rate_that_is_none_is_told_when_it_is_loaded(rate: Any, told: str, tmp
         load_judge(folder)
 
 
-def whisper(folder: Path) -> Path:
-    """A random one for English, whose tokenizer knows a few letters."""
-    tokens = ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>", *"abcdefgh"]
-    tokenizer = WhisperTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
-    tokenizer.save_pretrained(folder)
-    WhisperFeatureExtractor().save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
-    rest = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "vocab_size": len(tokenizer)}
-    special = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 1}
-    model = WhisperForConditionalGeneration(WhisperConfig(**sizes, **rest, **special, max_target_positions=20))
-    model.save_pretrained(folder)
-    own = {"no_timestamps_token_id": 2, "is_multilingual": False, "max_length": 8, **special}
-    (folder / "generation_config.json").write_text(json.dumps(own))
-    return folder
-
-
 def test_a_whisper_whose_parts_do_not_belong_together(tmp_path: Path) -> None:
     """Without the files of its tokenizer it heard nothing in anything; with another's preprocessor the first sound,
     after training, was a RuntimeError of a convolution."""
-    assert isinstance(load_judge(whisper(tmp_path / "whole")), PublicRecogniser)
+    assert isinstance(load_judge(tiny_whisper(tmp_path / "whole")), PublicRecogniser)
     with pytest.raises(ValueError, match=r"cannot hear a second of silence: .*128 channels"):
-        load_judge(preprocessor(whisper(tmp_path / "mels"), feature_size=128))
-    bare = whisper(tmp_path / "bare")
+        load_judge(preprocessor(tiny_whisper(tmp_path / "mels"), feature_size=128))
+    bare = tiny_whisper(tmp_path / "bare")
     (bare / "preprocessor_config.json").unlink()
     with pytest.raises(
         ValueError, match=r"judge .*bare': .*: it has no preprocessor_config\.json, which says what sound it hears"
     ):
         load_judge(bare)
-    mute = whisper(tmp_path / "mute")
+    mute = tiny_whisper(tmp_path / "mute")
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         (mute / name).unlink(missing_ok=True)
     with pytest.raises(ValueError, match=r"its tokenizer has \d+ tokens, the model writes \d+|cannot be loaded"):
@@ -184,7 +163,7 @@ def test_a_whisper_whose_parts_do_not_belong_together(tmp_path: Path) -> None:
 
 def test_a_whisper_for_english_is_no_judge_of_another_script(tmp_path: Path) -> None:
     """One that was made for many languages is believed."""
-    judge = load_judge(whisper(tmp_path / "english"))
+    judge = load_judge(tiny_whisper(tmp_path / "english"))
     assert isinstance(judge, PublicRecogniser)
     check_writes(judge, ["Café, one two"])
     with pytest.raises(ValueError, match="it is of another language"):

@@ -141,6 +141,10 @@ def test_a_run_on_a_stream_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyt
         ({"data": {"source": "here", "buffer": 0}}, r"data\.buffer must be at least 1"),
         ({"data": {"source": "here", "buffer": 9, "broken_limit": 1}}, r"cannot be had with data\.broken_limit"),
         ({"data": {"source": "here", "buffer": 9}, "training": {"join": 0.5}}, r"cannot be had with training\.join"),
+        (
+            {"data": {"source": "here", "buffer": 9}, "training": {"history_dropout": {"text": 0.1}}},
+            r"cannot be had with training\.history_dropout of a frozen tower",
+        ),
     ],
 )
 def test_what_needs_other_rows_cannot_be_had_with_a_buffer(changes: dict[str, Any], message: str) -> None:

@@ -9,7 +9,9 @@ from zipper_lm.training.corruption import CorruptedDocuments
 SPECIALS = {"text": Specials(0, 1, 2), "speech": Specials(0, 1, 2)}
 
 
-def noisy(corrupt: float | dict[str, float] = 0.0, history_dropout: float = 0.0) -> CorruptedDocuments:
+def noisy(
+    corrupt: float | dict[str, float] = 0.0, history_dropout: float | dict[str, float] = 0.0
+) -> CorruptedDocuments:
     given, target = list(range(10, 50)), list(range(50, 90))
     documents = [
         Document([Segment("speech", ids=given), Segment("text", ids=target, target=True), Segment("text", ids=[5, 6])])
@@ -61,3 +63,28 @@ def test_a_frozen_towers_history_is_spared() -> None:
     del data.sizes["text"]
     assert data[0][1].ids == list(range(50, 90))
     assert data[0][1].labels is None
+
+
+def test_a_frozen_towers_history_is_misread_where_it_is_named() -> None:
+    """A frozen SmolLM2 that read sentences had never seen a slip in training: after its first it went on as it would
+    alone. What it misreads stands in other documents: ids drawn from all of its vocabulary say nothing to it."""
+    data = noisy(history_dropout={"text": 0.5})
+    del data.sizes["text"]
+    other = Document([Segment("text", ids=list(range(90, 100)), target=True)])
+    data.documents = [data.documents[0], other, other]  # type: ignore[assignment]
+    whole = list(range(50, 90))
+    read = [data[0][1].ids for epoch in range(4) if data.set_epoch(epoch) is None]
+    assert data[0][1].labels == whole
+    assert read[0] != read[1]
+    assert {i for ids in read for i in ids or []} - set(whole) <= set(range(90, 100))
+    assert any(set(ids or []) & set(range(90, 100)) for ids in read)
+    data.set_epoch(0)
+    assert data[0][1].ids == read[0]
+    spared = noisy(history_dropout={"speech": 0.5})
+    assert spared[0][1].ids == whole
+    assert spared[0][1].labels is None
+
+
+def test_one_share_and_the_same_by_name_draw_alike() -> None:
+    """Of towers that are trained."""
+    assert noisy(history_dropout={"text": 0.5})[0][1].ids == noisy(history_dropout=0.5)[0][1].ids

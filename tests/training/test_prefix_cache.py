@@ -242,6 +242,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"input_projection": "residual"}, {}, "towers.text.input_projection is 'residual'"),
         ({}, {"corrupt": 0.1}, "training.corrupt is 0.1"),
         ({}, {"corrupt": {"text": 0.2}}, "training.corrupt is 0.2"),
+        ({}, {"history_dropout": {"text": 0.2}}, "training.history_dropout is 0.2"),
         ({}, {"prefix_cache": {"speech": "disk"}}, "towers.speech.train is 'full'"),
         ({}, {"prefix_cache": {"image": "disk"}}, r"names 'image', but the towers are \['speech', 'text'\]"),
         ({}, {"prefix_cache": "tape"}, "must be 'memory' or 'disk', got 'tape'"),
@@ -267,6 +268,8 @@ def projected(recipe: FuseRecipe, kind: str) -> FuseRecipe:
     ("settings", "more", "says"),
     [
         ({"corrupt": {"text": 0.2}}, {}, "training.corrupt is 0.2"),
+        ({"history_dropout": {"text": 0.2}}, {}, "training.history_dropout is 0.2"),
+        ({"history_dropout": {"txt": 0.2}}, {}, r"training.history_dropout names \['txt'\]"),
         ({"interleave": 0.5}, {}, "training.interleave=0.5 with training.prefix_cache"),
         ({"join": {"speech->text": 0.5}}, {}, "training.join=0.5 of 'speech->text' with training.prefix_cache"),
         ({}, {"tasks": {"text->speech->text": 1.0}}, r"it names \['text'\] twice"),

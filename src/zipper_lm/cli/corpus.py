@@ -35,6 +35,10 @@ def corpus(
     flite: Annotated[
         bool, typer.Option("--flite", help="sentences: half of train and test by the voices of the program flite.")
     ] = False,
+    voices: Annotated[int | None, typer.Option(help="sentences: of espeak-ng in each split (100).", min=1)] = None,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="sentences: without voices that a public recogniser does not understand.")
+    ] = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -46,8 +50,8 @@ def corpus(
     if (name in ("sentences", "prompts", "spoken-digit-images")) != (source is not None):
         needs = "sentences, prompts and spoken-digit-images"
         raise ValueError(f"--source: needed for {needs}, and for nothing else; got {source} for {name}")
-    if name != "sentences" and (train, shortest, flite) != (None, None, False):
-        raise ValueError(f"--train, --shortest and --flite are for sentences only, not for {name}")
+    if name != "sentences" and (train, shortest, flite, voices, clear) != (None, None, False, None, False):
+        raise ValueError(f"--train, --shortest, --flite, --voices and --clear are for sentences only, not for {name}")
     if name not in ("sentences", "prompts") and longest is not None:
         raise ValueError(f"--longest is for sentences and prompts only, not for {name}")
     if name == "digit-images":
@@ -73,7 +77,7 @@ def corpus(
         assert source is not None
         counts = write_prompts(folder, source, longest=longest or 200, overwrite=overwrite)
     else:
-        from zipper_lm.experiments.corpora.sentences import write_sentences
+        from zipper_lm.experiments.corpora.sentences import VOICES, write_sentences
 
         assert source is not None
         counts = write_sentences(
@@ -83,6 +87,8 @@ def corpus(
             shortest=shortest or 1,
             longest=longest or 200,
             flite=flite,
+            voices=voices or VOICES,
+            clear=clear,
             overwrite=overwrite,
         )
     console().print(f"{folder}: " + ", ".join(f"{split} {count}" for split, count in counts.items()))

@@ -17,6 +17,11 @@ SHORT = 8
 """A given segment of fewer tokens is not corrupted: a short text has no redundancy to lose."""
 
 
+def share_of(shares: float | Mapping[str, float], name: str) -> float:
+    """A modality's, of one share for all or of shares by modality."""
+    return shares.get(name, 0.0) if isinstance(shares, Mapping) else shares
+
+
 class Again(Document):
     """A document that is read again by a process that has none left, and that nothing is learned from."""
 
@@ -27,7 +32,9 @@ class CorruptedDocuments(Dataset[Document]):
     - Given segments lose a share of their tokens (padding in their place), against overfitting.
     - Target segments of towers that are trained have a share of their own history replaced by random ids (word
       dropout, Bowman et al. 2016, arXiv 1511.06349, section 3.1). A tower that can go on from its own last tokens alone
-      has little reason to look through its zips; one that cannot trust them has. A frozen tower cannot learn to cope.
+      has little reason to look through its zips; one that cannot trust them has. A frozen tower cannot learn to cope,
+      and is spared, unless it is named: then its zips learn to go on after a slip. What it reads wrongly are ids that
+      stand in another document, as it has sense for what is written alone.
 
     What is hit depends on nothing but seed, epoch and index: a resumed run goes on as if it had never stopped.
 
@@ -35,7 +42,8 @@ class CorruptedDocuments(Dataset[Document]):
         documents: map-style, encoded; told the epoch too, if it wants to know.
         specials: each tower's special ids.
         corrupt: share of given segments' ids that is lost; of all, or by modality, 0 where it is missing.
-        history_dropout: share of target segments' ids that their tower reads wrongly.
+        history_dropout: share of target segments' ids that their tower reads wrongly; of all that are trained, or by
+            modality, frozen ones too, 0 where it is missing.
         sizes: number of ids, to draw wrong ones from, of the towers that are trained.
         seed: of what is hit.
     """
@@ -46,7 +54,7 @@ class CorruptedDocuments(Dataset[Document]):
         specials: dict[str, Specials],
         *,
         corrupt: float | Mapping[str, float],
-        history_dropout: float,
+        history_dropout: float | Mapping[str, float],
         sizes: dict[str, int],
         seed: int,
     ) -> None:
@@ -87,13 +95,26 @@ class CorruptedDocuments(Dataset[Document]):
 
     def _noisy(self, segment: Segment, draw: np.random.Generator) -> Segment:
         ids, name = np.asarray(segment.ids or [], np.int32), segment.modality
-        lost = self.corrupt.get(name, 0.0) if isinstance(self.corrupt, Mapping) else self.corrupt
-        share = self.history_dropout * (name in self.sizes) if segment.target else lost
+        share = self._misread(name) if segment.target else share_of(self.corrupt, name)
         if not share or not (segment.target or len(ids) >= SHORT):
             return segment
         hit = draw.random(len(ids)) < share
         if not segment.target:
             return Segment(name, ids=TokenIds(np.where(hit, np.int32(self.specials[name].pad), ids)))
-        wrong = draw.integers(self.sizes[name], size=len(ids))
+        wrong = self._wrong(name, len(ids), draw)
         keep = ~hit | (wrong[:, None] == self.specials[name]).any(1)  # a special id means something else
         return Segment(name, ids=TokenIds(np.where(keep, ids, wrong)), labels=TokenIds(ids), target=True)
+
+    def _misread(self, name: str) -> float:
+        """The share of its own history that a tower reads wrongly."""
+        if isinstance(self.history_dropout, Mapping):
+            return self.history_dropout.get(name, 0.0)
+        return self.history_dropout if name in self.sizes else 0.0
+
+    def _wrong(self, name: str, count: int, draw: np.random.Generator) -> np.ndarray:
+        """So many ids, int64, that a tower may read in place of its own."""
+        if name in self.sizes:
+            return draw.integers(self.sizes[name], size=count)
+        other = self.documents[int(draw.integers(len(self)))]
+        written = [i for s in other if s.modality == name and s.target for i in (s.ids or [])]
+        return draw.choice(np.array(written or [self.specials[name].pad], np.int64), size=count)

@@ -27,6 +27,7 @@ from zipper_lm.fusion.config import config_hash, plain
 from zipper_lm.fusion.interface import FINE
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.prefix import check_prefix, prefix_depths, prefix_states
+from zipper_lm.training.corruption import share_of
 from zipper_lm.training.prefix_store import PrefixStore, files_limit, key_of, make_room, mark_used, write_states
 from zipper_lm.utils.files import sweep
 from zipper_lm.utils.processes import any_of, on_this_machine, rank_of
@@ -63,11 +64,14 @@ def modes_of(
     wanted: PrefixMode | Mapping[str, PrefixMode],
     towers: Mapping[str, _Settings],
     corrupt: float | Mapping[str, float] = 0.0,
+    history_dropout: float | Mapping[str, float] = 0.0,
 ) -> dict[str, PrefixMode]:
     """The towers whose states are to be kept, and where, as far as settings say.
 
     Args:
-        wanted: of all frozen towers, or by name. towers: all of them. corrupt: as of `CorruptedDocuments`.
+        wanted: of all frozen towers, or by name.
+        towers: all of them.
+        corrupt, history_dropout: as of `CorruptedDocuments`.
 
     Raises:
         ValueError: naming the field that keeps a tower from it: if it is not frozen, has its input projection at its
@@ -90,12 +94,13 @@ def modes_of(
         where, tower = f"training.prefix_cache: tower {name!r}", towers[name]
         if tower.train != "frozen":
             raise ValueError(f"{where} is trained (towers.{name}.train is {tower.train!r}): its states change")
-        lost = corrupt.get(name, 0.0) if isinstance(corrupt, Mapping) else corrupt
-        if lost:
-            raise ValueError(
-                f"{where} reads noise, drawn anew in each epoch (training.corrupt is {lost} for it); set that to 0 for "
-                f"{name!r}, or name other towers"
-            )
+        named = history_dropout if isinstance(history_dropout, Mapping) else {}  # one number spares what is frozen
+        for field, shares in (("corrupt", corrupt), ("history_dropout", named)):
+            if lost := share_of(shares, name):
+                raise ValueError(
+                    f"{where} reads noise, drawn anew in each epoch (training.{field} is {lost} for it); set that to 0 "
+                    f"for {name!r}, or name other towers"
+                )
         if tower.input_projection != "none" and tower.input_projection_layer == 0:
             raise ValueError(
                 f"{where} has its input projection before its first layer (towers.{name}.input_projection is "
@@ -107,12 +112,15 @@ def modes_of(
 
 
 def towers_kept(
-    model: Any, wanted: PrefixMode | Mapping[str, PrefixMode] | None, corrupt: float | Mapping[str, float] = 0.0
+    model: Any,
+    wanted: PrefixMode | Mapping[str, PrefixMode] | None,
+    corrupt: float | Mapping[str, float] = 0.0,
+    history_dropout: float | Mapping[str, float] = 0.0,
 ) -> dict[str, PrefixMode]:
     """The towers of a model whose states are kept, and where.
 
     Args:
-        model: that is trained. wanted, corrupt: as of `modes_of`; `None`: nothing is kept.
+        model: that is trained. wanted, corrupt, history_dropout: as of `modes_of`; `None`: nothing is kept.
 
     Raises:
         ValueError: as `modes_of`; for a single decoder; if a tower's family does not go on from states.
@@ -121,7 +129,7 @@ def towers_kept(
         return {}
     if not isinstance(model, ZippedTowers):
         raise ValueError("training.prefix_cache is for zipped towers; a single decoder is trained")
-    kept = modes_of(wanted, model.config.tower_specs, corrupt)
+    kept = modes_of(wanted, model.config.tower_specs, corrupt, history_dropout)
     for name in kept:
         check_prefix(model.tower(name), prefix_depths(model, name))
     return kept

@@ -35,7 +35,8 @@ class TrainingRecipe:
         corrupt: share of a given segment's tokens replaced by padding in training, against overfitting; of all, or by
             modality.
         history_dropout: share of a target segment's own tokens that its tower, if it is trained, reads wrongly, so that
-            it learns to look through its zips.
+            it learns to look through its zips; or by modality, of frozen towers too, whose zips learn to go on after a
+            slip.
         interleave: share of documents that hold two rows, one after the other.
         join: share of rows that are joined with another one, end to end, into one longer row: more variety where
             pairs are few. For text and sound; in all tasks, or by task.
@@ -66,7 +67,7 @@ class TrainingRecipe:
     save_every: int | None = 500
     patience: int | None = None
     corrupt: float | dict[str, float] = 0.0
-    history_dropout: float = 0.3
+    history_dropout: float | dict[str, float] = 0.3
     interleave: float = 0.0
     join: float | dict[str, float] = 0.0
     guided_attention: dict[str, float] = field(default_factory=dict)

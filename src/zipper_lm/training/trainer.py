@@ -110,7 +110,7 @@ class ZipperTrainer(BaseTrainer):
         train_dataset: Dataset[Document],
         *,
         corrupt: float | Mapping[str, float] = 0.0,
-        history_dropout: float = 0.0,
+        history_dropout: float | Mapping[str, float] = 0.0,
         tower_learning_rate: float = 5e-4,
         guided: Mapping[Pair, float] | None = None,
         ctc: Mapping[Pair, float] | None = None,
@@ -138,7 +138,7 @@ class ZipperTrainer(BaseTrainer):
         self.beside += [ForwardSum(forward_sum)] if forward_sum else []
         if packing:
             model.check_packing()
-        self.kept = towers_kept(model, prefix_cache, corrupt)
+        self.kept = towers_kept(model, prefix_cache, corrupt, history_dropout)
         self.prefixes, self.prefix_folder, self._hits = PrefixCache(), prefix_folder, dict[str, list[bool]]()
         documents = CorruptedDocuments(
             train_dataset,

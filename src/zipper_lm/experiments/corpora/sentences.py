@@ -15,7 +15,16 @@ from zipper_lm.codecs.audio import write_audio
 from zipper_lm.evaluation.word_error_rate import normalise
 from zipper_lm.experiments.corpora import flite as flite_program
 from zipper_lm.experiments.corpora.flite import FliteVoice
-from zipper_lm.experiments.corpora.voices import VARIANTS, Voice, espeak, synthesise, voices
+from zipper_lm.experiments.corpora.voices import (
+    CLEAR_LANGUAGES,
+    CLEAR_VARIANTS,
+    LANGUAGES,
+    VARIANTS,
+    Voice,
+    espeak,
+    synthesise,
+    voices,
+)
 from zipper_lm.experiments.corpora.writing import write_corpus
 from zipper_lm.utils.files import check_apart
 
@@ -24,6 +33,7 @@ SPEAKERS = {"train": 0.55, "validation": 0.1, "test": 0.1, "judge": 0.25}
 FLITE = {"train": ("slt", "awb", "kal16"), "test": ("rms",)}
 """Flite's speakers, where they are asked for: they read every other sentence of their split."""
 VOICES = 100
+"""Of espeak-ng in each split, unless something else is said."""
 SEED = 0
 _PAUSES = re.compile(r"[,;:.?!()\"]+|--+")
 
@@ -36,6 +46,8 @@ def write_sentences(
     shortest: int = 1,
     longest: int = 200,
     flite: bool = False,
+    voices: int = VOICES,
+    clear: bool = False,
     overwrite: bool = False,
 ) -> dict[str, int]:
     """Write rows ``{"speech": file, "text": sentence, "speaker": voice}`` in splits train, validation, test and judge,
@@ -49,6 +61,8 @@ def write_sentences(
         shortest: fewest characters of a sentence.
         longest: most characters of a sentence; longer lines are cut into phrases, at their punctuation.
         flite: half of the sentences of train and test are read by flite's voices, see `FLITE`.
+        voices: of espeak-ng in each split: accents and variants with a pitch, a range and a speed.
+        clear: leave out accents and variants that a public recogniser does not understand, see `CLEAR_VARIANTS`.
         overwrite: replace what is there.
 
     Returns:
@@ -89,7 +103,7 @@ def write_sentences(
         for name, held_out in (("train", spoken["validation"] | spoken["test"]), ("validation", spoken["test"]))
     }
     return write_corpus(
-        folder, _read_aloud(sentences, flite), "speech", ".flac", write_audio, texts, overwrite=overwrite
+        folder, _read_aloud(sentences, flite, voices, clear), "speech", ".flac", write_audio, texts, overwrite=overwrite
     )
 
 
@@ -112,15 +126,18 @@ def can_be_said(text: str) -> bool:
     return bool(text) and text.isascii() and not any(c.isdigit() for c in text)
 
 
-def _read_aloud(lines: Mapping[str, list[str]], flite: bool) -> dict[str, Iterator[tuple[Any, dict[str, Any]]]]:
+def _read_aloud(
+    lines: Mapping[str, list[str]], flite: bool, count: int, clear: bool
+) -> dict[str, Iterator[tuple[Any, dict[str, Any]]]]:
     """By split, sounds with the other fields of their rows."""
-    order = np.random.default_rng(SEED).permutation(len(VARIANTS))
-    ends = np.cumsum([round(share * len(VARIANTS)) for share in list(SPEAKERS.values())[:-1]])
+    variants, languages = (CLEAR_VARIANTS, CLEAR_LANGUAGES) if clear else (VARIANTS, LANGUAGES)
+    order = np.random.default_rng(SEED).permutation(len(variants))
+    ends = np.cumsum([round(share * len(variants)) for share in list(SPEAKERS.values())[:-1]])
     owned = dict(zip(SPEAKERS, np.split(order, ends)))
     return {
         name: _spoken(
             texts,
-            voices(VOICES, SEED, tuple(VARIANTS[i] for i in owned[name])),
+            voices(count, SEED, tuple(variants[i] for i in owned[name]), languages),
             [FliteVoice(speaker=speaker) for speaker in FLITE.get(name, ())] if flite else [],
         )
         for name, texts in lines.items()
@@ -130,12 +147,17 @@ def _read_aloud(lines: Mapping[str, list[str]], flite: bool) -> dict[str, Iterat
 def _spoken(
     texts: list[str], speakers: list[Voice], flites: list[FliteVoice]
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    who: list[Voice | FliteVoice] = [
-        flites[i // 2 % len(flites)] if flites and i % 2 else speakers[i % len(speakers)] for i in range(len(texts))
-    ]
+    who = _turns(len(texts), speakers, flites)
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:  # espeak-ng keeps one state a process
         for wave, text, voice in zip(pool.map(_say, texts, who, range(len(texts)), chunksize=16), texts, who):
             yield wave, {"text": text, "speaker": voice.name}
+
+
+def _turns(count: int, speakers: list[Voice], flites: list[FliteVoice]) -> list[Voice | FliteVoice]:
+    """Who reads each of some sentences: flite's voices, if there are any, every other one, and all in turn."""
+    if not flites:
+        return [speakers[i % len(speakers)] for i in range(count)]
+    return [flites[i // 2 % len(flites)] if i % 2 else speakers[i // 2 % len(speakers)] for i in range(count)]
 
 
 def _say(text: str, voice: Voice | FliteVoice, seed: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from zipper_lm.jobs.cost.processes import project
 from zipper_lm.jobs.cost.step import Step, count_step
 from zipper_lm.jobs.recipes.checks import check_settings
 from zipper_lm.jobs.recipes.schema import FuseRecipe
-from zipper_lm.training.prefix_cache import modes_of
+from zipper_lm.training.prefix_cache import PrefixMode, modes_of
 
 SPARE = 0.1
 """Share of a device's memory that is left: for what its allocator wastes and its libraries take."""
@@ -186,9 +186,14 @@ def _ways(recipe: FuseRecipe, tasks: Mapping[str, Task], lengths: Lengths, devic
     return made
 
 
+def _modes(recipe: FuseRecipe) -> dict[str, PrefixMode]:
+    """The towers whose states a prefix cache could keep. Raises `ValueError` as `modes_of`."""
+    return modes_of("memory", recipe.towers, recipe.training.corrupt, recipe.training.history_dropout)
+
+
 def _can_keep(recipe: FuseRecipe) -> bool:
     try:
-        modes_of("memory", recipe.towers, recipe.training.corrupt)
+        _modes(recipe)
     except ValueError:
         return False
     return not (recipe.training.interleave or recipe.training.join)
@@ -199,7 +204,7 @@ def _kept(model: ZippedTowers, recipe: FuseRecipe, lengths: Lengths) -> int | No
     if lengths.count is None:
         return None
     size = 0.0
-    for name in modes_of("memory", recipe.towers, recipe.training.corrupt):
+    for name in _modes(recipe):
         tower, depths = model.tower(name), prefix_depths(model, name)
         mean = sum(row.get(name, 0) + 2 for row in lengths.rows) / len(lengths.rows)
         bytes_each = tower.backbone.dtype.itemsize

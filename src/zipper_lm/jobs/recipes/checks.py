@@ -69,7 +69,8 @@ def check_settings(recipe: FuseRecipe) -> dict[str, Task]:
     names = list(recipe.towers)
     tasks = {template: parse_task(template, names) for template in recipe.tasks}
     by_tower = {"loss_weights": recipe.loss_weights, "generation": recipe.generation}
-    for field, named in (by_tower | {"training.corrupt": recipe.training.corrupt}).items():
+    noise = {f"training.{field}": getattr(recipe.training, field) for field in ("corrupt", "history_dropout")}
+    for field, named in (by_tower | noise).items():
         if isinstance(named, dict) and (unknown := sorted(set(named) - set(names))):
             raise ValueError(f"{field} names {unknown}, but the towers are {names}")
     for name, tower in recipe.towers.items():
@@ -124,7 +125,7 @@ def _check_prefix_cache(recipe: FuseRecipe, tasks: Mapping[str, Task]) -> None:
         return
     if recipe.architecture != "zipper":
         raise ValueError(f"training.prefix_cache is for zips; architecture {recipe.architecture!r} has none")
-    names = list(modes_of(training.prefix_cache, recipe.towers, training.corrupt))
+    names = list(modes_of(training.prefix_cache, recipe.towers, training.corrupt, training.history_dropout))
     anew = "puts streams together anew in each epoch, so that what was kept would not be read again"
     if training.interleave:
         raise ValueError(f"training.interleave={training.interleave} with training.prefix_cache: it {anew}")

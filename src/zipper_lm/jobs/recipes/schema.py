@@ -140,6 +140,9 @@ def _check_buffer(recipe: FuseRecipe) -> None:
     training = recipe.training
     asked: dict[str, Any] = {f"training.{n}": getattr(training, n) for n in ("interleave", "join", "prefix_cache")}
     asked["pseudo_labels"] = recipe.pseudo_labels
+    if isinstance(named := training.history_dropout, dict):
+        frozen = {name for name, tower in recipe.towers.items() if tower.train == "frozen"}
+        asked["training.history_dropout of a frozen tower"] = [name for name in named if named[name] and name in frozen]
     if found := [name for name, value in asked.items() if value]:
         raise ValueError(f"data.buffer cannot be had with {found[0]}: rows come one by one; zipper prepare them")
 
