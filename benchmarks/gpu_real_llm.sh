@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The experiment with a real LLM, on a GPU, ten minutes at a time: what is done is not done again, so call it until it says so.
 #
-#   zipper corpus sentences data/sentences-real --source FOLDER-OF-SENTENCES --shortest 25 --longest 75 --flite   (CPU, before)
+#   zipper corpus sentences data/sentences-real --source FOLDER-OF-SENTENCES --shortest 25 --longest 75 --flite --clear --voices 2000   (CPU, before)
 #   benchmarks/gpu_real_llm.sh [RUN] [KEY=VALUE ...]       RUN: as of --only; default zipper--10000-pairs--seed1
 #
 # A run that is cut off goes on from its newest checkpoint, which is made on the signal. Not run on a GPU here.

@@ -80,6 +80,11 @@ def test_a_frozen_towers_history_is_misread_where_it_is_named() -> None:
     assert any(set(ids or []) & set(range(90, 100)) for ids in read)
     data.set_epoch(0)
     assert data[0][1].ids == read[0]
+    alone = noisy(history_dropout={"text": 0.5})
+    del alone.sizes["text"]
+    alone.documents = [alone.documents[0], *[Document([Segment("speech", ids=[3])])] * 2]  # type: ignore[assignment]
+    assert alone[0][1].ids != whole  # of a mixture of tasks most documents may write something else
+    assert set(alone[0][1].ids or []) <= set(whole)
     spared = noisy(history_dropout={"speech": 0.5})
     assert spared[0][1].ids == whole
     assert spared[0][1].labels is None

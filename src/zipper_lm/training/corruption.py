@@ -15,6 +15,8 @@ from zipper_lm.data.token_ids import TokenIds
 
 SHORT = 8
 """A given segment of fewer tokens is not corrupted: a short text has no redundancy to lose."""
+TRIED = 8
+"""Documents that are looked at for one in which a frozen tower writes, of tasks that may be others."""
 
 
 def share_of(shares: float | Mapping[str, float], name: str) -> float:
@@ -101,7 +103,7 @@ class CorruptedDocuments(Dataset[Document]):
         hit = draw.random(len(ids)) < share
         if not segment.target:
             return Segment(name, ids=TokenIds(np.where(hit, np.int32(self.specials[name].pad), ids)))
-        wrong = self._wrong(name, len(ids), draw)
+        wrong = self._wrong(name, ids, draw)
         keep = ~hit | (wrong[:, None] == self.specials[name]).any(1)  # a special id means something else
         return Segment(name, ids=TokenIds(np.where(keep, ids, wrong)), labels=TokenIds(ids), target=True)
 
@@ -111,10 +113,16 @@ class CorruptedDocuments(Dataset[Document]):
             return self.history_dropout.get(name, 0.0)
         return self.history_dropout if name in self.sizes else 0.0
 
-    def _wrong(self, name: str, count: int, draw: np.random.Generator) -> np.ndarray:
-        """So many ids, int64, that a tower may read in place of its own."""
+    def _wrong(self, name: str, ids: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """As many ids, int64, that a tower may read in place of its own."""
         if name in self.sizes:
-            return draw.integers(self.sizes[name], size=count)
-        other = self.documents[int(draw.integers(len(self)))]
-        written = [i for s in other if s.modality == name and s.target for i in (s.ids or [])]
-        return draw.choice(np.array(written or [self.specials[name].pad], np.int64), size=count)
+            return draw.integers(self.sizes[name], size=len(ids))
+        return draw.choice(self._written_elsewhere(name, draw) or ids.tolist(), size=len(ids))
+
+    def _written_elsewhere(self, name: str, draw: np.random.Generator) -> list[int]:
+        """The ids that a tower writes in another document; none, if it writes in none of those that were tried."""
+        for index in draw.integers(len(self), size=TRIED).tolist():
+            other = self.documents[index]
+            if written := [i for s in other if s.modality == name and s.target for i in (s.ids or [])]:
+                return written
+        return []

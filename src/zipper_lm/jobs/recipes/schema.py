@@ -116,7 +116,7 @@ def _check_pretraining(training: TrainingRecipe) -> None:
         raise ValueError(f"training.corrupt={training.corrupt}: in pre-training there is one modality; give one number")
 
 
-def _check_spelling(modality: str, training: TrainingRecipe, codec: CodecRecipe) -> None:
+def _check_pretraining_ctc(modality: str, training: TrainingRecipe, codec: CodecRecipe) -> None:
     """Raise `ValueError` unless joint CTC, if it is asked for, goes from the tower's modality to one other."""
     if not training.ctc:
         if codec.kind in SPELLING_KINDS and (steps := codec.options.get("spelling_steps")):
@@ -231,7 +231,7 @@ class PretrainRecipe:
 
     def __post_init__(self) -> None:
         _check_pretraining(self.training)
-        _check_spelling(self.modality, self.training, self.codec)
+        _check_pretraining_ctc(self.modality, self.training, self.codec)
         _check_patience(self.training, self.data)
         if self.data.buffer is not None:
             raise ValueError(f"data.buffer={self.data.buffer} has no effect in pre-training; leave it out")
