@@ -20,7 +20,7 @@ TRIED = 8
 
 
 def share_of(shares: float | Mapping[str, float], name: str) -> float:
-    """A modality's, of one share for all or of shares by modality."""
+    """One's, of one share for all or of shares by name, which are 0 where they are missing."""
     return shares.get(name, 0.0) if isinstance(shares, Mapping) else shares
 
 
@@ -109,9 +109,8 @@ class CorruptedDocuments(Dataset[Document]):
 
     def _misread(self, name: str) -> float:
         """The share of its own history that a tower reads wrongly."""
-        if isinstance(self.history_dropout, Mapping):
-            return self.history_dropout.get(name, 0.0)
-        return self.history_dropout if name in self.sizes else 0.0
+        spared = not isinstance(self.history_dropout, Mapping) and name not in self.sizes
+        return 0.0 if spared else share_of(self.history_dropout, name)
 
     def _wrong(self, name: str, ids: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         """As many ids, int64, that a tower may read in place of its own."""

@@ -136,6 +136,8 @@ def test_clear_sentences_are_read_by_voices_that_can_be_understood(tmp_path: Pat
         (tmp_path / f"{name}.txt").write_text("\n".join(written))
     counts = sentences.write_sentences(tmp_path / "out", tmp_path, train=2, voices=2, clear=True)
     assert counts == {"train": 2, "validation": 1, "test": 1, "judge": 1}
+    with pytest.raises(ValueError, match="--voices must be at least 1, got 0"):
+        sentences.write_sentences(tmp_path / "more", tmp_path, voices=0)
     rows = {name: read_rows(tmp_path / "out", split=name) for name in counts}
     who = {name: [row["speaker"].split()[0] for row in found] for name, found in rows.items()}
     assert len(set(who["train"])) == 2

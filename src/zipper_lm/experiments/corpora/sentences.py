@@ -69,11 +69,13 @@ def write_sentences(
         Rows in each split.
 
     Raises:
-        ValueError: if a file is missing or holds no such line, `folder` would replace `source`, or the program of
-            `flite` is missing; and as `write_corpus`.
+        ValueError: if a file is missing or holds no such line, `voices` is below 1, `folder` would replace `source`, or
+            the program of `flite` is missing; and as `write_corpus`.
         ImportError: without `espeakng-loader` (the extra ``zipper-lm[demo]``).
     """
     check_apart(folder, {"--source": source})
+    if voices < 1:
+        raise ValueError(f"--voices must be at least 1, got {voices}")
     if shortest > longest:
         raise ValueError(f"--shortest {shortest}: must be at most --longest, {longest}")
     if flite:

@@ -56,7 +56,7 @@ CLEAR_VARIANTS = (
     *("sandro", "steph", "steph2", "steph3", "victor"),
 )
 """Accents and variants that a recogniser of real speech understands: Whisper tiny.en mishears at most a fifth of the
-words of each (`benchmarks/voices.py`, docs/runs/voices.json). Of the others it mishears up to four fifths."""
+words of each (`benchmarks/voices.py`, docs/runs/voices.json). Of some of the others it mishears four fifths."""
 
 _ALIASES = {"en-gb": "en"}  # the plain British voice is called "en" in espeak-ng
 _PITCH, _RANGE, _SPEED = (0, 99), (0, 99), (80, 450)

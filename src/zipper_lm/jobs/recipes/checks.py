@@ -17,6 +17,7 @@ from zipper_lm.generation.settings import generation_config
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.recipes.schema import FuseRecipe, PseudoLabelsRecipe
 from zipper_lm.training.beside import task_pairs
+from zipper_lm.training.corruption import share_of
 from zipper_lm.training.prefix_cache import modes_of
 from zipper_lm.training.recipe import BESIDE
 from zipper_lm.utils.arguments import check_devices
@@ -130,7 +131,7 @@ def _check_prefix_cache(recipe: FuseRecipe, tasks: Mapping[str, Task]) -> None:
     if training.interleave:
         raise ValueError(f"training.interleave={training.interleave} with training.prefix_cache: it {anew}")
     for template, task in tasks.items():
-        share = training.join.get(template, 0.0) if isinstance(training.join, dict) else training.join
+        share = share_of(training.join, template)
         if share and set(names) & set(task.modalities):
             raise ValueError(f"training.join={share} of {template!r} with training.prefix_cache: it {anew}")
         if several := [name for name in names if task.modalities.count(name) > 1]:
@@ -139,8 +140,7 @@ def _check_prefix_cache(recipe: FuseRecipe, tasks: Mapping[str, Task]) -> None:
 
 def joined_tasks(recipe: FuseRecipe) -> list[str]:
     """The tasks whose rows are joined end to end, some of them."""
-    join = recipe.training.join
-    return [t for t in recipe.tasks if (join.get(t) if isinstance(join, dict) else join)]
+    return [template for template in recipe.tasks if share_of(recipe.training.join, template)]
 
 
 def _check_place(recipe: FuseRecipe, wanted: PseudoLabelsRecipe) -> None:
