@@ -86,8 +86,9 @@ def test_zips_matter() -> None:
         ZipSpec(layers=2, positions="rotary", feed_forward=True, projection="mlp"),
         ZipSpec(layers=[0, 2], source_layers=[1, 3], reader="text", source="speech", positions="none"),
         [ZipSpec(layers=1, projection="linear", heads=3), ZipSpec(reader="speech", source="text", layers=4)],
+        [ZipSpec(layers=3, context=2), ZipSpec(reader="speech", layers=3, context=9, positions="rotary")],
     ],
-    ids=["rotary-ff-mlp", "one-way", "uneven"],
+    ids=["rotary-ff-mlp", "one-way", "uneven", "neighbours"],
 )
 def test_forms_of_zip(zips: object) -> None:
     model = lively(zips=zips)

@@ -106,6 +106,7 @@ def test_crossed_zips_are_refused() -> None:
         {"dropout": 1.0},
         {"positions": "left"},
         {"projection": "cubic"},
+        *({"context": wrong} for wrong in (-1, 65, 1.5, True, "wide", None)),
         *(
             {"scale": wrong}
             for wrong in (0, -1.0, "rms", [], [2.0, 0.0], ["2"], float("nan"), float("inf"), True, None)

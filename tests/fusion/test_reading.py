@@ -18,9 +18,10 @@ def test_visible_by_hand() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("context", [0, 2])
 @pytest.mark.parametrize("source_layers", [None, "embeddings"])
-def test_reading_in_parts_is_reading_at_once(source_layers: Literal["embeddings"] | None) -> None:
-    model = tiny_model(3, gate=0.7, zips=ZipSpec(layers=3, source_layers=source_layers))
+def test_reading_in_parts_is_reading_at_once(source_layers: Literal["embeddings"] | None, context: int) -> None:
+    model = tiny_model(3, gate=0.7, zips=ZipSpec(layers=3, source_layers=source_layers, context=context))
     document = [("text", [4, 5]), ("speech", [6, 7, 8]), ("image", [9]), ("text", [10, 11]), ("speech", [12])]
     whole = read(model, collate([doc(*document)], model.specials)).logits
     state, parts = State(), {"text": [], "speech": [], "image": []}

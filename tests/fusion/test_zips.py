@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zipper_lm import ZipSpec
-from zipper_lm.fusion.zips import InputProjection, View, ZipLayer, _frequencies, rotate, sinusoid
+from zipper_lm.fusion.zips import InputProjection, View, ZipLayer, _frequencies, rotate, sinusoid, with_neighbours
 
 B, Q, M, D, S = 2, 5, 7, 24, 16
 
@@ -154,16 +155,63 @@ def test_any_width_and_heads(width: int, heads: int) -> None:
 def test_projections(form: str, linears: int) -> None:
     projection = layer(projection=form).memory_projection
     assert sum(isinstance(m, torch.nn.Linear) for m in projection) == linears
-    assert (projection(torch.randn(4, S)) >= 0).all() == (form == "relu")
+    assert (projection(torch.randn(4, M, S), torch.zeros(4, M)) >= 0).all() == (form == "relu")
 
 
-def test_memory_grows() -> None:
-    zip_layer, x = layer(), inputs()
-    whole = zip_layer.remember(x["source"], x["source_at"])
-    parts = [zip_layer.remember(x["source"][:, s], x["source_at"][:, s]) for s in (slice(0, 3), slice(3, M))]
-    grown = parts[0].append(parts[1])
-    torch.testing.assert_close(grown.keys, whole.keys)
-    torch.testing.assert_close(grown.values, whole.values)
+@pytest.mark.parametrize("positions", ["sinusoid", "rotary"])
+@pytest.mark.parametrize("context", [0, 1, 2, 9])
+def test_memory_grows(context: int, positions: str) -> None:
+    """Token by token, a segment and the next one's begin: what was remembered of the last tokens lacked the neighbours
+    that come now."""
+    zip_layer, x = layer(context=context, positions=positions), inputs()
+    places = torch.tensor([[0, 1, 2, 3, 0, 1, 2]]).expand(B, -1)
+    whole = zip_layer.remember(x["source"], places)
+    for cuts in ([0, 3, M], [0, 1, 2, 6, M], range(M + 1)):
+        grown = None
+        for begin, end in itertools.pairwise(cuts):
+            grown = zip_layer.remember(x["source"][:, begin:end], places[:, begin:end], grown)
+        assert grown is not None
+        torch.testing.assert_close(grown.keys, whole.keys)
+        torch.testing.assert_close(grown.values, whole.values)
+        assert (grown.states is None) == (context == 0)
+    alone = zip_layer.remember(x["source"][:, :4], places[:, :4])
+    torch.testing.assert_close(whole.values[:, :, :4], alone.values)  # the next segment's tokens are no neighbours
+
+
+def test_a_row_of_a_memory_grows_as_it_would_alone() -> None:
+    """Requests are read together, padded on the left, and go on apart."""
+    zip_layer, x = layer(context=2), inputs()
+    for begin in (0, 2, 5, 6):
+        places = (torch.arange(M) - begin).clamp(min=0)[None]
+        together = zip_layer.remember(x["source"], places.expand(B, -1)).row(1, begin)
+        alone = zip_layer.remember(x["source"][1:, begin:], places[:, begin:])
+        more, at = x["source"][:1, :3], torch.arange(M - begin, M - begin + 3)[None]
+        for one, other in ((together, alone), *[[zip_layer.remember(more, at, m) for m in (together, alone)]]):
+            torch.testing.assert_close(one.keys, other.keys)
+            torch.testing.assert_close(one.values, other.values)
+
+
+def test_neighbours_are_of_one_segment() -> None:
+    """Two segments between padding, and more neighbours on each side than there are tokens."""
+    places = torch.tensor([[0, 0, 1, 2, 0, 1, 0]])
+    segments = [None, 0, 0, 0, 1, 1, None]
+    states = torch.arange(1.0, 8.0)[None, :, None]
+    for count in (0, 1, 2, 8):
+        found = with_neighbours(states, places, count)[0]
+        for t in (1, 2, 3, 4, 5):
+            around = range(t - count, t + count + 1)
+            same = [0 <= u < 7 and segments[u] == segments[t] for u in around]
+            assert found[t].tolist() == [float(u + 1) if yes else 0.0 for u, yes in zip(around, same)]
+
+
+def test_a_neighbour_can_be_read_for_what_stands_beside_it() -> None:
+    """What a token offers depends on neighbours as far as `context` says, and no further."""
+    zip_layer, x = layer(context=2), inputs()
+    before = zip_layer.remember(x["source"], x["source_at"])
+    x["source"][:, 3] = torch.randn(B, S)
+    after = zip_layer.remember(x["source"], x["source_at"])
+    differs = (before.values - after.values).abs().amax((0, 1, 3)) > 1e-6
+    assert differs.tolist() == [False, True, True, True, True, True, False]
 
 
 def test_dropout_only_in_training() -> None:

@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_backbone, tiny_model
 from tiny_steps import GUIDED, Step, check_as_near_as_it_rounds, check_same, one_step
 
-from zipper_lm import Document, Segment
+from zipper_lm import Document, Segment, ZipSpec
 from zipper_lm.data.collation import collate
 from zipper_lm.fusion.interface import learn
 from zipper_lm.fusion.packing import check_packing
@@ -60,6 +60,13 @@ def test_gradients_are_those_of_a_row_for_each_document(kind: str) -> None:
     """Of learned and of rotary positions, and of windows smaller than the documents."""
     steps = [one_step(8, 1, zipper(kind), made(RAGGED), GUIDED, packing) for packing in (True, False)]
     assert {"loss_text", "loss_speech", "loss_handover", "loss_guided_attention"} < steps[1][1].keys()
+    check_same(*steps)
+
+
+def test_a_neighbours_segment_is_the_same() -> None:
+    """Of a zip with `context`: what stands beside a token in a row may be another document's."""
+    zips = ZipSpec(layers=3, gate_start=0.5, context=3)
+    steps = [one_step(8, 1, zipper("llama", zips=zips), made(RAGGED), GUIDED, packing) for packing in (True, False)]
     check_same(*steps)
 
 

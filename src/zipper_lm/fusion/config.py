@@ -27,6 +27,8 @@ Stream = Literal["stream"]
 Embeddings = Literal["embeddings"]
 EMBEDDINGS = -1
 """In the place of a source's layer: what enters its first layer, before any projection."""
+MOST_CONTEXT = 64
+"""Neighbours on each side: a zip's first matrix grows with them."""
 Training = Literal["frozen", "full", "lora"]
 LORA_STARTS = (True, False, "gaussian", "orthogonal")
 """How adapters may start (PEFT's `init_lora_weights`): such as leave the base weights alone and ask for no data."""
@@ -60,6 +62,7 @@ class ZipSpec:
         stretch: reader tokens per source token. Places of both are counted in tokens of the coarser stream, so that
             attention starts near the diagonal. `None` is 1; `zipper fuse` measures it on the aligned data.
         projection: from the source's width to the reader's: one matrix, the paper's relu(linear), or a 3-layer MLP.
+        context: neighbours on each side that a token of the source offers its reader with itself, of its own segment.
         scale: what the zip adds is multiplied by this: a number, one for each layer, or ``"stream"``, which becomes the
             size of the reader's residual stream after each layer when the model is fused (`zipper_lm.fusion.stream`).
         dropout: on attention weights, in training.
@@ -77,6 +80,7 @@ class ZipSpec:
     positions: Positions = "sinusoid"
     stretch: float | None = None
     projection: Projection = "relu"
+    context: int = 0
     scale: float | list[float] | Stream = 1.0
     dropout: float = 0.0
     attention: str = "sdpa"
@@ -96,6 +100,8 @@ class ZipSpec:
             raise ValueError(f"zip.heads must be at least 1, got {self.heads}")
         if self.stretch is not None and not self.stretch > 0:
             raise ValueError(f"zip.stretch must be above 0, got {self.stretch}")
+        if type(self.context) is not int or not 0 <= self.context <= MOST_CONTEXT:
+            raise ValueError(f"zip.context must be a whole number from 0 to {MOST_CONTEXT}, got {self.context!r:.60}")
         check_scale("zip.scale", self.scale)
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"zip.dropout must be in [0, 1), got {self.dropout}")

@@ -157,8 +157,12 @@ class _Pass:
     def enter(self, name: str, depth: int, hidden_states: Tensor) -> Tensor:
         return self.model.project_input(name, depth, hidden_states, self.batch[name]["involved"])
 
-    def new_memory(self, reader: str, source: str, k: int) -> Memory:
-        """The memory that this pass's tokens of `source` offer to zip layer k; made once."""
+    def memory(self, reader: str, source: str, k: int) -> Memory:
+        """All of `source` that zip layer k of `reader` may look at; what is new is made once."""
+        past = self.state.memories.get((reader, source))
+        if source not in self.batch:
+            assert past is not None
+            return past[k]
         made = self.fresh[reader, source]
         if k not in made:
             m = self.model.layer_pairs[reader, source][k][1]
@@ -168,17 +172,8 @@ class _Pass:
                 states, positions = states[brought(rows, states.device)], brought(positions, rows.device)[rows]
             else:
                 positions = brought(positions, layer.q_proj.weight.device)
-            made[k] = layer.remember(states, positions)
+            made[k] = layer.remember(states, positions, None if past is None else past[k])
         return made[k]
-
-    def memory(self, reader: str, source: str, k: int) -> Memory:
-        """All of `source` that zip layer k of `reader` may look at."""
-        past = self.state.memories.get((reader, source))
-        if source not in self.batch:
-            assert past is not None
-            return past[k]
-        new = self.new_memory(reader, source, k)
-        return new if past is None else past[k].append(new)
 
     def update(self, name: str, depth: int, hidden_states: Tensor) -> Tensor:
         """All zips of one tower at one depth. Each reads the layer's own output, so their order does not matter."""

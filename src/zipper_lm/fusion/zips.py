@@ -8,7 +8,7 @@ only what is finished before it), so cross-attention needs no causal order of it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -29,18 +29,26 @@ class Memory:
 
     Attributes:
         keys, values: ``[B, H, M, C]``.
+        states, positions: of a zip with `context`: ``[B, N, S]`` and int64 ``[B, N]``, of the last tokens, which some
+            of these and of those to come are made of.
     """
 
     keys: Tensor
     values: Tensor
+    states: Tensor | None = None
+    positions: Tensor | None = None
 
     def contiguous(self) -> Memory:
         """The same, each head's tokens side by side: what reads it token by token reads it once for every one."""
-        return Memory(self.keys.contiguous(), self.values.contiguous())
+        return replace(self, keys=self.keys.contiguous(), values=self.values.contiguous())
 
-    def append(self, other: Memory) -> Memory:
-        """This memory with `other`'s tokens behind it."""
-        return Memory(torch.cat([self.keys, other.keys], 2), torch.cat([self.values, other.values], 2))
+    def row(self, number: int, begin: int) -> Memory:
+        """A row alone, from one of its tokens on, copied."""
+        keys, values = (t[number : number + 1, :, begin:].clone() for t in (self.keys, self.values))
+        if self.states is None or self.positions is None:
+            return Memory(keys, values)
+        skip = max(0, begin - (self.keys.shape[2] - self.states.shape[1]))
+        return Memory(keys, values, *(t[number : number + 1, skip:].clone() for t in (self.states, self.positions)))
 
 
 @dataclass(frozen=True)
@@ -145,14 +153,51 @@ def scaled(update: Tensor, scale: float) -> Tensor:
     return update if scale == 1.0 else scale * update
 
 
-def _projection(form: str, source: int, width: int) -> nn.Sequential:
-    """Source state to reader width: one matrix, the paper's relu(linear), or its "3-layer MLP"."""
-    steps: list[nn.Module] = [nn.LayerNorm(source), nn.Linear(source, width)]
-    if form == "relu":
-        steps.append(nn.ReLU())
-    elif form == "mlp":
-        steps += [nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)]
-    return nn.Sequential(*steps)
+class MemoryProjection(nn.Sequential):
+    """Source states in the reader's width: one matrix, the paper's relu(linear), or its "3-layer MLP".
+
+    With `context`, a convolution over the segment comes first: what a token offers is made of its neighbours' states,
+    too. A causal tower's state tells what was said up to its token. A reader looks for the place up to which it has
+    read, and wants what is said behind it: a query that finds the one finds the other with it.
+
+    Args:
+        form: one of these. source: S. width: D. context: how many neighbours on each side.
+    """
+
+    def __init__(self, form: str, source: int, width: int, context: int = 0) -> None:
+        steps: list[nn.Module] = [nn.LayerNorm(source), nn.Linear((2 * context + 1) * source, width)]
+        if form == "relu":
+            steps.append(nn.ReLU())
+        elif form == "mlp":
+            steps += [nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)]
+        super().__init__(*steps)
+        self.context = context
+
+    def forward(self, states: Tensor, positions: Tensor) -> Tensor:  # type: ignore[override]
+        """``[B, M, S]`` at positions ``[B, M]`` in their segments to ``[B, M, D]``."""
+        norm, *others = self
+        states = norm(states)
+        if self.context:
+            states = with_neighbours(states, positions.to(states.device), self.context)
+        for module in others:
+            states = module(states)
+        return states
+
+
+def with_neighbours(states: Tensor, positions: Tensor, count: int) -> Tensor:
+    """Each token's state between those of its neighbours in its segment, ``[B, M, (2 * count + 1) * S]``; zero in the
+    place of one that is not there.
+
+    Args:
+        states: ``[B, M, S]``. positions: int ``[B, M]``, of segments one behind the other, with padding (0) before or
+            after all of them. count: of neighbours on each side.
+    """
+    found = []
+    for step in range(-count, count + 1):
+        # What comes round from the other end, or from another segment, never stands where a neighbour would.
+        there = positions.roll(-step, 1) == positions + step
+        found.append(torch.where(there[..., None], states.roll(-step, 1), 0.0))
+    return torch.cat(found, -1)
 
 
 def can_attend(name: str) -> bool:
@@ -202,7 +247,7 @@ class ZipLayer(nn.Module):
         # would turn several times between two coarse tokens, and match at random.
         self.stretch = 1.0 if spec.stretch is None else spec.stretch
         _check_attention(spec.attention)
-        self.memory_projection = _projection(spec.projection, source_width, width)
+        self.memory_projection = MemoryProjection(spec.projection, source_width, width, spec.context)
         self.norm = nn.LayerNorm(width)
         self.q_proj = nn.Linear(width, inner, bias=False)
         self.k_proj = nn.Linear(width, inner, bias=False)
@@ -234,24 +279,40 @@ class ZipLayer(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
 
-    def remember(self, source_states: Tensor, positions: Tensor) -> Memory:
+    def remember(self, source_states: Tensor, positions: Tensor, past: Memory | None = None) -> Memory:
         """Project source states once; everything that later reads them reads this.
 
         Args:
             source_states: ``[B, M, S]``, the source tower's state after its paired layer.
             positions: int64 ``[B, M]``, each token's place in its segment.
+            past: what was remembered of tokens before them, which comes first in what is returned. The last segment of
+                those may go on, if no padding stands between.
         """
+        again, context = 0, self.memory_projection.context
+        if past is not None and past.states is not None and past.positions is not None:
+            again = min(context, past.states.shape[1])  # these have new neighbours
+            source_states = torch.cat([past.states, source_states], 1)
+            positions = torch.cat([past.positions, positions.to(past.positions.device)], 1)
         keys, values = map(self._heads, self(source_states, positions))
         if self.positions == "rotary":
             keys = rotate(keys, self._places(positions.to(keys.device)))
-        return Memory(keys, values)
+        if past is not None:
+            old, known = past.keys.shape[2] - again, 0 if past.states is None else past.states.shape[1] - again
+            keys, values = (
+                torch.cat([before[:, :, :old], new[:, :, known:]], 2)
+                for before, new in ((past.keys, keys), (past.values, values))
+            )
+        if not context:
+            return Memory(keys, values)
+        return Memory(keys, values, source_states[:, -2 * context :], positions[:, -2 * context :])
 
     def _places(self, positions: Tensor) -> Tensor:
         """Of a source's tokens, as they are counted."""
         return positions * min(1.0, self.stretch)
 
     def _remember(self, source_states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        memory = self.memory_projection(source_states.to(device=self.q_proj.weight.device, dtype=self.dtype))
+        states = source_states.to(device=self.q_proj.weight.device, dtype=self.dtype)
+        memory = self.memory_projection(states, positions)
         placed = memory
         if self.positions == "sinusoid":
             places = self._places(positions.to(memory.device))

@@ -137,6 +137,16 @@ def test_embeddings_that_others_read(text: str) -> None:
         check_same(model, engine, RAGGED, ["text", "speech", "text", "speech"])
 
 
+@pytest.mark.parametrize("chunk", [2, 512])
+def test_neighbours_that_others_read_with_a_token(chunk: int) -> None:
+    """A segment is read in chunks, and the end of what was written after the rest: neighbours come later."""
+    from zipper_lm import ZipSpec
+
+    model = lively(zips=ZipSpec(layers=3, gate_start=1.0, context=2))
+    with Engine(model, slots=3, compile=False, chunk=chunk) as engine:
+        check_same(model, engine, RAGGED, ["text", "speech", "text", "speech"])
+
+
 def test_adapters() -> None:
     model = tiny_model(2, gate=1.0, train={"text": "lora"})
     for name, parameter in model.named_parameters():

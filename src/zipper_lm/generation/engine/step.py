@@ -362,11 +362,11 @@ class Step:
         places = torch.arange(count, device=device)[None]
         for (reader, source), pairs in self.model.layer_pairs.items():
             if source == self.name:
-                new = []
-                for k, (_, depth) in enumerate(pairs):
-                    new.append(self.model.zip_layer(reader, source, k).remember(taken.states[depth], places))
-                old = state.memories.get((reader, source))
-                state.memories[reader, source] = new if old is None else [o.append(n) for o, n in zip(old, new)]
+                old = state.memories.get((reader, source), [None] * len(pairs))
+                state.memories[reader, source] = [
+                    self.model.zip_layer(reader, source, k).remember(taken.states[depth], places, past)
+                    for k, ((_, depth), past) in enumerate(zip(pairs, old))
+                ]
         numbers = torch.full_like(places, segment)
         for store, more in ((state.segments, numbers), (state.positions, places)):
             store[self.name] = torch.cat([store[self.name], more], 1) if self.name in store else more

@@ -13,7 +13,6 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import State
-from zipper_lm.fusion.zips import Memory
 from zipper_lm.generation.engine.step import empty_cache
 from zipper_lm.generation.request import Request
 
@@ -73,6 +72,5 @@ def _row(model: ZippedTowers, state: State, row: int) -> State:
         found.positions[name] = state.positions[name][row : row + 1, begin[name] :]
         found.handover[name] = state.handover[name][row : row + 1]
     for (reader, source), memories in state.memories.items():
-        cut = [[t[row : row + 1, :, begin[source] :].clone() for t in (m.keys, m.values)] for m in memories]
-        found.memories[reader, source] = [Memory(*pair) for pair in cut]
+        found.memories[reader, source] = [memory.row(row, begin[source]) for memory in memories]
     return found
