@@ -87,12 +87,14 @@ def hits(trainer: ZipperTrainer) -> set[float]:
         {"gradient_checkpointing": True},
         {"bf16": True},
         {"history_dropout": 0.3},
+        {"history_dropout": {"text": 0.4, "speech": 0.3}},
         {"packing": True, "batch": 4},
     ],
     ids=str,
 )
 def test_training_is_the_same(how: dict[str, Any], tmp_path: Path) -> None:
-    """Every loss of several epochs, and all weights; noise in what the trained tower reads leaves the frozen one be."""
+    """Every loss of several epochs, and all weights. Noise in what the trained tower reads leaves the frozen one be;
+    what a frozen one misreads, drawn anew in each epoch, had cost a run beside a large LLM its prefix cache."""
     rough = {"abs": 3e-2} if "bf16" in how else {"abs": 1e-4}
     plain, losses = trained(tmp_path, steps=4, **how)
     for mode in ("memory", "disk"):
@@ -242,7 +244,6 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"input_projection": "residual"}, {}, "towers.text.input_projection is 'residual'"),
         ({}, {"corrupt": 0.1}, "training.corrupt is 0.1"),
         ({}, {"corrupt": {"text": 0.2}}, "training.corrupt is 0.2"),
-        ({}, {"history_dropout": {"text": 0.2}}, "training.history_dropout is 0.2"),
         ({}, {"prefix_cache": {"speech": "disk"}}, "towers.speech.train is 'full'"),
         ({}, {"prefix_cache": {"image": "disk"}}, r"names 'image', but the towers are \['speech', 'text'\]"),
         ({}, {"prefix_cache": "tape"}, "must be 'memory' or 'disk', got 'tape'"),
@@ -268,7 +269,6 @@ def projected(recipe: FuseRecipe, kind: str) -> FuseRecipe:
     ("settings", "more", "says"),
     [
         ({"corrupt": {"text": 0.2}}, {}, "training.corrupt is 0.2"),
-        ({"history_dropout": {"text": 0.2}}, {}, "training.history_dropout is 0.2"),
         ({"history_dropout": {"txt": 0.2}}, {}, r"training.history_dropout names \['txt'\]"),
         ({"interleave": 0.5}, {}, "training.interleave=0.5 with training.prefix_cache"),
         ({"join": {"speech->text": 0.5}}, {}, "training.join=0.5 of 'speech->text' with training.prefix_cache"),

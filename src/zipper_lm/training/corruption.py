@@ -36,7 +36,8 @@ class CorruptedDocuments(Dataset[Document]):
       dropout, Bowman et al. 2016, arXiv 1511.06349, section 3.1). A tower that can go on from its own last tokens alone
       has little reason to look through its zips; one that cannot trust them has. A frozen tower cannot learn to cope,
       and is spared, unless it is named: then its zips learn to go on after a slip. What it reads wrongly are ids that
-      stand in another document, as it has sense for what is written alone.
+      stand in another document, as it has sense for what is written alone; the same in each epoch, so that what it
+      computes of them need be computed once (`prefix_cache`).
 
     What is hit depends on nothing but seed, epoch and index: a resumed run goes on as if it had never stopped.
 
@@ -81,8 +82,21 @@ class CorruptedDocuments(Dataset[Document]):
         return np.array([longest_stream(self.documents[index]) for index in range(len(self))], np.int64)
 
     def forms(self, index: int) -> list[Document]:
-        """The documents that one may be, as far as that is known, without noise."""
+        """The documents that one may be, as far as that is known, with no noise but what frozen towers misread."""
+        return [
+            Document(self._noisy(s, once) if self._is_read_by_a_frozen_one(s) else s for s in document)
+            for document, once in ((document, self._once(index)) for document in self._plain_forms(index))
+        ]
+
+    def _plain_forms(self, index: int) -> list[Document]:
         return self.documents.forms(index) if hasattr(self.documents, "forms") else [self.documents[index]]
+
+    def _once(self, index: int) -> np.random.Generator:
+        """What is drawn of a document once for all epochs."""
+        return np.random.default_rng((self.seed, index, 2))
+
+    def _is_read_by_a_frozen_one(self, segment: Segment) -> bool:
+        return segment.target and segment.modality not in self.sizes
 
     def __getitem__(self, index: int) -> Document:
         """A document by its number; ``~number`` is the same one, read again for nothing (`order.Evened`)."""
@@ -91,8 +105,8 @@ class CorruptedDocuments(Dataset[Document]):
         document = self.documents[index]
         if not (self.corrupt or self.history_dropout):
             return document
-        draw = np.random.default_rng((self.seed, int(self._epoch), index, 1))
-        noisy = Document(self._noisy(segment, draw) for segment in document)
+        draw, once = np.random.default_rng((self.seed, int(self._epoch), index, 1)), self._once(index)
+        noisy = Document(self._noisy(s, once if self._is_read_by_a_frozen_one(s) else draw) for s in document)
         return Placed(noisy, document.place) if isinstance(document, Placed) else noisy
 
     def _noisy(self, segment: Segment, draw: np.random.Generator) -> Segment:
@@ -121,7 +135,7 @@ class CorruptedDocuments(Dataset[Document]):
     def _written_elsewhere(self, name: str, draw: np.random.Generator) -> list[int]:
         """The ids that a tower writes in another document; none, if it writes in none of those that were tried."""
         for index in draw.integers(len(self), size=TRIED).tolist():
-            other = self.documents[index]
-            if written := [i for s in other if s.modality == name and s.target for i in (s.ids or [])]:
-                return written
+            for other in self._plain_forms(index):  # whatever an epoch makes of it
+                if written := [i for s in other if s.modality == name and s.target for i in (s.ids or [])]:
+                    return written
         return []

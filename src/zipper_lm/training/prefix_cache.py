@@ -64,14 +64,13 @@ def modes_of(
     wanted: PrefixMode | Mapping[str, PrefixMode],
     towers: Mapping[str, _Settings],
     corrupt: float | Mapping[str, float] = 0.0,
-    history_dropout: float | Mapping[str, float] = 0.0,
 ) -> dict[str, PrefixMode]:
     """The towers whose states are to be kept, and where, as far as settings say.
 
     Args:
         wanted: of all frozen towers, or by name.
         towers: all of them.
-        corrupt, history_dropout: as of `CorruptedDocuments`.
+        corrupt: as of `CorruptedDocuments`.
 
     Raises:
         ValueError: naming the field that keeps a tower from it: if it is not frozen, has its input projection at its
@@ -94,13 +93,11 @@ def modes_of(
         where, tower = f"training.prefix_cache: tower {name!r}", towers[name]
         if tower.train != "frozen":
             raise ValueError(f"{where} is trained (towers.{name}.train is {tower.train!r}): its states change")
-        named = history_dropout if isinstance(history_dropout, Mapping) else {}  # one number spares what is frozen
-        for field, shares in (("corrupt", corrupt), ("history_dropout", named)):
-            if lost := share_of(shares, name):
-                raise ValueError(
-                    f"{where} reads noise, drawn anew in each epoch (training.{field} is {lost} for it); set that to 0 "
-                    f"for {name!r}, or name other towers"
-                )
+        if lost := share_of(corrupt, name):
+            raise ValueError(
+                f"{where} reads noise, drawn anew in each epoch (training.corrupt is {lost} for it); set that to 0 for "
+                f"{name!r}, or name other towers"
+            )
         if tower.input_projection != "none" and tower.input_projection_layer == 0:
             raise ValueError(
                 f"{where} has its input projection before its first layer (towers.{name}.input_projection is "
@@ -115,12 +112,11 @@ def towers_kept(
     model: Any,
     wanted: PrefixMode | Mapping[str, PrefixMode] | None,
     corrupt: float | Mapping[str, float] = 0.0,
-    history_dropout: float | Mapping[str, float] = 0.0,
 ) -> dict[str, PrefixMode]:
     """The towers of a model whose states are kept, and where.
 
     Args:
-        model: that is trained. wanted, corrupt, history_dropout: as of `modes_of`; `None`: nothing is kept.
+        model: that is trained. wanted, corrupt: as of `modes_of`; `None`: nothing is kept.
 
     Raises:
         ValueError: as `modes_of`; for a single decoder; if a tower's family does not go on from states.
@@ -129,7 +125,7 @@ def towers_kept(
         return {}
     if not isinstance(model, ZippedTowers):
         raise ValueError("training.prefix_cache is for zipped towers; a single decoder is trained")
-    kept = modes_of(wanted, model.config.tower_specs, corrupt, history_dropout)
+    kept = modes_of(wanted, model.config.tower_specs, corrupt)
     for name in kept:
         check_prefix(model.tower(name), prefix_depths(model, name))
     return kept

@@ -138,7 +138,7 @@ class ZipperTrainer(BaseTrainer):
         self.beside += [ForwardSum(forward_sum)] if forward_sum else []
         if packing:
             model.check_packing()
-        self.kept = towers_kept(model, prefix_cache, corrupt, history_dropout)
+        self.kept = towers_kept(model, prefix_cache, corrupt)
         self.prefixes, self.prefix_folder, self._hits = PrefixCache(), prefix_folder, dict[str, list[bool]]()
         documents = CorruptedDocuments(
             train_dataset,

@@ -188,7 +188,7 @@ def _ways(recipe: FuseRecipe, tasks: Mapping[str, Task], lengths: Lengths, devic
 
 def _modes(recipe: FuseRecipe) -> dict[str, PrefixMode]:
     """The towers whose states a prefix cache could keep. Raises `ValueError` as `modes_of`."""
-    return modes_of("memory", recipe.towers, recipe.training.corrupt, recipe.training.history_dropout)
+    return modes_of("memory", recipe.towers, recipe.training.corrupt)
 
 
 def _can_keep(recipe: FuseRecipe) -> bool:

@@ -126,7 +126,7 @@ def _check_prefix_cache(recipe: FuseRecipe, tasks: Mapping[str, Task]) -> None:
         return
     if recipe.architecture != "zipper":
         raise ValueError(f"training.prefix_cache is for zips; architecture {recipe.architecture!r} has none")
-    names = list(modes_of(training.prefix_cache, recipe.towers, training.corrupt, training.history_dropout))
+    names = list(modes_of(training.prefix_cache, recipe.towers, training.corrupt))
     anew = "puts streams together anew in each epoch, so that what was kept would not be read again"
     if training.interleave:
         raise ValueError(f"training.interleave={training.interleave} with training.prefix_cache: it {anew}")
