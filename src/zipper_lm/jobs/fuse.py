@@ -131,6 +131,7 @@ def make_trainer(plan: Plan, materials: Materials) -> ZipperTrainer:
         tower_learning_rate=training.tower_learning_rate,
         guided=task_pairs("guided_attention", training.guided_attention, plan.tasks),
         ctc=task_pairs("ctc", training.ctc, plan.tasks),
+        aligned=task_pairs("aligned_attention", training.aligned_attention, plan.tasks),
         forward_sum=task_pairs("forward_sum", training.forward_sum, plan.tasks),
         fade_out=training.fade_out,
         packing=training.packing,

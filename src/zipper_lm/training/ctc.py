@@ -104,10 +104,18 @@ class Ctc(nn.Module):
             for pair in weights
         )
 
+    def decode(self, reader: str, ids: list[list[int]]) -> list[str]:
+        """The texts of what a reader writes."""
+        return self._decode[reader](ids) if ids else []
+
+    def heads_of(self, pair: Pair) -> Sequence[nn.Module]:
+        """What spells from each zip layer of a pair."""
+        return list(self.heads[list(self.weights).index(pair)])  # type: ignore[call-overload]
+
     def spelled(self, batch: Batch, pair: Pair) -> list[Spelled]:
         """The texts of a batch that a pair's reader writes from its source."""
         found = segment_pairs(batch, pair)
-        texts = self._decode[pair[0]]([each.labels.tolist() for each in found]) if found else []
+        texts = self.decode(pair[0], [each.labels.tolist() for each in found])
         places = self.places[pair]
         return [Spelled.of(text, each.row, each.read, places) for each, text in zip(found, texts, strict=True)]
 

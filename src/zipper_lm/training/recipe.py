@@ -7,7 +7,7 @@ from typing import Any
 
 from zipper_lm.training.prefix_cache import PrefixMode
 
-BESIDE = ("guided_attention", "ctc", "forward_sum")
+BESIDE = ("guided_attention", "ctc", "aligned_attention", "forward_sum")
 """Fields that weigh losses beside the model's own, by task."""
 
 
@@ -44,10 +44,11 @@ class TrainingRecipe:
             run in step, such as ``{text->speech: 2}`` (`zipper_lm.training.guided_attention`).
         ctc: task to weight of joint CTC, a loss by which what a zip remembers of the source spells the text that is
             written, such as ``{speech->text: 1}`` (`zipper_lm.training.ctc`). For text alone.
+        aligned_attention: task to weight of a loss on attention that looks elsewhere than where joint CTC, which it
+            needs for the same task, hears what is written next (`zipper_lm.training.aligned_attention`).
         forward_sum: task to weight of a loss on attention that is not monotonic, along whatever path
             (`zipper_lm.training.forward_sum`).
-        fade_out: share of the steps in which the weights of guided attention, joint CTC and forward-sum fall to
-            nothing; null: they stay.
+        fade_out: share of the steps in which the weights of these four fall to nothing; null: they stay.
         packing: let documents of a batch share rows: less padding, the same losses and gradients.
         prefix_cache: where the states of frozen towers below their first zips are kept, which are the same in every
             step: ``"memory"`` or ``"disk"``, of all frozen towers or by name; null computes them anew.
@@ -72,6 +73,7 @@ class TrainingRecipe:
     join: float | dict[str, float] = 0.0
     guided_attention: dict[str, float] = field(default_factory=dict)
     ctc: dict[str, float] = field(default_factory=dict)
+    aligned_attention: dict[str, float] = field(default_factory=dict)
     forward_sum: dict[str, float] = field(default_factory=dict)
     fade_out: float | None = None
     packing: bool = False
@@ -95,6 +97,10 @@ class TrainingRecipe:
         for name in BESIDE:
             for template, weight in getattr(self, name).items():
                 at_least(f"training.{name}.{template}", weight, 0)
+        if lacking := sorted(set(self.aligned_attention) - set(self.ctc)):
+            raise ValueError(
+                f"training.aligned_attention names {lacking}, but training.ctc, which knows places, does not"
+            )
         if self.fade_out is not None and not 0.0 < self.fade_out <= 1.0:
             raise ValueError(f"training.fade_out must be in (0, 1], got {self.fade_out}")
         if self.fade_out is not None and not any(getattr(self, name) for name in BESIDE):

@@ -30,6 +30,7 @@ from zipper_lm.data.collation import Specials, collate
 from zipper_lm.data.document import Document
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.generation.writer import Writer
+from zipper_lm.training.aligned_attention import AlignedAttention
 from zipper_lm.training.base import IDLE, PLACE, BaseTrainer, documents_of_a_step, evened
 from zipper_lm.training.beside import BesideLoss, Pair, check_pairs, faded
 from zipper_lm.training.compilation import compile_layers
@@ -89,8 +90,9 @@ class ZipperTrainer(BaseTrainer):
         tower_learning_rate: for towers that are trained.
         guided: weights of pairs of towers whose attention is held to the diagonal.
         ctc: weights of pairs of which the reader's text is spelled by what its zips remember of the source.
+        aligned: weights of pairs, of those of `ctc`, of which attention is held to where that hears what comes next.
         forward_sum: weights of pairs of which attention is held to be monotonic.
-        fade_out: share of the steps in which the weights of these three fall to nothing; `None`: they stay.
+        fade_out: share of the steps in which the weights of these four fall to nothing; `None`: they stay.
         packing: let documents of a batch share rows; losses and gradients are as without.
         prefix_cache: where the states of frozen towers below their first zips are kept, ``"memory"`` or ``"disk"``, of
             all of them or by name; `None` computes them in every step. prefix_folder: of their files.
@@ -114,6 +116,7 @@ class ZipperTrainer(BaseTrainer):
         tower_learning_rate: float = 5e-4,
         guided: Mapping[Pair, float] | None = None,
         ctc: Mapping[Pair, float] | None = None,
+        aligned: Mapping[Pair, float] | None = None,
         forward_sum: Mapping[Pair, float] | None = None,
         fade_out: float | None = None,
         packing: bool = False,
@@ -125,7 +128,8 @@ class ZipperTrainer(BaseTrainer):
         module = cast(nn.Module, model)
         check_precision(module)
         self.tower_learning_rate, self.score, self.fade_out = tower_learning_rate, score, fade_out
-        weighted = {"guided_attention": guided or {}, "ctc": ctc or {}, "forward_sum": forward_sum or {}}
+        weighted = {"guided_attention": guided or {}, "ctc": ctc or {}, "aligned_attention": aligned or {}}
+        weighted["forward_sum"] = forward_sum or {}
         for field, pairs in weighted.items():
             check_pairs(field, model, pairs)
         check_launch(args)
@@ -135,6 +139,7 @@ class ZipperTrainer(BaseTrainer):
             self.spelling = Ctc(cast(ZippedTowers, model), ctc, first).to(args.device)
         self.beside: list[BesideLoss] = [GuidedAttention(guided)] if guided else []
         self.beside += [self.spelling] if self.spelling is not None else []
+        self.beside += [AlignedAttention(aligned, self.spelling)] if aligned else []
         self.beside += [ForwardSum(forward_sum)] if forward_sum else []
         if packing:
             model.check_packing()
@@ -150,7 +155,7 @@ class ZipperTrainer(BaseTrainer):
         )
         if compiled := args.torch_compile:
             how = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
-            compile_layers(model, {*weighted["guided_attention"], *weighted["forward_sum"]}, **how)
+            compile_layers(model, {pair for field in weighted if field != "ctc" for pair in weighted[field]}, **how)
             args = copy.copy(args)  # else Trainer would compile the whole
             args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
         heads = [] if self.spelling is None else [HeadsCallback(self.spelling, self.mean_of_processes)]

@@ -102,7 +102,7 @@ class DataRecipe:
 
 _OF_FUSION = (
     *("tower_learning_rate", "history_dropout", "interleave", "join"),
-    *("guided_attention", "forward_sum", "packing", "prefix_cache"),
+    *("guided_attention", "aligned_attention", "forward_sum", "packing", "prefix_cache"),
 )
 
 
