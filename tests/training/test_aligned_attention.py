@@ -70,6 +70,22 @@ def test_a_query_looks_for_the_letters_of_its_next_token() -> None:
     assert places_sought(letters, torch.tensor([1, 2, 3, 4]), 9).tolist() == [1.0, 3.0, 5.0, 9.0, 9.0]
 
 
+def test_a_token_may_be_a_part_of_a_letter() -> None:
+    """What a token brings is then known from the text up to it: alone it is no letter, but the sign for none."""
+    euro = {4: b"\xe2", 5: b"\x82", 6: b"\xac", 7: b"ab"}
+    model = lettered(
+        tiny_model(gate=0.5), lambda rows: [b"".join(euro[i] for i in r).decode(errors="replace") for r in rows]
+    )
+    loss = loss_of(model)
+    documents = [
+        spoken([7, 4, 5, 6, 7], [5, 6, 7, 8, 9, 4, 5, 6], reads=True),
+        spoken([7, 7], [5, 6, 7, 8], reads=True),
+    ]
+    found = loss.written(collate(documents, model.specials), PAIR)
+    assert [len(each.spelled.letters) for each in found] == [7, 4]
+    assert [each.ends.tolist() for each in found] == [[2, 5, 5, 5, 7], [2, 4]]
+
+
 def test_the_cost_by_hand() -> None:
     """Of one zip layer: what its heads, averaged, look at near the places that its own spelling gives."""
     model = made(zips=ZipSpec(layers=1, gate_start=0.5))

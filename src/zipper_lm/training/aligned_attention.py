@@ -73,21 +73,30 @@ class AlignedAttention:
 
     def written(self, batch: Batch, pair: Pair) -> list[Written]:
         """The texts of a batch that a pair's reader writes from its source, and that joint CTC counts."""
-        found = []
-        for segments, spelled in zip(segment_pairs(batch, pair), self.spelling.spelled(batch, pair), strict=True):
-            if spelled.letters and spelled.fits:
-                ids = segments.labels.tolist()
-                texts = self.spelling.decode(pair[0], [ids[: n + 1] for n in range(len(ids))])
-                ends = [min(len(letters_of(text)), len(spelled.letters)) for text in texts]
-                found.append(Written(segments, spelled, torch.tensor(ends, dtype=torch.long)))
-        return found
+        return [
+            Written(segments, spelled, self._ends(pair[0], segments.labels.tolist(), len(spelled.letters)))
+            for segments, spelled in self._counted(batch, pair)
+        ]
 
     def counts(self, batch: Batch) -> dict[Pair, Tensor]:
         """The queries that count: of each text all, the one that is to end it among them."""
         return {
-            pair: torch.tensor(sum(len(each.segments.writes) for each in self.written(batch, pair)))
+            pair: torch.tensor(sum(len(segments.writes) for segments, _ in self._counted(batch, pair)))
             for pair in self.weights
         }
+
+    def _counted(self, batch: Batch, pair: Pair) -> list[tuple[SegmentPair, Spelled]]:
+        texts = zip(segment_pairs(batch, pair), self.spelling.spelled(batch, pair), strict=True)
+        return [(segments, spelled) for segments, spelled in texts if spelled.letters and spelled.fits]
+
+    def _ends(self, reader: str, ids: list[int], letters: int) -> Tensor:
+        """How many letters are written when each token is, int64 ``[tokens]``."""
+        ends = torch.tensor([len(letters_of(text)) for text in self.spelling.decode(reader, [[i] for i in ids])])
+        ends = ends.cumsum(0)
+        if ends[-1] != letters:  # some tokens are a part of a letter, or written otherwise than alone
+            parts = [ids[: n + 1] for n in range(len(ids))]
+            ends = torch.tensor([len(letters_of(text)) for text in self.spelling.decode(reader, parts)])
+        return ends.clamp_max(letters).cummax(0).values
 
     @contextmanager
     def watch(self, model: ZippedTowers, batch: Batch, counts: Mapping[Pair, Tensor]) -> Iterator[list[Tensor]]:
