@@ -23,11 +23,11 @@ from zipper_lm.data.tasks import parse_task
 from zipper_lm.fusion import backbones
 from zipper_lm.jobs.cost.devices import DEVICES, find_device
 from zipper_lm.jobs.cost.lengths import Lengths, make_rows, read_lengths
-from zipper_lm.jobs.cost.outline import outline
+from zipper_lm.jobs.cost.outline import _unmade, outline
 from zipper_lm.jobs.cost.plan import parameters, plan
 from zipper_lm.jobs.cost.step import count_step
 from zipper_lm.jobs.recipes.reader import build
-from zipper_lm.jobs.recipes.schema import FuseRecipe
+from zipper_lm.jobs.recipes.schema import CodecRecipe, FuseRecipe
 from zipper_lm.jobs.towers import build_model
 from zipper_lm.training.parameters import parameter_groups
 from zipper_lm.training.trainer import DocumentCollator
@@ -257,6 +257,15 @@ def test_what_cannot_be(arguments: list[str], said: str, tmp_path: Path) -> None
     assert run.exit_code == 2, run.output
     assert said in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
+
+
+def test_units_of_an_encoder_are_counted_before_they_are_fitted() -> None:
+    """With a source it asked the codec to be made, of no sounds, and every recipe with units of Whisper was refused."""
+    codec = CodecRecipe(kind="speech-units", source="openai/whisper-tiny.en", options={"units": 50, "layer": 4})
+    assert _unmade("speech", codec).vocab_size == 53
+    text = CodecRecipe(kind="text", source="/nowhere/tokenizer", options={"vocab_size": 99})
+    with pytest.raises(ValueError, match=r"towers\.text\.pretrain\.codec \(text\): how many ids"):
+        _unmade("text", text)
 
 
 def test_more_processes_send_more_and_hold_less(tmp_path: Path) -> None:

@@ -87,10 +87,9 @@ def _backbone(name: str, tower: TowerRecipe, missing: bool) -> PreTrainedModel:
 
 def _unmade(name: str, codec: CodecRecipe) -> Any:
     """A codec that a tower is going to be trained with, as far as its number of ids goes."""
-    if codec.source is None:
-        for option in SIZES:
-            if isinstance(found := codec.options.get(option), int):
-                return _Ids(found + (3 if option == "units" else 0))
+    for option in SIZES:
+        if (codec.source is None or option == "units") and isinstance(found := codec.options.get(option), int):
+            return _Ids(found + (3 if option == "units" else 0))
     try:
         return codec.make()
     except ValueError as error:
