@@ -1,4 +1,5 @@
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +20,9 @@ def test_memory_is_projected_once(monkeypatch: pytest.MonkeyPatch) -> None:
     widths: list[int] = []
     real = ZipLayer.remember
 
-    def counting(self: ZipLayer, states: torch.Tensor, positions: torch.Tensor):  # type: ignore[no-untyped-def]
+    def counting(self: ZipLayer, states: torch.Tensor, *rest: Any) -> Any:
         widths.append(states.shape[1])
-        return real(self, states, positions)
+        return real(self, states, *rest)
 
     monkeypatch.setattr(ZipLayer, "remember", counting)
     settings = limits(model, 20, min_new_tokens=20)
