@@ -29,6 +29,7 @@ from zipper_lm.training.beside import Pair, SegmentPair, padded, segment_pairs, 
 from zipper_lm.training.ctc import Ctc, Spelled
 from zipper_lm.utils.host import send
 from zipper_lm.utils.letters import BLANK, letters_of
+from zipper_lm.utils.shapes import has_values
 
 WIDTH = 3.0
 """Standard deviation of what is near, in tokens of the source: at 25 a second an eighth of one."""
@@ -204,7 +205,10 @@ class _Watch:
         logits = self.head(memory[row[:, None], read].to(next(self.head.parameters()).dtype)).float()
         log_probs = logits.unflatten(2, (each, -1)).flatten(1, 2).log_softmax(-1)
         times = torch.tensor([len(t) * each for t in tokens])
-        found = best_alignments(log_probs.cpu(), times, [text.spelled.letters for text in self.texts])
+        letters = [text.spelled.letters for text in self.texts]
+        if not has_values(log_probs):  # a plan's: what is computed of places is the same wherever they are
+            log_probs = torch.zeros(log_probs.shape)
+        found = best_alignments(log_probs.cpu(), times, letters)
         self.sought = [
             places_sought(letters / each, text.ends, len(text.segments.read) - 1)
             for letters, text in zip(found, self.texts)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.hooks import RemovableHandle
@@ -20,6 +21,8 @@ from zipper_lm.data.collation import IGNORED, Batch, TowerBatch, batch_on_host
 from zipper_lm.data.tasks import Task
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.zips import ZipLayer
+from zipper_lm.utils.letters import BLANK
+from zipper_lm.utils.shapes import has_values
 
 Pair = tuple[str, str]
 """Reader and source."""
@@ -126,6 +129,18 @@ def _documents(side: TowerBatch) -> Tensor:
 def padded(places: list[Tensor]) -> Tensor:
     """Int64 tensors of one dimension as rows of one tensor, with zeros behind."""
     return torch.nn.utils.rnn.pad_sequence(places, batch_first=True)
+
+
+def summed_ctc(log_probs: Tensor, labels: Tensor, times: Tensor, lengths: Tensor) -> Tensor:
+    """CTC's cost of some sequences together, in nats; a scalar.
+
+    Args:
+        log_probs: ``[time, sequences, classes]``. labels: int64 ``[sequences, length]``. times, lengths: int64
+            ``[sequences]``, how many count.
+    """
+    if not has_values(log_probs):  # torch knows no shape of what this keeps; a plan counts products, and here are none
+        return log_probs.sum()
+    return F.ctc_loss(log_probs, labels, times, lengths, BLANK, "sum")
 
 
 def watched_layer(layer: ZipLayer, watch: Callable[..., None]) -> RemovableHandle:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -25,7 +24,7 @@ from zipper_lm.data.document import Document
 from zipper_lm.fusion.loss import share
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import rows_that_see
-from zipper_lm.training.beside import Pair, padded, segment_pairs
+from zipper_lm.training.beside import Pair, padded, segment_pairs, summed_ctc
 from zipper_lm.utils.host import send
 from zipper_lm.utils.letters import BLANK, CLASSES, fits, letters_of, text_of
 from zipper_lm.utils.processes import several
@@ -132,15 +131,15 @@ class Ctc(nn.Module):
         """A cost of each zip layer: the mean of all its letters', over the layers of its pair."""
         costs: list[Tensor] = []
         with ExitStack() as hooks:
-            for (pair, weight), heads in zip(self.weights.items(), self.heads):
+            for pair, weight in self.weights.items():
                 if not (texts := self.served(batch, pair)):
                     continue
                 rows = rows_that_see(batch[pair[0]], batch[pair[1]])
                 number = {row: n for n, row in enumerate([] if rows is None else rows.tolist())}
                 here = [replace(each, row=number.get(each.row, each.row)) for each in texts]
-                layers: Sequence[nn.Module] = list(heads)  # type: ignore[call-overload]
-                for k, head in enumerate(layers):
-                    watch = _Watch(costs, head, weight / len(layers), counts[pair], here)
+                heads = self.heads_of(pair)
+                for k, head in enumerate(heads):
+                    watch = _Watch(costs, head, weight / len(heads), counts[pair], here)
                     remembers = model.zip_layer(*pair, k).memory_projection
                     hooks.callback(remembers.register_forward_hook(watch).remove)
             yield costs
@@ -234,7 +233,7 @@ def ctc(memory: Tensor, head: nn.Module, texts: Sequence[Spelled]) -> Tensor:
     times = torch.tensor([len(e.read) * each_token for e in texts])
     spelled = torch.tensor([len(e.letters) for e in texts])
     logits = logits.unflatten(2, (each_token, -1)).flatten(1, 2).float().log_softmax(-1).transpose(0, 1)
-    return F.ctc_loss(logits, letters, times, spelled, BLANK, "sum")
+    return summed_ctc(logits, letters, times, spelled)
 
 
 class _Watch:

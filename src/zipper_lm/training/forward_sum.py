@@ -23,7 +23,7 @@ from zipper_lm.fusion.loss import share
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import rows_that_see
 from zipper_lm.fusion.zips import ZipLayer
-from zipper_lm.training.beside import Pair, SegmentPair, padded, segment_pairs, watched_layer
+from zipper_lm.training.beside import Pair, SegmentPair, padded, segment_pairs, summed_ctc, watched_layer
 from zipper_lm.utils.host import send
 
 BLANK = -1.0
@@ -94,7 +94,7 @@ def _along(scores: Tensor, pairs: Sequence[tuple[int, Tensor, Tensor]]) -> Tenso
     chosen = chosen.float().masked_fill(beyond[:, None], NEVER).log_softmax(-1).logsumexp(0) - math.log(len(chosen))
     chosen = F.pad(chosen, (1, 0), value=BLANK).log_softmax(-1)
     (labels,) = send([(1 + order).repeat(len(pairs), 1)], scores.device)
-    return F.ctc_loss(chosen.transpose(0, 1), labels, times, tokens, reduction="sum")
+    return summed_ctc(chosen.transpose(0, 1), labels, times, tokens)
 
 
 class _Watch:

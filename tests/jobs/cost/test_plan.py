@@ -126,6 +126,26 @@ def test_operations_of_a_step(case: str, tmp_path: Path) -> None:
         assert sum(part[kind] for part in found.values()) == of
 
 
+def test_losses_beside_the_model_s_own(tmp_path: Path) -> None:
+    """A plan's model has no codecs, and torch tells no shape of what CTC keeps: every recipe with joint CTC was
+    refused, those of the demo and of a real LLM among them."""
+    task = "speech->text"
+    beside = {"ctc": {task: 1.0}, "aligned_attention": {task: 1.0}, "forward_sum": {task: 1.0}, "fade_out": 0.5}
+    recipe = recipe_of(tmp_path, {"text": "llama", "speech": "gpt2"}, {"text": "full"}, tasks={task: 1.0})
+    tasks, lengths = {task: parse_task(task, ["text", "speech"])}, Lengths([TWO], None)
+    alone = count_step(outline(recipe), recipe, tasks, lengths)
+    more = with_fields(recipe, training=replace(recipe.training, **beside))
+    step = count_step(outline(more), more, tasks, lengths)
+    assert alone.calls < step.calls
+    assert sum(alone.flops.values()) < sum(step.flops.values())
+    # Three layers' heads: forward, and backward to weights and memory; 4 letters a token fit in 3 places of 35 tokens.
+    spells = 3 * 6 * 4 * 35 * 3 * 257 * tiny_backbone("llama", 31).config.hidden_size
+    with_ctc = with_fields(recipe, training=replace(recipe.training, ctc={task: 1.0}))
+    spelled = count_step(outline(with_ctc), with_ctc, tasks, lengths)
+    assert sum(spelled.flops.values()) - sum(alone.flops.values()) == pytest.approx(spells, rel=0.01)
+    count_step(outline(with_ctc), with_ctc, tasks, Lengths([{"text": 30, "speech": 6}], None))  # each token one letter
+
+
 def with_fields(recipe: FuseRecipe, **fields: Any) -> FuseRecipe:
     return replace(recipe, **fields)
 

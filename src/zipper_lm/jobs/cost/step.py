@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -26,12 +27,16 @@ from zipper_lm.jobs.materials import Materials, Plan
 from zipper_lm.jobs.recipes.checks import joined_tasks
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.training.arguments import training_arguments
+from zipper_lm.training.ctc import MOST_PLACES
 from zipper_lm.training.prefix_store import PrefixStore
 from zipper_lm.training.trainer import ZipperTrainer
 from zipper_lm.utils.counting import Counting
 
 BATCHES, MEGABATCH = 3, 16
 """Batches that are counted, of the documents of so many."""
+
+LETTERS = 4
+"""Assumed of a token that joint CTC spells: English text, a large vocabulary. A step's cost hardly depends on it."""
 
 _ELSEWHERE = ("fsdp", "fsdp_config", "tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode")
 """Fields of training.arguments that change how fast a step is or where it is, and that a CPU does not take."""
@@ -64,6 +69,22 @@ class Step:
     def beside_weights(self) -> int:
         """Bytes at the most."""
         return self.gradients + self.optimizer + max(self.activations, self.update)
+
+
+class _AnyText:
+    """In place of a codec that makes text, for losses that spell it.
+
+    Args:
+        vocab_size: of its tower. source, target: tokens of all rows that are read, and of those that are written.
+    """
+
+    def __init__(self, vocab_size: int, source: int, target: int) -> None:
+        self.vocab_size = vocab_size
+        self.letters = max(1, min(LETTERS, MOST_PLACES * source // max(1, target)))
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """For each token `LETTERS`, or as many as there is a place for: what is not known shall not be refused."""
+        return [("ab" * len(ids) * LETTERS)[: self.letters * len(ids)] for ids in rows]
 
 
 class _AnyStates(PrefixStore):
@@ -149,6 +170,12 @@ def _trainer(
         broken=Broken(),
         scorer=None,
     )
+    if training.ctc:
+        pairs = [tasks[template].modalities for template in training.ctc]
+        tokens = {m: sum(row.get(m, 0) for row in lengths.rows) for m in model.names}
+        sizes = {name: cast(ZippedTowers, model).tower(name).vocab_size for name in model.names}
+        texts = {target: _AnyText(sizes[target], tokens[source], tokens[target]) for source, target in pairs}
+        cast(Any, model).processor = SimpleNamespace(codecs=texts)
     module = cast(nn.Module, model)
     module.to = lambda *_, **__: module  # type: ignore[method-assign]
     try:
