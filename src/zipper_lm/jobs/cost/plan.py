@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -174,7 +175,9 @@ def _ways(recipe: FuseRecipe, tasks: Mapping[str, Task], lengths: Lengths, devic
     for way, other in changed.items():
         try:
             model = outline(other)
-            step = count_step(model, other, tasks, lengths)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of the names that releases before 5.23 know
+                step = count_step(model, other, tasks, lengths)
         except ValueError as error:
             made.append({"way": way, "error": str(error)})
             continue
