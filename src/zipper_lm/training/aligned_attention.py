@@ -205,10 +205,10 @@ class _Watch:
         logits = self.head(memory[row[:, None], read].to(next(self.head.parameters()).dtype)).float()
         log_probs = logits.unflatten(2, (each, -1)).flatten(1, 2).log_softmax(-1)
         times = torch.tensor([len(t) * each for t in tokens])
-        letters = [text.spelled.letters for text in self.texts]
+        spelled = [text.spelled.letters for text in self.texts]
         if not has_values(log_probs):  # a plan's: what is computed of places is the same wherever they are
             log_probs = torch.zeros(log_probs.shape)
-        found = best_alignments(log_probs.cpu(), times, letters)
+        found = best_alignments(log_probs.cpu(), times, spelled)
         self.sought = [
             places_sought(letters / each, text.ends, len(text.segments.read) - 1)
             for letters, text in zip(found, self.texts)
