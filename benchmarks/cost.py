@@ -35,7 +35,7 @@ from transformers.utils import logging
 
 from zipper_lm import Document, Segment, ZipperModel
 from zipper_lm.data.collation import Batch, collate
-from zipper_lm.fusion.config import ZipSpec
+from zipper_lm.fusion.zip_spec import ZipSpec
 from zipper_lm.generation.writer import Writer
 from zipper_lm.models.baseline.expand import expand
 from zipper_lm.training.parameters import parameter_groups

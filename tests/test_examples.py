@@ -16,7 +16,7 @@ import soundfile
 import yaml
 from tiny_recipes import say, tiny_recipe
 
-from zipper_lm.fusion.config import ZipSpec
+from zipper_lm.fusion.zip_spec import ZipSpec
 from zipper_lm.jobs.recipes import schema
 from zipper_lm.jobs.recipes.reader import build, read_recipe, to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe, PretrainRecipe

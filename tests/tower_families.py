@@ -16,9 +16,11 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from zipper_lm.evaluation.parity import Parity, check_parity
-from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec
+from zipper_lm.fusion.config import ZipperConfig
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.tower import write_plainly
+from zipper_lm.fusion.tower_spec import TowerSpec
+from zipper_lm.fusion.zip_spec import ZipSpec
 from zipper_lm.generation.engine.capture import Capture, learn_capture
 
 HIDDEN, HEADS, LAYERS, VOCABULARY = 32, 4, 4, 96

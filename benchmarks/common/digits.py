@@ -16,7 +16,7 @@ from zipper_lm.codecs.speech import SpeechCodec
 from zipper_lm.codecs.text import TextCodec
 from zipper_lm.data.collation import Batch
 from zipper_lm.data.token_ids import TokenIds
-from zipper_lm.fusion.config import ZipSpec
+from zipper_lm.fusion.zip_spec import ZipSpec
 
 LENGTHS = Path(__file__).parents[2] / "docs/runs/spoken-digits/lengths.json"
 LETTERS, UNITS = 64, 515  # ids of each tower

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zipper_lm.data.document import Document, Segment
     from zipper_lm.data.processor import ZipperProcessor
-    from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec
+    from zipper_lm.fusion.config import ZipperConfig
     from zipper_lm.fusion.loss import ZipperOutput
+    from zipper_lm.fusion.tower_spec import TowerSpec
+    from zipper_lm.fusion.zip_spec import ZipSpec
     from zipper_lm.generation.engine.engine import Engine
     from zipper_lm.jobs.fuse import fuse
     from zipper_lm.jobs.recipes.reader import read_recipe
@@ -49,8 +51,8 @@ _HOMES = {
     "FuseRecipe": "jobs.recipes.schema",
     "Segment": "data.document",
     "SingleDecoder": "models.baseline.single_decoder",
-    "TowerSpec": "fusion.config",
-    "ZipSpec": "fusion.config",
+    "TowerSpec": "fusion.tower_spec",
+    "ZipSpec": "fusion.zip_spec",
     "ZipperConfig": "fusion.config",
     "ZipperModel": "models.zipper",
     "ZipperOutput": "fusion.loss",

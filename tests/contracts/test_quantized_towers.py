@@ -17,7 +17,7 @@ from zipper_lm import Document, Segment, ZipperModel, ZipSpec
 from zipper_lm.data.collation import collate
 from zipper_lm.evaluation.preservation import verify
 from zipper_lm.fusion.backbones import load_backbone
-from zipper_lm.fusion.config import TowerSpec
+from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.utils.tensors import stored, weights_hash
 
 WAYS = [

@@ -23,7 +23,7 @@ from zipper_lm.demo.llm import (
     utterances,
     zips_of,
 )
-from zipper_lm.fusion.config import EMBEDDINGS
+from zipper_lm.fusion.zip_spec import EMBEDDINGS
 
 
 def stand_in(folder: Path, template: str | None = "{% for m in messages %}{{ m['content'] }}{% endfor %}<s>") -> Path:

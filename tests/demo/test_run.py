@@ -19,7 +19,7 @@ from zipper_lm.demo.run import demo
 from zipper_lm.demo.sizes import DemoSizes
 from zipper_lm.evaluation.preservation import verify
 from zipper_lm.evaluation.recogniser import Recogniser
-from zipper_lm.fusion.config import EMBEDDINGS
+from zipper_lm.fusion.zip_spec import EMBEDDINGS
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.models.records import weights_digest
 from zipper_lm.models.zipper import ZipperModel

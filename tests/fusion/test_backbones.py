@@ -24,7 +24,7 @@ from transformers.models.encodec import EncodecConfig
 from zipper_lm import Document, Segment, ZipperModel, ZipSpec
 from zipper_lm.data.collation import collate
 from zipper_lm.fusion import backbones
-from zipper_lm.fusion.config import TowerSpec
+from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.utils.tensors import weights_hash
 
 # Checkpoints in which the backbone is a part of something larger

@@ -27,8 +27,8 @@ from transformers import (
 
 from zipper_lm import ZipperModel
 from zipper_lm.fusion.backbones import load_backbone
-from zipper_lm.fusion.config import TowerSpec
 from zipper_lm.fusion.tower import Tower
+from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.models.baseline.expand import expand
 from zipper_lm.models.combine import combine
 

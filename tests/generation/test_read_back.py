@@ -13,7 +13,7 @@ from tiny import doc, ids_of, limits, tiny_backbone, tiny_model
 
 from zipper_lm import Document, Engine, Segment, ZipperModel
 from zipper_lm.data.collation import collate
-from zipper_lm.fusion.config import ZipSpec
+from zipper_lm.fusion.zip_spec import ZipSpec
 from zipper_lm.generation.settings import generation_config
 from zipper_lm.models.baseline.expand import expand
 

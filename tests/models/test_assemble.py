@@ -13,7 +13,7 @@ from tiny_recipes import plain_recipe, workshop
 
 from zipper_lm import Document, Segment, ZipperModel
 from zipper_lm.data.collation import collate
-from zipper_lm.fusion.config import TowerSpec
+from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.jobs.prepare import prepare
 from zipper_lm.jobs.recipes.reader import build
 from zipper_lm.jobs.recipes.schema import FuseRecipe

@@ -13,7 +13,7 @@ from transformers import AutoModel, HubertConfig, HubertModel
 
 from zipper_lm.codecs.pretrained import ModelSource, open_model
 from zipper_lm.fusion.backbones import load_backbone
-from zipper_lm.fusion.config import TowerSpec
+from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.utils.sizes import weight_files
 
 

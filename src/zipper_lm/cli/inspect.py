@@ -96,7 +96,7 @@ def _tree(title: str, facts: dict[str, Any]) -> Tree:
     from rich.markup import escape
     from rich.tree import Tree
 
-    from zipper_lm.fusion.config import EMBEDDINGS
+    from zipper_lm.fusion.zip_spec import EMBEDDINGS
 
     parameters = facts["parameters"]
     tree = Tree(

@@ -35,7 +35,7 @@ from zipper_lm.evaluation.scoring import score_task, yardsticks
 from zipper_lm.evaluation.word_error_rate import normalise
 from zipper_lm.experiments.corpora.voices import VARIANTS, voices
 from zipper_lm.experiments.corpora.writing import write_corpus
-from zipper_lm.fusion.config import ZipSpec, evenly_spaced
+from zipper_lm.fusion.zip_spec import ZipSpec, evenly_spaced
 from zipper_lm.generation.bare import chat_prompt, has_chat_template, write_greedily
 from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.recipes.reader import recipe_hash

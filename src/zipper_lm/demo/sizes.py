@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zipper_lm.demo.corpus import DemoCorpus, demo_corpus
-from zipper_lm.fusion.config import ZipSpec
+from zipper_lm.fusion.zip_spec import ZipSpec
 from zipper_lm.training.recipe import TrainingRecipe
 
 

@@ -23,8 +23,9 @@ from zipper_lm.fusion.backbones import (
     recorded_dtype,
     wrappers,
 )
-from zipper_lm.fusion.config import TowerSpec, ZipperConfig
+from zipper_lm.fusion.config import ZipperConfig
 from zipper_lm.fusion.tower import Tower
+from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.utils.hub import CONFIG_FILE, local_folder
 from zipper_lm.utils.processes import shared
 from zipper_lm.utils.shards import gathered

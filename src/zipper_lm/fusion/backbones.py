@@ -23,9 +23,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from zipper_lm.fusion.config import TowerSpec, ZipperConfig, backbone_config, config_hash, plain
+from zipper_lm.fusion.config import ZipperConfig
 from zipper_lm.fusion.decoders import check_source
+from zipper_lm.fusion.fields import plain
 from zipper_lm.fusion.tower import Tower
+from zipper_lm.fusion.tower_spec import TowerSpec, backbone_config, config_hash
 from zipper_lm.utils.hub import commit_of, license_of, reaching
 from zipper_lm.utils.known_hashes import FilesSeen
 from zipper_lm.utils.places import place_of

@@ -14,8 +14,8 @@ from typing import TypeVar
 from greenlet import getcurrent, greenlet
 from torch import Tensor
 
-from zipper_lm.fusion.config import EMBEDDINGS
 from zipper_lm.fusion.tower import Listener
+from zipper_lm.fusion.zip_spec import EMBEDDINGS
 
 T = TypeVar("T")
 Board = dict[tuple[str, int], Tensor]

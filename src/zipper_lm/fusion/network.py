@@ -24,10 +24,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from zipper_lm.data.collation import Batch, Specials
 from zipper_lm.fusion.backbones import build_backbone, check_freeze_state, set_training
 from zipper_lm.fusion.causal import check_causal
-from zipper_lm.fusion.config import TowerSpec, ZipperConfig
+from zipper_lm.fusion.config import ZipperConfig
 from zipper_lm.fusion.document_model import DocumentModel
 from zipper_lm.fusion.packing import check_packing
 from zipper_lm.fusion.tower import Tower, rest_in_forward
+from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.fusion.zips import Gate, InputProjection, ZipLayer, can_attend
 from zipper_lm.utils.arguments import check_devices
 from zipper_lm.utils.shards import whole

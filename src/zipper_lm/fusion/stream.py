@@ -14,10 +14,11 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from zipper_lm.fusion.config import TowerSpec, ZipSpec
 from zipper_lm.fusion.interface import embedding_of, logits_of, plain_ids, trial
 from zipper_lm.fusion.limits import position_limit
 from zipper_lm.fusion.tower import depth_of, listening, own_layers
+from zipper_lm.fusion.tower_spec import TowerSpec
+from zipper_lm.fusion.zip_spec import ZipSpec
 from zipper_lm.utils.shapes import has_values
 
 ROWS, TIME = 4, 32

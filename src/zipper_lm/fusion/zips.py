@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from zipper_lm.fusion.config import ZipSpec
+from zipper_lm.fusion.zip_spec import ZipSpec
 
 POSITION_SCALE = 2.0
 """Start of the learned scale of sinusoids, beside normed states of size 1."""

@@ -20,8 +20,8 @@ from zipper_lm.data.sources.readers import PREPARED_FILE
 from zipper_lm.data.tasks import parse_task
 from zipper_lm.evaluation.preservation import from_loss
 from zipper_lm.evaluation.word_error_rate import word_error_rate
-from zipper_lm.fusion.config import evenly_spaced
 from zipper_lm.fusion.limits import check_length
+from zipper_lm.fusion.zip_spec import evenly_spaced
 from zipper_lm.jobs.embeddings import begin_at_codebook, check_codebook
 from zipper_lm.jobs.failures import overfitted
 from zipper_lm.jobs.recipes.reader import to_mapping

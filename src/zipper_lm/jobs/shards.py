@@ -18,7 +18,7 @@ from zipper_lm.data.encoding import Item, encoded, items
 from zipper_lm.data.prepared import document_schema, file_hash, pack_document, pack_row, row_schema
 from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.data.sources.readers import Rows
-from zipper_lm.fusion.config import TowerSpec
+from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.models.assemble import codec_of
 from zipper_lm.utils.files import new_file, write_json

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from zipper_lm.fusion.backbones import dtype_in_training
-from zipper_lm.fusion.config import TowerSpec
+from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.pretrain import clear_trained, open_unaligned, pretrain
 from zipper_lm.jobs.recipes.schema import FuseRecipe, PretrainRecipe, TowerRecipe

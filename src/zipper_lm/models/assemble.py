@@ -17,12 +17,15 @@ from zipper_lm.codecs.audio import SAMPLING_RATE
 from zipper_lm.codecs.codec import CODEC_FILE, Codec, load_codec
 from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion.backbones import came_from, check_same_backbone, dtype_in_training, load_backbone, recorded_dtype
-from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec, expand, place_projections, plain
+from zipper_lm.fusion.config import ZipperConfig
 from zipper_lm.fusion.decoders import check_decoder
+from zipper_lm.fusion.fields import plain
 from zipper_lm.fusion.interface import embedding_of
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.stream import measure_scales
 from zipper_lm.fusion.tower import depth_of
+from zipper_lm.fusion.tower_spec import TowerSpec, place_projections
+from zipper_lm.fusion.zip_spec import ZipSpec, expand
 from zipper_lm.utils.hub import HUB_ARGUMENTS, local_folder
 from zipper_lm.utils.tensors import dtype_name
 

@@ -32,10 +32,11 @@ from zipper_lm.fusion.backbones import (
     recorded_dtype,
     weights_seen,
 )
-from zipper_lm.fusion.config import TowerSpec, ZipperConfig
+from zipper_lm.fusion.config import ZipperConfig
 from zipper_lm.fusion.decoders import check_decoder
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.tower import Tower
+from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.models.claims import check_checkpoint
 from zipper_lm.models.records import generation_settings, write_settings
 from zipper_lm.utils.arguments import Loading, check_devices

@@ -9,7 +9,9 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from zipper_lm.fusion.backbones import add_adapters, from_config
-from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec
+from zipper_lm.fusion.config import ZipperConfig
+from zipper_lm.fusion.tower_spec import TowerSpec
+from zipper_lm.fusion.zip_spec import ZipSpec
 from zipper_lm.fusion.zips import ZipLayer
 from zipper_lm.utils.weights import Shapes, TooMany, on_meta, stored_shapes
 

@@ -18,7 +18,9 @@ import torch
 
 from zipper_lm.codecs.codec import Codec
 from zipper_lm.data.processor import ZipperProcessor
-from zipper_lm.fusion.config import TowerSpec, ZipperConfig, check_order
+from zipper_lm.fusion.config import ZipperConfig
+from zipper_lm.fusion.tower_spec import TowerSpec
+from zipper_lm.fusion.zip_spec import check_order
 from zipper_lm.models.zipper import ZipperModel
 
 SAME = ("train", "layers", "bos_token_id", "eos_token_id", "pad_token_id", "config_hash", "weights_hash")

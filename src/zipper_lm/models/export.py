@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from zipper_lm.fusion.backbones import blank_backbone, lora_config
-from zipper_lm.fusion.config import TowerSpec
 from zipper_lm.fusion.tower import embedding_of
+from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.utils.files import check_apart, new_folder
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from zipper_lm.fusion.config import TowerSpec
+from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.models.card import PICTURE_FILE, is_edited, refresh_card
 from zipper_lm.models.records import GENERATION_FILE, RESULTS_FILE, RUN_FILE
 from zipper_lm.utils.arguments import PUSHING, Saving, refuse

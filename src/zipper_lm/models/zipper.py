@@ -20,12 +20,14 @@ from zipper_lm.data.batch_check import check_batch
 from zipper_lm.data.collation import IGNORED, Batch, TowerBatch, batch_on_host, collate, with_every_tower
 from zipper_lm.data.document import Document, Segment
 from zipper_lm.data.processor import ZipperProcessor
-from zipper_lm.fusion.config import TowerSpec, ZipperConfig, ZipSpec
+from zipper_lm.fusion.config import ZipperConfig
 from zipper_lm.fusion.groups import read_by_group
 from zipper_lm.fusion.head import tokens_at_once
 from zipper_lm.fusion.loss import Targets, ZipperOutput, share, targets
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import Reading, read, tower_head
+from zipper_lm.fusion.tower_spec import TowerSpec
+from zipper_lm.fusion.zip_spec import ZipSpec
 from zipper_lm.generation import generate
 from zipper_lm.generation.arguments import Given, Schedule
 from zipper_lm.generation.segment import StreamedToken

@@ -23,10 +23,11 @@ from torch import Tensor
 
 from zipper_lm.data.collation import ABSENT, Batch, Specials, tokens_of
 from zipper_lm.data.document import Document
-from zipper_lm.fusion.config import config_hash, plain
+from zipper_lm.fusion.fields import plain
 from zipper_lm.fusion.interface import FINE
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.prefix import check_prefix, prefix_depths, prefix_states
+from zipper_lm.fusion.tower_spec import config_hash
 from zipper_lm.training.corruption import share_of
 from zipper_lm.training.prefix_store import PrefixStore, files_limit, key_of, make_room, mark_used, write_states
 from zipper_lm.utils.files import sweep

@@ -15,7 +15,7 @@ from fuzz.targets.folders import link
 
 from zipper_lm.codecs.codec import load_codec
 from zipper_lm.fusion.backbones import load_backbone
-from zipper_lm.fusion.config import TowerSpec
+from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.models.checkpoint import copy_tensors
 from zipper_lm.utils.weights import stored_shapes
 

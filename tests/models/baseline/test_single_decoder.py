@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from zipper_lm import Document, Segment
 from zipper_lm.data.collation import IGNORED, collate
 from zipper_lm.fusion import head
-from zipper_lm.fusion.config import TowerSpec
+from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.models.baseline.expand import expand
 from zipper_lm.models.baseline.single_decoder import SingleDecoder
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from zipper_lm.fusion.config import EMBEDDINGS
 from zipper_lm.fusion.interface import plain_ids, say, trial
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.fusion.reading import State
 from zipper_lm.fusion.tower import Tower, per_token, shaped, structural_copy
+from zipper_lm.fusion.zip_spec import EMBEDDINGS
 from zipper_lm.generation.engine.attention import NAME as ATTENTION
 from zipper_lm.generation.engine.choice import Choice, Kinds, Wish
 from zipper_lm.generation.engine.column_cache import ColumnLayer, column_cache, kept_layers

@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from zipper_lm.fusion.backbones import dtype_in_training, from_config, source_config
-from zipper_lm.fusion.config import TowerSpec, plain
+from zipper_lm.fusion.fields import plain
 from zipper_lm.fusion.interface import embedding_of
+from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.pretrain import make_backbone
 from zipper_lm.jobs.recipes.schema import CodecRecipe, FuseRecipe, TowerRecipe

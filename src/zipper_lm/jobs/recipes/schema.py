@@ -8,16 +8,16 @@ from typing import Any, Literal
 
 from zipper_lm.codecs.codec import CODECS, SPELLING_KINDS, Codec, make_codec
 from zipper_lm.data.tasks import parse_task
-from zipper_lm.fusion.config import (
+from zipper_lm.fusion.fields import Stream
+from zipper_lm.fusion.tower_spec import (
     FirstZip,
     InputProjectionForm,
-    Stream,
     Training,
-    ZipSpec,
     check_lora,
     check_projection_layer,
     check_projection_scale,
 )
+from zipper_lm.fusion.zip_spec import ZipSpec
 from zipper_lm.training.recipe import TrainingRecipe, at_least
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zipper_lm.fusion.config import Followed, TowerSpec, config_hash, typed
+from zipper_lm.fusion.config import Followed
+from zipper_lm.fusion.fields import typed
+from zipper_lm.fusion.tower_spec import TowerSpec, config_hash
 from zipper_lm.models.baseline.vocabulary import Modality
 from zipper_lm.utils.hub import CONFIG_FILE
 from zipper_lm.utils.json_files import read_mapping

@@ -13,8 +13,9 @@ from zipper_lm.codecs.codec import Codec
 from zipper_lm.data.processor import ZipperProcessor
 from zipper_lm.fusion.backbones import came_from, dtype_in_training, load_backbone
 from zipper_lm.fusion.causal import check_causal
-from zipper_lm.fusion.config import TowerSpec, plain
 from zipper_lm.fusion.decoders import check_decoder
+from zipper_lm.fusion.fields import plain
+from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.models.baseline.config import SingleDecoderConfig
 from zipper_lm.models.baseline.single_decoder import SingleDecoder
 from zipper_lm.models.baseline.vocabulary import Modality

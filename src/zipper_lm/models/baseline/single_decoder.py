@@ -30,13 +30,13 @@ from zipper_lm.fusion.backbones import (
     check_no_kernels,
     from_config,
 )
-from zipper_lm.fusion.config import backbone_config
 from zipper_lm.fusion.document_model import DocumentModel
 from zipper_lm.fusion.head import Last, are_many, head_of, tokens_at_once
 from zipper_lm.fusion.interface import FEW, learn
 from zipper_lm.fusion.loss import Targets, ZipperOutput, share
 from zipper_lm.fusion.packing import check_packing
 from zipper_lm.fusion.tower import listening
+from zipper_lm.fusion.tower_spec import backbone_config
 from zipper_lm.generation import generate
 from zipper_lm.generation.arguments import (
     Given,

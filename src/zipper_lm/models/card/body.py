@@ -14,7 +14,8 @@ import transformers
 from zipper_lm.codecs.codec import CODEC_FILE, can_decode
 from zipper_lm.codecs.pretrained import MODEL_FOLDER
 from zipper_lm.data.tasks import Task
-from zipper_lm.fusion.config import EMBEDDINGS, TowerSpec
+from zipper_lm.fusion.tower_spec import TowerSpec
+from zipper_lm.fusion.zip_spec import EMBEDDINGS
 from zipper_lm.models.card.metadata import common_license
 from zipper_lm.models.card.records import (
     PICTURE_FILE,

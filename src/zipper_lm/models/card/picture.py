@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from zipper_lm.fusion.config import EMBEDDINGS
+from zipper_lm.fusion.zip_spec import EMBEDDINGS
 
 COLOURS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#9a6700")
 """One for each tower, in turn; a zip has its reader's."""

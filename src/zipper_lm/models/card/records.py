@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zipper_lm.data.tasks import Task, parse_task
-from zipper_lm.fusion.config import TowerSpec
+from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.models.records import GENERATION_FILE, RESULTS_FILE, RUN_FILE, read_results, weights_digest
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.places import is_hub_id, public
