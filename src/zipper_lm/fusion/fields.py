@@ -26,7 +26,7 @@ def typed(kind: type[S], what: str, fields: dict[str, Any]) -> S:
     if unknown := sorted(set(fields) - {f.name for f in dataclass_fields(kind)}):  # type: ignore[arg-type]
         raise ValueError(f"config: {what} has unknown fields {unknown}")
     types: Any = kind  # a dataclass can be kept by, which mypy does not see
-    hints = _hints(types)
+    hints = field_types(types)
     for name, value in fields.items():
         if not _fits(value, hints[name]):
             raise ValueError(f"config: {what}: {name} cannot be {type(value).__name__} {value!r:.60}")
@@ -37,8 +37,8 @@ def typed(kind: type[S], what: str, fields: dict[str, Any]) -> S:
 
 
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
-    """Types of a dataclass's fields. They are texts, and a config is asked for its specs by every document."""
+def field_types(kind: Any) -> dict[str, Any]:
+    """Types of a dataclass's fields by name. They are texts, and a config is asked for its specs by every document."""
     return get_type_hints(kind)
 
 

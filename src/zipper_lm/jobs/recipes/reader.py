@@ -12,8 +12,9 @@ import json
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, overload
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, overload
 
+from zipper_lm.fusion.fields import field_types
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.jobs.recipes.yaml_values import parse_value
 
@@ -303,8 +304,8 @@ def _fields(schema: type[Any]) -> list[dataclasses.Field[Any]]:
     return [f for f in dataclasses.fields(schema) if f.init]
 
 
-def _annotations(schema: type[Any]) -> dict[str, Any]:
-    hints = get_type_hints(schema)
+def _annotations(schema: Any) -> dict[str, Any]:
+    hints = field_types(schema)
     return {f.name: hints[f.name] for f in _fields(schema)}
 
 

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -84,8 +86,14 @@ for _tag, _pattern, _first in (
 
 
 def parse_value(text: str, where: str) -> Any:
-    """A value as it is written in YAML 1.2. Raises `ValueError` that begins with `where`."""
+    """A value as it is written in YAML 1.2, the caller's own. Raises `ValueError` that begins with `where`."""
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader: it makes plain values only
+        return deepcopy(_parsed(text))
     except Exception as error:  # PyYAML's own, and whatever a value raises that is not of its tag, such as `!!bool x`
         raise ValueError(f"{where}: not readable as YAML: {error}") from error
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    """Kept: an experiment reads one recipe, and the same few settings, for each of its runs."""
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader: it makes plain values only
