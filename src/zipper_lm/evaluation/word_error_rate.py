@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 
 import jiwer
@@ -195,6 +195,14 @@ def _check_sampling(level: float, samples: int) -> None:
 
 def _counts(references: Sequence[str], hypotheses: Sequence[str], clean: Normaliser) -> tuple[np.ndarray, np.ndarray]:
     """Errors and reference words of each utterance, int64 ``[utterances]``."""
+    return _counted(tuple(references), tuple(hypotheses), clean)
+
+
+@lru_cache(maxsize=256)
+def _counted(
+    references: tuple[str, ...], hypotheses: tuple[str, ...], clean: Normaliser
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kept: a report compares each run with many others."""
     each = [jiwer.process_words([r], [h]) for r, h in zip(*_checked(references, hypotheses, clean))]
     errors = np.array([w.substitutions + w.deletions + w.insertions for w in each])
     return errors, np.array([w.hits + w.substitutions + w.deletions for w in each])
