@@ -69,6 +69,19 @@ def test_a_base_model_is_refused_before_any_work(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("out*"))
 
 
+def test_an_llm_is_float32_where_its_own_dtype_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLMs are published in bfloat16, which a processor with AVX2 alone would train beside for hours."""
+    source = stand_in(tmp_path / "llm")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for multiplied, expected in ((True, None), (False, {"dtype": "float32"})):
+        monkeypatch.setattr(demo, "is_multiplied_here", lambda dtype, m=multiplied: m or dtype != torch.bfloat16)
+        _, depth, wide = check_llm(str(source))
+        recipe = demo.llm_recipe(str(source), depth, wide, tmp_path, LlmSizes.toy())
+        assert recipe.towers["text"].config == expected
+
+
 @pytest.mark.parametrize(("depth", "layers"), [(30, [22, 24, 26, 28]), (8, [1, 3, 5, 7]), (9, [1, 3, 5, 7])])
 def test_an_llm_hears_in_its_upper_layers(depth: int, layers: list[int]) -> None:
     assert upper_layers(depth, 4) == layers

@@ -8,20 +8,45 @@ import pytest
 import torch
 from tiny import tiny_model
 
+from zipper_lm.training import parameters
 from zipper_lm.training.parameters import check_precision
 
+CPU = torch.device("cpu")
 
-def test_half_precision_that_is_trained_is_told(caplog: pytest.LogCaptureFixture) -> None:
+
+def test_half_precision_that_is_trained_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A loaded model may have any dtype: nothing said that bfloat16 weights hardly move."""
+    monkeypatch.setattr(parameters, "is_multiplied_here", lambda dtype: True)
     model = tiny_model()
     model.tower("text").backbone.to(torch.float16)  # frozen
     with caplog.at_level(logging.WARNING):
-        check_precision(model)
+        check_precision(model, CPU)
     assert not caplog.records
     model.zips.to(torch.bfloat16)
     with caplog.at_level(logging.WARNING):
-        check_precision(model)
+        check_precision(model, CPU)
     assert "zips." in caplog.text
     assert "bfloat16, in which small updates are lost" in caplog.text
     with pytest.raises(ValueError, match=r"training: \w+ is float16, whose range is too narrow .*float32"):
-        check_precision(model.half())
+        check_precision(model.half(), CPU)
+
+
+def test_what_a_processor_multiplies_slowly_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen LLM came in bfloat16, as it is published, to a processor with AVX2 alone: a step took a minute
+    in place of a second, and nothing said why."""
+    monkeypatch.setattr(parameters, "is_multiplied_here", lambda dtype: dtype != torch.bfloat16)
+    model = tiny_model()
+    with caplog.at_level(logging.WARNING):
+        check_precision(model, CPU)
+        model.tower("text").backbone.to(torch.bfloat16)  # frozen
+        check_precision(model, torch.device("cuda"))
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        check_precision(model, CPU)
+    (record,) = caplog.records
+    assert "towers.text." in record.getMessage()
+    assert "is bfloat16, which this processor multiplies many times as slowly" in record.getMessage()

@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from zipper_lm.utils import products
-from zipper_lm.utils.products import LEAST, QuickLayers, by_onednn, is_quicker, packed, product, quick_layers
+from zipper_lm.utils.products import (
+    LEAST,
+    QuickLayers,
+    by_onednn,
+    is_multiplied_here,
+    is_quicker,
+    packed,
+    product,
+    quick_layers,
+)
 
 
 @pytest.fixture
@@ -110,3 +119,14 @@ def test_a_matrix_in_another_order_multiplies_the_same(rows: int) -> None:
     torch.testing.assert_close(product(x, ordered), x @ matrix.T, rtol=1e-5, atol=1e-5)
     compiled = torch.compile(lambda given: product(given + 1, ordered) * 2, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), (x + 1) @ matrix.T * 2, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_dtype_is_multiplied_where_onednn_takes_it(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's operators are asked by names that are its own affair: they are there in each version that we allow."""
+    assert is_multiplied_here(torch.float32)
+    name = products._HALF[dtype]
+    assert is_multiplied_here(dtype) is getattr(torch.ops.mkldnn, name)()
+    for told in (True, False):
+        monkeypatch.setattr(torch.ops.mkldnn, name, lambda told=told: told)
+        assert is_multiplied_here(dtype) is told

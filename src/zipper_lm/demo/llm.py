@@ -46,6 +46,7 @@ from zipper_lm.models.zipper import ZipperModel
 from zipper_lm.training.recipe import TrainingRecipe
 from zipper_lm.utils.files import check_output, new_folder, remove_folder, write_json
 from zipper_lm.utils.places import public_name
+from zipper_lm.utils.products import is_multiplied_here
 from zipper_lm.utils.progress import bar, plain_console
 
 CAPITALS = {
@@ -152,8 +153,9 @@ def utterances(sizes: LlmSizes) -> dict[str, list[Utterance]]:
     return found
 
 
-def check_llm(source: str) -> tuple[TextCodec, int]:
-    """The tokenizer of an LLM that can be asked something, and how many layers it has.
+def check_llm(source: str) -> tuple[TextCodec, int, bool]:
+    """The tokenizer of an LLM that can be asked something, how many layers it has, and whether it is to be float32: a
+    processor may have nothing for the dtype that it is published in, and would take hours in place of minutes.
 
     Raises:
         ValueError: if there is no tokenizer, or it has no chat template; if there is no model's configuration.
@@ -169,7 +171,8 @@ def check_llm(source: str) -> tuple[TextCodec, int]:
     depth = getattr(config, "num_hidden_layers", None)
     if not isinstance(depth, int):
         raise ValueError(f"--llm {source}: its config.json does not say how many layers it has (num_hidden_layers)")
-    return codec, depth
+    published = getattr(config, "dtype", None) or torch.float32
+    return codec, depth, not torch.cuda.is_available() and not is_multiplied_here(published)
 
 
 def upper_layers(depth: int, count: int) -> list[int]:
@@ -193,13 +196,21 @@ def zips_of(sizes: LlmSizes, depth: int) -> list[ZipSpec]:
     ]
 
 
-def llm_recipe(llm: str, depth: int, work: Path, sizes: LlmSizes) -> FuseRecipe:
-    """What `zipper fuse` is told."""
+def llm_recipe(llm: str, depth: int, wide: bool, work: Path, sizes: LlmSizes) -> FuseRecipe:
+    """What `zipper fuse` is told.
+
+    Args:
+        llm, depth, wide: as of `check_llm`. work: folder of what is made on the way. sizes: of the demo.
+    """
     return FuseRecipe(
         towers={
             # What is below the projection is the same in every step, and kept.
             "text": TowerRecipe(
-                source=llm, train="frozen", input_projection_layer="first_zip", input_projection_scale="stream"
+                source=llm,
+                train="frozen",
+                config={"dtype": "float32"} if wide else None,
+                input_projection_layer="first_zip",
+                input_projection_scale="stream",
             ),
             "speech": TowerRecipe(source=str(work / "speech"), train="full"),
         },
@@ -246,13 +257,13 @@ def demo_llm(
     check_output(output, overwrite)
     if not (ASSETS / "speech").is_dir():
         raise ValueError("demo: the package lacks its speech tower; run zipper demo --from-scratch")
-    codec, depth = check_llm(llm)
+    codec, depth, wide = check_llm(llm)
     started = time.monotonic()
     zips = [asdict(spec) for spec in zips_of(sizes, depth)]
     made_of = recipe_hash({"sizes": asdict(sizes), "llm": llm, "zips": zips})[:8]
     work = output.resolve().with_name(f"{output.name}.work") / made_of
     _prepare(work, sizes, console)
-    recipe = llm_recipe(llm, depth, work, sizes)
+    recipe = llm_recipe(llm, depth, wide, work, sizes)
     if not Path(recipe.output).is_dir():
         fuse(recipe, resume=latest_checkpoint(working_folder(recipe.output)) is not None, console=console)
     fused = time.monotonic()

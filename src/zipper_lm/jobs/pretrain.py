@@ -126,7 +126,7 @@ def pretrain(
     backbone = make_backbone(recipe.backbone, codec)
     if recipe.embeddings == "codebook":
         begin_at_codebook(backbone, codec)
-    check_precision(backbone)
+    check_precision(backbone, arguments.device)
     lost = recipe.training.corrupt
     assert isinstance(lost, float | int)  # `_check_pretraining`
     streams = _streams(codec, values, texts if spells else None, broken, recipe.context, recipe.seed, lost)

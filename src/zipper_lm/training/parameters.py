@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from zipper_lm.generation.writer import Writer
+from zipper_lm.utils.products import is_multiplied_here
+from zipper_lm.utils.tensors import dtype_name
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +39,21 @@ def parameter_groups(model: Writer, *, tower_learning_rate: float, weight_decay:
     ]
 
 
-def check_precision(model: nn.Module) -> None:
+def check_precision(model: nn.Module, device: torch.device) -> None:
     """Warn of bfloat16 weights that are trained: they have 8 bits, so that an update of less than 1/512 of one is lost.
+    And of weights, frozen ones too, of a dtype that the processor they are trained on multiplies slowly.
+
+    Args:
+        model: what is trained. device: where.
 
     Raises:
         ValueError: for float16 weights that are trained.
     """
     half = {torch.float16: "", torch.bfloat16: ""}
+    slow: dict[torch.dtype, str] = {}
     for name, parameter in model.named_parameters():
+        if device.type == "cpu" and not is_multiplied_here(parameter.dtype):
+            slow.setdefault(parameter.dtype, name)
         if parameter.requires_grad and parameter.dtype in half:
             half[parameter.dtype] = half[parameter.dtype] or name
     advice = "load it as float32 (towers.NAME.config: {dtype: float32}) and set training.arguments: {bf16: true}"
@@ -52,6 +61,12 @@ def check_precision(model: nn.Module) -> None:
         raise ValueError(f"training: {name} is float16, whose range is too narrow for training; {advice}")
     if name := half[torch.bfloat16]:
         logger.warning("training: %s is bfloat16, in which small updates are lost; %s", name, advice)
+    for dtype, name in slow.items():
+        logger.warning(
+            "training: %s is %s, which this processor multiplies many times as slowly as float32; load it as float32 "
+            "(towers.NAME.config: {dtype: float32})",
+            *(name, dtype_name(dtype)),
+        )
 
 
 def describe_parameters(model: Writer) -> str:

@@ -126,7 +126,7 @@ class ZipperTrainer(BaseTrainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         module = cast(nn.Module, model)
-        check_precision(module)
+        check_precision(module, args.device)
         self.tower_learning_rate, self.score, self.fade_out = tower_learning_rate, score, fade_out
         weighted = {"guided_attention": guided or {}, "ctc": ctc or {}, "aligned_attention": aligned or {}}
         weighted["forward_sum"] = forward_sum or {}

@@ -27,6 +27,8 @@ LEAST_MATRIX = 2**18
 """Numbers of a matrix that is read from memory, rather than from a core's cache: then for few rows, too."""
 _SETTING: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 _EXACT = 1e-6  # of the norm: float32 rounds to 6e-8
+_HALF = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+"""Whether oneDNN takes a dtype here is known to PyTorch's operator of this name."""
 
 
 @contextmanager
@@ -51,6 +53,17 @@ def is_quicker() -> bool:
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
         return False
     return torch.backends.mkl.is_available() and _vendor() == "AuthenticAMD" and _is_exact()
+
+
+def is_multiplied_here(dtype: torch.dtype) -> bool:
+    """Whether a library multiplies matrices of a dtype on this processor.
+
+    Where oneDNN does not take bfloat16 or float16, as on processors with AVX2 alone, PyTorch multiplies them by plain
+    loops, which take many times as long as products of float32, the longest where a matrix is transposed, as in a
+    backward pass.
+    """
+    ask = getattr(torch.ops.mkldnn, _HALF.get(dtype, ""), None)
+    return ask is None or bool(ask())
 
 
 def _vendor() -> str:

@@ -213,6 +213,23 @@ def test_what_fits(tmp_path: Path) -> None:
         assert plan(other, lambda dtypes: tiny, lengths=TWO, ways=False)["memory"]["fits"] is fits
 
 
+def test_a_dtype_that_a_device_multiplies_slowly(tmp_path: Path) -> None:
+    """A plan of a bfloat16 tower on a processor with AVX2 alone said 23 hours, not that float32 takes minutes."""
+    recipe = recipe_of(tmp_path, {"text": "llama", "speech": "gpt2"}, {"speech": "lora"})
+    text = with_fields(recipe.towers["text"], config={"dtype": "bfloat16"})
+    arguments = {**recipe.training.arguments, "gradient_checkpointing": True}  # one way less to look at
+    training = with_fields(recipe.training, arguments=arguments, interleave=0.1)
+    recipe = with_fields(recipe, towers={**recipe.towers, "text": text}, training=training)
+    a100 = DEVICES["a100"]
+    slow = with_fields(a100, peak={**a100.peak, "bfloat16": a100.peak["float32"] / 100})
+    assert not plan(recipe, lambda dtypes: a100, lengths=TWO)["ways"]
+    told = plan(recipe, lambda dtypes: slow, lengths=TWO)
+    (row,) = told["ways"]
+    assert row["way"] == "towers.text.config.dtype=float32"
+    assert row["step_seconds"] < told["time"]["step"]
+    assert row["memory"]["weights"] > told["memory"]["weights"]
+
+
 @pytest.mark.slow
 def test_the_prefix_cache(tmp_path: Path) -> None:
     """A frozen tower below its first zip is not computed."""
