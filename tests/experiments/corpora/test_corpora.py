@@ -6,7 +6,9 @@ import gzip
 import os
 import shutil
 import sys
+from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,6 +129,34 @@ def test_all_voices_read_beside_flites() -> None:
     assert [each.name for each in who[::2]] == [each.name for each in speakers] * 2
     assert who[1::2] == [flites[i % 3] for i in range(20)]
     assert sentences._turns(20, speakers, []) == speakers * 2
+
+
+def test_sentences_that_are_left_are_not_read_after_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk or Ctrl-C at the first of ten thousand sentences was told when all had been read."""
+    many = [" ".join(words) for words in permutations(["dogs", "cats", "boats", "ran", "sat", "sail"], 5)]
+    for split, lines in {"train": ["one day", "two days"], "validation": many, "test": ["rain fell"]}.items():
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    pools: list[Any] = []
+
+    class Pool(sentences.ProcessPoolExecutor):
+        def __init__(self, **how: Any) -> None:
+            super().__init__(max_workers=1, **how)
+            self.futures: list[Any] = []
+            pools.append(self)
+
+        def submit(self, *args: Any, **kwargs: Any) -> Any:
+            self.futures.append(super().submit(*args, **kwargs))
+            return self.futures[-1]
+
+    def full(file: Path, wave: Any) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(sentences, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(sentences, "write_audio", full)
+    with pytest.raises(OSError, match="no space"):
+        sentences.write_sentences(tmp_path / "out", tmp_path)
+    assert not (tmp_path / "out").exists()
+    assert sum(future.cancelled() for future in pools[0].futures) > len(many) / 16 / 2
 
 
 def test_clear_sentences_are_read_by_voices_that_can_be_understood(tmp_path: Path) -> None:

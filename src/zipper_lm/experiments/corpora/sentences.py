@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -104,9 +104,12 @@ def write_sentences(
         ]
         for name, held_out in (("train", spoken["validation"] | spoken["test"]), ("validation", spoken["test"]))
     }
-    return write_corpus(
-        folder, _read_aloud(sentences, flite, voices, clear), "speech", ".flac", write_audio, texts, overwrite=overwrite
-    )
+    pool = ProcessPoolExecutor(mp_context=get_context("spawn"))  # espeak-ng keeps one state a process
+    try:
+        aloud = _read_aloud(sentences, flite, voices, clear, pool)
+        return write_corpus(folder, aloud, "speech", ".flac", write_audio, texts, overwrite=overwrite)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after a fault the sentences that are left are not waited for
 
 
 def _lines(file: Path) -> list[str]:
@@ -129,7 +132,7 @@ def can_be_said(text: str) -> bool:
 
 
 def _read_aloud(
-    lines: Mapping[str, list[str]], flite: bool, count: int, clear: bool
+    lines: Mapping[str, list[str]], flite: bool, count: int, clear: bool, pool: Executor
 ) -> dict[str, Iterator[tuple[Any, dict[str, Any]]]]:
     """By split, sounds with the other fields of their rows."""
     variants, languages = (CLEAR_VARIANTS, CLEAR_LANGUAGES) if clear else (VARIANTS, LANGUAGES)
@@ -141,18 +144,18 @@ def _read_aloud(
             texts,
             voices(count, SEED, tuple(variants[i] for i in owned[name]), languages),
             [FliteVoice(speaker=speaker) for speaker in FLITE.get(name, ())] if flite else [],
+            pool,
         )
         for name, texts in lines.items()
     }
 
 
 def _spoken(
-    texts: list[str], speakers: list[Voice], flites: list[FliteVoice]
+    texts: list[str], speakers: list[Voice], flites: list[FliteVoice], pool: Executor
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     who = _turns(len(texts), speakers, flites)
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:  # espeak-ng keeps one state a process
-        for wave, text, voice in zip(pool.map(_say, texts, who, range(len(texts)), chunksize=16), texts, who):
-            yield wave, {"text": text, "speaker": voice.name}
+    for wave, text, voice in zip(pool.map(_say, texts, who, range(len(texts)), chunksize=16), texts, who):
+        yield wave, {"text": text, "speaker": voice.name}
 
 
 def _turns(count: int, speakers: list[Voice], flites: list[FliteVoice]) -> list[Voice | FliteVoice]:
