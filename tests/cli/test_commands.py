@@ -84,6 +84,16 @@ def test_help_does_not_wait_for_torch() -> None:
     assert all(any(command in line for line in shown) for command in COMMANDS)
 
 
+def test_what_only_fitting_needs_is_not_waited_for() -> None:
+    """Every command that has a codec or scores anything took a second or two to import scikit-learn and scipy.stats."""
+    parts = "codecs.speech", "codecs.hubert_units", "codecs.color_clusters", "evaluation.judges", "experiments.report"
+    program = f"import sys, {', '.join(f'zipper_lm.{part}' for part in parts)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert {f"zipper_lm.{part}" for part in parts} < modules
+    assert not {"sklearn", "scipy.stats"} & modules
+
+
 def test_version() -> None:
     assert zipper("--version").stdout.strip() == f"zipper {__version__}"
 

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file, save
 from scipy.spatial.distance import cdist
-from sklearn.cluster import MiniBatchKMeans
 
 from zipper_lm.codecs.codec import CODEC_FILE, read_codec_file
 from zipper_lm.codecs.layout import IdLayout, LaidOut
@@ -199,6 +198,8 @@ def _pixels(value: Any, size: PictureSize) -> np.ndarray:
 
 def _fitted(values: Sequence[Any], size: PictureSize, clusters: int, seed: int) -> np.ndarray:
     """Centres of clusters of the pictures' pixels, float32 ``[clusters, 3]``."""
+    from sklearn.cluster import MiniBatchKMeans  # as in `kmeans`
+
     if isinstance(clusters, bool) or not isinstance(clusters, int) or clusters < 2:
         raise ValueError(f"colour clusters: clusters must be a whole number of at least 2, got {clusters!r}")
     if not len(values):

@@ -9,7 +9,6 @@ import math
 
 import numpy as np
 import torch
-from sklearn.cluster import MiniBatchKMeans
 
 _BATCH, _ROUNDS = 4096, 120  # a fixed effort, so that hours of sound cost little more than minutes
 ENOUGH = _BATCH * _ROUNDS
@@ -18,6 +17,8 @@ ENOUGH = _BATCH * _ROUNDS
 
 def fit_centroids(vectors: torch.Tensor, units: int, seed: int) -> torch.Tensor:
     """Centroids, float32 [K, D], of vectors, float [N, D], N >= K (mini-batch k-means, Sculley 2010)."""
+    from sklearn.cluster import MiniBatchKMeans  # a second or two, of every command that has a codec
+
     batch = min(_BATCH, len(vectors))
     kmeans = MiniBatchKMeans(
         units,

@@ -17,7 +17,6 @@ import numpy as np
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from sklearn.svm import SVC
 
 from zipper_lm.codecs.picture import grey, read_picture
 from zipper_lm.evaluation.word_error_rate import normalise
@@ -41,6 +40,8 @@ class PictureClassifier:
     """
 
     def __init__(self, pictures: np.ndarray, labels: np.ndarray, captions: Sequence[str]) -> None:
+        from sklearn.svm import SVC  # as in `zipper_lm.codecs.kmeans`
+
         self.pictures, self.labels, self.captions = pictures, labels, list(captions)
         self.machine = SVC(gamma="scale", C=10.0).fit(self._features(pictures), labels)
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import jiwer
 import numpy as np
-from scipy.stats import t
+from scipy.special import stdtrit
 
 Normaliser = Callable[[str], str]
 """Brings a text to the form in which words are compared."""
@@ -182,7 +182,7 @@ def paired_interval(
     middle = float(of_seeds.mean())
     beside = 0.0
     if len(of_seeds) > 1:
-        beside = float(t.ppf((1 + level) / 2, len(of_seeds) - 1) * of_seeds.std(ddof=1) / len(of_seeds) ** 0.5)
+        beside = float(stdtrit(len(of_seeds) - 1, (1 + level) / 2) * of_seeds.std(ddof=1) / len(of_seeds) ** 0.5)
     return middle, middle - float(np.hypot(middle - low, beside)), middle + float(np.hypot(high - middle, beside))
 
 
