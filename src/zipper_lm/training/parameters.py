@@ -10,6 +10,7 @@ from torch import nn
 
 from zipper_lm.generation.writer import Writer
 from zipper_lm.utils.products import is_multiplied_here
+from zipper_lm.utils.shapes import has_values
 from zipper_lm.utils.tensors import dtype_name
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ def check_precision(model: nn.Module, device: torch.device) -> None:
     half = {torch.float16: "", torch.bfloat16: ""}
     slow: dict[torch.dtype, str] = {}
     for name, parameter in model.named_parameters():
-        if device.type == "cpu" and not is_multiplied_here(parameter.dtype):
+        multiplied = device.type != "cpu" or is_multiplied_here(parameter.dtype)
+        if not multiplied and has_values(parameter):  # a plan's has none: it is for whatever device
             slow.setdefault(parameter.dtype, name)
         if parameter.requires_grad and parameter.dtype in half:
             half[parameter.dtype] = half[parameter.dtype] or name

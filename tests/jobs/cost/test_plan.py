@@ -30,6 +30,7 @@ from zipper_lm.jobs.cost.step import count_step
 from zipper_lm.jobs.recipes.reader import build
 from zipper_lm.jobs.recipes.schema import CodecRecipe, FuseRecipe
 from zipper_lm.jobs.towers import build_model
+from zipper_lm.training import parameters as of_parameters
 from zipper_lm.training.parameters import parameter_groups
 from zipper_lm.training.trainer import DocumentCollator
 from zipper_lm.utils.counting import Counting
@@ -213,7 +214,9 @@ def test_what_fits(tmp_path: Path) -> None:
         assert plan(other, lambda dtypes: tiny, lengths=TWO, ways=False)["memory"]["fits"] is fits
 
 
-def test_a_dtype_that_a_device_multiplies_slowly(tmp_path: Path) -> None:
+def test_a_dtype_that_a_device_multiplies_slowly(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A plan of a bfloat16 tower on a processor with AVX2 alone said 23 hours, not that float32 takes minutes."""
     recipe = recipe_of(tmp_path, {"text": "llama", "speech": "gpt2"}, {"speech": "lora"})
     text = with_fields(recipe.towers["text"], config={"dtype": "bfloat16"})
@@ -221,6 +224,7 @@ def test_a_dtype_that_a_device_multiplies_slowly(tmp_path: Path) -> None:
     training = with_fields(recipe.training, arguments=arguments, interleave=0.1)
     recipe = with_fields(recipe, towers={**recipe.towers, "text": text}, training=training)
     a100 = DEVICES["a100"]
+    monkeypatch.setattr(of_parameters, "is_multiplied_here", lambda dtype: False)  # here; it is of no matter there
     slow = with_fields(a100, peak={**a100.peak, "bfloat16": a100.peak["float32"] / 100})
     assert not plan(recipe, lambda dtypes: a100, lengths=TWO)["ways"]
     told = plan(recipe, lambda dtypes: slow, lengths=TWO)
@@ -228,6 +232,7 @@ def test_a_dtype_that_a_device_multiplies_slowly(tmp_path: Path) -> None:
     assert row["way"] == "towers.text.config.dtype=float32"
     assert row["step_seconds"] < told["time"]["step"]
     assert row["memory"]["weights"] > told["memory"]["weights"]
+    assert not caplog.records
 
 
 @pytest.mark.slow
