@@ -126,13 +126,13 @@ class ZipperTrainer(BaseTrainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         module = cast(nn.Module, model)
-        check_precision(module, args.device)
         self.tower_learning_rate, self.score, self.fade_out = tower_learning_rate, score, fade_out
         weighted = {"guided_attention": guided or {}, "ctc": ctc or {}, "aligned_attention": aligned or {}}
         weighted["forward_sum"] = forward_sum or {}
         for field, pairs in weighted.items():
             check_pairs(field, model, pairs)
         check_launch(args)
+        check_precision(module, args.device)
         self.spelling: Ctc | None = None
         if ctc:
             first = (train_dataset[n] for n in range(min(TRIED, len(train_dataset))))  # type: ignore[arg-type]
