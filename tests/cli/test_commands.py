@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from tiny_recipes import plain_recipe, tiny_recipe, workshop
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
+import zipper_lm
 from zipper_lm import ZipperModel, ZipSpec, __version__
 from zipper_lm.cli import app
 from zipper_lm.cli.common import settings_of
@@ -86,12 +89,13 @@ def test_help_does_not_wait_for_torch() -> None:
 
 def test_what_only_fitting_needs_is_not_waited_for() -> None:
     """Every command that has a codec or scores anything took a second or two to import scikit-learn and scipy.stats."""
-    parts = "codecs.speech", "codecs.hubert_units", "codecs.color_clusters", "evaluation.judges", "experiments.report"
-    program = f"import sys, {', '.join(f'zipper_lm.{part}' for part in parts)}; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    modules = set(done.stdout.split())
-    assert {f"zipper_lm.{part}" for part in parts} < modules
-    assert not {"sklearn", "scipy.stats"} & modules
+    found = set()
+    for file in Path(zipper_lm.__file__).parent.rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            found |= {(file.stem, name) for name in names if re.match(r"sklearn|scipy\.stats", name)}
+    assert found == {("digit_images", "sklearn.datasets")}  # a corpus, imported when it is made
 
 
 def test_version() -> None:

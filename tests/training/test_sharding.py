@@ -41,7 +41,8 @@ def check(differences: dict[Way, dict[str, float]], world: int) -> None:
         assert all(apart[name] <= limit for name, limit in limits(way, world).items()), (str(way), apart)
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
 def test_processes_train_as_one(world: int, tmp_path: Path) -> None:
     """FSDP2 gathers a module's parameters when the module is called. Zips remembered outside a call, what was to be
     saved were shards, and where one process had no document of a modality, the others waited for it for ever."""
