@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,17 +70,37 @@ def test_a_base_model_is_refused_before_any_work(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("out*"))
 
 
-def test_an_llm_is_float32_where_its_own_dtype_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", None])
+def test_an_llm_is_float32_where_its_own_dtype_is_slow(
+    dtype: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LLMs are published in bfloat16, which a processor with AVX2 alone would train beside for hours."""
     source = stand_in(tmp_path / "llm")
     config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (source / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     for multiplied, expected in ((True, None), (False, {"dtype": "float32"})):
         monkeypatch.setattr(demo, "is_multiplied_here", lambda dtype, m=multiplied: m or dtype != torch.bfloat16)
         _, depth, wide = check_llm(str(source))
         recipe = demo.llm_recipe(str(source), depth, wide, tmp_path, LlmSizes.toy())
         assert recipe.towers["text"].config == expected
+
+
+def test_a_demo_is_not_gone_on_with_in_another_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was begun where the LLM's own dtype is quick found its checkpoint where it is not, and was refused for a
+    recipe that nobody had written."""
+    llm, begun = str(stand_in(tmp_path / "llm")), []
+
+    def prepare(work: Path, *_: Any) -> None:
+        begun.append(work)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "_prepare", prepare)
+    for wide in (False, True):
+        monkeypatch.setattr(demo, "check_llm", lambda source, w=wide: (None, 4, w))
+        with pytest.raises(KeyboardInterrupt):
+            demo_llm(llm, tmp_path / "out", console=Console(quiet=True), sizes=LlmSizes.toy())
+    assert len(set(begun)) == 2
 
 
 @pytest.mark.parametrize(("depth", "layers"), [(30, [22, 24, 26, 28]), (8, [1, 3, 5, 7]), (9, [1, 3, 5, 7])])

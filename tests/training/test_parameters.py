@@ -50,3 +50,28 @@ def test_what_a_processor_multiplies_slowly_is_told(
     (record,) = caplog.records
     assert "towers.text." in record.getMessage()
     assert "is bfloat16, which this processor multiplies many times as slowly" in record.getMessage()
+
+
+def test_so_is_what_autocast_rounds_to(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of bfloat16 weights that are trained, advice was to round to bfloat16 in place of that: as slow on such a
+    processor. Vectors, such as a quantized tower's norms, are multiplied by no matrix."""
+    monkeypatch.setattr(parameters, "is_multiplied_here", lambda dtype: dtype != torch.bfloat16)
+    model = tiny_model()
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data = parameter.data.to(torch.bfloat16).requires_grad_(False)
+            parameter.requires_grad_(False)
+    with caplog.at_level(logging.WARNING):
+        check_precision(model, CPU, torch.float16)
+        check_precision(model, torch.device("cuda"), torch.bfloat16)
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        check_precision(model, CPU, torch.bfloat16)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("training.arguments.bf16=true: bfloat16, which this processor multiplies")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        check_precision(model.to(torch.bfloat16).requires_grad_(True), CPU)
+    lost, slow = (record.getMessage() for record in caplog.records)
+    assert "small updates are lost" in lost
+    assert "bf16: true" not in lost + slow

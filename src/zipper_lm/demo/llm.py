@@ -164,15 +164,16 @@ def check_llm(source: str) -> tuple[TextCodec, int, bool]:
     if not has_chat_template(codec):
         raise ValueError(f"--llm {source}: its tokenizer has no chat template; an instruct model is needed")
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config()
+        whole = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = whole.get_text_config()
     except (OSError, ValueError) as error:
         said = str(error).strip() or type(error).__name__
         raise ValueError(f"--llm {source}: {said.splitlines()[0]}") from error
     depth = getattr(config, "num_hidden_layers", None)
     if not isinstance(depth, int):
         raise ValueError(f"--llm {source}: its config.json does not say how many layers it has (num_hidden_layers)")
-    published = getattr(config, "dtype", None) or torch.float32
-    return codec, depth, not torch.cuda.is_available() and not is_multiplied_here(published)
+    published = config.dtype or whole.dtype or torch.bfloat16  # a config may not say it
+    return codec, depth, not torch.accelerator.is_available() and not is_multiplied_here(published)
 
 
 def upper_layers(depth: int, count: int) -> list[int]:
@@ -260,7 +261,7 @@ def demo_llm(
     codec, depth, wide = check_llm(llm)
     started = time.monotonic()
     zips = [asdict(spec) for spec in zips_of(sizes, depth)]
-    made_of = recipe_hash({"sizes": asdict(sizes), "llm": llm, "zips": zips})[:8]
+    made_of = recipe_hash({"sizes": asdict(sizes), "llm": llm, "zips": zips} | ({"wide": True} if wide else {}))[:8]
     work = output.resolve().with_name(f"{output.name}.work") / made_of
     _prepare(work, sizes, console)
     recipe = llm_recipe(llm, depth, wide, work, sizes)

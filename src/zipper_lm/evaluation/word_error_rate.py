@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 Normaliser = Callable[[str], str]
-"""Brings a text to the form in which words are compared."""
+"""Brings a text to the form in which words are compared. A function, or something else that can be hashed."""
 
 PLAIN, WHISPER_ENGLISH = "plain", "whisper-english"
 NORMALISERS = (PLAIN, WHISPER_ENGLISH)

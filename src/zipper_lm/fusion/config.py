@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from zipper_lm.fusion.fields import fingerprint_of, typed
+from zipper_lm.fusion.fields import config_fingerprint, typed
 from zipper_lm.fusion.tower_spec import InputProjectionForm, TowerSpec, backbone_config
 from zipper_lm.fusion.zip_spec import ZipSpec
 from zipper_lm.utils.arguments import refuse
@@ -115,7 +115,7 @@ class ZipperConfig(Followed):
         for fields in zips:
             if fields["scale"] == 1:
                 del fields["scale"]
-        return fingerprint_of([towers, hashes, zips, *([self.groups] if self.groups else [])])
+        return config_fingerprint([towers, hashes, zips, *([self.groups] if self.groups else [])])
 
     @property
     def projection_groups(self) -> list[dict[str, InputProjectionForm]]:

@@ -38,7 +38,7 @@ def typed(kind: type[S], what: str, fields: dict[str, Any]) -> S:
 
 @cache
 def field_types(kind: Any) -> dict[str, Any]:
-    """Types of a dataclass's fields by name. They are texts, and a config is asked for its specs by every document."""
+    """Types of a dataclass's fields by name. They are texts, and asked for by every document and every recipe."""
     return get_type_hints(kind)
 
 
@@ -85,6 +85,6 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def fingerprint_of(value: Any) -> str:
+def config_fingerprint(value: Any) -> str:
     """Of a path only the last part counts, as no more of it is uploaded."""
     return hashlib.sha256(json.dumps(public(plain(value)), sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from zipper_lm.fusion.fields import Stream, check_scale, fingerprint_of, one_of, without_sets
+from zipper_lm.fusion.fields import Stream, check_scale, config_fingerprint, one_of, without_sets
 from zipper_lm.fusion.zip_spec import ZipSpec
 
 InputProjectionForm = Literal["none", "residual", "paper"]
@@ -150,7 +150,7 @@ def check_lora(lora: Mapping[str, Any] | None) -> None:
 
 def config_hash(backbone: dict[str, Any]) -> str:
     """SHA-256 of a backbone config's computing part, as hex."""
-    return fingerprint_of({k: v for k, v in backbone.items() if k not in _INCIDENTAL})
+    return config_fingerprint({k: v for k, v in backbone.items() if k not in _INCIDENTAL})
 
 
 def backbone_config(what: str, fields: dict[str, Any] | None) -> PreTrainedConfig:

@@ -28,7 +28,7 @@ from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import DataRecipe, PretrainRecipe
 from zipper_lm.jobs.resume import begin, check_data, check_working, clear_done, is_done, keep_logs, working_folder
 from zipper_lm.jobs.rows import DataSource, Opened
-from zipper_lm.training.arguments import evaluation_arguments, training_arguments
+from zipper_lm.training.arguments import autocast_dtype, evaluation_arguments, training_arguments
 from zipper_lm.training.base import check_step_size, step_size
 from zipper_lm.training.callbacks import StopOnInterrupt, callbacks_of, train_with_bar
 from zipper_lm.training.ctc import MOST_PLACES, TowerCtc, places_for
@@ -126,7 +126,7 @@ def pretrain(
     backbone = make_backbone(recipe.backbone, codec)
     if recipe.embeddings == "codebook":
         begin_at_codebook(backbone, codec)
-    check_precision(backbone, arguments.device)
+    check_precision(backbone, arguments.device, autocast_dtype(arguments))
     lost = recipe.training.corrupt
     assert isinstance(lost, float | int)  # `_check_pretraining`
     streams = _streams(codec, values, texts if spells else None, broken, recipe.context, recipe.seed, lost)

@@ -7,6 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from zipper_lm.training.recipe import TrainingRecipe
@@ -121,6 +122,11 @@ def _check(arguments: Mapping[str, Any], alone: bool) -> None:
             )
     if any(part in str(arguments.get("optim", "")).lower() for part in _WHOLE_MODEL):
         raise ValueError(f"training.arguments: optim={arguments['optim']!r} takes no groups of parameters")
+
+
+def autocast_dtype(args: TrainingArguments) -> torch.dtype:
+    """What a trainer rounds float32 to where it multiplies; float32: nothing is rounded."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
 
 
 def training_arguments(

@@ -14,6 +14,7 @@ from zipper_lm.utils.shapes import has_values
 from zipper_lm.utils.tensors import dtype_name
 
 logger = logging.getLogger(__name__)
+_SLOW = "which this processor multiplies many times as slowly as float32"
 
 
 def parameter_groups(model: Writer, *, tower_learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -40,35 +41,40 @@ def parameter_groups(model: Writer, *, tower_learning_rate: float, weight_decay:
     ]
 
 
-def check_precision(model: nn.Module, device: torch.device) -> None:
+def check_precision(model: nn.Module, device: torch.device, computed_in: torch.dtype = torch.float32) -> None:
     """Warn of bfloat16 weights that are trained: they have 8 bits, so that an update of less than 1/512 of one is lost.
-    And of weights, frozen ones too, of a dtype that the processor they are trained on multiplies slowly.
+
+    Also where the processor multiplies slowly what is trained: matrices, frozen ones too, or what they are rounded to.
 
     Args:
-        model: what is trained. device: where.
+        model: what is trained.
+        device: where.
+        computed_in: what autocast rounds to; float32: there is none.
 
     Raises:
         ValueError: for float16 weights that are trained.
     """
     half = {torch.float16: "", torch.bfloat16: ""}
-    slow: dict[torch.dtype, str] = {}
+    slow = {each for each in half if device.type == "cpu" and not is_multiplied_here(each)}
+    wide: dict[torch.dtype, str] = {}
     for name, parameter in model.named_parameters():
-        multiplied = device.type != "cpu" or is_multiplied_here(parameter.dtype)
-        if not multiplied and has_values(parameter):  # a plan's has none: it is for whatever device
-            slow.setdefault(parameter.dtype, name)
+        if parameter.dtype in slow and parameter.ndim > 1:
+            wide.setdefault(parameter.dtype, name)
         if parameter.requires_grad and parameter.dtype in half:
             half[parameter.dtype] = half[parameter.dtype] or name
-    advice = "load it as float32 (towers.NAME.config: {dtype: float32}) and set training.arguments: {bf16: true}"
+    advice = "load it as float32 (towers.NAME.config: {dtype: float32})"
+    if torch.bfloat16 not in slow:
+        advice += " and set training.arguments: {bf16: true}"
     if name := half[torch.float16]:
         raise ValueError(f"training: {name} is float16, whose range is too narrow for training; {advice}")
     if name := half[torch.bfloat16]:
         logger.warning("training: %s is bfloat16, in which small updates are lost; %s", name, advice)
-    for dtype, name in slow.items():
-        logger.warning(
-            "training: %s is %s, which this processor multiplies many times as slowly as float32; load it as float32 "
-            "(towers.NAME.config: {dtype: float32})",
-            *(name, dtype_name(dtype)),
-        )
+    if all(map(has_values, model.parameters())):  # a plan's have none: it is for whatever device
+        for dtype, name in wide.items():
+            logger.warning("training: %s is %s, %s; %s", name, dtype_name(dtype), _SLOW, advice)
+        if computed_in in slow:
+            what = {torch.bfloat16: "bf16", torch.float16: "fp16"}[computed_in]
+            logger.warning("training.arguments.%s=true: %s, %s; leave it out", what, dtype_name(computed_in), _SLOW)
 
 
 def describe_parameters(model: Writer) -> str:

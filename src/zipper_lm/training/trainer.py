@@ -31,6 +31,7 @@ from zipper_lm.data.document import Document
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.generation.writer import Writer
 from zipper_lm.training.aligned_attention import AlignedAttention
+from zipper_lm.training.arguments import autocast_dtype
 from zipper_lm.training.base import IDLE, PLACE, BaseTrainer, documents_of_a_step, evened
 from zipper_lm.training.beside import BesideLoss, Pair, check_pairs, faded
 from zipper_lm.training.compilation import compile_layers
@@ -132,7 +133,7 @@ class ZipperTrainer(BaseTrainer):
         for field, pairs in weighted.items():
             check_pairs(field, model, pairs)
         check_launch(args)
-        check_precision(module, args.device)
+        check_precision(module, args.device, autocast_dtype(args))
         self.spelling: Ctc | None = None
         if ctc:
             first = (train_dataset[n] for n in range(min(TRIED, len(train_dataset))))  # type: ignore[arg-type]

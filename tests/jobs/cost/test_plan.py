@@ -233,6 +233,9 @@ def test_a_dtype_that_a_device_multiplies_slowly(
     assert row["step_seconds"] < told["time"]["step"]
     assert row["memory"]["weights"] > told["memory"]["weights"]
     assert not caplog.records
+    rounded = with_fields(recipe, training=with_fields(training, arguments={**arguments, "bf16": True}))
+    (row,) = plan(rounded, lambda dtypes: slow, lengths=TWO)["ways"]
+    assert row["way"] == "towers.text.config.dtype=float32 training.arguments.bf16=false"
 
 
 @pytest.mark.slow

@@ -358,3 +358,9 @@ def test_a_new_field_with_a_default_changes_no_hash() -> None:
         assert recipe_hash(old) == recipe_hash(new)
     assert old == {"name": "x", "inner": {"size": 2}, "parts": {"a": {}, "b": {"size": 3}}}
     assert to_mapping(New("x", added=0.6), defaults=False) == {"name": "x", "added": 0.6}
+
+
+def test_what_a_text_says_is_the_caller_s_own() -> None:
+    """It is worked out once; a recipe that was changed after it was read would have changed the next."""
+    parse_value("{a: [1]}", "here")["a"].append(2)
+    assert parse_value("{a: [1]}", "there") == {"a": [1]}

@@ -45,7 +45,8 @@ def plan(
         recipe: what is to be done. find: makes the `Device`, of the names of the dtypes that are computed in.
         lengths: tokens of a row by modality; of others the recipe's data says it.
         processes: numbers of them to project to. interconnect: GB/s that each has to the others; `None`: as assumed.
-        ways: whether to look at what else would fit: LoRA, gradient checkpointing, the prefix cache.
+        ways: whether to look at what else would fit, or be quicker: LoRA, gradient checkpointing, the prefix cache,
+            float32.
 
     Returns:
         Plain data, as ``zipper plan --json`` prints it.
@@ -83,7 +84,7 @@ def plan(
             "token": _written(model, mean),
         },
         "time": {"step": seconds, "steps": steps, "run": seconds * steps},
-        "ways": _ways(recipe, tasks, found, device, _slow_towers(model, device)) if ways else [],
+        "ways": _ways(recipe, tasks, found, device, _widened(recipe, model, device)) if ways else [],
     }
     if processes:
         told["processes"] = project(
@@ -158,25 +159,32 @@ def _written(model: Writer, lengths: Mapping[str, float]) -> dict[str, float]:
     return made
 
 
-def _slow_towers(model: Writer, device: Device) -> list[str]:
-    """Those in a dtype that the device multiplies more slowly than float32."""
-    if not isinstance(model, ZippedTowers):
-        return []
-    peak = {name: device.peak.get(dtype_name(model.tower(name).backbone.dtype)) for name in model.names}
-    return [name for name, own in peak.items() if own is not None and own < device.peak.get(FLOAT, 0.0)]
+def _widened(recipe: FuseRecipe, model: Writer, device: Device) -> dict[str, FuseRecipe]:
+    """The recipe in float32, where the device multiplies more slowly what it is in, by what is changed for that."""
+    slow = {dtype for dtype, peak in device.peak.items() if peak < device.peak.get(FLOAT, 0.0)}
+    words, towers, arguments = [], dict(recipe.towers), dict(recipe.training.arguments)
+    own = {n: model.tower(n).backbone.dtype for n in model.names} if isinstance(model, ZippedTowers) else {}
+    for name, dtype in own.items():
+        if dtype_name(dtype) in slow:
+            words.append(f"towers.{name}.config.dtype={FLOAT}")
+            towers[name] = replace(towers[name], config={**(towers[name].config or {}), "dtype": FLOAT})
+    if arguments.get("bf16") and "bfloat16" in slow:
+        words.append("training.arguments.bf16=false")
+        arguments["bf16"] = False
+    wide = replace(recipe, towers=towers, training=replace(recipe.training, arguments=arguments))
+    return {" ".join(words): wide} if words else {}
 
 
 def _ways(
-    recipe: FuseRecipe, tasks: Mapping[str, Task], lengths: Lengths, device: Device, slow: Sequence[str]
+    recipe: FuseRecipe, tasks: Mapping[str, Task], lengths: Lengths, device: Device, widened: Mapping[str, FuseRecipe]
 ) -> list[dict[str, Any]]:
-    """The same recipe, each with one thing changed that saves memory, or time where a dtype is slow, where it is not so
-    already."""
+    """The same recipe, each with one thing changed that saves memory, where it is not so already.
+
+    Args:
+        recipe, tasks, lengths, device: what is planned. widened: a way that saves time, as of `_widened`.
+    """
     training = recipe.training
-    changed: dict[str, FuseRecipe] = {}
-    if slow:
-        wide = {n: replace(recipe.towers[n], config={**(recipe.towers[n].config or {}), "dtype": FLOAT}) for n in slow}
-        way = " ".join(f"towers.{name}.config.dtype={FLOAT}" for name in slow)
-        changed[way] = replace(recipe, towers={**recipe.towers, **wide})
+    changed: dict[str, FuseRecipe] = dict(widened)
     if not training.arguments.get("gradient_checkpointing"):
         arguments = {**training.arguments, "gradient_checkpointing": True}
         way = "training.arguments.gradient_checkpointing=true"
