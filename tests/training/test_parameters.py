@@ -59,7 +59,7 @@ def test_so_is_what_autocast_rounds_to(caplog: pytest.LogCaptureFixture, monkeyp
     model = tiny_model()
     for parameter in model.parameters():
         if parameter.ndim == 1:
-            parameter.data = parameter.data.to(torch.bfloat16).requires_grad_(False)
+            parameter.data = parameter.data.to(torch.bfloat16)
             parameter.requires_grad_(False)
     with caplog.at_level(logging.WARNING):
         check_precision(model, CPU, torch.float16)

@@ -57,6 +57,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def one_of(where: str, value: Any, allowed: Any) -> None:
+    """Raise `ValueError` that begins with `where`, for a value that a `Literal` does not allow."""
     if value not in get_args(allowed):
         raise ValueError(f"{where} must be one of {list(get_args(allowed))}, got {value!r}")
 
@@ -86,5 +87,5 @@ def plain(value: Any) -> Any:
 
 
 def config_fingerprint(value: Any) -> str:
-    """Of a path only the last part counts, as no more of it is uploaded."""
+    """SHA-256 of a value as JSON, as hex. Of a path only the last part counts, as no more of it is uploaded."""
     return hashlib.sha256(json.dumps(public(plain(value)), sort_keys=True).encode()).hexdigest()
