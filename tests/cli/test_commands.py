@@ -33,7 +33,7 @@ from zipper_lm.codecs.audio import read_audio
 from zipper_lm.evaluation.preservation import TowerReport
 from zipper_lm.evaluation.public_recogniser import PublicRecogniser
 from zipper_lm.jobs.towers import build_model
-from zipper_lm.utils import progress
+from zipper_lm.utils import products, progress
 
 COMMANDS = (
     *("demo", "pretrain", "prepare", "fuse", "generate", "evaluate", "verify", "inspect"),
@@ -268,6 +268,27 @@ def test_an_automatic_schedule(model: Path) -> None:
 )
 def test_what_generate_refuses(words: Sequence[str], message: str, model: Path, tmp_path: Path) -> None:
     assert message in refused("generate", model, *words)
+
+
+def test_another_dtype(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An LLM that is published in bfloat16 was written with in bfloat16, also where a processor has nothing for it:
+    only Python could ask for another dtype, and nothing said that it would be quicker."""
+    monkeypatch.setattr(products, "is_multiplied_here", lambda dtype: dtype != torch.bfloat16)
+    words = ("generate", model, "--input", "text:one", "--output", "text")
+    assert "multiplies" not in zipper(*words).stderr
+    told = zipper(*words, "--dtype", "bfloat16")
+    assert told.exit_code == 0, told.output
+    line = " ".join(told.stderr.split())
+    assert re.search(r"\btext is in bfloat16, which this processor multiplies .*--dtype float32", line), told.stderr
+    shutil.copytree(model, other := model.with_name("in-another-dtype"))
+    data = (other, workshop() / "data", "--limit", 2)
+    for dtype in ((), ("--dtype", "float16")):
+        answered("evaluate", *data, *dtype)
+    kept = json.loads((other / "results.json").read_text())
+    assert [entry.get("dtype") for entry in kept if entry["limit"] == 2] == [None, "float16"]
+    wrong = zipper("generate", model, "--output", "text", "--dtype", "int8")
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+    assert "int8" in wrong.stderr
 
 
 def test_evaluate_reading(model: Path) -> None:

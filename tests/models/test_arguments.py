@@ -144,7 +144,7 @@ def test_dtype(saved: tuple[Any, Path], name: str, value: Any) -> None:
     for owner in (type(model), AutoModel):
         again = owner.from_pretrained(folder, **{name: value})
         assert {b.dtype for b in again.backbones().values()} == {torch.bfloat16}
-    for wrong in ("half precision", torch.int8, 16):
+    for wrong in ("half precision", torch.int8, torch.float8_e4m3fn, 16):
         with pytest.raises(ValueError, match="is no floating-point dtype"):
             type(model).from_pretrained(folder, **{name: wrong})
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from zipper_lm.training import parameters
 from zipper_lm.training.parameters import check_precision
+from zipper_lm.utils import products
 
 CPU = torch.device("cpu")
 
@@ -18,7 +18,7 @@ def test_half_precision_that_is_trained_is_told(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A loaded model may have any dtype: nothing said that bfloat16 weights hardly move."""
-    monkeypatch.setattr(parameters, "is_multiplied_here", lambda dtype: True)
+    monkeypatch.setattr(products, "is_multiplied_here", lambda dtype: True)
     model = tiny_model()
     model.tower("text").backbone.to(torch.float16)  # frozen
     with caplog.at_level(logging.WARNING):
@@ -38,7 +38,7 @@ def test_what_a_processor_multiplies_slowly_is_told(
 ) -> None:
     """A frozen LLM came in bfloat16, as it is published, to a processor with AVX2 alone: a step took a minute
     in place of a second, and nothing said why."""
-    monkeypatch.setattr(parameters, "is_multiplied_here", lambda dtype: dtype != torch.bfloat16)
+    monkeypatch.setattr(products, "is_multiplied_here", lambda dtype: dtype != torch.bfloat16)
     model = tiny_model()
     with caplog.at_level(logging.WARNING):
         check_precision(model, CPU)
@@ -55,7 +55,7 @@ def test_what_a_processor_multiplies_slowly_is_told(
 def test_so_is_what_autocast_rounds_to(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of bfloat16 weights that are trained, advice was to round to bfloat16 in place of that: as slow on such a
     processor. Vectors, such as a quantized tower's norms, are multiplied by no matrix."""
-    monkeypatch.setattr(parameters, "is_multiplied_here", lambda dtype: dtype != torch.bfloat16)
+    monkeypatch.setattr(products, "is_multiplied_here", lambda dtype: dtype != torch.bfloat16)
     model = tiny_model()
     for parameter in model.parameters():
         if parameter.ndim == 1:

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -33,6 +33,10 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from an interrupte
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a zipped model.")]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let towers run code that comes with their weights. Read it first.")
+]
+DType = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option("--dtype", help="Of all towers. By default that in which they were saved."),
 ]
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="What to do.")]
 Changes = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Changes to the recipe.")]
@@ -120,8 +124,8 @@ def quiet() -> None:
     logging.disable_progress_bar()
 
 
-def load_model(source: str, trust_remote_code: bool = False) -> Writer:
-    """A model on the fastest device there is.
+def load_model(source: str, trust_remote_code: bool = False, dtype: str | None = None) -> Writer:
+    """A model on the fastest device there is, in a dtype or that in which it was saved.
 
     Raises:
         ValueError: if it cannot be loaded.
@@ -129,10 +133,21 @@ def load_model(source: str, trust_remote_code: bool = False) -> Writer:
     from zipper_lm.models.load import load
 
     quiet()
-    return load(source, trust_remote_code=trust_remote_code)
+    return load(source, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
-def load_zipper(source: str, trust_remote_code: bool = False) -> ZipperModel:
+def tell_slow(model: Writer) -> None:
+    """Say, of a command that has ``--dtype``, that this processor is slow at what the model is saved in."""
+    from zipper_lm.utils.products import SLOW, slow_matrices
+    from zipper_lm.utils.tensors import dtype_name
+
+    for name, decoder in model.backbones().items():
+        for dtype in slow_matrices(decoder, decoder.device):
+            text = f"{name} is in {dtype_name(dtype)}, {SLOW}: --dtype float32 takes twice the memory and less time"
+            console().print(text, style="yellow", highlight=False)
+
+
+def load_zipper(source: str, trust_remote_code: bool = False, dtype: str | None = None) -> ZipperModel:
     """As `load_model`, for what only towers have.
 
     Raises:
@@ -140,7 +155,7 @@ def load_zipper(source: str, trust_remote_code: bool = False) -> ZipperModel:
     """
     from zipper_lm.models.zipper import ZipperModel
 
-    model = load_model(source, trust_remote_code)
+    model = load_model(source, trust_remote_code, dtype)
     if not isinstance(model, ZipperModel):
         raise ValueError(f"{source} is a single decoder: it has no towers and no zips")
     return model

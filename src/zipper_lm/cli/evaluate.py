@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zipper_lm.cli.common import Json, Model, Overwrite, Trust, console, emit, is_first, load_model, say, settings_of
+from zipper_lm.cli.common import (
+    DType,
+    Json,
+    Model,
+    Overwrite,
+    Trust,
+    console,
+    emit,
+    is_first,
+    load_model,
+    say,
+    settings_of,
+    tell_slow,
+)
 
 if TYPE_CHECKING:
     from zipper_lm.evaluation.judges import Judge
@@ -57,6 +70,7 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Write what was generated: sounds or pictures, metadata.csv.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    dtype: DType = None,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -94,7 +108,7 @@ def evaluate(
                 f"{refused[0]} has no effect on the task {FORGETTING}: nothing is judged, answers are greedy"
             )
         chosen: dict[str, Any] = {"split": split, "column": column, "where": where, "limit": limit}
-        told = _forgetting(model, data, chosen, questions, trust_remote_code)
+        told = _forgetting(model, data, chosen, questions, trust_remote_code, dtype)
         told["seconds"] = round(time.monotonic() - started, 1)
         if json:
             emit(told)
@@ -115,7 +129,8 @@ def evaluate(
     found = read_rows(data, columns, split=split, limit=None if where else limit)
     rows = _chosen([row for row in found if not isinstance(row, Document)], where or [])[:limit]
     several()  # each of several processes has a device of its own
-    loaded = load_model(model, trust_remote_code)
+    loaded = load_model(model, trust_remote_code, dtype)
+    tell_slow(loaded)
     parse_task(SHORT_NAMES.get(task, task), loaded.names)  # before a judge is fitted
     codec = loaded.processor.codecs.get(ends_in) if loaded.processor is not None else None
     judged = ends_in != "text" and not counts_tokens(ends_in, codec)
@@ -141,7 +156,7 @@ def evaluate(
     result |= {k: v for k, v in {"column": column, "where": where, "not_scored": wordless}.items() if v}
     if listener is not None:
         result |= yardsticks(loaded, rows, listener, ends_in, score.normaliser)
-    asked = {"data": place_of(data), "limit": limit, "set": changes, "seed": seed or None}
+    asked = {"data": place_of(data), "limit": limit, "set": changes, "seed": seed or None, "dtype": dtype}
     if best_of > 1:
         asked |= best
     if judged:
@@ -164,7 +179,12 @@ def evaluate(
 
 
 def _forgetting(
-    model: str, data: str, chosen: Mapping[str, Any], questions: Path | None, trust_remote_code: bool
+    model: str,
+    data: str,
+    chosen: Mapping[str, Any],
+    questions: Path | None,
+    trust_remote_code: bool,
+    dtype: str | None,
 ) -> dict[str, Any]:
     """What the text decoder of a model has forgotten, kept beside the model."""
     from zipper_lm.evaluation.forgetting import FORGETTING, measure_forgetting, read_questions
@@ -177,10 +197,11 @@ def _forgetting(
         read_results(model)
     texts, asked = _texts(data, **chosen), read_questions(questions) if questions else read_questions()
     several()
-    loaded = load_model(model, trust_remote_code)
+    loaded = load_model(model, trust_remote_code, dtype)
+    tell_slow(loaded)
     found = measure_forgetting(loaded, texts, asked, folder=local_folder(model))
     told = {"task": FORGETTING, "template": FORGETTING, "data": place_of(data)}
-    result = told | {k: v for k, v in chosen.items() if v} | found.summary()
+    result = told | {k: v for k, v in {**chosen, "dtype": dtype}.items() if v} | found.summary()
     if Path(model).is_dir() and is_first():
         _keep(Path(model), loaded, result)
     return result

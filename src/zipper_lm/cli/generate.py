@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from zipper_lm.cli.common import Json, Model, Overwrite, Trust, console, emit, load_model, say, settings_of
+from zipper_lm.cli.common import (
+    DType,
+    Json,
+    Model,
+    Overwrite,
+    Trust,
+    console,
+    emit,
+    load_model,
+    say,
+    settings_of,
+    tell_slow,
+)
 from zipper_lm.cli.screen import Screen, follow
 
 if TYPE_CHECKING:
@@ -84,6 +96,7 @@ def generate(
     compile_: Annotated[
         bool, typer.Option("--compile", help="Write by an engine's compiled step: a long first token, then faster.")
     ] = False,
+    dtype: DType = None,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -114,7 +127,8 @@ def generate(
     if compile_ and stream:
         raise ValueError("--stream shows what the plain path writes: leave out --compile")
     settings = settings_of(model, changes or [])
-    loaded = load_model(model, trust_remote_code)
+    loaded = load_model(model, trust_remote_code, dtype)
+    tell_slow(loaded)
     import torch
 
     from zipper_lm.cli.values import kind_of

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zipper_lm.cli.common import Trust, console, load_zipper, quiet
+from zipper_lm.cli.common import DType, Trust, console, load_zipper, quiet, tell_slow
 
 if TYPE_CHECKING:
     from zipper_lm.generation.engine.engine import Engine
@@ -33,6 +33,7 @@ def serve(
     slots: Annotated[int, typer.Option(min=1, help="Documents that are written side by side.")] = 8,
     queue: Annotated[int, typer.Option(min=1, help="Documents that wait or are written at once.")] = 128,
     compile_: Annotated[bool, typer.Option("--compile", help="Compile each tower's step; takes a minute.")] = False,
+    dtype: DType = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Serve a model: a page to talk to it, and OpenAI's routes for sound, text and chat, for many clients.
@@ -66,7 +67,8 @@ def serve(
     def load() -> Engine:
         from zipper_lm.generation.engine.engine import Engine
 
-        loaded = load_zipper(source, trust_remote_code)
+        loaded = load_zipper(source, trust_remote_code, dtype)
+        tell_slow(loaded)
         return Engine(loaded.eval(), slots=slots, compile=compile_, limit=queue)
 
     console().print(f"loading {source}; {at} answers 503 until it is there")

@@ -31,6 +31,7 @@ ASKED = (
     "best_of",
     "best_by",
     "normaliser",
+    "dtype",
 )
 """Fields that say what was asked; an entry replaces the one that agrees in all of them."""
 

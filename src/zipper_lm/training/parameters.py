@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from zipper_lm.generation.writer import Writer
-from zipper_lm.utils.products import is_multiplied_here
+from zipper_lm.utils import products
+from zipper_lm.utils.products import SLOW, slow_matrices
 from zipper_lm.utils.shapes import has_values
 from zipper_lm.utils.tensors import dtype_name
 
 logger = logging.getLogger(__name__)
-_SLOW = "which this processor multiplies many times as slowly as float32"
 
 
 def parameter_groups(model: Writer, *, tower_learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -55,11 +55,8 @@ def check_precision(model: nn.Module, device: torch.device, computed_in: torch.d
         ValueError: for float16 weights that are trained.
     """
     half = {torch.float16: "", torch.bfloat16: ""}
-    slow = {each for each in half if device.type == "cpu" and not is_multiplied_here(each)}
-    wide: dict[torch.dtype, str] = {}
+    slow = {each for each in half if device.type == "cpu" and not products.is_multiplied_here(each)}
     for name, parameter in model.named_parameters():
-        if parameter.dtype in slow and parameter.ndim > 1:
-            wide.setdefault(parameter.dtype, name)
         if parameter.requires_grad and parameter.dtype in half:
             half[parameter.dtype] = half[parameter.dtype] or name
     advice = "load it as float32 (towers.NAME.config: {dtype: float32})"
@@ -70,11 +67,11 @@ def check_precision(model: nn.Module, device: torch.device, computed_in: torch.d
     if name := half[torch.bfloat16]:
         logger.warning("training: %s is bfloat16, in which small updates are lost; %s", name, advice)
     if all(map(has_values, model.parameters())):  # a plan's have none: it is for whatever device
-        for dtype, name in wide.items():
-            logger.warning("training: %s is %s, %s; %s", name, dtype_name(dtype), _SLOW, advice)
+        for dtype, name in slow_matrices(model, device).items():
+            logger.warning("training: %s is %s, %s; %s", name, dtype_name(dtype), SLOW, advice)
         if computed_in in slow:
             what = {torch.bfloat16: "bf16", torch.float16: "fp16"}[computed_in]
-            logger.warning("training.arguments.%s=true: %s, %s; leave it out", what, dtype_name(computed_in), _SLOW)
+            logger.warning("training.arguments.%s=true: %s, %s; leave it out", what, dtype_name(computed_in), SLOW)
 
 
 def describe_parameters(model: Writer) -> str:

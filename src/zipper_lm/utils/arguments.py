@@ -227,7 +227,7 @@ class Loading:
 
 
 def dtype_of(where: str, asked: Any) -> torch.dtype | None:
-    """A floating-point dtype by itself or by name; `None` for ``"auto"`` and `None`.
+    """A floating-point dtype of 16 bits or more, by itself or by name; `None` for ``"auto"`` and `None`.
 
     Raises:
         ValueError: for anything else.
@@ -235,7 +235,7 @@ def dtype_of(where: str, asked: Any) -> torch.dtype | None:
     if asked is None or asked == "auto":
         return None
     found = getattr(torch, asked.removeprefix("torch."), None) if isinstance(asked, str) else asked
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    if not isinstance(found, torch.dtype) or not found.is_floating_point or torch.finfo(found).bits < 16:
         raise ValueError(f"{where}: dtype={asked!r} is no floating-point dtype such as torch.bfloat16, nor 'auto'")
     return found
 

@@ -27,6 +27,8 @@ LEAST_MATRIX = 2**18
 """Numbers of a matrix that is read from memory, rather than from a core's cache: then for few rows, too."""
 _SETTING: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 _EXACT = 1e-6  # of the norm: float32 rounds to 6e-8
+SLOW = "which this processor multiplies many times as slowly as float32"
+"""What people are told of `slow_matrices`."""
 _HALF = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 """Whether oneDNN takes a dtype here is known to PyTorch's operator of this name."""
 
@@ -64,6 +66,19 @@ def is_multiplied_here(dtype: torch.dtype) -> bool:
     """
     ask = getattr(torch.ops.mkldnn, _HALF.get(dtype, ""), None)
     return ask is None or bool(ask())
+
+
+def slow_matrices(model: nn.Module, device: torch.device) -> dict[torch.dtype, str]:
+    """By dtype that a device multiplies slowly (see `is_multiplied_here`), the first matrix of a model that has it.
+
+    Args:
+        model: whose parameters are looked at. device: where they will be.
+    """
+    found: dict[torch.dtype, str] = {}
+    for name, parameter in model.named_parameters() if device.type == "cpu" else ():
+        if parameter.ndim > 1 and not is_multiplied_here(parameter.dtype):
+            found.setdefault(parameter.dtype, name)
+    return found
 
 
 def _vendor() -> str:

@@ -30,9 +30,9 @@ from zipper_lm.jobs.cost.step import count_step
 from zipper_lm.jobs.recipes.reader import build
 from zipper_lm.jobs.recipes.schema import CodecRecipe, FuseRecipe
 from zipper_lm.jobs.towers import build_model
-from zipper_lm.training import parameters as of_parameters
 from zipper_lm.training.parameters import parameter_groups
 from zipper_lm.training.trainer import DocumentCollator
+from zipper_lm.utils import products
 from zipper_lm.utils.counting import Counting
 
 LENGTHS = {"text": 21, "speech": 33, "image": 9}
@@ -224,7 +224,7 @@ def test_a_dtype_that_a_device_multiplies_slowly(
     training = with_fields(recipe.training, arguments=arguments, interleave=0.1)
     recipe = with_fields(recipe, towers={**recipe.towers, "text": text}, training=training)
     a100 = DEVICES["a100"]
-    monkeypatch.setattr(of_parameters, "is_multiplied_here", lambda dtype: False)  # here; it is of no matter there
+    monkeypatch.setattr(products, "is_multiplied_here", lambda dtype: False)  # here; it is of no matter there
     slow = with_fields(a100, peak={**a100.peak, "bfloat16": a100.peak["float32"] / 100})
     assert not plan(recipe, lambda dtypes: a100, lengths=TWO)["ways"]
     told = plan(recipe, lambda dtypes: slow, lengths=TWO)
