@@ -21,6 +21,8 @@ from zipper_lm.utils.hub import HUB_ARGUMENTS, local_folder
 from zipper_lm.utils.json_files import read_mapping
 
 PROCESSOR_FILE = "processor_config.json"
+CODEC_FOLDERS = "codecs"
+"""Folder beside a model that holds one folder for each codec."""
 
 
 _NOT_PUSHED = {"push_to_hub": "a processor goes along with its model: model.push_to_hub(...)"}
@@ -147,7 +149,7 @@ class ZipperProcessor:
         description = {"processor_class": type(self).__name__, "codecs": sorted(self.codecs), "specials": self.specials}
         with files_into(save_directory, last=PROCESSOR_FILE) as folder:
             for name, codec in self.codecs.items():
-                codec.save_pretrained(folder / "codecs" / name)
+                codec.save_pretrained(folder / CODEC_FOLDERS / name)
             write_json(folder / PROCESSOR_FILE, description)
 
     @classmethod
@@ -178,7 +180,7 @@ class ZipperProcessor:
         names, specials = _described(description, file)
         given = dict(codecs or {})
         hub["trust_remote_code"] = trust_remote_code
-        stored = {n: load_codec(folder / "codecs" / n, **hub) for n in names if n not in given}
+        stored = {n: load_codec(folder / CODEC_FOLDERS / n, **hub) for n in names if n not in given}
         return cls(stored | given, specials)
 
 

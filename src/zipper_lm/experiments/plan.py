@@ -221,6 +221,8 @@ def recipe_of(experiment: Experiment, run: Run, output: str | Path, work: str | 
         ValueError: as `read_recipe`.
     """
     recipe = replace(read_recipe(experiment.recipe, run.changes, FuseRecipe), output=str(output), overwrite=True)
+    if recipe.start is not None:
+        raise ValueError(f"{experiment.recipe}: start={recipe.start!r} is not followed in experiments")
     if run.point == BEFORE:  # the arm's settings, but for what makes less, or something else, of the data
         recipe = replace(recipe, data=whole_data(recipe.data), pseudo_labels=None)
     recipe.towers = {n: replace(t, source=_tower_place(n, recipe, work)) for n, t in recipe.towers.items()}

@@ -24,6 +24,7 @@ from zipper_lm.jobs.resume import (
     scored_otherwise,
     working_folder,
 )
+from zipper_lm.jobs.start import with_towers
 from zipper_lm.jobs.validation import try_settings
 from zipper_lm.models.load import load
 from zipper_lm.models.records import RUN_FILE
@@ -57,7 +58,7 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         Interrupted: after Ctrl-C or SIGTERM; a checkpoint has been written.
         PeerLost: if another process died or hung.
     """
-    started = time.monotonic()
+    started, recipe = time.monotonic(), with_towers(recipe)
     if resume and not recipe.overwrite and (record := done(recipe)) is not None:  # else it may be an earlier one
         return record
     plan = check(recipe, resume)

@@ -42,6 +42,7 @@ from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.jobs.resume import beside, check_ours, clear_done
 from zipper_lm.jobs.rows import DataSource, identity_of
 from zipper_lm.jobs.shards import Encoder, Job, Shard, recipe_codecs
+from zipper_lm.jobs.start import with_towers
 from zipper_lm.utils.files import as_json, check_output, new_folder, remove_folder, write_json
 from zipper_lm.utils.interruption import Interrupted, signal_of
 from zipper_lm.utils.json_files import read_mapping
@@ -87,7 +88,8 @@ def prepare(
             `data.broken_limit`, other settings than those of the run to go on with, or what the engine cannot do.
         Interrupted: after Ctrl-C; the whole shards are kept.
     """
-    started, data = time.monotonic(), recipe.data
+    started, recipe = time.monotonic(), with_towers(recipe)
+    data = recipe.data
     for name, value in (("processes", processes), ("shard_rows", shard_rows)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")

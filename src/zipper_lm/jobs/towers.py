@@ -12,6 +12,7 @@ from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.pretrain import clear_trained, open_unaligned, pretrain
 from zipper_lm.jobs.recipes.schema import FuseRecipe, PretrainRecipe, TowerRecipe
+from zipper_lm.jobs.start import model_of_start
 from zipper_lm.models.assemble import codec_of
 from zipper_lm.models.baseline.config import is_single_decoder
 from zipper_lm.models.baseline.expand import expand
@@ -91,11 +92,13 @@ def tower_spec(tower: TowerRecipe) -> TowerSpec:
 
 
 def build_model(recipe: FuseRecipe) -> Writer:
-    """A fresh model as the recipe describes it; a single decoder may also be one that was trained before.
+    """A fresh model as the recipe describes it, or one that was trained before.
 
     Raises:
         ValueError: if a tower cannot be loaded, or a single decoder's modality has no codec.
     """
+    if recipe.start is not None:
+        return model_of_start(recipe)
     towers = {name: tower_spec(tower) for name, tower in recipe.towers.items()}
     codecs = {name: tower.codec.make() for name, tower in recipe.towers.items() if tower.codec is not None}
     if recipe.architecture == "zipper":

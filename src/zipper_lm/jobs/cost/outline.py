@@ -9,12 +9,14 @@ import torch
 from transformers import PreTrainedModel
 
 from zipper_lm.fusion.backbones import dtype_in_training, from_config, source_config
+from zipper_lm.fusion.config import ZipperConfig
 from zipper_lm.fusion.fields import plain
 from zipper_lm.fusion.interface import embedding_of
 from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.pretrain import make_backbone
 from zipper_lm.jobs.recipes.schema import CodecRecipe, FuseRecipe, TowerRecipe
+from zipper_lm.jobs.start import config_of_start
 from zipper_lm.jobs.towers import missing_towers, tower_spec
 from zipper_lm.models.assemble import connect
 from zipper_lm.models.baseline.config import SingleDecoderConfig, is_single_decoder
@@ -56,6 +58,8 @@ def outline(recipe: FuseRecipe) -> Writer:
     """
     missing = missing_towers(recipe)
     with without_values():
+        if recipe.start is not None:
+            return _trained_before(config_of_start(recipe.start))
         if recipe.architecture != "zipper":
             return _single(recipe, missing)
         made = {name: _backbone(name, tower, name in missing) for name, tower in recipe.towers.items()}
@@ -63,14 +67,26 @@ def outline(recipe: FuseRecipe) -> Writer:
         return connect(ZipperModel, specs, made, recipe.zips, recipe.loss_weights)
 
 
+def _trained_before(config: ZipperConfig) -> ZipperModel:
+    """A model that a recipe starts from."""
+    specs = config.tower_specs
+    for name, spec in specs.items():
+        _check_known(name, spec)
+    return ZipperModel(config, {name: from_config(config.backbone_config(name), spec) for name, spec in specs.items()})
+
+
+def _check_known(name: str, tower: TowerRecipe | TowerSpec) -> None:
+    for field in ("quantization", "trust_remote_code"):
+        if getattr(tower, field):
+            raise ValueError(f"plan: towers.{name}.{field} is set: what it takes is not known before it is loaded")
+
+
 def _backbone(name: str, tower: TowerRecipe, missing: bool) -> PreTrainedModel:
     """One tower's, as it would be loaded for training."""
     if missing:
         assert tower.pretrain is not None
         return make_backbone(tower.pretrain.backbone, _unmade(name, tower.pretrain.codec))
-    for field in ("quantization", "trust_remote_code"):
-        if getattr(tower, field):
-            raise ValueError(f"plan: towers.{name}.{field} is set: what it takes is not known before it is loaded")
+    _check_known(name, tower)
     spec = tower_spec(tower)
     try:
         config = source_config(spec)

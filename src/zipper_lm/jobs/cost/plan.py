@@ -22,6 +22,7 @@ from zipper_lm.jobs.cost.processes import project
 from zipper_lm.jobs.cost.step import Step, count_step
 from zipper_lm.jobs.recipes.checks import check_settings
 from zipper_lm.jobs.recipes.schema import FuseRecipe
+from zipper_lm.jobs.start import with_towers
 from zipper_lm.training.prefix_cache import PrefixMode, modes_of
 from zipper_lm.utils.tensors import dtype_name
 
@@ -56,6 +57,7 @@ def plan(
     """
     if any(number < 1 for number in processes):
         raise ValueError(f"plan: --processes={list(processes)}: must be at least 1 each")
+    recipe = with_towers(recipe)
     tasks = check_settings(recipe)
     named = sorted({m for task in tasks.values() for m in task.modalities}) or list(recipe.towers)
     found = read_lengths(recipe, named, lengths or {})
@@ -161,6 +163,8 @@ def _written(model: Writer, lengths: Mapping[str, float]) -> dict[str, float]:
 
 def _widened(recipe: FuseRecipe, model: Writer, device: Device) -> dict[str, FuseRecipe]:
     """The recipe in float32, where the device multiplies more slowly what it is in, by what is changed for that."""
+    if recipe.start is not None:  # its towers are as they were
+        return {}
     slow = {dtype for dtype, peak in device.peak.items() if peak < device.peak.get(FLOAT, 0.0)}
     words, towers, arguments = [], dict(recipe.towers), dict(recipe.training.arguments)
     own = {n: model.tower(n).backbone.dtype for n in model.names} if isinstance(model, ZippedTowers) else {}
@@ -190,7 +194,7 @@ def _ways(
         way = "training.arguments.gradient_checkpointing=true"
         changed[way] = replace(recipe, training=replace(training, arguments=arguments))
     full = [name for name, tower in recipe.towers.items() if tower.train == "full"]
-    if full:
+    if full and recipe.start is None:
         towers = {n: replace(t, train="lora") if n in full else t for n, t in recipe.towers.items()}
         changed[" ".join(f"towers.{name}.train=lora" for name in full)] = replace(recipe, towers=towers)
     if training.prefix_cache is None and recipe.architecture == "zipper" and _can_keep(recipe):

@@ -47,7 +47,7 @@ def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
 def check_sources(output: str | Path, recipe: FuseRecipe) -> None:
     """Raise `ValueError` if `output` would replace what a recipe reads: its towers, codecs, data or the model that
     writes pseudo-labels, or a folder in them that is no output."""
-    read: dict[str, Any] = {"data.source": recipe.data.source}
+    read: dict[str, Any] = {"data.source": recipe.data.source, "start": recipe.start}
     if recipe.data.clips is not None:
         read["data.clips.source"] = recipe.data.clips.source
     if recipe.pseudo_labels is not None:

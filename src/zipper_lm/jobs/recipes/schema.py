@@ -364,6 +364,8 @@ class FuseRecipe:
 
     Args:
         towers: by modality.
+        start: folder or Hub id of a model that was fused before, to be trained further; its towers, codecs and zips are
+            the recipe's then. null begins with zips that add nothing.
         architecture: ``"zipper"``, or ``"single-decoder"``: the baseline. Then the first tower is the decoder,
             trained in full (or by LoRA, if it says so), and the others lend their codecs only. If its source is a saved
             single decoder, that one is trained further.
@@ -386,7 +388,8 @@ class FuseRecipe:
         seed: of everything.
     """
 
-    towers: dict[str, TowerRecipe]
+    towers: dict[str, TowerRecipe] = field(default_factory=dict)
+    start: str | None = None
     architecture: Literal["zipper", "single-decoder"] = "zipper"
     data: DataRecipe
     tasks: dict[str, float]
@@ -413,6 +416,10 @@ class FuseRecipe:
 
     def __post_init__(self) -> None:
         at_least("best_of", self.best_of, 1)
+        if not self.towers and self.start is None:
+            raise ValueError("missing towers (or start, a model that was fused before)")
+        if self.start is not None and self.architecture != "zipper":
+            raise ValueError(f"start={self.start!r} is for towers; architecture {self.architecture!r} has none")
         _check_patience(self.training, self.data)
         _check_buffer(self)
         for tower in self.towers.values():

@@ -13,6 +13,7 @@ import transformers
 
 from zipper_lm.codecs.codec import CODEC_FILE, can_decode
 from zipper_lm.codecs.pretrained import MODEL_FOLDER
+from zipper_lm.data.processor import CODEC_FOLDERS
 from zipper_lm.data.tasks import Task
 from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.fusion.zip_spec import EMBEDDINGS
@@ -180,7 +181,7 @@ def _codecs(model: Writer, folder: Path) -> str:
         if (codec := codecs.get(name)) is None:
             rows.append((f"`{name}`", "none: takes and gives ids", "", "", ""))
             continue
-        described = mapping_if_whole(folder / "codecs" / name / CODEC_FILE)
+        described = mapping_if_whole(folder / CODEC_FOLDERS / name / CODEC_FILE)
         around = [_model_inside(v) for v in described.values() if isinstance(v, dict) and "source" in v]
         rate = "-" if codec.rate is None else f"{codec.rate:g}"
         rows.append((f"`{name}`", codec.kind, f"{codec.vocab_size:,}", rate, _and(around) or "-"))
