@@ -100,8 +100,6 @@ def check(recipe: FuseRecipe, resume: bool = False) -> Plan:
     Raises:
         ValueError: naming field and value; if there is nothing to go on from, or something in the way.
     """
-    if not isinstance(recipe, FuseRecipe):
-        raise ValueError(f"fuse: give a FuseRecipe, got {recipe!r:.80}; read_recipe(FILE) makes one of a file")
     working, plain, tasks = working_folder(recipe.output), to_mapping(recipe), check_recipe(recipe)
     halted: list[str] = []
     if resume:

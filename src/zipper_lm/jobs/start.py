@@ -33,8 +33,10 @@ def with_towers(recipe: FuseRecipe) -> FuseRecipe:
     Its own may be left out, or be those of the recipe that the model was made by: then one file does for both runs.
 
     Raises:
-        ValueError: if there is no such model, it is a single decoder, or the recipe has other towers or zips.
+        ValueError: if there is no such model, it is a single decoder, the recipe has other towers or zips, or is none.
     """
+    if not isinstance(recipe, FuseRecipe):
+        raise ValueError(f"give a FuseRecipe, got {recipe!r:.80}; read_recipe(FILE) makes one of a file")
     if recipe.start is None:
         return recipe
     config, folder = config_of_start(recipe.start), local_folder(recipe.start)
