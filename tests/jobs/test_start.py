@@ -99,7 +99,10 @@ def test_it_is_gone_on_with_after_an_interruption(tmp_path: Path, monkeypatch: p
 
 def test_its_recipe_is_whole(tmp_path: Path) -> None:
     """What the record says, with towers and zips, is a recipe again. Data are prepared, and a run planned, by it."""
-    start = first(tmp_path)
+    start = first(tmp_path, loss_weights={"text": 2.0})
+    recipe = with_towers(further(start, tmp_path / "second", generation={}))
+    assert recipe.generation == {"text": {"max_new_tokens": 4}, "speech": {"max_new_tokens": 8}}
+    assert recipe.loss_weights == build_model(recipe).config.loss_weights == {"text": 2.0}  # type: ignore[attr-defined]
     recipe = with_towers(further(start, tmp_path / "second"))
     assert with_towers(build(FuseRecipe, to_mapping(recipe))) == recipe
     assert list(recipe.towers) == ["speech", "text"]

@@ -13,7 +13,7 @@ from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import CodecRecipe, FuseRecipe, TowerRecipe
 from zipper_lm.models.baseline.config import is_single_decoder
 from zipper_lm.models.checkpoint import read_config
-from zipper_lm.models.records import RUN_FILE
+from zipper_lm.models.records import RUN_FILE, generation_settings
 from zipper_lm.models.zipper import ZipperModel
 from zipper_lm.utils.hub import CONFIG_FILE, local_folder
 from zipper_lm.utils.json_files import read_mapping
@@ -31,6 +31,7 @@ def with_towers(recipe: FuseRecipe) -> FuseRecipe:
     """A recipe with the towers and zips of the model that it starts from; without `start`, the recipe itself.
 
     Its own may be left out, or be those of the recipe that the model was made by: then one file does for both runs.
+    Generation settings and weights of losses are the model's, too, where the recipe has none.
 
     Raises:
         ValueError: if there is no such model, it is a single decoder, the recipe has other towers or zips, or is none.
@@ -41,7 +42,13 @@ def with_towers(recipe: FuseRecipe) -> FuseRecipe:
         return recipe
     config, folder = config_of_start(recipe.start), local_folder(recipe.start)
     towers = {name: _tower(name, spec, folder) for name, spec in config.tower_specs.items()}
-    whole = replace(recipe, towers=towers, zips=config.zip_specs)
+    whole = replace(
+        recipe,
+        towers=towers,
+        zips=config.zip_specs,
+        generation=recipe.generation or generation_settings(folder),
+        loss_weights=recipe.loss_weights or config.loss_weights,
+    )
     record = folder / RUN_FILE
     made_by = read_mapping(record).get("recipe") if record.is_file() else None
     known = [_LEFT_OUT, to_mapping(whole), made_by if isinstance(made_by, dict) else {}]
