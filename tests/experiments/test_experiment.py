@@ -29,11 +29,13 @@ from zipper_lm.experiments.plan import (
     run_hash,
     runs_of,
     trials_of,
+    whole,
 )
 from zipper_lm.experiments.records import keep, read_records, read_results
 from zipper_lm.experiments.report import write_report
 from zipper_lm.experiments.run import differences, run_experiment, still_holds
 from zipper_lm.jobs.recipes.reader import build, to_mapping
+from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.training.base import Diverged
 
 
@@ -331,6 +333,34 @@ def test_towers_are_made_once_from_all_the_data_and_never_mistaken(tmp_path: Pat
     (source,) = sources
     assert (Path(source) / "model.safetensors").is_file()
     assert [p.name for p in (tmp_path / "work" / "towers").iterdir()] == [Path(source).name]
+
+
+def test_a_tower_that_spells_is_told_the_texts_of_the_share_alone(tmp_path: Path) -> None:
+    """Towers are made from all the data. One with joint CTC then read the texts of all pairs, whatever share a point
+    had: with 100 pairs it would have learned to spell from ten thousand."""
+    file = plan(tmp_path, arms={"zipper": {}}, points={"few": ["data.limit=2"], "all": []}, seeds=[1])
+    pretrain = {"codec": {"kind": "speech"}, "training": {"steps": 1, "batch_size": 2, "ctc": {"speech->text": 1}}}
+    changes = [f"towers.speech={json.dumps({'source': 'outputs/speech', 'pretrain': pretrain})}"]
+
+    def made(point: str, *more: str) -> FuseRecipe:
+        experiment = read_experiment(file, [*changes, *more])
+        (run,) = runs_of(experiment, "zipper", point)
+        return whole(recipe_of(experiment, run, "", tmp_path / "work"))
+
+    def limit(recipe: FuseRecipe) -> int | None:
+        here = recipe.towers["speech"].pretrain
+        assert here is not None
+        return here.ctc_limit
+
+    assert [limit(made(point)) for point in ("few", "all")] == [2, None]
+    assert made("few").towers["speech"].source != made("all").towers["speech"].source
+    own = "towers.speech.pretrain.ctc_limit"
+    assert [limit(made(p, f"{own}={n}")) for p, n in (("few", 1), ("few", 5), ("all", 5))] == [1, 2, 5]
+    with pytest.raises(
+        ValueError, match=r"data\.fraction=0\.5: towers\.speech\.pretrain\.training\.ctc .* give data\.limit"
+    ):
+        made("all", "data.fraction=0.5")
+    assert made("all", "data.fraction=0.5", f"towers.speech.pretrain.data={tmp_path}").data.fraction == 1.0
 
 
 def test_scoring_that_was_cut_off_does_not_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_recipes import workshop
+from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, WhisperFeatureExtractor
 
 from tests.codecs.test_hubert_units import whisper
@@ -320,6 +321,28 @@ def spelling(output: Path, data: str, **changes: Any) -> PretrainRecipe:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
+
+
+def test_texts_beyond_the_limit_are_not_told(tmp_path: Path) -> None:
+    """With few pairs a tower hears much sound, and learns to spell from the texts of the pairs alone."""
+    rows = said(8)
+    other = rows[:3] + [{**row, "text": "bbb"} for row in rows[3:]]
+    told = {
+        name: spelling(tmp_path / name, spoken(tmp_path / f"{name}-data", there), ctc_limit=limit)
+        for name, there, limit in (("few", rows, 3), ("others", other, 3), ("all", rows, None), ("alike", rows, 8))
+    }
+    for each in told.values():
+        pretrain(each)
+    made = {name: weights(tmp_path / name) for name in told}
+    assert_close(made["few"], made["others"], rtol=0, atol=0)
+    assert_close(made["all"], made["alike"], rtol=0, atol=0)
+    assert any(not torch.equal(tensor, made["few"][name]) for name, tensor in made["all"].items())
+    for changes, problem in (
+        ({"ctc_limit": 0}, r"ctc_limit must be at least 1, got 0"),
+        ({"ctc_limit": 3, "training": {"ctc": {}}}, r"ctc_limit=3 has no effect without training\.ctc"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            spelling(tmp_path / "t", told["all"].data.source, **changes)
 
 
 def test_a_codec_is_given_the_texts_that_are_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

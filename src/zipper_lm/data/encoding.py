@@ -217,20 +217,21 @@ def column(rows: Iterable[Any], modality: str, broken: Broken | None = None) -> 
 
 
 def column_with(
-    rows: Iterable[Any], modality: str, other: str | None, broken: Broken | None = None
+    rows: Iterable[Any], modality: str, other: str | None, broken: Broken | None = None, limit: int | None = None
 ) -> tuple[list[Any], list[Any]]:
     """As `column`, and for each value what its row has of another modality, `None` where it has none.
 
     Args:
         rows, modality, broken: as of `column`. other: the other modality; of a whole document it is not known which
-            belongs to which.
+            belongs to which. limit: of how many rows that can be read it is told; `None` is all.
     """
     broken = broken or Broken()
     values: list[Any] = []
     others: list[Any] = []
     first: Any = None
-    for where, row in items(rows, broken):
+    for number, (where, row) in enumerate(items(rows, broken)):
         first = row if first is None else first
+        told = other is not None and not isinstance(row, Document) and (limit is None or number < limit)
         if isinstance(row, Document):
             found = [s.value for s in row if s.modality == modality and s.value is not None]
         else:
@@ -242,7 +243,7 @@ def column_with(
             for value in found if broken.limit and modality != "text" else ():
                 read_picture(value) if is_picture(value) else read_sound(value)
             values += found
-            others += [None if other is None or isinstance(row, Document) else row.get(other)] * len(found)
+            others += [row.get(other) if told else None] * len(found)
         except ValueError as error:
             broken.add(where, error)
     if not values:

@@ -239,8 +239,27 @@ def recipe_of(experiment: Experiment, run: Run, output: str | Path, work: str | 
 
 
 def whole(recipe: FuseRecipe) -> FuseRecipe:
-    """The recipe by which its towers are made: all the data, whatever share is aligned, and seed 0 for all runs."""
-    return replace(recipe, data=whole_data(recipe.data), seed=0)
+    """The recipe by which its towers are made: all the data, whatever share is aligned, and seed 0 for all runs.
+
+    A tower that learns to spell is told the texts of the aligned rows alone: others would be pairs that the run's share
+    leaves out.
+
+    Raises:
+        ValueError: for such a tower where a fraction is aligned: it is drawn anew with each seed, towers are made once.
+    """
+    towers = dict(recipe.towers)
+    for name, tower in towers.items():
+        here = tower.pretrain
+        if here is None or here.data is not None or not here.training.ctc:
+            continue
+        if recipe.data.fraction < 1.0:
+            raise ValueError(
+                f"data.fraction={recipe.data.fraction}: towers.{name}.pretrain.training.ctc spells texts, which are "
+                "aligned with the tower's own; in an experiment give data.limit, whose rows are the same for all seeds"
+            )
+        told = [limit for limit in (here.ctc_limit, recipe.data.limit) if limit is not None]
+        towers[name] = replace(tower, pretrain=replace(here, ctc_limit=min(told, default=None)))
+    return replace(recipe, towers=towers, data=whole_data(recipe.data), seed=0)
 
 
 def whole_data(data: DataRecipe) -> DataRecipe:
@@ -254,11 +273,12 @@ def before_place(experiment: Experiment, before: Run, work: str | Path) -> str:
 
 
 def _tower_place(name: str, recipe: FuseRecipe, work: str | Path) -> str:
-    tower = recipe.towers[name]
-    if tower.pretrain is None:
-        return tower.source
-    data = to_mapping(tower.pretrain.data or whole(recipe).data, defaults=False)
-    made_of = {"modality": name, "pretrain": to_mapping(tower.pretrain, defaults=False), "data": data}
+    made = whole(recipe)
+    here = made.towers[name].pretrain
+    if here is None:
+        return recipe.towers[name].source
+    data = to_mapping(here.data or made.data, defaults=False)
+    made_of = {"modality": name, "pretrain": to_mapping(here, defaults=False), "data": data}
     return str(Path(work) / "towers" / f"{name}-{_short_hash(made_of)}")
 
 

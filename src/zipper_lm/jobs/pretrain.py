@@ -116,7 +116,7 @@ def pretrain(
     spells = parse_task(next(iter(recipe.training.ctc))).targets[-1] if recipe.training.ctc else None
     held_values, held_texts = column_with(held_out, recipe.modality, spells, broken) if held_out else ([], [])
     rows = source.training_rows(recipe.seed, opened, broken)
-    values, texts = column_with(rows, recipe.modality, spells, broken)
+    values, texts = column_with(rows, recipe.modality, spells, broken, recipe.ctc_limit)
     if spells is not None:
         _check_texts(texts, spells)
     with show_on(console):

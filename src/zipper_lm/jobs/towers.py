@@ -66,6 +66,7 @@ def _pretrain_recipe(name: str, tower: TowerRecipe, recipe: FuseRecipe) -> Pretr
         training=here.training,
         context=here.context,
         embeddings=here.embeddings,
+        ctc_limit=here.ctc_limit,
         output=tower.source,
         seed=recipe.seed,
     )

@@ -133,6 +133,15 @@ def _check_pretraining_ctc(modality: str, training: TrainingRecipe, codec: Codec
         )
 
 
+def _check_ctc_limit(limit: int | None, training: TrainingRecipe) -> None:
+    """Raise `ValueError` for a limit of texts that nothing spells, or none of them."""
+    if limit is None:
+        return
+    at_least("ctc_limit", limit, 1)
+    if not training.ctc:
+        raise ValueError(f"ctc_limit={limit} has no effect without training.ctc; leave it out")
+
+
 def _check_buffer(recipe: FuseRecipe) -> None:
     """Raise `ValueError` for what asks for other rows than the one at hand, which are not there with `data.buffer`."""
     if recipe.data.buffer is None:
@@ -215,6 +224,8 @@ class PretrainRecipe:
         training: how to train.
         context: tokens in one training stream; it holds as many rows as fit.
         embeddings: what the tower's begin at: ``"random"``, or ``"codebook"``, the vectors of the codec's units.
+        ctc_limit: joint CTC is told the texts of this many rows, the first that can be read; of all others, and with
+            the codec, only the modality is used. `None` is all.
         output: folder for the tower and its codec.
         seed: of everything.
     """
@@ -226,12 +237,14 @@ class PretrainRecipe:
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     context: int = 256
     embeddings: Literal["random", "codebook"] = "random"
+    ctc_limit: int | None = None
     output: str
     seed: int = 0
 
     def __post_init__(self) -> None:
         _check_pretraining(self.training)
         _check_pretraining_ctc(self.modality, self.training, self.codec)
+        _check_ctc_limit(self.ctc_limit, self.training)
         _check_patience(self.training, self.data)
         if self.data.buffer is not None:
             raise ValueError(f"data.buffer={self.data.buffer} has no effect in pre-training; leave it out")
@@ -243,7 +256,7 @@ class PretrainHere:
 
     Args:
         data: unaligned data; null is the fusion's own.
-        codec, backbone, training, context, embeddings: as of a `PretrainRecipe`.
+        codec, backbone, training, context, embeddings, ctc_limit: as of a `PretrainRecipe`.
     """
 
     data: DataRecipe | None = None
@@ -252,9 +265,11 @@ class PretrainHere:
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     context: int = 256
     embeddings: Literal["random", "codebook"] = "random"
+    ctc_limit: int | None = None
 
     def __post_init__(self) -> None:
         _check_pretraining(self.training)
+        _check_ctc_limit(self.ctc_limit, self.training)
 
 
 @dataclass(kw_only=True)
