@@ -363,6 +363,15 @@ def test_a_tower_that_spells_is_told_the_texts_of_the_share_alone(tmp_path: Path
     assert made("all", "data.fraction=0.5", f"towers.speech.pretrain.data={tmp_path}").data.fraction == 1.0
 
 
+def test_arguments_are_looked_at_before_towers_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What transformers refuses was refused after the towers had been pre-trained, which may take an hour."""
+    file = plan(tmp_path, arms={"zipper": {}}, points={}, tasks=["asr"], seeds=[1])
+    monkeypatch.setattr(run_module, "make_towers", None)
+    experiment = read_experiment(file, ["training.arguments={lr_scheduler_type: sideways}"])
+    with pytest.raises(ValueError, match="sideways"):
+        run_experiment(experiment, tmp_path / "results", tmp_path / "work", Console(quiet=True))
+
+
 def test_scoring_that_was_cut_off_does_not_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = plan(tmp_path, arms={"zipper": {}}, points={}, tasks=["asr"], seeds=[1])
     console = Console(quiet=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import TrainingArguments
 
 from zipper_lm.training.arguments import FOLLOWED, OF_ONE_TOWER, REFUSED, training_arguments
@@ -43,6 +44,14 @@ def test_every_field_is_followed_or_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(TrainingArguments, "__dataclass_fields__", new)
     with pytest.raises(ValueError, match="warp is a field of this transformers that zipper-lm does not know"):
         training_arguments(TrainingRecipe(arguments={"warp": 9}), tmp_path, seed=0)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="of machines without an accelerator")
+def test_autocast_to_bfloat16_is_to_be_had_on_a_cpu(tmp_path: Path) -> None:
+    """transformers refused it ("Your setup doesn't support bf16/gpu") unless `use_cpu` was set, too."""
+    arguments = training_arguments(TrainingRecipe(arguments={"bf16": True}), tmp_path, seed=0)
+    assert arguments.bf16
+    assert arguments.device.type == "cpu"
 
 
 @pytest.mark.parametrize("optim", ["galore_adamw", "apollo_adamw", "adalomo"])

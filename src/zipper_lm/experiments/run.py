@@ -41,6 +41,7 @@ from zipper_lm.experiments.plan import (
 from zipper_lm.experiments.records import keep, read_records, records_file
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.fuse import done, fuse
+from zipper_lm.jobs.materials import check
 from zipper_lm.jobs.pseudo_labels import labeller_recipe
 from zipper_lm.jobs.recipes.checks import check_settings
 from zipper_lm.jobs.recipes.reader import to_mapping
@@ -253,6 +254,8 @@ def trained(recipe: FuseRecipe, work: Path, console: Console) -> dict[str, Any]:
     """
     if (record := done(recipe)) is not None:
         return record
+    begun = latest_checkpoint(working_folder(recipe.output)) is not None
+    check(recipe, begun)  # before its towers, which take long
     towers = whole(recipe)
     with _alone(work, "towers", console):
         halted = [n for n, t in towers.towers.items() if t.pretrain and latest_checkpoint(working_folder(t.source))]
@@ -262,7 +265,7 @@ def trained(recipe: FuseRecipe, work: Path, console: Console) -> dict[str, Any]:
         with _alone(work, f"labeller-{Path(first.output).name}", console):
             if not Path(first.output).is_dir():
                 trained(first, work, console)
-    return fuse(recipe, resume=latest_checkpoint(working_folder(recipe.output)) is not None, console=console)
+    return fuse(recipe, resume=begun, console=console)
 
 
 def _made_so(recipe: FuseRecipe) -> bool:

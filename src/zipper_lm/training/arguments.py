@@ -170,7 +170,7 @@ def training_arguments(
         "report_to": ["tensorboard"],
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": False,
-        "use_cpu": on_cpus(),
+        "use_cpu": on_cpus() or not torch.accelerator.is_available(),  # bf16 on a CPU needs it
         # A batch need not have all modalities. Trainer's own default is False under gradient checkpointing, for the
         # reentrant kind.
         "ddp_find_unused_parameters": True,
