@@ -12,6 +12,7 @@ from torch import nn
 from zipper_lm.utils import products
 from zipper_lm.utils.products import (
     LEAST,
+    LEAST_ROWS,
     QuickLayers,
     by_onednn,
     is_multiplied_here,
@@ -108,6 +109,13 @@ def test_where_it_is_not_worth_it_or_not_ours_nothing_changes(
             assert not isinstance(quick_layers(rows, 256), QuickLayers)
     if why != "slower":
         assert isinstance(quick_layers(LEAST, 256), QuickLayers)
+
+
+def test_few_rows_are_left_alone(slow_mkl: list[tuple[int, ...]]) -> None:
+    """They wait for a matrix as long by either library, and each function of a step takes longer inside: a token of a
+    tower of 135M cost a quarter more."""
+    assert not isinstance(quick_layers(LEAST_ROWS - 1, 4096), QuickLayers)
+    assert isinstance(quick_layers(LEAST_ROWS, 4096), QuickLayers)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 33])

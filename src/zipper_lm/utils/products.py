@@ -25,6 +25,9 @@ LEAST = 2**20
 """Multiplications from which oneDNN's product is the faster one: calling it takes longer (measured on one core)."""
 LEAST_MATRIX = 2**18
 """Numbers of a matrix that is read from memory, rather than from a core's cache: then for few rows, too."""
+LEAST_ROWS = 16
+"""Rows from which layers are sent to oneDNN. Fewer wait for the matrix, by whichever library, and each function of a
+step is called through Python: with one row of a tower of 135M a token took a quarter longer so (docs/cost.md)."""
 _SETTING: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 _EXACT = 1e-6  # of the norm: float32 rounds to 6e-8
 SLOW = "which this processor multiplies many times as slowly as float32"
@@ -110,13 +113,13 @@ def is_large(rows: int, numbers: int) -> bool:
 def quick_layers(rows: int, width: int) -> AbstractContextManager[Any]:
     """Linear layers of float32 multiply by oneDNN inside, in this thread and without gradients, where that is quicker.
 
-    What a setting of PyTorch's, or autocast, says of products holds. Each of PyTorch's functions takes a microsecond
-    longer inside, which small layers do not make up for.
+    What a setting of PyTorch's, or autocast, says of products holds. Each of PyTorch's functions takes some microseconds
+    longer inside, which small layers and few rows do not make up for.
 
     Args:
         rows: that are multiplied at once. width: of the states that layers pass on.
     """
-    wanted = is_large(rows, width**2) and is_left_to_us() and not torch.is_autocast_enabled("cpu")
+    wanted = rows >= LEAST_ROWS and is_large(rows, width**2) and is_left_to_us() and not torch.is_autocast_enabled("cpu")
     return QuickLayers() if wanted and is_quicker() else nullcontext()
 
 
