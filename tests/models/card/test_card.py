@@ -157,6 +157,32 @@ def test_the_snippet_prints_ids_where_there_is_no_way_back(tmp_path: Path, monke
         assert f"print(written[-1].{shown})" in body(tmp_path / reader)
 
 
+def test_a_score_in_another_dtype_says_so(tmp_path: Path) -> None:
+    """With `--dtype` there were two entries that nothing told apart, and both stood in the head."""
+    model = with_run(tmp_path)
+    entry = {"data": "a/b", "split": "test", "weights": weights_digest(tmp_path)}
+    scored = {**entry, "template": "speech->text", "cer": 6.0, "utterances": 4}
+    for wer, dtype in ((12.5, None), (12.5, "float32"), (40.0, "bfloat16")):
+        add_result(tmp_path, {**scored, "wer": wer, **({"dtype": dtype} if dtype else {})})
+    told = {"same_answers": 3, "questions": 4, "before": {"perplexity": 2.0}, "after": {"perplexity": 2.5}}
+    add_result(tmp_path, {**entry, "template": "forgetting", "dtype": "bfloat16", **told})
+    refresh_card(tmp_path, model)
+    assert "split `test`, in bfloat16 | 4 | 40.0" in body(tmp_path)
+    assert body(tmp_path).count(", in ") == 1, "float32 is as it is stored"
+    assert "Asked as itself (in bfloat16), the text decoder gives 3 of 4" in body(tmp_path)
+    values = {m["value"] for result in head(tmp_path)["model-index"][0]["results"] for m in result["metrics"]}
+    assert values == {12.5, 6.0}
+
+
+def test_what_a_model_was_started_from(tmp_path: Path) -> None:
+    """It stood nowhere that a model had been trained before."""
+    before = {"source": "/home/me/secret/one", "steps": 2000, "data": "org/pairs:en"}
+    model = with_run(tmp_path, started_from={"source": "me/two", "started_from": before})
+    refresh_card(tmp_path, model)
+    assert "| Started from | `me/two`; that from `one`, of 2000 steps on `org/pairs:en` |" in body(tmp_path)
+    assert "secret" not in body(tmp_path)
+
+
 def test_records_of_other_weights_do_not_count(tmp_path: Path) -> None:
     fuse(tiny_recipe(tmp_path / "m"))
     model = ZipperModel.from_pretrained(tmp_path / "m")

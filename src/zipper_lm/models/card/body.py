@@ -55,7 +55,7 @@ def parts(model: Writer, name: str, records: Records) -> Iterator[str]:
         yield f"## Zips\n\n{_zip_table(model, zips)}"
     yield f"## Codecs\n\n{_codecs(model, records.folder)}"
     yield f"## Data and training\n\n{_training(records)}"
-    yield f"## Results\n\n{_results(records.results)}"
+    yield f"## Results\n\n{_results(records)}"
     yield f"## Limits\n\n{_limits(model, records)}"
     yield f"## Licences\n\n{_licences(records)}"
     versions = f"zipper-lm {version('zipper-lm')}, transformers {transformers.__version__}, torch {torch.__version__}"
@@ -200,6 +200,15 @@ def _pseudo_labels(recipe: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     return f"{data['pseudo_labels']:,} further rows of `{wanted.get('task')}`, of which a model wrote the last part"
 
 
+def _start(origin: Mapping[str, Any]) -> str:
+    """What a model was started from, and that from what, as far as records tell."""
+    of = [f"{origin['steps']} steps"] if origin.get("steps") else []
+    of += [f"on `{public_name(str(origin['data']))}`"] if origin.get("data") else []
+    told = ", of ".join([f"`{public_name(str(origin.get('source', UNKNOWN)))}`", *([" ".join(of)] if of else [])])
+    before = origin.get("started_from")
+    return f"{told}; that from {_start(before)}" if isinstance(before, dict) else told
+
+
 def _training(records: Records) -> str:
     recipe, run = records.recipe, records.run
     if not recipe:
@@ -207,8 +216,10 @@ def _training(records: Records) -> str:
     data, training = run.get("data", {}), recipe.get("training", {})
     splits = [f"{count:,} rows of split `{split}`" for split, count in data.get("rows", {}).items()]
     tasks = ", ".join(f"`{task}` ({weight:g})" for task, weight in recipe.get("tasks", {}).items())
+    started = run.get("started_from")
     rows = [
         ("Data", f"`{public_name(str(data.get('source', UNKNOWN)))}`: {_and(splits) or UNKNOWN}"),
+        *([("Started from", _start(started))] if isinstance(started, dict) else []),
         *([("Pseudo-labels", _pseudo_labels(recipe, data))] if data.get("pseudo_labels") else []),
         ("Tasks (weight)", tasks),
         ("Steps", f"{run.get('steps', UNKNOWN)}, kept: {run.get('best_step') or 'the last'}"),
@@ -224,13 +235,14 @@ def _training(records: Records) -> str:
     return _table(("What", "Value"), rows) + told
 
 
-def _results(results: Sequence[Mapping[str, Any]]) -> str:
-    if not results:
+def _results(records: Records) -> str:
+    if not (results := records.results):
         return "No evaluation of these weights is recorded (`zipper evaluate` records one)."
     rows = []
     for entry in (scored := [entry for entry in results if "wer" in entry]):
         low, high = entry.get("wer_95", (None, None))
         part = [*entry.get("where", []), *([f"first {entry['limit']}"] if entry.get("limit") else [])]
+        part += [f"in {dtype}"] if (dtype := records.other_dtype(entry)) else []
         rows.append(
             (
                 f"`{entry['template']}`",
@@ -244,16 +256,18 @@ def _results(results: Sequence[Mapping[str, Any]]) -> str:
         )
     heads = ("Task", "Data", "Rows", "WER % (95 % interval)", "CER %", "Generation", "What is written is read")
     told = [_table(heads, rows)] if scored else []
-    return "\n\n".join([*told, *map(_forgetting, (entry for entry in results if "same_answers" in entry))])
+    forgotten = [_forgetting(entry, records.other_dtype(entry)) for entry in results if "same_answers" in entry]
+    return "\n\n".join([*told, *forgotten])
 
 
-def _forgetting(entry: Mapping[str, Any]) -> str:
-    """What its text decoder has forgotten, as `zipper_lm.evaluation.forgetting` has it."""
+def _forgetting(entry: Mapping[str, Any], dtype: str | None) -> str:
+    """What its text decoder has forgotten, as `zipper_lm.evaluation.forgetting` has it, in which dtype."""
     before, after = (entry[when]["perplexity"] for when in ("before", "after"))
+    where = f" (in {dtype})" if dtype else ""
     return (
-        f"Asked as itself, the text decoder gives {entry['same_answers']} of {entry['questions']} plain questions the "
-        f"answer that it gave before fusion, to the letter; its perplexity on `{public_name(entry['data'])}`, split "
-        f"`{entry['split']}`, is {after} a token, and was {before}."
+        f"Asked as itself{where}, the text decoder gives {entry['same_answers']} of {entry['questions']} plain "
+        "questions the answer that it gave before fusion, to the letter; its perplexity on "
+        f"`{public_name(entry['data'])}`, split `{entry['split']}`, is {after} a token, and was {before}."
     )
 
 

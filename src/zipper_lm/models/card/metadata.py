@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -25,7 +25,7 @@ _PIPELINES = {
 
 def metadata(model: Writer, name: str, records: Records) -> ModelCardData:
     """What the Hub reads: base models, data, licence, task, scores."""
-    scores = list(_eval_results(records.results))
+    scores = list(_eval_results(records))
     data = str(records.run.get("data", {}).get("source", "")).partition(":")[0]
     license = common_license(records)
     other = re.fullmatch(r"other \((.+)\)", license or "")
@@ -55,10 +55,11 @@ def _pipeline(model: Writer, records: Records) -> str | None:
     return _PIPELINES.get(*done) if len(done) == 1 else "any-to-any"
 
 
-def _eval_results(results: Sequence[Mapping[str, Any]]) -> Iterator[EvalResult]:
-    """Scores on whole splits; those on a part of one are in the table only."""
-    for entry in results:
-        if entry.get("where") or entry.get("limit") or "wer" not in entry:
+def _eval_results(records: Records) -> Iterator[EvalResult]:
+    """Scores on whole splits, as the model is stored; those on a part of one, or in another dtype, are in the table
+    only."""
+    for entry in records.results:
+        if entry.get("where") or entry.get("limit") or records.other_dtype(entry) or "wer" not in entry:
             continue
         data = public_name(entry["data"])
         for metric in ("wer", "cer"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ class Records:
         weights = self.recipe.get("tasks", {})
         found = [parse_task(t) for t in sorted(weights, key=lambda t: -weights[t]) if weights[t] > 0]
         return [task for task in found if task.given]
+
+    def other_dtype(self, entry: Mapping[str, Any]) -> str | None:
+        """The dtype that a score was asked for in, if the towers are stored in another one."""
+        asked = str(entry.get("dtype") or "auto").removeprefix("torch.")
+        stored = {(spec.backbone or {}).get("dtype") or "float32" for spec in self.specs.values()}
+        return None if asked == "auto" or stored == {asked} else asked
 
 
 def mapping_if_whole(file: Path) -> dict[str, Any]:
