@@ -149,6 +149,20 @@ def test_dtype(saved: tuple[Any, Path], name: str, value: Any) -> None:
             type(model).from_pretrained(folder, **{name: wrong})
 
 
+def test_dtype_by_tower(tmp_path: Path) -> None:
+    """As devices are. A recipe that goes on with a model says it so, too."""
+    model = tiny_model(train={"speech": "full"})
+    model.save_pretrained(tmp_path, bundle_towers=True, card=False)
+    again = ZipperModel.from_pretrained(tmp_path, dtype={"speech": "bfloat16"})
+    assert {n: b.dtype for n, b in again.backbones().items()} == {"speech": torch.bfloat16, "text": torch.float32}
+    with pytest.raises(ValueError, match=r"dtype names \['image'\], but the towers are"):
+        ZipperModel.from_pretrained(tmp_path, dtype={"image": "bfloat16"})
+    with pytest.raises(ValueError, match="tower 'text': dtype=16"):
+        ZipperModel.from_pretrained(tmp_path, dtype={"text": 16})
+    with pytest.raises(ValueError, match="of 16 bits or more"):
+        ZipperModel.from_pretrained(tmp_path, dtype=torch.float8_e4m3fn)
+
+
 @pytest.mark.parametrize("device_map", ["meta", {"": "meta"}, torch.device("meta")])
 def test_one_device(saved: tuple[Any, Path], device_map: Any) -> None:
     model, folder = saved

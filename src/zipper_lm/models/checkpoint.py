@@ -276,7 +276,7 @@ def load(
         revision: of the checkpoint itself.
         trust_remote_code: let towers that have code of their own run it. What the checkpoint's config says of that does
             not count, also in a folder: whoever wrote it may be anybody.
-        args, kwargs: `dtype` of the backbones (or `torch_dtype`); `device_map`, one device for all, or some by tower;
+        args, kwargs: `dtype` of the backbones (or `torch_dtype`) and `device_map`, each one for all, or some by tower;
             `attn_implementation` of every tower and of the zips; `config`, in place of the checkpoint's; `cache_dir`,
             `token`, `local_files_only`, `force_download`. See `zipper_lm.utils.arguments.Loading`.
 
@@ -287,7 +287,7 @@ def load(
     """
     where = f"{cls.__name__}.from_pretrained"
     how = Loading.of(where, args, kwargs, towers=True)
-    hub, dtype = dict(how.hub or {}), how.dtype
+    hub = dict(how.hub or {})
     folder = local_folder(source, revision, **hub)
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(f"{source}: no {CONFIG_FILE} there")
@@ -299,10 +299,12 @@ def load(
     if unknown := sorted(set(towers or {}) - set(config.towers)):
         raise ValueError(f"towers= names {unknown}, but the checkpoint has {list(config.towers)}")
     check_devices(where, how.apart or {}, list(config.towers))
+    if unknown := sorted(set(how.dtypes or {}) - set(config.towers)):
+        raise ValueError(f"{where}: dtype names {unknown}, but the towers are {list(config.towers)}")
     backbones: dict[str, PreTrainedModel] = {}
     there: list[str] = []
     for name, spec in config.tower_specs.items():
-        given = (towers or {}).get(name)
+        given, dtype = (towers or {}).get(name), how.dtype_for(name)
         if not isinstance(given, (str, Path, NoneType)):
             check_decoder(f"towers= for {name!r}", given)
         if spec.train == "full" and given is None:

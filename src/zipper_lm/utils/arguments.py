@@ -122,6 +122,7 @@ class Loading:
 
     Attributes:
         dtype: of the backbones; `None` is that in which they were saved.
+        dtypes: by tower, in place of one for all.
         device: where the model shall be; `None` is where it is loaded.
         apart: devices by tower, in place of one for all.
         attn_implementation: of every tower and of the zips; `None` leaves each as it is.
@@ -131,6 +132,7 @@ class Loading:
     """
 
     dtype: torch.dtype | None = None
+    dtypes: Mapping[str, torch.dtype | None] | None = None
     device: torch.device | None = None
     apart: Mapping[str, Any] | None = None
     attn_implementation: str | None = None
@@ -159,10 +161,13 @@ class Loading:
         if isinstance(added, Mapping) and set(added) <= {"revision", "token"}:  # by its auto classes
             del rest["adapter_kwargs"]
         asked, old = rest.pop("dtype", None), rest.pop("torch_dtype", None)
+        asked = old if asked is None else asked
+        each = asked if towers and isinstance(asked, Mapping) else None
         devices = rest.pop("device_map", None)
         by_name = towers and isinstance(devices, Mapping) and set(devices) != {""}
         how = cls(
-            dtype=dtype_of(where, old if asked is None else asked),
+            dtype=dtype_of(where, asked) if each is None else None,
+            dtypes=each and {name: dtype_of(f"{where}: tower {name!r}", given) for name, given in each.items()},
             device=None if by_name else device_of(where, devices),
             apart=check_devices(where, devices) if by_name else None,
             attn_implementation=rest.pop("attn_implementation", None),
@@ -172,6 +177,10 @@ class Loading:
         )
         refuse(where, rest, LOADING)
         return how
+
+    def dtype_for(self, name: str) -> torch.dtype | None:
+        """The dtype of a tower."""
+        return (self.dtypes or {}).get(name, self.dtype)
 
     def place(self, backbone: Any, name: str | None = None) -> Any:
         """A backbone, where the model, or the tower `name`, shall be: what is tried when the model is made is then
@@ -236,7 +245,10 @@ def dtype_of(where: str, asked: Any) -> torch.dtype | None:
         return None
     found = getattr(torch, asked.removeprefix("torch."), None) if isinstance(asked, str) else asked
     if not isinstance(found, torch.dtype) or not found.is_floating_point or torch.finfo(found).bits < 16:
-        raise ValueError(f"{where}: dtype={asked!r} is no floating-point dtype such as torch.bfloat16, nor 'auto'")
+        raise ValueError(
+            f"{where}: dtype={asked!r} is no floating-point dtype of 16 bits or more, such as "
+            "torch.bfloat16, nor 'auto'"
+        )
     return found
 
 
