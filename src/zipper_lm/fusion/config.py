@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,7 @@ class ZipperConfig(Followed):
         for group in self.groups:
             if unknown := sorted(set(group) - set(self.towers)):
                 raise ValueError(f"config: a group names towers {unknown}; the towers are {list(self.towers)}")
-        for name, weight in self.loss_weights.items():
-            if name not in self.towers or weight < 0:
-                raise ValueError(f"loss_weights[{name!r}]={weight}: needs a tower of {list(self.towers)} and >= 0")
+        check_loss_weights(self.loss_weights, self.towers)
         super().__init__(**kwargs)
 
     @property
@@ -125,3 +124,10 @@ class ZipperConfig(Followed):
     def backbone_config(self, name: str) -> PreTrainedConfig:
         """The config of one tower's backbone, as its own class (remote-code families excepted: see `checkpoint`)."""
         return backbone_config(f"tower {name!r}", self.towers[name]["backbone"])
+
+
+def check_loss_weights(weights: Mapping[str, float], towers: Collection[str]) -> None:
+    """Raise `ValueError` for a weight of no tower, or one that is no number from 0 on."""
+    for name, weight in weights.items():
+        if name not in towers or not 0 <= weight < math.inf:
+            raise ValueError(f"loss_weights[{name!r}]={weight}: needs a tower of {list(towers)} and a number >= 0")

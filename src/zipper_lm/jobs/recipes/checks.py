@@ -12,6 +12,7 @@ from typing import Any
 from zipper_lm.data.mixture import read_weights
 from zipper_lm.data.sources.readers import PREPARED_FILE
 from zipper_lm.data.tasks import Task, parse_task
+from zipper_lm.fusion.config import check_loss_weights
 from zipper_lm.fusion.limits import check_length, position_limit
 from zipper_lm.generation.settings import generation_config
 from zipper_lm.generation.writer import Writer
@@ -85,6 +86,7 @@ def check_settings(recipe: FuseRecipe) -> dict[str, Task]:
             raise ValueError(f"scored names {unknown}, but the tasks with a weight above 0 are {trained}")
         if not recipe.scored:
             raise ValueError("scored: name at least one task, or leave it out for all")
+    check_loss_weights(recipe.loss_weights, names)
     join = recipe.training.join
     if isinstance(join, dict) and (unknown := sorted(set(join) - set(tasks))):
         raise ValueError(f"training.join names {unknown}, but the tasks are {list(tasks)}")
