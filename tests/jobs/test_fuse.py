@@ -25,7 +25,6 @@ from zipper_lm.evaluation.preservation import verify
 from zipper_lm.jobs import fuse as fuse_module
 from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.recipes.checks import check_recipe
-from zipper_lm.jobs.resume import working_folder
 from zipper_lm.jobs.towers import build_model
 from zipper_lm.jobs.validation import Scorer
 from zipper_lm.models.baseline.single_decoder import SingleDecoder
@@ -33,6 +32,7 @@ from zipper_lm.models.records import generation_settings
 from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.training.parameters import parameter_groups
 from zipper_lm.training.trainer import ZipperTrainer
+from zipper_lm.utils.places import working_folder
 
 WILD = {"steps": 5, "evaluate_every": 3, "corrupt": 0.3, "interleave": 0.4}
 
@@ -512,6 +512,15 @@ def test_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     towers = {"text": str(tmp_path / "m" / "text"), "speech": str(workshop() / "speech")}
     with pytest.raises(ValueError, match="would replace tower 'text'"):
         fuse(tiny_recipe(tmp_path / "m", towers=towers))
+    within = working_folder(tmp_path / "m") / "checkpoint-2"  # which is emptied before, and gone after
+    for field, recipe in (
+        ("tower 'text'", {"towers": towers | {"text": str(within)}}),
+        ("judge", {"judge": str(within)}),
+        ("data.source", {"data": str(within)}),
+        ("pseudo_labels.model", {"pseudo_labels": {"task": "speech->text", "model": str(within)}}),
+    ):
+        with pytest.raises(ValueError, match=f"would replace {field}"):
+            fuse(tiny_recipe(tmp_path / "m", **recipe))
     assert not (tmp_path / "m").exists()
 
 

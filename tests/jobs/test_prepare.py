@@ -27,12 +27,12 @@ from zipper_lm.jobs import prepare as prepare_module
 from zipper_lm.jobs import ray_engine
 from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.prepare import prepare
-from zipper_lm.jobs.resume import working_folder
 from zipper_lm.jobs.rows import DataSource
 from zipper_lm.jobs.shards import Encoder
 from zipper_lm.jobs.towers import build_model
 from zipper_lm.training.callbacks import Interrupted
 from zipper_lm.utils import files
+from zipper_lm.utils.places import working_folder
 
 
 def described(folder: Path) -> dict[str, Any]:
@@ -301,6 +301,10 @@ def test_what_is_read_is_not_overwritten(tmp_path: Path, output: str) -> None:
     recipe.output, recipe.overwrite = str(tmp_path / "all" / output), True
     with pytest.raises(ValueError, match=r"would replace data\.source"):
         fuse(recipe)
+    recipe.data.source = str(tmp_path / "ids.preparing" / "raw")  # which is emptied before, and gone after
+    with pytest.raises(ValueError, match=r"would replace data\.source"):
+        prepare(recipe, tmp_path / "ids")
+    recipe.data.source = str(tmp_path / "all" / "raw")
     inside = tmp_path / "all" / "raw" / "ids"
     prepare(recipe, inside)
     prepare(recipe, inside, overwrite=True)  # what was written there before is an output

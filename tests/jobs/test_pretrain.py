@@ -178,6 +178,15 @@ def test_recipes_that_cannot_work(changes: dict[str, Any], message: str, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_nothing_is_read_that_the_run_empties(tmp_path: Path) -> None:
+    """A codec or data in the run's own working folder, such as a tower's of which the training was halted, was removed
+    when the run began."""
+    within = str(tmp_path / "t.training" / "checkpoint-2")
+    for field, changes in (("codec.source", {"codec": {"source": within}}), ("data.source", {"data": within})):
+        with pytest.raises(ValueError, match=f"would replace {field}"):
+            pretrain(recipe(tmp_path / "t", **changes))
+
+
 def test_only_its_own_column_is_read(tmp_path: Path) -> None:
     """Recordings of which some have a text used to be refused: "no value in column 'text'"."""
     (tmp_path / "data").mkdir()

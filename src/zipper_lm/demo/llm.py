@@ -40,12 +40,12 @@ from zipper_lm.generation.bare import chat_prompt, has_chat_template, write_gree
 from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.recipes.reader import recipe_hash
 from zipper_lm.jobs.recipes.schema import DataRecipe, FuseRecipe, TowerRecipe
-from zipper_lm.jobs.resume import latest_checkpoint, working_folder
+from zipper_lm.jobs.resume import latest_checkpoint
 from zipper_lm.models.conversation import Turn, answer_aloud
 from zipper_lm.models.zipper import ZipperModel
 from zipper_lm.training.recipe import TrainingRecipe
 from zipper_lm.utils.files import check_output, new_folder, remove_folder, write_json
-from zipper_lm.utils.places import public_name
+from zipper_lm.utils.places import public_name, working_folder
 from zipper_lm.utils.products import is_multiplied_here
 from zipper_lm.utils.progress import bar, plain_console
 

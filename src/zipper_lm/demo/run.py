@@ -45,13 +45,14 @@ from zipper_lm.evaluation.word_error_rate import bootstrap_interval, word_error_
 from zipper_lm.experiments.corpora.writing import write_corpus
 from zipper_lm.jobs.fuse import fuse
 from zipper_lm.jobs.recipes.schema import DataRecipe, FuseRecipe, TowerRecipe
-from zipper_lm.jobs.resume import latest_checkpoint, working_folder
+from zipper_lm.jobs.resume import latest_checkpoint
 from zipper_lm.models.card import refresh_card
 from zipper_lm.models.records import GENERATION_FILE, RUN_FILE
 from zipper_lm.models.zipper import ZipperModel
 from zipper_lm.training.parameters import describe_parameters
 from zipper_lm.utils.files import as_json, check_output, new_folder, write_json
 from zipper_lm.utils.json_files import read_mapping
+from zipper_lm.utils.places import working_folder
 from zipper_lm.utils.progress import bar, plain_console
 
 SAMPLE_RATE = 16_000

@@ -46,7 +46,7 @@ from zipper_lm.jobs.pseudo_labels import labeller_recipe
 from zipper_lm.jobs.recipes.checks import check_settings
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import DataRecipe, FuseRecipe
-from zipper_lm.jobs.resume import latest_checkpoint, working_folder
+from zipper_lm.jobs.resume import latest_checkpoint
 from zipper_lm.jobs.rows import DataSource
 from zipper_lm.jobs.towers import make_towers
 from zipper_lm.jobs.validation import judge_of
@@ -56,6 +56,7 @@ from zipper_lm.training.base import Diverged
 from zipper_lm.utils.files import remove_folder, sweep
 from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.machine import made_with
+from zipper_lm.utils.places import working_folder
 from zipper_lm.utils.processes import several
 from zipper_lm.utils.progress import plain_console, warn
 

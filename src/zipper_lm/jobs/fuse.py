@@ -22,7 +22,6 @@ from zipper_lm.jobs.resume import (
     keep_recipe,
     latest_checkpoint,
     scored_otherwise,
-    working_folder,
 )
 from zipper_lm.jobs.start import with_towers
 from zipper_lm.jobs.validation import try_settings
@@ -33,7 +32,7 @@ from zipper_lm.training.callbacks import StopOnInterrupt, callbacks_of, train_wi
 from zipper_lm.training.trainer import ZipperTrainer
 from zipper_lm.utils.files import remove_folder
 from zipper_lm.utils.json_files import read_mapping
-from zipper_lm.utils.places import cache_folder
+from zipper_lm.utils.places import cache_folder, working_folder
 from zipper_lm.utils.processes import from_main, is_main, main_console, naming_lost_peers, wait
 from zipper_lm.utils.progress import warn
 from zipper_lm.utils.shards import gathered

@@ -36,13 +36,14 @@ from zipper_lm.jobs.pseudo_labels import (
 from zipper_lm.jobs.recipes.checks import check_lengths, check_recipe, joined_tasks, stream_limits
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe
-from zipper_lm.jobs.resume import begin, check_data, check_working, latest_checkpoint, working_folder
+from zipper_lm.jobs.resume import begin, check_data, check_working, latest_checkpoint
 from zipper_lm.jobs.rows import DataSource, Opened, measure_stretch
 from zipper_lm.jobs.towers import build_model, make_towers, missing_towers
 from zipper_lm.jobs.validation import Scorer, judge_of
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
 from zipper_lm.training.base import check_step_size, documents_of_a_step, step_size
 from zipper_lm.training.parameters import describe_parameters
+from zipper_lm.utils.places import working_folder
 from zipper_lm.utils.processes import is_main, wait
 
 FIRST = 256

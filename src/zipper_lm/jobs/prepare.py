@@ -39,14 +39,14 @@ from zipper_lm.jobs.ray_engine import by_cluster, check_ray
 from zipper_lm.jobs.recipes.checks import check_sources
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe
-from zipper_lm.jobs.resume import beside, check_ours, clear_done
+from zipper_lm.jobs.resume import check_ours, clear_done
 from zipper_lm.jobs.rows import DataSource, identity_of
 from zipper_lm.jobs.shards import Encoder, Job, Shard, recipe_codecs
 from zipper_lm.jobs.start import with_towers
 from zipper_lm.utils.files import as_json, check_output, new_folder, remove_folder, write_json
 from zipper_lm.utils.interruption import Interrupted, signal_of
 from zipper_lm.utils.json_files import read_mapping
-from zipper_lm.utils.places import place_of
+from zipper_lm.utils.places import beside, place_of
 from zipper_lm.utils.progress import bar, plain_console
 
 Engine = Literal["local", "ray"]
@@ -100,7 +100,7 @@ def prepare(
     if resume and not overwrite and (done := _done(recipe, output)) is not None:
         return done
     check_output(output, overwrite)
-    check_sources(output, recipe)
+    check_sources(output, recipe, beside(output, "preparing"))
     source = DataSource(data)
     if source.prepared is not None:
         raise ValueError(f"data.source: {data.source} is prepared already; give the raw data")

@@ -26,7 +26,7 @@ from zipper_lm.jobs.embeddings import begin_at_codebook, check_codebook
 from zipper_lm.jobs.failures import overfitted
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import DataRecipe, PretrainRecipe
-from zipper_lm.jobs.resume import begin, check_data, check_working, clear_done, is_done, keep_logs, working_folder
+from zipper_lm.jobs.resume import begin, check_data, check_working, clear_done, is_done, keep_logs
 from zipper_lm.jobs.rows import DataSource, Opened
 from zipper_lm.training.arguments import autocast_dtype, evaluation_arguments, training_arguments
 from zipper_lm.training.base import check_step_size, step_size
@@ -36,6 +36,7 @@ from zipper_lm.training.parameters import check_precision
 from zipper_lm.training.recipe import TrainingRecipe
 from zipper_lm.training.tower import PadStreams, Spelling, Streams, TowerTrainer
 from zipper_lm.utils.files import check_apart, check_output, holding, new_folder, remove_folder
+from zipper_lm.utils.places import working_folder
 from zipper_lm.utils.processes import is_main, made_by_main, main_console, naming_lost_peers, wait
 from zipper_lm.utils.progress import show_on, warn
 
@@ -96,6 +97,7 @@ def pretrain(
     clips = recipe.data.clips and recipe.data.clips.source
     read = {"data.source": recipe.data.source, "data.clips.source": clips, "codec.source": recipe.codec.source}
     check_apart(recipe.output, read, holding(PREPARED_FILE, CODEC_FILE))
+    check_apart(working_folder(recipe.output), read)  # which is emptied before the run, and goes away after it
     if recipe.codec.source is None and (recipe.modality, recipe.codec.kind) in (("text", "speech"), ("speech", "text")):
         raise ValueError(f"codec.kind is {recipe.codec.kind!r}, but modality is {recipe.modality!r}")
     if recipe.embeddings == "codebook" and recipe.codec.source is None:

@@ -18,6 +18,7 @@ from zipper_lm.jobs.recipes.reader import build, to_mapping
 from zipper_lm.training.base import step_size
 from zipper_lm.utils.files import as_json, new_file, new_folder, remove_folder, sweep, write_json
 from zipper_lm.utils.json_files import read_json, read_mapping
+from zipper_lm.utils.places import beside
 
 logger = logging.getLogger(__name__)
 
@@ -33,16 +34,6 @@ STEP = ("training.batch_size", "training.arguments.gradient_accumulation_steps")
 `zipper_lm.training.base.check_step_size` holds the run to it."""
 LAST_WRITTEN = TRAINER_STATE_NAME
 """What Trainer writes last; a checkpoint without it was cut off."""
-
-
-def working_folder(output: str | Path) -> Path:
-    """Where a run that will write `output` keeps its checkpoints."""
-    return beside(output, "training")
-
-
-def beside(output: str | Path, suffix: str) -> Path:
-    """The working folder of an output: its name, a dot and `suffix`, whether or not the name ends in a slash."""
-    return Path(f"{Path(output)}.{suffix}")
 
 
 def check_working(folder: Path, recipe: Any, *, resume: bool, overwrite: bool) -> Path | None:

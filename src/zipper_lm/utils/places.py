@@ -23,6 +23,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("ZIPPER_CACHE", str(Path(base) / "zipper")))
 
 
+def working_folder(output: str | Path) -> Path:
+    """Where a run that will write `output` keeps its checkpoints."""
+    return beside(output, "training")
+
+
+def beside(output: str | Path, suffix: str) -> Path:
+    """The working folder of an output: its name, a dot and `suffix`, whether or not the name ends in a slash."""
+    return Path(f"{Path(output)}.{suffix}")
+
+
 def place_of(source: str | Path) -> str:
     """What a record says of a folder or file: its absolute path. A Hub id stays what it is."""
     path = Path(source).expanduser()

@@ -24,6 +24,7 @@ from zipper_lm.training.recipe import BESIDE
 from zipper_lm.utils.arguments import check_devices
 from zipper_lm.utils.files import check_apart, check_output, holding
 from zipper_lm.utils.hub import CONFIG_FILE
+from zipper_lm.utils.places import working_folder
 
 _OUTPUTS = (CONFIG_FILE, PREPARED_FILE)
 """Files of which one is in whatever is written here."""
@@ -45,21 +46,31 @@ def check_recipe(recipe: FuseRecipe) -> dict[str, Task]:
     return check_settings(recipe)
 
 
-def check_sources(output: str | Path, recipe: FuseRecipe) -> None:
-    """Raise `ValueError` if `output` would replace what a recipe reads: its towers, codecs, data or the model that
-    writes pseudo-labels, or a folder in them that is no output."""
-    read: dict[str, Any] = {"data.source": recipe.data.source, "start": recipe.start}
+def check_sources(output: str | Path, recipe: FuseRecipe, working: Path | None = None) -> None:
+    """Raise `ValueError` if a run would replace what a recipe reads: its towers, codecs, data, judge, the model that it
+    starts from or that writes pseudo-labels, or a folder in them that is no output.
+
+    Args:
+        output: of the run. recipe: says what is read.
+        working: emptied before the run, and gone after it; `None` is that of a training.
+    """
+    read: dict[str, Any] = {"data.source": recipe.data.source, "start": recipe.start, "judge": recipe.judge}
     if recipe.data.clips is not None:
         read["data.clips.source"] = recipe.data.clips.source
     if recipe.pseudo_labels is not None:
         wanted = recipe.pseudo_labels
         read |= {"pseudo_labels.source": wanted.source, "pseudo_labels.model": wanted.model or None}
     for name, tower in recipe.towers.items():
-        read |= {f"tower {name!r}": tower.source, f"the codec of tower {name!r}": tower.codec and tower.codec.source}
+        read[f"tower {name!r}"] = tower.source or None
+        if recipe.start is None:  # whose codecs lie with it, and in the checkpoint of a run that goes on
+            read[f"the codec of tower {name!r}"] = tower.codec and tower.codec.source
         if tower.pretrain is not None and (alone := tower.pretrain.data) is not None:
             read[f"the unaligned data of tower {name!r}"] = alone.source
             read[f"the clips of tower {name!r}"] = alone.clips and alone.clips.source
     check_apart(output, read, holding(*_OUTPUTS))
+    check_apart(working_folder(output) if working is None else working, read)
+    if recipe.start is not None and Path(recipe.start).resolve() in Path(output).expanduser().resolve().parents:
+        raise ValueError(f"output {str(output)!r} lies in start, {recipe.start!r}, which stays as it is")
 
 
 def check_settings(recipe: FuseRecipe) -> dict[str, Task]:
@@ -75,6 +86,7 @@ def check_settings(recipe: FuseRecipe) -> dict[str, Task]:
     for field, named in (by_tower | noise).items():
         if isinstance(named, dict) and (unknown := sorted(set(named) - set(names))):
             raise ValueError(f"{field} names {unknown}, but the towers are {names}")
+    check_loss_weights(recipe.loss_weights, names)
     for name, tower in recipe.towers.items():
         dtype = (tower.config or {}).get("dtype")
         if tower.train == "full" and dtype == "float16":
@@ -86,7 +98,6 @@ def check_settings(recipe: FuseRecipe) -> dict[str, Task]:
             raise ValueError(f"scored names {unknown}, but the tasks with a weight above 0 are {trained}")
         if not recipe.scored:
             raise ValueError("scored: name at least one task, or leave it out for all")
-    check_loss_weights(recipe.loss_weights, names)
     join = recipe.training.join
     if isinstance(join, dict) and (unknown := sorted(set(join) - set(tasks))):
         raise ValueError(f"training.join names {unknown}, but the tasks are {list(tasks)}")
