@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_recipes import plain_recipe, tiny_recipe, workshop
 
-from zipper_lm import ZipperModel
+from zipper_lm import ZipperModel, ZipSpec
 from zipper_lm.experiments.plan import Arm, Experiment, Run, recipe_of
 from zipper_lm.jobs.cost.devices import DEVICES
 from zipper_lm.jobs.cost.plan import plan
@@ -76,6 +76,15 @@ def test_measures_are_those_of_the_first_training(tmp_path: Path) -> None:
     new = ZipperModel.from_pretrained(tmp_path / "second").config
     assert new.zips == old.zips
     assert new.fingerprint == old.fingerprint
+
+
+def test_what_was_not_measured_is_not(tmp_path: Path) -> None:
+    """A model that was fused and trained in Python has zips without a stretch, which is 1. It was measured on the new
+    data when such a model was trained further, so that all places changed under weights that were trained."""
+    model = ZipperModel.fuse({name: workshop() / name for name in ("text", "speech")}, zips=ZipSpec(layers=2))
+    model.save_pretrained(tmp_path / "first", card=False)
+    fuse(further(tmp_path / "first", tmp_path / "second"))
+    assert [z.stretch for z in ZipperModel.from_pretrained(tmp_path / "second").config.zip_specs] == [None, None]
 
 
 def test_it_is_gone_on_with_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

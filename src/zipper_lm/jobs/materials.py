@@ -172,7 +172,7 @@ def gather(plan: Plan, console: Console, make_labeller: Callable[[], Writer | No
         rows = mixed(aligned, labelled, recipe.pseudo_labels.share)
     if broken.items:
         console.print(broken.told(), style="yellow")
-    if isinstance(model, ZippedTowers):
+    if isinstance(model, ZippedTowers) and recipe.start is None:  # else weights have learned where tokens stand
         measure_stretch(model, rows)
     mixture: Dataset[Document]
     if recipe.data.buffer is not None:
