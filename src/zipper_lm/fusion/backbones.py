@@ -140,7 +140,8 @@ def check_trust(config: ZipperConfig, source: str | Path, trust_remote_code: boo
             raise ValueError(
                 f"tower {name!r} of {source} runs code of its own, from {spec.source!r}: its config.json says "
                 "trust_remote_code: true, which only you can allow; read that code, then pass trust_remote_code=True "
-                "(--trust-remote-code on the command line)"
+                "(--trust-remote-code on the command line), or, in a recipe with start, set "
+                f"towers.{name}.trust_remote_code: true"
             )
     check_no_kernels(str(source), config, False)
 

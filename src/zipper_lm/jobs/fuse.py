@@ -23,7 +23,7 @@ from zipper_lm.jobs.resume import (
     latest_checkpoint,
     scored_otherwise,
 )
-from zipper_lm.jobs.start import with_towers
+from zipper_lm.jobs.start import check_kind
 from zipper_lm.jobs.validation import try_settings
 from zipper_lm.models.load import load
 from zipper_lm.models.records import RUN_FILE
@@ -57,12 +57,14 @@ def fuse(recipe: FuseRecipe, *, resume: bool = False, console: Console | None = 
         Interrupted: after Ctrl-C or SIGTERM; a checkpoint has been written.
         PeerLost: if another process died or hung.
     """
-    started, recipe = time.monotonic(), with_towers(recipe)
+    started = time.monotonic()
+    check_kind(recipe)
     if resume and not recipe.overwrite and (record := done(recipe)) is not None:  # else it may be an earlier one
         return record
     plan = check(recipe, resume)
+    given, recipe = recipe, plan.recipe
     console = console or main_console()  # after the arguments, which say how to connect
-    materials = gather(plan, console, lambda: make_labeller(recipe, console, resume))
+    materials = gather(plan, console, lambda: make_labeller(given, console, resume))
     model, validation = materials.model, materials.validation
     trainer = make_trainer(plan, materials)  # which puts the model where it is trained
     try:
@@ -108,7 +110,7 @@ def done(recipe: FuseRecipe) -> dict[str, Any] | None:
 
 def follow(plan: Plan, console: Console) -> None:
     """Let the checkpoint to go on from forget its best score, if the recipe is scored otherwise from now on."""
-    changed = from_main([] if plan.checkpoint is None else scored_otherwise(plan.working, plan.recipe))
+    changed = from_main([] if plan.checkpoint is None else scored_otherwise(plan.working, plan.given))
     if not changed:
         return
     warn(console, "the best score so far is forgotten", f"{', '.join(changed)} changed since it was found")
@@ -165,7 +167,7 @@ def make_labeller(recipe: FuseRecipe, console: Console, resume: bool = False) ->
     """The model that writes the recipe's pseudo-labels, fused first if it is not there yet; `None` without any.
 
     Args:
-        recipe: the fusion's; its towers are there. console: where progress is told.
+        recipe: the fusion's, as it was given; its towers are there. console: where progress is told.
         resume: go on with it from its checkpoint, if it has one.
     """
     if recipe.pseudo_labels is None:

@@ -24,6 +24,7 @@ from zipper_lm.data.tasks import Task
 from zipper_lm.evaluation.judges import Judge, load_judge
 from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.generation.writer import Writer
+from zipper_lm.jobs.agreement import check_codecs
 from zipper_lm.jobs.pseudo_labels import (
     Unlabelled,
     check_labeller,
@@ -36,8 +37,9 @@ from zipper_lm.jobs.pseudo_labels import (
 from zipper_lm.jobs.recipes.checks import check_lengths, check_recipe, joined_tasks, stream_limits
 from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe
-from zipper_lm.jobs.resume import begin, check_data, check_working, latest_checkpoint
+from zipper_lm.jobs.resume import begin, check_data, check_working, latest_checkpoint, newest_from
 from zipper_lm.jobs.rows import DataSource, Opened, measure_stretch
+from zipper_lm.jobs.start import with_towers
 from zipper_lm.jobs.towers import build_model, make_towers, missing_towers
 from zipper_lm.jobs.validation import Scorer, judge_of
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
@@ -55,20 +57,25 @@ class Plan:
     """A recipe that was checked, and where its run stands.
 
     Attributes:
-        recipe: what to do. plain: the same as plain values.
+        recipe: what to do, with its towers. given: the same as the user gave it, which records keep.
         tasks: by template. trained: templates of those that have a weight.
         working: the run's folder until it is done. arguments: of the Trainer.
         checkpoint: to go on from; `None` begins anew. halted: towers whose pre-training goes on from theirs.
     """
 
     recipe: FuseRecipe
-    plain: dict[str, Any]
+    given: FuseRecipe
     tasks: dict[str, Task]
     trained: list[str]
     working: Path
     arguments: TrainingArguments
     checkpoint: Path | None
     halted: list[str]
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The recipe as it was given, as plain values."""
+        return to_mapping(self.given)
 
 
 @dataclass(kw_only=True)
@@ -101,20 +108,22 @@ def check(recipe: FuseRecipe, resume: bool = False) -> Plan:
     Raises:
         ValueError: naming field and value; if there is nothing to go on from, or something in the way.
     """
-    working, plain, tasks = working_folder(recipe.output), to_mapping(recipe), check_recipe(recipe)
+    given, working = recipe, working_folder(recipe.output)
+    recipe = with_towers(given, newest_from(working, given.start) if resume else None)
+    tasks = check_recipe(recipe)
     halted: list[str] = []
     if resume:
         halted = [n for n in missing_towers(recipe) if latest_checkpoint(working_folder(recipe.towers[n].source))]
     # Of a run with pseudo-labels, the model that writes them may be what was interrupted, or what is done.
     here = resume and not halted and (recipe.pseudo_labels is None or latest_checkpoint(working) is not None)
-    checkpoint = check_working(working, recipe, resume=here, overwrite=recipe.overwrite)
+    checkpoint = check_working(working, given, resume=here, overwrite=recipe.overwrite)
     evaluation = evaluation_arguments(recipe.training, recipe.data.validation, "eval_wer")
     arguments = training_arguments(recipe.training, working, recipe.seed, **evaluation)
     if checkpoint is not None:
         check_step_size(step_size(checkpoint), arguments)
     return Plan(
         recipe=recipe,
-        plain=plain,
+        given=given,
         tasks=tasks,
         trained=[template for template in tasks if recipe.tasks[template] > 0],
         working=working,
@@ -147,8 +156,9 @@ def gather(plan: Plan, console: Console, make_labeller: Callable[[], Writer | No
     make_towers(recipe, console, plan.halted)
     labeller = make_labeller() if checkpoint is None else None
     set_seed(recipe.seed)
-    model = build_model(recipe)
+    model = build_model(recipe, checkpoint)
     assert model.processor is not None
+    check_codecs(plan.given, model.processor.codecs)
     if plan.arguments.device.type == "cuda":
         model.processor.to(plan.arguments.device)
     source.check_codecs(model.processor.codecs)

@@ -34,6 +34,7 @@ from zipper_lm.data.prepared import (
 from zipper_lm.data.sources.readers import PREPARED_FILE, Rows
 from zipper_lm.data.sources.table import readable
 from zipper_lm.data.tasks import parse_task
+from zipper_lm.jobs.agreement import check_codecs
 from zipper_lm.jobs.local_engine import by_processes
 from zipper_lm.jobs.ray_engine import by_cluster, check_ray
 from zipper_lm.jobs.recipes.checks import check_sources
@@ -42,7 +43,7 @@ from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.jobs.resume import check_ours, clear_done
 from zipper_lm.jobs.rows import DataSource, identity_of
 from zipper_lm.jobs.shards import Encoder, Job, Shard, recipe_codecs
-from zipper_lm.jobs.start import with_towers
+from zipper_lm.jobs.start import check_kind, with_towers
 from zipper_lm.utils.files import as_json, check_output, new_folder, remove_folder, write_json
 from zipper_lm.utils.interruption import Interrupted, signal_of
 from zipper_lm.utils.json_files import read_mapping
@@ -88,8 +89,8 @@ def prepare(
             `data.broken_limit`, other settings than those of the run to go on with, or what the engine cannot do.
         Interrupted: after Ctrl-C; the whole shards are kept.
     """
-    started, recipe = time.monotonic(), with_towers(recipe)
-    data = recipe.data
+    check_kind(recipe)
+    started, given, data = time.monotonic(), recipe, recipe.data
     for name, value in (("processes", processes), ("shard_rows", shard_rows)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -99,6 +100,7 @@ def prepare(
         check_ray(data)
     if resume and not overwrite and (done := _done(recipe, output)) is not None:
         return done
+    recipe = with_towers(given)
     check_output(output, overwrite)
     check_sources(output, recipe, beside(output, "preparing"))
     source = DataSource(data)
@@ -106,6 +108,7 @@ def prepare(
         raise ValueError(f"data.source: {data.source} is prepared already; give the raw data")
     named = {m for template in recipe.tasks for m in parse_task(template, list(recipe.towers)).modalities}
     codecs, lacking = recipe_codecs(recipe)
+    check_codecs(given, codecs)
     if missing := sorted(named - set(codecs)):
         why = "; ".join(lacking[name] for name in missing)
         raise ValueError(f"towers: {missing} have no codec beside them ({why}); name one in towers.NAME.codec")

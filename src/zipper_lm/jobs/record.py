@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zipper_lm.fusion.network import ZippedTowers
 from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.failures import Failure, unimodal_perplexity
 from zipper_lm.jobs.materials import Materials, Plan
 from zipper_lm.jobs.recipes.reader import recipe_hash
 from zipper_lm.jobs.resume import keep_logs
+from zipper_lm.jobs.start import bundle_again, origin
 from zipper_lm.models.card import refresh_card
 from zipper_lm.models.records import GENERATION_FILE, RUN_FILE, weights_digest
 from zipper_lm.training.trainer import ZipperTrainer
@@ -41,6 +43,7 @@ def run_record(
     return {
         "recipe": plan.plain,
         "recipe_hash": recipe_hash(plan.plain),
+        **({"started_from": origin(recipe.start)} if recipe.start is not None else {}),
         "data": {
             "source": place_of(recipe.data.source),
             "rows": rows,
@@ -78,6 +81,8 @@ def write_run(plan: Plan, model: Writer, record: dict[str, Any]) -> None:
         plan: says where. model: that was trained. record: from `run_record`; the hash of the weights is added to it.
     """
     recipe = plan.recipe
+    if recipe.start is not None and isinstance(model, ZippedTowers):
+        bundle_again(model)
     with new_folder(recipe.output, recipe.overwrite) as folder:
         model.save_pretrained(folder, card=False)
         record["weights"] = weights_digest(folder)

@@ -95,6 +95,13 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
     return _checkpoints(Path(folder))[0]
 
 
+def newest_from(folder: Path, start: str | None) -> Path | None:
+    """The newest whole checkpoint of a run that was begun from a model `start`, or `None`."""
+    file = folder / RECIPE_FILE
+    begun = start is not None and file.is_file() and read_mapping(file).get("start") == start
+    return latest_checkpoint(folder) if begun else None
+
+
 def _checkpoints(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, if there is one, and what is wrong with those that are newer, or with all."""
     cut: list[str] = []

@@ -92,14 +92,18 @@ def tower_spec(tower: TowerRecipe) -> TowerSpec:
     )
 
 
-def build_model(recipe: FuseRecipe) -> Writer:
+def build_model(recipe: FuseRecipe, checkpoint: Path | None = None) -> Writer:
     """A fresh model as the recipe describes it, or one that was trained before.
+
+    Args:
+        recipe: with towers.
+        checkpoint: of the run to go on with, by which `jobs.start.with_towers` gave it those, where it has a `start`.
 
     Raises:
         ValueError: if a tower cannot be loaded, or a single decoder's modality has no codec.
     """
     if recipe.start is not None:
-        return model_of_start(recipe)
+        return model_of_start(recipe, checkpoint)
     towers = {name: tower_spec(tower) for name, tower in recipe.towers.items()}
     codecs = {name: tower.codec.make() for name, tower in recipe.towers.items() if tower.codec is not None}
     if recipe.architecture == "zipper":

@@ -122,7 +122,7 @@ def save(
         for name in bundled:
             # With a prefix transformers would write the names back as they were in the larger model.
             alike, tower = specs[name].prefix is None, model.tower(name)
-            tower.backbone.save_pretrained(folder / _bundle(name), state_dict=states[name], save_original_format=alike)
+            tower.backbone.save_pretrained(folder / bundle(name), state_dict=states[name], save_original_format=alike)
         config.save_pretrained(folder)
         if model.processor is not None:
             model.processor.save_pretrained(folder)
@@ -212,7 +212,7 @@ def _alone(name: str, spec: TowerSpec, tensors: Mapping[str, Tensor], now: torch
     """
     if spec.quantization is not None:
         raise ValueError(f"tower {name!r} is quantized: its backbone cannot be bundled; give it a source")
-    alone = replace(spec, source=_bundle(name), revision=None, prefix=None, config_key=None, config=None)
+    alone = replace(spec, source=bundle(name), revision=None, prefix=None, config_key=None, config=None)
     recorded = recorded_dtype(spec)
     if spec.weights_hash in (None, tensors_hash(tensors, None if now == recorded else recorded)):
         return alone
@@ -248,13 +248,13 @@ def write_checkpoint(
         fill(new)
 
 
-def _bundle(name: str) -> str:
+def bundle(name: str) -> str:
     """Where a checkpoint keeps a frozen tower of its own; also that tower's source in the config."""
     return f"towers/{name}"
 
 
 def _is_nowhere_else(name: str, spec: TowerSpec) -> bool:
-    return spec.source in ("", _bundle(name))
+    return spec.source in ("", bundle(name))
 
 
 def load(
@@ -317,7 +317,7 @@ def load(
             continue
         if spec.train == "full" and isinstance(given, PreTrainedModel):
             raise ValueError(f"towers= gives a model for {name!r}, which was trained: its weights would be overwritten")
-        if given is None and spec.source == _bundle(name):
+        if given is None and spec.source == bundle(name):
             given = folder / spec.source
         seen: FilesSeen | None = None
         if isinstance(given, PreTrainedModel):
@@ -327,7 +327,7 @@ def load(
             seen = _fetched(name, spec, partial(weights_seen, at, **hub))
             backbones[name] = _fetched(name, spec, partial(load_backbone, at, dtype=recorded_dtype(spec), **hub))
         check_same_backbone(name, spec, backbones[name], seen)
-        if isinstance(given, str | Path) and spec.source != _bundle(name):  # a later save names the new place
+        if isinstance(given, str | Path) and spec.source != bundle(name):  # a later save names the new place
             place = place_of(given)
             config.towers[name] |= {"source": place, "revision": commit_of(place, None, hub.get("cache_dir"))}
         if dtype not in (None, backbones[name].dtype) and not isinstance(given, PreTrainedModel):
@@ -365,7 +365,8 @@ def _fetched(name: str, spec: TowerSpec, load: Callable[[], T]) -> T:
         return load()
     except ValueError as error:
         raise ValueError(
-            f"tower {name!r}: {error}; if the same backbone is elsewhere, pass towers={{{name!r}: PATH}}"
+            f"tower {name!r}: {error}; if the same backbone is elsewhere, pass towers={{{name!r}: PATH}} "
+            f"(in a recipe with start: towers.{name}.source=PATH)"
         ) from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,15 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error, seen = error.__cause__ or error.__context__, seen + 1
 
 
-def local_folder(source: str | Path, revision: str | None = None, **hub: Any) -> Path:
+def local_folder(
+    source: str | Path, revision: str | None = None, *, only: Sequence[str] | None = None, **hub: Any
+) -> Path:
     """A checkpoint's folder on disk; a Hub id is fetched (or found in the cache) first.
+
+    Args:
+        source: folder or Hub id. revision: on the Hub.
+        only: patterns of the files that are needed, where the others need not be fetched; `*` is also of folders.
+        hub: see `HUB_ARGUMENTS`.
 
     Raises:
         ValueError: if it is neither a folder nor reachable.
@@ -84,6 +91,7 @@ def local_folder(source: str | Path, revision: str | None = None, **hub: Any) ->
     if Path(source).is_dir():
         return Path(source)
     known = {k: v for k, v in hub.items() if k in HUB_ARGUMENTS}
+    known |= {} if only is None else {"allow_patterns": list(only)}
     with reaching("model", source, revision):
         return Path(snapshot_download(str(source), revision=revision, **known))
 

@@ -14,9 +14,10 @@ from zipper_lm.fusion.fields import plain
 from zipper_lm.fusion.interface import embedding_of
 from zipper_lm.fusion.tower_spec import TowerSpec
 from zipper_lm.generation.writer import Writer
+from zipper_lm.jobs.agreement import check_zips
 from zipper_lm.jobs.pretrain import make_backbone
 from zipper_lm.jobs.recipes.schema import CodecRecipe, FuseRecipe, TowerRecipe
-from zipper_lm.jobs.start import config_of_start
+from zipper_lm.jobs.start import config_of_start, dtypes_of
 from zipper_lm.jobs.towers import missing_towers, tower_spec
 from zipper_lm.models.assemble import connect
 from zipper_lm.models.baseline.config import SingleDecoderConfig, is_single_decoder
@@ -59,7 +60,7 @@ def outline(recipe: FuseRecipe) -> Writer:
     missing = missing_towers(recipe)
     with without_values():
         if recipe.start is not None:
-            return _trained_before(config_of_start(recipe.start))
+            return _trained_before(recipe, config_of_start(recipe.start))
         if recipe.architecture != "zipper":
             return _single(recipe, missing)
         made = {name: _backbone(name, tower, name in missing) for name, tower in recipe.towers.items()}
@@ -67,12 +68,16 @@ def outline(recipe: FuseRecipe) -> Writer:
         return connect(ZipperModel, specs, made, recipe.zips, recipe.loss_weights)
 
 
-def _trained_before(config: ZipperConfig) -> ZipperModel:
-    """A model that a recipe starts from."""
-    specs = config.tower_specs
-    for name, spec in specs.items():
+def _trained_before(recipe: FuseRecipe, config: ZipperConfig) -> ZipperModel:
+    """The model that a recipe starts from."""
+    assert recipe.start is not None
+    made, dtypes = {}, dtypes_of(recipe)
+    for name, spec in config.tower_specs.items():
         _check_known(name, spec)
-    return ZipperModel(config, {name: from_config(config.backbone_config(name), spec) for name, spec in specs.items()})
+        made[name] = from_config(config.backbone_config(name), spec, dtypes.get(name))
+    model = ZipperModel(config, made)
+    check_zips(recipe.start, recipe.zips, model)
+    return model
 
 
 def _check_known(name: str, tower: TowerRecipe | TowerSpec) -> None:

@@ -163,8 +163,6 @@ def _written(model: Writer, lengths: Mapping[str, float]) -> dict[str, float]:
 
 def _widened(recipe: FuseRecipe, model: Writer, device: Device) -> dict[str, FuseRecipe]:
     """The recipe in float32, where the device multiplies more slowly what it is in, by what is changed for that."""
-    if recipe.start is not None:  # its towers are as they were
-        return {}
     slow = {dtype for dtype, peak in device.peak.items() if peak < device.peak.get(FLOAT, 0.0)}
     words, towers, arguments = [], dict(recipe.towers), dict(recipe.training.arguments)
     own = {n: model.tower(n).backbone.dtype for n in model.names} if isinstance(model, ZippedTowers) else {}

@@ -152,7 +152,7 @@ def _trainer(
     )
     plan = Plan(
         recipe=recipe,
-        plain={},
+        given=recipe,
         tasks=dict(tasks),
         trained=list(tasks),
         working=folder,

@@ -277,7 +277,7 @@ class TowerRecipe:
     """One tower. A plain string is its source.
 
     Args:
-        source: Hub id or folder. revision: on the Hub.
+        source: Hub id or folder; only beside a `start` it may be left out. revision: on the Hub.
         codec: the codec, if it is not beside the tower.
         train: ``"frozen"``, ``"full"`` or ``"lora"``. lora: arguments of `peft.LoraConfig`.
         input_projection: ``"residual"``, ``"paper"`` or ``"none"``.
@@ -295,7 +295,7 @@ class TowerRecipe:
         pretrain: make the tower first, unless `source` is there already.
     """
 
-    source: str
+    source: str = ""
     revision: str | None = None
     codec: CodecRecipe | None = None
     train: Training = "frozen"
@@ -380,7 +380,8 @@ class FuseRecipe:
     Args:
         towers: by modality.
         start: folder or Hub id of a model that was fused before, to be trained further; its towers, codecs and zips are
-            the recipe's then. null begins with zips that add nothing.
+            the recipe's then, and of towers the recipe may say where and in what they are. null begins with zips that
+            add nothing.
         architecture: ``"zipper"``, or ``"single-decoder"``: the baseline. Then the first tower is the decoder,
             trained in full (or by LoRA, if it says so), and the others lend their codecs only. If its source is a saved
             single decoder, that one is trained further.
@@ -433,6 +434,8 @@ class FuseRecipe:
         at_least("best_of", self.best_of, 1)
         if not self.towers and self.start is None:
             raise ValueError("missing towers (or start, a model that was fused before)")
+        if self.start is None and (lacking := [name for name, tower in self.towers.items() if not tower.source]):
+            raise ValueError(f"missing towers.{lacking[0]}.source, a Hub id or folder")
         if self.start is not None and self.architecture != "zipper":
             raise ValueError(f"start={self.start!r} is for towers; architecture {self.architecture!r} has none")
         _check_patience(self.training, self.data)
