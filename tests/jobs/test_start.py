@@ -115,6 +115,7 @@ def test_it_is_gone_on_with_after_an_interruption(tmp_path: Path, monkeypatch: p
     shutil.rmtree(start)
     parts = fuse(recipe, resume=True)
     assert parts["steps"] == whole["steps"] == 4
+    assert parts["started_from"] == whole["started_from"]
     found, wanted = weights(tmp_path / "parts"), weights(tmp_path / "whole")
     assert all(torch.equal(tensor, found[name]) for name, tensor in wanted.items())
     assert ZipperModel.from_pretrained(tmp_path / "parts").config.loss_weights == {"text": 2.0}
@@ -373,9 +374,7 @@ def test_code_of_its_own_runs_when_the_recipe_says_so(tmp_path: Path) -> None:
     config["towers"]["text"]["trust_remote_code"] = True
     (start / "config.json").write_text(json.dumps(config))
     for towers in ({}, {"speech": {"train": "full", "trust_remote_code": True}}):
-        with pytest.raises(
-            ValueError, match=r"'text' .*in a recipe with start, set towers\.text\.trust"
-        ):
+        with pytest.raises(ValueError, match=r"'text' .*in a recipe with start, set towers\.text\.trust"):
             build_model(with_towers(further(start, tmp_path / "second", towers=towers)))
     build_model(with_towers(further(start, tmp_path / "second", towers={"text": {"trust_remote_code": True}})))
 

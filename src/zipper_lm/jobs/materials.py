@@ -39,7 +39,7 @@ from zipper_lm.jobs.recipes.reader import to_mapping
 from zipper_lm.jobs.recipes.schema import FuseRecipe
 from zipper_lm.jobs.resume import begin, check_data, check_working, latest_checkpoint, newest_from
 from zipper_lm.jobs.rows import DataSource, Opened, measure_stretch
-from zipper_lm.jobs.start import with_towers
+from zipper_lm.jobs.start import origin, with_towers
 from zipper_lm.jobs.towers import build_model, make_towers, missing_towers
 from zipper_lm.jobs.validation import Scorer, judge_of
 from zipper_lm.training.arguments import evaluation_arguments, training_arguments
@@ -202,7 +202,7 @@ def gather(plan: Plan, console: Console, make_labeller: Callable[[], Writer | No
     check_lengths(model, lengths, [tasks[template] for template in plan.trained], together)
     scorer = _scorer(plan, model, validation, judge, source, console) if validation else None
     if checkpoint is None and is_main():
-        begin(plan.working, plan.plain, data)
+        begin(plan.working, plan.plain, data, None if recipe.start is None else origin(recipe.start))
         if labelled:
             write_labels(plan.working, labelled)
     wait()

@@ -11,8 +11,8 @@ from zipper_lm.generation.writer import Writer
 from zipper_lm.jobs.failures import Failure, unimodal_perplexity
 from zipper_lm.jobs.materials import Materials, Plan
 from zipper_lm.jobs.recipes.reader import recipe_hash
-from zipper_lm.jobs.resume import keep_logs
-from zipper_lm.jobs.start import bundle_again, origin
+from zipper_lm.jobs.resume import begun_from, keep_logs
+from zipper_lm.jobs.start import bundle_again
 from zipper_lm.models.card import refresh_card
 from zipper_lm.models.records import GENERATION_FILE, RUN_FILE, weights_digest
 from zipper_lm.training.trainer import ZipperTrainer
@@ -36,14 +36,14 @@ def run_record(
         plan: what was to be done. materials: what it was done with. trainer: that did it. loss: mean of training.
         before: perplexities before training. found: the failures that show.
     """
-    recipe, model, state = plan.recipe, materials.model, trainer.state
+    recipe, model, state, start = plan.recipe, materials.model, trainer.state, begun_from(plan.working)
     rows = {recipe.data.train: materials.pairs}
     if recipe.data.validation:
         rows[recipe.data.validation] = len(materials.validation)
     return {
         "recipe": plan.plain,
         "recipe_hash": recipe_hash(plan.plain),
-        **({"started_from": origin(recipe.start)} if recipe.start is not None else {}),
+        **({"started_from": start} if start is not None else {}),
         "data": {
             "source": place_of(recipe.data.source),
             "rows": rows,

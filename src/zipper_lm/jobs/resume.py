@@ -22,7 +22,7 @@ from zipper_lm.utils.places import beside
 
 logger = logging.getLogger(__name__)
 
-RECIPE_FILE, DATA_FILE = "recipe.json", "data.json"
+RECIPE_FILE, DATA_FILE, START_FILE = "recipe.json", "data.json", "start.json"
 SCORING = ("judge", "generation", "scored", "best_of", "best_by", "normaliser")
 """Keys of a recipe that say how it is scored."""
 _KEPT = ("training.save_every", "towers.*.pretrain.training.save_every", "training.prefix_cache")
@@ -141,12 +141,26 @@ def check_ours(folder: Path, mark: str) -> None:
         raise ValueError(f"{folder} is in the way, and no run has begun it: move it, or choose another output")
 
 
-def begin(folder: Path, recipe: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> None:
-    """Start anew: an empty folder that knows its recipe, and what its data is, from the moment that it is there."""
+def begin(
+    folder: Path,
+    recipe: Mapping[str, Any],
+    data: Mapping[str, Any] | None = None,
+    start: Mapping[str, Any] | None = None,
+) -> None:
+    """Start anew: an empty folder that knows its recipe, what its data is, and which model it was started from, as soon
+    as it is there."""
     with new_folder(folder, overwrite=True) as new:
         write_json(new / RECIPE_FILE, recipe)
         if data is not None:
             write_json(new / DATA_FILE, data)
+        if start is not None:
+            write_json(new / START_FILE, start)
+
+
+def begun_from(folder: Path) -> dict[str, Any] | None:
+    """What `begin` was told of the model that a run was started from: later that may be gone, or another one."""
+    file = folder / START_FILE
+    return read_mapping(file) if file.is_file() else None
 
 
 def check_data(folder: Path, now: Mapping[str, Any]) -> None:

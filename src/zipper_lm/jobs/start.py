@@ -145,11 +145,7 @@ def bundle_again(model: ZippedTowers) -> None:
 def origin(start: str) -> dict[str, Any]:
     """What a record says of the model that a run started from: where it is, and, where a record of its own training
     lies beside it, how long that was and on what."""
-    told = {"source": place_of(start)}
-    try:
-        folder = local_folder(start, only=(RUN_FILE, WEIGHTS_FILE))
-    except ValueError:  # a run that was resumed does not need it any more
-        return told
+    told, folder = {"source": place_of(start)}, local_folder(start, only=(RUN_FILE, WEIGHTS_FILE))
     run = mapping_if_whole(folder / RUN_FILE)
     if not run or not (folder / WEIGHTS_FILE).is_file() or run.get("weights") != weights_digest(folder):
         return told

@@ -69,7 +69,8 @@ def check_sources(output: str | Path, recipe: FuseRecipe, working: Path | None =
             read[f"the clips of tower {name!r}"] = alone.clips and alone.clips.source
     check_apart(output, read, holding(*_OUTPUTS))
     check_apart(working_folder(output) if working is None else working, read)
-    if recipe.start is not None and Path(recipe.start).resolve() in Path(output).expanduser().resolve().parents:
+    start = Path(recipe.start or "").resolve()
+    if recipe.start is not None and start.is_dir() and start in Path(output).expanduser().resolve().parents:
         raise ValueError(f"output {str(output)!r} lies in start, {recipe.start!r}, which stays as it is")
 
 
