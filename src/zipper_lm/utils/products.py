@@ -113,13 +113,15 @@ def is_large(rows: int, numbers: int) -> bool:
 def quick_layers(rows: int, width: int) -> AbstractContextManager[Any]:
     """Linear layers of float32 multiply by oneDNN inside, in this thread and without gradients, where that is quicker.
 
-    What a setting of PyTorch's, or autocast, says of products holds. Each of PyTorch's functions takes some microseconds
+    What a setting of PyTorch's, or autocast, says of products holds. Each of PyTorch's functions takes microseconds
     longer inside, which small layers and few rows do not make up for.
 
     Args:
         rows: that are multiplied at once. width: of the states that layers pass on.
     """
-    wanted = rows >= LEAST_ROWS and is_large(rows, width**2) and is_left_to_us() and not torch.is_autocast_enabled("cpu")
+    wanted = (
+        rows >= LEAST_ROWS and is_large(rows, width**2) and is_left_to_us() and not torch.is_autocast_enabled("cpu")
+    )
     return QuickLayers() if wanted and is_quicker() else nullcontext()
 
 
