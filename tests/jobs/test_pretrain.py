@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -352,6 +353,13 @@ def test_texts_beyond_the_limit_are_not_told(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=problem):
             spelling(tmp_path / "t", told["all"].data.source, **changes)
+
+
+def test_symbols_are_no_sounds_that_cannot_be_read(tmp_path: Path) -> None:
+    """Where some broken items are allowed, each value is tried as a sound or picture: texts of symbols were, too."""
+    wanted = spelling(tmp_path / "tower", spoken(tmp_path / "data", said(8)))
+    pretrain(replace(wanted, data=replace(wanted.data, broken_limit=2)))
+    assert (tmp_path / "tower" / "model.safetensors").is_file()
 
 
 def test_a_codec_is_given_the_texts_that_are_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -295,6 +295,42 @@ def test_a_tower_that_is_stored_along(tmp_path: Path, monkeypatch: pytest.Monkey
     assert torch.equal(found.tower("text").backbone.lm_head.weight, towers["text"].lm_head.weight)  # type: ignore
 
 
+def test_what_has_moved_may_be_said_on_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen tower that is stored with `start` is in no checkpoint. Where it had been moved the error named
+    ``towers.text.source``, which was then refused as another recipe."""
+    towers = {"text": LlamaForCausalLM.from_pretrained(workshop() / "text"), "speech": workshop() / "speech"}
+    with torch.no_grad():
+        towers["text"].lm_head.weight.add_(1.0)  # type: ignore[union-attr]
+    codecs = {"text": str(workshop() / "text")}
+    ZipperModel.fuse(towers, codecs=codecs, zips=ZipSpec(layers=2)).save_pretrained(tmp_path / "first", card=False)
+    recipe = further(tmp_path / "first", tmp_path / "second", training={"save_every": 1})
+    interrupt(recipe, monkeypatch)
+    (tmp_path / "first").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match=r"towers\.text\.source=PATH"):
+        fuse(recipe, resume=True)
+    there = {"text": {"source": str(tmp_path / "moved" / "towers" / "text")}}
+    other = {"text": {**there["text"], "layers": "model.layers"}}
+    wrong = further(tmp_path / "first", tmp_path / "second", training={"save_every": 1}, towers=other)
+    with pytest.raises(ValueError, match="towers"):
+        fuse(wrong, resume=True)
+    found = further(tmp_path / "first", tmp_path / "second", training={"save_every": 1}, towers=there)
+    assert fuse(found, resume=True)["frozen_unchanged"] == {"text": True, "speech": True}
+
+
+def test_a_field_at_its_default_counts_as_left_out(tmp_path: Path) -> None:
+    """To say in which dtype a tower is, all that is not default of it had to be said again, though warnings advise the
+    dtype alone."""
+    towers = first_recipe(tmp_path)["towers"]
+    towers["text"] = {"source": str(workshop() / "text"), "input_projection_layer": "first_zip"}
+    towers["text"] |= {"input_projection_scale": "stream", "config": {"rms_norm_eps": 1e-5}}
+    start = first(tmp_path, towers=towers)
+    wanted = {"text": {"config": {"dtype": "bfloat16"}}}
+    model = build_model(with_towers(further(start, tmp_path / "second", towers=wanted)))
+    assert isinstance(model, ZipperModel)
+    assert model.tower("text").backbone.dtype == torch.bfloat16
+    assert model.tower("text").backbone.config.rms_norm_eps == 1e-5
+
+
 def test_of_a_model_on_the_hub_no_weights_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planning and preparing fetched all of it."""
     start, fetched = first(tmp_path), []

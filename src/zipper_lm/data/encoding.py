@@ -12,6 +12,7 @@ import numpy as np
 from zipper_lm.codecs.audio import read_sound
 from zipper_lm.codecs.codec import Codec
 from zipper_lm.codecs.picture import is_picture, read_picture
+from zipper_lm.codecs.suffixes import is_media
 from zipper_lm.data.broken import Broken
 from zipper_lm.data.document import Document
 from zipper_lm.data.prepared import PreparedRows
@@ -216,6 +217,13 @@ def column(rows: Iterable[Any], modality: str, broken: Broken | None = None) -> 
     return column_with(rows, modality, None, broken)[0]
 
 
+def _numbered(rows: Iterable[Any], broken: Broken) -> Iterator[tuple[int, Item]]:
+    """As `items`, each with its number among all rows, those that cannot be read counted."""
+    if not isinstance(rows, Sequence):
+        return enumerate(items(rows, broken))
+    return ((number, item) for number in range(len(rows)) for item in items(rows, broken, [number]))
+
+
 def column_with(
     rows: Iterable[Any], modality: str, other: str | None, broken: Broken | None = None, limit: int | None = None
 ) -> tuple[list[Any], list[Any]]:
@@ -223,13 +231,13 @@ def column_with(
 
     Args:
         rows, modality, broken: as of `column`. other: the other modality; of a whole document it is not known which
-            belongs to which. limit: of how many rows that can be read it is told; `None` is all.
+            belongs to which. limit: of how many rows, the first, it is told; `None` is all.
     """
     broken = broken or Broken()
     values: list[Any] = []
     others: list[Any] = []
     first: Any = None
-    for number, (where, row) in enumerate(items(rows, broken)):
+    for number, (where, row) in _numbered(rows, broken):
         first = row if first is None else first
         told = other is not None and not isinstance(row, Document) and (limit is None or number < limit)
         if isinstance(row, Document):
@@ -241,7 +249,8 @@ def column_with(
                 for problem in missing_file(value, where):
                     raise ValueError(f"data: {problem}")
             for value in found if broken.limit and modality != "text" else ():
-                read_picture(value) if is_picture(value) else read_sound(value)
+                if not isinstance(value, str | list | tuple) or is_media(value):  # others are symbols of some sequence
+                    read_picture(value) if is_picture(value) else read_sound(value)
             values += found
             others += [row.get(other) if told else None] * len(found)
         except ValueError as error:

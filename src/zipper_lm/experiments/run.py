@@ -256,9 +256,9 @@ def trained(recipe: FuseRecipe, work: Path, console: Console) -> dict[str, Any]:
     if (record := done(recipe)) is not None:
         return record
     begun = latest_checkpoint(working_folder(recipe.output)) is not None
-    check(recipe, begun)  # before its towers, which take long
     towers = whole(recipe)
     with _alone(work, "towers", console):
+        check(recipe, begun)  # before its towers, which take long
         halted = [n for n, t in towers.towers.items() if t.pretrain and latest_checkpoint(working_folder(t.source))]
         make_towers(towers, console, halted)
     if recipe.pseudo_labels is not None:

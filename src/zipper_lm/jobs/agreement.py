@@ -56,7 +56,8 @@ def has_moved(name: str, given: TowerRecipe, spec: TowerSpec) -> bool:
 
 def check_towers(start: str, given: Mapping[str, TowerRecipe], specs: Mapping[str, TowerSpec], zips: Any) -> None:
     """Raise `ValueError` if a recipe's towers are not those of a model: only where one lies, on which device and in
-    which dtype it is, and whether its code may run, is free.
+    which dtype it is, and whether its code may run, is free. A field at its default counts as left out, but `train`:
+    who writes `frozen` of a tower that was trained wants another thing.
 
     Args:
         start: what the model is called. given: as the recipe has them, some or all. specs: the model's.
@@ -64,13 +65,15 @@ def check_towers(start: str, given: Mapping[str, TowerRecipe], specs: Mapping[st
     """
     if unknown := sorted(set(given) - set(specs)):
         raise ValueError(f"towers names {unknown}, but start ({start}) has {list(specs)}")
+    plain = TowerRecipe()
     for name, tower in given.items():
         spec = specs[name]
         theirs = {field: getattr(spec, field) for field in _SAME}
         theirs |= {} if lies_with_model(name, spec) else {field: getattr(spec, field) for field in _WHERE}
-        known = _measured(name, tower, spec, zips)
-        other = {f: value for f, value in theirs.items() if getattr(tower, f) != value and f not in known}
-        if not _has_config(tower.config, spec):
+        free = _measured(name, tower, spec, zips)
+        free |= {field for field in theirs if field != "train" and getattr(tower, field) == getattr(plain, field)}
+        other = {f: value for f, value in theirs.items() if getattr(tower, f) != value and f not in free}
+        if set(tower.config or {}) - set(DTYPES) and not _has_config(tower.config, spec):
             other["config"] = spec.config
         trained = spec.train == "full" and lies_with_model(name, spec)
         if trained and spec.source and tower.source and _last(tower.source) != _last(spec.source):
@@ -123,8 +126,8 @@ def check_codecs(recipe: FuseRecipe, codecs: Mapping[str, Codec]) -> None:
 
 
 def _measured(name: str, tower: TowerRecipe, spec: TowerSpec, zips: Sequence[ZipSpec]) -> set[str]:
-    """Fields that a recipe has in a word, of which the model has the number, or that it leaves to the checkpoint."""
-    found = set() if tower.architecture else {"architecture"}
+    """Fields that a recipe has in a word, of which the model has the number."""
+    found = set()
     if tower.input_projection_layer == "first_zip":
         read = [layer for each in zips if each.reader == name for layer in each.layers]  # type: ignore[union-attr]
         found |= {"input_projection_layer"} if read and min(read) == spec.input_projection_layer else set()

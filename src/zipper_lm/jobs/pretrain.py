@@ -120,7 +120,7 @@ def pretrain(
     rows = source.training_rows(recipe.seed, opened, broken)
     values, texts = column_with(rows, recipe.modality, spells, broken, recipe.ctc_limit)
     if spells is not None:
-        _check_texts(texts, spells)
+        _check_texts(texts, spells, recipe.ctc_limit)
     with show_on(console):
         codec = made_by_main(partial(recipe.codec.make, values, recipe.seed, texts if spells else None))
     if isinstance(codec, RunsModel) and arguments.device.type == "cuda":
@@ -203,10 +203,11 @@ def _streams(
     return Streams([ids for _, ids in rows if ids is not None], codec, context, seed, said, lost)
 
 
-def _check_texts(texts: Sequence[Any], name: str) -> None:
+def _check_texts(texts: Sequence[Any], name: str, limit: int | None) -> None:
     """Raise `ValueError` unless some of them are texts, and all others `None`."""
     if all(text is None for text in texts):
-        raise ValueError(f"training.ctc: no row has {name!r} beside it; name the column in data.columns")
+        rows = "no row" if limit is None else f"none of the first {limit} rows (ctc_limit)"
+        raise ValueError(f"training.ctc: {rows} has {name!r} beside it; name the column in data.columns")
     if (other := next((text for text in texts if not isinstance(text, str | None)), None)) is not None:
         raise ValueError(f"training.ctc: {name!r} must be texts, which are spelled, got {str(other)!r:.80}")
 

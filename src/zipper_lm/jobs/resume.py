@@ -15,6 +15,7 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from zipper_lm.jobs.recipes.reader import build, to_mapping
+from zipper_lm.jobs.recipes.schema import TowerRecipe
 from zipper_lm.training.base import step_size
 from zipper_lm.utils.files import as_json, new_file, new_folder, remove_folder, sweep, write_json
 from zipper_lm.utils.json_files import read_json, read_mapping
@@ -65,6 +66,8 @@ def check_working(folder: Path, recipe: Any, *, resume: bool, overwrite: bool) -
     for plain in (before, now):
         for key in (*FREE, *(STEP if step_size(newest) else ())):
             _leave_out(plain, key.split("."))
+        if plain.get("start") is not None:
+            plain["towers"] = _but_places(plain["towers"])
     if changed := [key for key in sorted(now) if before[key] != now[key]]:
         raise ValueError(f"cannot resume: the recipe's {changed} changed since {folder} was begun; put them back")
     return newest
@@ -216,6 +219,14 @@ def _begun(folder: Path, recipe: Any) -> dict[str, Any]:
         return to_mapping(build(type(recipe), read_mapping(file), str(file)))
     except ValueError as error:
         raise ValueError(f"cannot resume: {error}") from error
+
+
+def _but_places(towers: Mapping[str, Any]) -> dict[str, Any]:
+    """Towers beside a `start`, without where they are now: they may have been moved since, and are looked at when they
+    are read. One of which nothing else is said counts as left out."""
+    plain, places = to_mapping(TowerRecipe()), ("source", "revision")
+    said = {name: {k: v for k, v in tower.items() if k not in places} for name, tower in towers.items()}
+    return {name: tower for name, tower in said.items() if any(v != plain[k] for k, v in tower.items())}
 
 
 def _leave_out(plain: Any, path: Sequence[str]) -> None:

@@ -170,7 +170,7 @@ def training_arguments(
         "report_to": ["tensorboard"],
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": False,
-        "use_cpu": on_cpus() or not torch.accelerator.is_available(),  # bf16 on a CPU needs it
+        "use_cpu": on_cpus() or _is_narrow_on_cpu(recipe.arguments),
         # A batch need not have all modalities. Trainer's own default is False under gradient checkpointing, for the
         # reentrant kind.
         "ddp_find_unused_parameters": True,
@@ -187,6 +187,11 @@ def training_arguments(
         arguments._n_gpu = 1
     limit_waiting(arguments.ddp_timeout)
     return arguments
+
+
+def _is_narrow_on_cpu(arguments: Mapping[str, Any]) -> bool:
+    """Whether bfloat16 is asked for on a machine without an accelerator, where transformers wants to be told."""
+    return any(arguments.get(name) for name in ("bf16", "bf16_full_eval")) and not torch.accelerator.is_available()
 
 
 def evaluation_arguments(recipe: TrainingRecipe, validation: str | None, metric: str) -> dict[str, Any]:

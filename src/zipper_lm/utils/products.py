@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 LEAST = 2**20
 """Multiplications from which oneDNN's product is the faster one: calling it takes longer (measured on one core)."""
 LEAST_MATRIX = 2**18
-"""Numbers of a matrix that is read from memory, rather than from a core's cache: then for few rows, too."""
+"""Numbers of a matrix that is read from memory, rather than from a core's cache: then for fewer rows, too."""
 LEAST_ROWS = 16
 """Rows from which layers are sent to oneDNN. Fewer wait for the matrix, by whichever library, and each function of a
 step is called through Python: with one row of a tower of 135M a token took a quarter longer so (docs/cost.md)."""

@@ -224,8 +224,8 @@ class PretrainRecipe:
         training: how to train.
         context: tokens in one training stream; it holds as many rows as fit.
         embeddings: what the tower's begin at: ``"random"``, or ``"codebook"``, the vectors of the codec's units.
-        ctc_limit: joint CTC is told the texts of this many rows, the first that can be read; of all others, and with
-            the codec, only the modality is used. `None` is all.
+        ctc_limit: joint CTC, and a codec that learns to spell, are told the texts of this many rows, the first; of all
+            others only the modality is used. `None` is all.
         output: folder for the tower and its codec.
         seed: of everything.
     """
