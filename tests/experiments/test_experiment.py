@@ -6,6 +6,8 @@ import csv
 import json
 import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -361,6 +363,20 @@ def test_a_tower_that_spells_is_told_the_texts_of_the_share_alone(tmp_path: Path
     ):
         made("all", "data.fraction=0.5")
     assert made("all", "data.fraction=0.5", f"towers.speech.pretrain.data={tmp_path}").data.fraction == 1.0
+
+
+def test_scoring_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was silent, for many minutes where a large decoder speaks."""
+    told: list[tuple[Any, ...]] = []
+
+    @contextmanager
+    def bar(console: Console, what: str) -> Iterator[Any]:
+        yield lambda *far: told.append((what, *far))
+
+    monkeypatch.setattr(run_module, "bar", bar)
+    file = plan(tmp_path, arms={"zipper": {}}, points={}, tasks=["asr"], seeds=[1])
+    run_experiment(read_experiment(file), tmp_path / "results", tmp_path / "work", Console(quiet=True))
+    assert [told[0], told[-1]] == [("scoring asr", 0, 4), ("scoring asr", 4, 4)]
 
 
 def test_arguments_are_looked_at_before_towers_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

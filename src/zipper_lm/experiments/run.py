@@ -58,7 +58,7 @@ from zipper_lm.utils.json_files import read_mapping
 from zipper_lm.utils.machine import made_with
 from zipper_lm.utils.places import working_folder
 from zipper_lm.utils.processes import several
-from zipper_lm.utils.progress import plain_console, warn
+from zipper_lm.utils.progress import bar, plain_console, warn
 
 TEST = "test"
 FITTED = "fitted"
@@ -413,7 +413,10 @@ def _scores(
         if ends_in != "text" and not counts_tokens(ends_in, model.processor.codecs.get(ends_in)):
             judge = _judge(recipe.judge, recipe.data, ends_in, console)
         torch.manual_seed(recipe.seed)
-        score = score_task(model, rows, task, judge=judge, settings=settings, normaliser=recipe.normaliser)
+        how: dict[str, Any] = {"judge": judge, "settings": settings, "normaliser": recipe.normaliser}
+        with bar(console, f"scoring {task}") as advance:
+            advance(0, len(rows))
+            score = score_task(model, rows, task, progress=advance, **how)
         scores[task] = {**score.summary(), "references": score.references, "hypotheses": score.hypotheses}
         if judge is not None:
             scores[task] |= {"judge": judge.digest(), **yardsticks(model, rows, judge, ends_in, recipe.normaliser)}
