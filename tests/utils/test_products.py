@@ -113,7 +113,7 @@ def test_where_it_is_not_worth_it_or_not_ours_nothing_changes(
 
 def test_few_rows_are_left_alone(slow_mkl: list[tuple[int, ...]]) -> None:
     """They wait for a matrix as long by either library, and each function of a step takes longer inside: a token of a
-    tower of 135M cost a quarter more."""
+    tower of 135M cost a tenth more."""
     assert not isinstance(quick_layers(LEAST_ROWS - 1, 4096), QuickLayers)
     assert isinstance(quick_layers(LEAST_ROWS, 4096), QuickLayers)
 

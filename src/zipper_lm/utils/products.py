@@ -27,7 +27,7 @@ LEAST_MATRIX = 2**18
 """Numbers of a matrix that is read from memory, rather than from a core's cache: then for fewer rows, too."""
 LEAST_ROWS = 16
 """Rows from which layers are sent to oneDNN. Fewer wait for the matrix, by whichever library, and each function of a
-step is called through Python: with one row of a tower of 135M a token took a quarter longer so (docs/cost.md)."""
+step is called through Python: with one row of a tower of 135M a token took a tenth longer so (docs/cost.md)."""
 _SETTING: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 _EXACT = 1e-6  # of the norm: float32 rounds to 6e-8
 SLOW = "which this processor multiplies many times as slowly as float32"
